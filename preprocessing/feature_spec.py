@@ -1,0 +1,184 @@
+"""`feature_spec.yaml`: NVIDIA's description of a prepared data set, read, written and validated.
+
+A spec is untrusted input: it is parsed with `yaml.safe_load`, its size is bounded, its paths cannot leave its
+folder, and everything that is wrong with it is reported in one error, each with its path in the file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from workflows.errors import UserError
+
+DEFAULT_NAME = "feature_spec.yaml"
+_MAX_BYTES = 1 << 20
+_MAX_IDS = 2**31 - 1
+
+
+class Feature(BaseModel):
+    """One column. `cardinality` counts the ids 0 .. n-1 of a categorical one; "auto" is found by transcoding."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    dtype: str | None = None
+    cardinality: int | Literal["auto"] | None = None
+
+    @field_validator("cardinality")
+    @classmethod
+    def _positive(cls, value: int | str | None) -> int | str | None:
+        if isinstance(value, int) and not 0 < value <= _MAX_IDS:
+            raise ValueError(f"expected 1 .. {_MAX_IDS}, got {value}")
+        return value
+
+
+class Chunk(BaseModel):
+    """Files that hold the same columns, one after the other; the chunks of a mapping stand side by side."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["parquet", "csv", "torch_tensor"]
+    features: list[str] = Field(min_length=1)
+    files: list[str] = Field(min_length=1)
+
+    @field_validator("files")
+    @classmethod
+    def _inside(cls, files: list[str]) -> list[str]:
+        for file in files:
+            path = PurePosixPath(file)
+            if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
+                raise ValueError(f"{file!r} must be a relative path that stays inside the spec's folder")
+        return files
+
+
+class Metadata(BaseModel):
+    """Attributes:
+    test_samples_per_series: length of each test series, positive first.
+    train_negatives: negatives of each positive already in train, so that none are drawn.
+    time_ordered: train files are ordered by user, then time, and hold whole users.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    test_samples_per_series: int | None = Field(default=None, ge=1)
+    train_negatives: int | None = Field(default=None, ge=0)
+    time_ordered: bool = False
+
+
+class FeatureSpec(BaseModel):
+    """A whole spec; its fields are the file's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    channel_spec: dict[str, list[str]]
+    feature_spec: dict[str, Feature]
+    metadata: Metadata = Metadata()
+    source_spec: dict[str, list[Chunk]]
+
+    @field_validator("feature_spec", mode="before")
+    @classmethod
+    def _empty_entries(cls, value: object) -> object:
+        return {k: {} if v is None else v for k, v in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _empty_metadata(cls, value: object) -> object:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> FeatureSpec:
+        wrong = [
+            f"channel_spec.{channel}: feature {name!r} is not in feature_spec"
+            for channel, names in self.channel_spec.items()
+            for name in names
+            if name not in self.feature_spec
+        ]
+        for mapping, chunks in self.source_spec.items():
+            seen: set[str] = set()
+            for index, chunk in enumerate(chunks):
+                where = f"source_spec.{mapping}.{index}.features"
+                for name in chunk.features:
+                    if name not in self.feature_spec:
+                        wrong.append(f"{where}: feature {name!r} is not in feature_spec")
+                    if name in seen:
+                        wrong.append(f"{where}: feature {name!r} comes twice in this mapping")
+                    seen.add(name)
+        if wrong:
+            raise ValueError("; ".join(wrong))
+        return self
+
+    def channel(self, name: str) -> str:
+        """The one feature of a channel.
+
+        Raises:
+            UserError: the channel is missing or has not exactly one feature.
+        """
+        features = self.channel_spec.get(name, [])
+        if len(features) != 1:
+            raise UserError(
+                f"channel_spec.{name} should name exactly one feature, got {features or 'no such channel'}; "
+                f"channels: {', '.join(self.channel_spec)}"
+            )
+        return features[0]
+
+    def cardinality(self, feature: str) -> int:
+        """Raises UserError where the number of ids is not given as a number."""
+        value = self.feature_spec[feature].cardinality
+        if not isinstance(value, int):
+            raise UserError(f"feature_spec.{feature}.cardinality should be the number of ids, got {value!r}")
+        return value
+
+    def chunks(self, mapping: str) -> list[Chunk]:
+        """Raises UserError where the mapping is missing."""
+        if not self.source_spec.get(mapping):
+            raise UserError(f"source_spec has no {mapping!r}; mappings: {', '.join(self.source_spec)}")
+        return self.source_spec[mapping]
+
+    def write(self, folder: Path, name: str = DEFAULT_NAME) -> None:
+        """Write the spec into a folder, as YAML that NVIDIA's own scripts read."""
+        content = self.model_dump(exclude_unset=True, exclude_none=True)
+        (folder / name).write_text(yaml.safe_dump(content, sort_keys=True), encoding="utf-8")
+
+
+def read_feature_spec(folder: Path, name: str = DEFAULT_NAME) -> FeatureSpec:
+    """Read and validate the spec of a prepared folder.
+
+    Raises:
+        UserError: not there or wrong; lists all that is wrong, each with its path in the file.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise UserError(
+            f"{path} does not exist; --data takes a prepared folder: make one with "
+            f"`python -m preprocessing --input LOG --output {folder}`"
+        )
+    if path.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a feature spec has at most {_MAX_BYTES:,}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+        raise UserError(f"{path} is not readable YAML: {err}") from None
+    try:
+        return FeatureSpec.model_validate(content)
+    except ValidationError as err:
+        wrong = [f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in err.errors()]
+        raise UserError("\n".join([f"{path} is not a valid feature spec:", *wrong])) from None
+
+
+def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
+    """The files of a chunk, resolved.
+
+    Raises:
+        UserError: missing, or a link leads out of the folder; lists all of them.
+    """
+    root = folder.resolve()
+    files, wrong = [], []
+    for name in chunk.files:
+        path = (folder / name).resolve()
+        if not path.is_relative_to(root):
+            wrong.append(f"{folder / name} leads out of its folder")
+        elif not path.is_file():
+            wrong.append(f"{folder / name} does not exist")
+        files.append(path)
+    if wrong:
+        raise UserError("source_spec names files that cannot be used: " + "; ".join(wrong))
+    return files

@@ -1,0 +1,1 @@
+"""Raw interaction logs: what they look like, and how to read them piece by piece."""

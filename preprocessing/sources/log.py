@@ -1,0 +1,61 @@
+"""What a source is to the pipeline: pieces that can be read independently, each into one Arrow table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of the log hold what. `rating` is None where nothing is filtered by it."""
+
+    user: str
+    item: str
+    time: str
+    rating: str | None = None
+
+    @property
+    def names(self) -> list[str]:
+        return [self.user, self.item, self.time] + ([self.rating] if self.rating else [])
+
+
+class Piece(ABC):
+    """A part of a log that one task reads."""
+
+    @abstractmethod
+    def read(self) -> pa.Table:
+        """The piece's rows, with (at least) the columns of the log.
+
+        Raises:
+            UserError: the content is not what it should be; names file and row.
+        """
+
+    @property
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """How much of the file this piece is, for progress and for the number of partitions."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """A raw log, opened.
+
+    Attributes:
+        name: what it was recognised as, for people.
+        columns: names within the tables that pieces read.
+        pieces: cover every row exactly once.
+        titles: a file with the items' names, where the source has one.
+    """
+
+    name: str
+    columns: Columns
+    pieces: list[Piece]
+    titles: Path | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(piece.size_bytes for piece in self.pieces)

@@ -1,0 +1,77 @@
+"""Names of items, for people: CSV or Parquet with an id and a title, or MovieLens' own files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflows.errors import UserError
+
+_MAX_BYTES = 1 << 30
+_ID_COLUMNS = ("item", "item_id", "itemId", "movieId", "movie_id", "id", "original")
+_TITLE_COLUMNS = ("title", "movie_title", "name")
+
+
+def read_titles(path: Path) -> dict[str, str]:
+    """Titles by item id (as text, as a log would spell it).
+
+    Args:
+        path: Parquet or CSV/TSV with a header that names an id and a title column; `u.item` (MovieLens 100K,
+            `|`) and `movies.dat` (1M and 10M, `::`) have no header and start with id and title.
+
+    Raises:
+        UserError: not there, too large, or no id and title can be told apart.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as err:
+        raise UserError(f"--titles {path}: not readable ({err.strerror})") from None
+    if size > _MAX_BYTES:
+        raise UserError(f"--titles {path} has {size:,} bytes; more than a list of titles should ({_MAX_BYTES:,})")
+    return _from_parquet(path) if magic == b"PAR1" else _from_text(path)
+
+
+def _pick(names: list[str], known: tuple[str, ...], what: str, path: Path) -> str:
+    for name in known:
+        if name in names:
+            return name
+    raise UserError(
+        f"--titles {path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}"
+    )
+
+
+def _from_parquet(path: Path) -> dict[str, str]:
+    try:
+        names = pq.read_schema(path).names
+        id_name = _pick(names, _ID_COLUMNS, "id", path)
+        title_name = _pick(names, _TITLE_COLUMNS, "title", path)
+        table = pq.read_table(path, columns=[id_name, title_name])
+    except pa.ArrowException as err:
+        raise UserError(f"--titles {path}: not a readable Parquet file ({err})") from None
+    ids, titles = (table.column(name).to_pylist() for name in (id_name, title_name))
+    return {str(id_): str(title) for id_, title in zip(ids, titles, strict=True)}
+
+
+def _from_text(path: Path) -> dict[str, str]:
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")  # MovieLens before 20M
+    lines = text.splitlines()
+    if not lines:
+        raise UserError(f"--titles {path} is empty")
+    for delimiter in ("::", "|"):
+        rows = [line.split(delimiter) for line in lines if line]
+        if all(len(row) >= 2 and row[0].isdigit() for row in rows):
+            return {row[0]: row[1] for row in rows}
+    delimiter = max(("\t", ";", ","), key=lines[0].count)
+    reader = csv.DictReader(lines, delimiter=delimiter)
+    names = list(reader.fieldnames or [])
+    id_name, title_name = _pick(names, _ID_COLUMNS, "id", path), _pick(names, _TITLE_COLUMNS, "title", path)
+    return {row[id_name]: row[title_name] or "" for row in reader if row[id_name]}

@@ -1,0 +1,68 @@
+"""Random numbers from content: a counter-based hash instead of a generator with state.
+
+A draw is a pure function of (seed, stream, id, draw number), computed in wrapping 64-bit integer arithmetic,
+so that NumPy, CuPy and torch give the same numbers for any partition, worker or rank. The function is
+SplitMix64 (Steele, Lea, Flood 2014): output number `n` of the generator whose state is the hashed id.
+Everything here is operators on int64 arrays of any library; shifts are made logical by masks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Array = Any  # an int64 array of NumPy, CuPy or torch
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_LOW_32 = (1 << 32) - 1
+
+
+def _signed(value: int) -> int:
+    """The int64 with the same 64 bits."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def mix(x: Array) -> Array:
+    """SplitMix64's finaliser: a bijection of int64 whose output bits all depend on all input bits."""
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MULTIPLIERS[0])
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MULTIPLIERS[1])
+    return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+def _mix_int(x: int) -> int:
+    mask = (1 << 64) - 1
+    x &= mask
+    x = ((x ^ (x >> 30)) * _MULTIPLIERS[0]) & mask
+    x = ((x ^ (x >> 27)) * _MULTIPLIERS[1]) & mask
+    return x ^ (x >> 31)
+
+
+def stream_seed(*parts: int) -> int:
+    """One seed out of several integers (a user's seed, an epoch, a purpose), as a signed 64-bit integer."""
+    state = 0
+    for part in parts:
+        state = _mix_int(state + _GOLDEN + _mix_int(part + _GOLDEN))
+    return _signed(state)
+
+
+def keys(seed: int, ids: Array) -> Array:
+    """One generator state per id: int64, the shape of `ids` (int64). `seed` comes from `stream_seed`."""
+    return mix(mix(ids * _signed(_GOLDEN)) ^ seed)
+
+
+def draws(key: Array, number: Array) -> Array:
+    """Draw `number` (int64, counted from 0) of each key; shapes broadcast. All 64 bits are random."""
+    return mix(key + (number + 1) * _signed(_GOLDEN))
+
+
+def below(bits: Array, bound: Array) -> Array:
+    """Map 64 random bits to [0, bound), as `floor(bits * bound / 2**64)` (Lemire 2019, without rejection).
+
+    Args:
+        bits: int64, all bits used.
+        bound: int64 in [1, 2**31), broadcastable; the bias is below bound / 2**64.
+    """
+    high = ((bits >> 32) & _LOW_32) * bound
+    low = ((bits & _LOW_32) * bound >> 32) & _LOW_32
+    return ((high + low) >> 32) & _LOW_32

@@ -1,0 +1,130 @@
+"""The device door: which dataframe and array library, which torch device. Nobody else asks for a GPU."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from workflows.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+CHOICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class FrameDevice:
+    """Where dataframes live: pandas and NumPy on a CPU, cuDF and CuPy on a GPU."""
+
+    frames: ModuleType
+    arrays: ModuleType
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.frames.__name__ == "pandas"
+
+    def from_arrow(self, table: pa.Table) -> Any:
+        """A dataframe on this device."""
+        return table.to_pandas() if self.on_cpu else self.frames.DataFrame.from_arrow(table)
+
+    def to_arrow(self, df: Any) -> pa.Table:
+        """The rows of a dataframe of this device as an Arrow table on the host, without its index."""
+        if self.on_cpu:
+            return pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata()
+        return df.to_arrow(preserve_index=False).replace_schema_metadata()
+
+    def __reduce__(self):  # modules do not pickle; Dask sends this to its workers
+        return frame_device, ("cpu" if self.on_cpu else "cuda",)
+
+
+def frame_device(name: str) -> FrameDevice:
+    """Pick the dataframe library.
+
+    Args:
+        name: "cpu", "cuda", or "auto" (a GPU where cuDF and a GPU are there, else the CPU).
+
+    Raises:
+        UserError: "cuda" without cuDF or without a GPU.
+    """
+    missing = _frames_gpu_missing() if name != "cpu" else "not asked for"
+    if name == "cuda" and missing:
+        raise UserError(
+            f"--device cuda: {missing}; set up with `make setup DEVICE=gpu` on a machine with an NVIDIA GPU, "
+            "or run on the CPU with --device cpu"
+        )
+    if missing:
+        return FrameDevice(importlib.import_module("pandas"), importlib.import_module("numpy"))
+    return FrameDevice(importlib.import_module("cudf"), importlib.import_module("cupy"))
+
+
+def _frames_gpu_missing() -> str:
+    """What keeps dataframes off a GPU; empty where nothing does."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return "no GPU is visible (CUDA_VISIBLE_DEVICES)"
+    if importlib.util.find_spec("cudf") is None or importlib.util.find_spec("cupy") is None:
+        return "cuDF is not installed"
+    cupy = importlib.import_module("cupy")
+    try:
+        return "" if cupy.cuda.runtime.getDeviceCount() else "no GPU is visible"
+    except cupy.cuda.runtime.CUDARuntimeError as err:
+        return f"no GPU is usable ({err})"
+
+
+def torch_device(name: str, gpus: int | None) -> torch.device:
+    """Pick the torch device of a training or scoring process.
+
+    Args:
+        name: "auto", "cpu" or "cuda"; "auto" takes a GPU where one is visible.
+        gpus: how many devices `--gpus` asked for, None where it did not.
+
+    Raises:
+        UserError: a GPU was asked for and fewer are visible; the message names the CPU way.
+    """
+    import torch
+
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu":
+        return torch.device("cpu")
+    wanted = gpus or (1 if name == "cuda" else 0)
+    if wanted > visible:
+        asked = f"--gpus {gpus}" if gpus else "--device cuda"
+        raise UserError(
+            f"{asked} needs {wanted} GPU(s), and {visible} are visible; "
+            "run on the CPU with --device cpu (and without --gpus)"
+        )
+    return torch.device("cuda" if visible else "cpu")
+
+
+def torch_generator(seed: int, device: torch.device) -> torch.Generator:
+    """A generator of its own on `device`, so that nothing depends on torch's global one."""
+    import torch
+
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def torch_autocast_dtype(device: torch.device) -> torch.dtype:
+    """The reduced precision `--amp` uses: float16 on a GPU (as the reference), bfloat16 on a CPU."""
+    import torch
+
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that a clock read next is honest (host sync: around timers only)."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def frames_of(df: Any) -> ModuleType:
+    """The library (pandas or cuDF) a dataframe belongs to, so that operators need no device flag."""
+    return sys.modules[type(df).__module__.partition(".")[0]]

@@ -1,0 +1,179 @@
+"""The Merlin door: the only file that imports `nvtabular` and `merlin.*`, and where their faults are mended.
+
+Merlin 23.08 froze with faults that lose or leak rows, or hang; each repair below says which, and
+`tests/workflows/test_merlin.py` proves each against the unrepaired class. A newer stack is one change here.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import queue
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dask
+
+# Before the first import of dask.dataframe, here and in every Dask worker this process starts: query planning
+# breaks Merlin's Parquet reads, and string conversion changes dtypes under its operators.
+os.environ["DASK_DATAFRAME__QUERY_PLANNING"] = "False"
+os.environ["DASK_DATAFRAME__CONVERT_STRING"] = "False"
+dask.config.set({"dataframe.query-planning": False, "dataframe.convert-string": False})
+
+_NOISE = (
+    "The legacy Dask DataFrame implementation is deprecated",
+    ".*dtype mappings did not load successfully",
+    "Initializing an NVTabular Dataset in CPU mode",
+    ".*pkg_resources is deprecated",
+)
+
+
+@contextmanager
+def _quiet_torchless_import():
+    """Import Merlin without the noise that is not the user's business, and without loading torch.
+
+    Merlin imports torch whenever it can, which costs a preprocessing process a second and 150 MiB;
+    a process that needs the Loader has imported torch before it comes here.
+    """
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+    try:
+        yield
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+with _quiet_torchless_import():
+    import dask.dataframe as dd
+    import nvtabular as nvt
+    from merlin.core.dispatch import concat_columns
+    from merlin.core.utils import set_dask_client
+    from merlin.dag.executors import LocalExecutor
+    from merlin.io import Dataset as _MerlinDataset
+    from merlin.schema import ColumnSchema, Schema, Tags
+    from nvtabular import ColumnSelector
+    from nvtabular.ops import Operator, StatOperator
+
+logging.getLogger("merlin").setLevel(logging.CRITICAL)  # it logs what it also raises
+
+__all__ = [
+    "ColumnSchema",
+    "ColumnSelector",
+    "Operator",
+    "Schema",
+    "StatOperator",
+    "Tags",
+    "Workflow",
+    "frame_dataset",
+    "loader_class",
+    "parquet_dataset",
+    "set_dask_client",
+]
+
+
+class _RowSafeExecutor(LocalExecutor):
+    """Repairs a leak: the stock executor drops an upstream output that has no rows, and the next operator
+    then gets the raw, unfiltered rows of that partition (test rows end up in train)."""
+
+    def _run_upstream_transforms(self, node, transformable, capture_dtypes=False, strict=False):
+        outputs = (
+            self._execute_node(upstream, transformable, capture_dtypes=capture_dtypes, strict=strict)
+            for upstream in node.parents_with_dependencies
+        )
+        return [output for output in outputs if output is not None]
+
+    def _merge_upstream_columns(self, upstream_outputs, merge_fn=concat_columns):
+        merged = upstream_outputs[0] if upstream_outputs else None
+        for output in upstream_outputs[1:]:
+            kept = [name for name in merged.keys() if name not in output.keys()]
+            merged = merge_fn([merged[kept], output]) if kept else output
+        return merged
+
+
+class Workflow(nvt.Workflow):
+    """`nvtabular.Workflow` whose partitions run through the executor that keeps emptied partitions empty."""
+
+    def __init__(self, output_node) -> None:
+        super().__init__(output_node)
+        self.executor._executor.__class__ = _RowSafeExecutor
+
+    def _transform_df(self, df):
+        return _RowSafeExecutor().transform(df, self.output_node, self.output_dtypes)
+
+
+def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: bool) -> _MerlinDataset:
+    """A Merlin dataset whose partition number p is the dataframe `load(p)`.
+
+    Args:
+        meta: an empty dataframe of the same library, columns and dtypes.
+        cpu: whether that library is pandas (else cuDF).
+    """
+    return _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu)
+
+
+def parquet_dataset(files: Sequence[Path], cpu: bool, part_mib: int = 64) -> _MerlinDataset:
+    """A Merlin dataset over Parquet files, read a partition of about `part_mib` at a time.
+
+    Repairs a crash: a first file without rows makes the stock class fail ("indices are out-of-bounds"),
+    so files without rows are left out.
+
+    Raises:
+        ValueError: no file has rows.
+    """
+    import pyarrow.parquet as pq
+
+    with_rows = [str(file) for file in files if pq.read_metadata(file).num_rows]
+    if not with_rows:
+        raise ValueError("no Parquet file with rows")
+    return _MerlinDataset(with_rows, engine="parquet", cpu=cpu, part_size=f"{part_mib}MiB")
+
+
+@functools.cache
+def loader_class() -> type:
+    """Merlin's torch `Loader` with its faults mended; import torch before this module.
+
+    Repairs, each over the stock class:
+      * hang: the queue's `get` has no time limit, so a loader waits for ever when the parts left yield no full
+        batch (trailing empty parts, `drop_last` with a small tail, a rank without a partition);
+      * crash: more ranks than partitions raised IndexError, and the last ranks could get none of many;
+      * shuffle: the stock class seeds NumPy's global generator and cannot be given an order. Set
+        `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own.
+    """
+    import torch.utils.data  # noqa: F401
+
+    from merlin.core.compat.torch import torch as merlins_torch
+
+    if merlins_torch is None:
+        raise RuntimeError("import torch before workflows.merlin in a process that uses the Loader")
+    from merlin.dataloader.torch import Loader
+
+    class SafeLoader(Loader):
+        def _fetch_chunk(self) -> None:
+            while True:
+                producing = self._working  # read before the get, so that the last chunk is not lost
+                try:
+                    chunks = self._buff.q_out.get(timeout=0.05 if producing else 0.0)
+                    break
+                except queue.Empty:
+                    if not producing:
+                        self._workers = None
+                        self._batch_itr = None
+                        raise StopIteration from None
+            if isinstance(chunks, Exception):
+                self.stop()
+                raise chunks
+            self._batch_itr = iter(chunks)
+
+        def _indices_for_process(self) -> list[int]:
+            return [int(index) for index in self.indices[self.global_rank :: self.global_size]]
+
+    return SafeLoader

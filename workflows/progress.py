@@ -1,0 +1,72 @@
+"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _Rate(ProgressColumn):
+    """Units per second, in thousands or millions once there are many."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{human(task.finished_speed or task.speed or 0.0)} {task.fields['unit']}/s")
+
+
+def human(number: float) -> str:
+    """A count in at most four digits: 987, 12.3 k, 4.56 M."""
+    for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= scale:
+            return f"{number / scale:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+class Stage:
+    """One running stage; `advance` may be called from any thread."""
+
+    def __init__(self, progress: Progress, task_id, started_s: float) -> None:
+        self._progress, self._task_id, self._started_s = progress, task_id, started_s
+
+    def advance(self, amount: float) -> None:
+        self._progress.advance(self._task_id, amount)
+
+    def note(self, text: str) -> None:
+        """Show `text` behind the bar (terminal only)."""
+        self._progress.update(self._task_id, note=text)
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.perf_counter() - self._started_s
+
+
+@contextmanager
+def stage(name: str, total: float | None, unit: str) -> Iterator[Stage]:
+    """Show the progress of one stage; where there is no terminal, one line when it is done.
+
+    Args:
+        total: units of work, None where it is not known beforehand.
+        unit: what is counted ("rows", "samples"), for the rate.
+    """
+    started_s = time.perf_counter()
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task_id = progress.add_task(name, total=total, unit=unit, note="")
+        yield Stage(progress, task_id, started_s)
+        done = progress.tasks[0].completed
+    if not console.is_terminal:
+        elapsed_s = time.perf_counter() - started_s
+        rate = human(done / elapsed_s) if elapsed_s > 0 else "-"
+        console.print(f"{name}: {done:,.0f} {unit} in {elapsed_s:.1f} s ({rate} {unit}/s)")
