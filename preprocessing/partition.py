@@ -86,7 +86,7 @@ def _id_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     column = pc.cast(column, pa.int64())
     span = pc.min_max(column)
     low, high = span["min"].as_py() or 0, span["max"].as_py() or 0
-    return pc.cast(column, pa.int32()) if -(2**31) <= low and high < 2**31 else column
+    return pc.cast(column, pa.int32()) if low >= -(2**31) and high < 2**31 else column
 
 
 def _time_column(column: pa.ChunkedArray) -> pa.ChunkedArray:

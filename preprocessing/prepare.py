@@ -62,7 +62,9 @@ class _PartStats:
     series_with_repeated_negatives: int
 
 
-def prepare(log: Log, config: PrepareConfig, device: FrameDevice, cluster: ThreadCluster, folder: Path) -> dict[str, Any]:
+def prepare(
+    log: Log, config: PrepareConfig, device: FrameDevice, cluster: ThreadCluster, folder: Path
+) -> dict[str, Any]:
     """Write a whole prepared folder.
 
     Args:

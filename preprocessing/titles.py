@@ -40,9 +40,7 @@ def _pick(names: list[str], known: tuple[str, ...], what: str, path: Path) -> st
     for name in known:
         if name in names:
             return name
-    raise UserError(
-        f"--titles {path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}"
-    )
+    raise UserError(f"--titles {path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}")
 
 
 def _from_parquet(path: Path) -> dict[str, str]:

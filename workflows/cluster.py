@@ -29,8 +29,8 @@ class _Done:
 class ThreadCluster:
     """Runs Dask collections on `workers` threads; quacks like a `distributed.Client` towards Merlin."""
 
-    class cluster:  # noqa: N801 - Merlin reads client.cluster.workers
-        workers = {0: 0}
+    class cluster:  # noqa: N801 - Merlin reads the length of client.cluster.workers
+        workers = (0,)
 
     def __init__(self, workers: int) -> None:
         self.workers = workers

@@ -29,7 +29,9 @@ def check_output(path: Path, overwrite: bool, ours: str) -> None:
     if not overwrite:
         raise UserError(f"{path} exists already; name another --output, or add --overwrite to replace it")
     if path.is_symlink() or not path.is_dir():
-        raise UserError(f"{path} is not a folder of this program, so --overwrite leaves it alone; name another --output")
+        raise UserError(
+            f"{path} is not a folder of this program, so --overwrite leaves it alone; name another --output"
+        )
     if any(path.iterdir()) and not (path / ours).is_file():
         raise UserError(
             f"{path} holds no {ours}, so it was not written by this command and --overwrite leaves it alone; "

@@ -92,9 +92,9 @@ class _RowSafeExecutor(LocalExecutor):
         return [output for output in outputs if output is not None]
 
     def _merge_upstream_columns(self, upstream_outputs, merge_fn=concat_columns):
-        merged = upstream_outputs[0] if upstream_outputs else None
-        for output in upstream_outputs[1:]:
-            kept = [name for name in merged.keys() if name not in output.keys()]
+        merged, *others = upstream_outputs
+        for output in others:
+            kept = [name for name in merged.keys() if name not in output.keys()]  # noqa: SIM118 - frames or tables
             merged = merge_fn([merged[kept], output]) if kept else output
         return merged
 
@@ -148,8 +148,6 @@ def loader_class() -> type:
       * shuffle: the stock class seeds NumPy's global generator and cannot be given an order. Set
         `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own.
     """
-    import torch.utils.data  # noqa: F401
-
     from merlin.core.compat.torch import torch as merlins_torch
 
     if merlins_torch is None:

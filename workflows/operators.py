@@ -111,7 +111,10 @@ class LeaveOneOut(Operator):
         users, items, times = (df[name].values for name in (self.user, self.item, self.time))
         history = histories(users, items, times)
         train, test = self._split(history, n_items)
-        parts = [self._train_rows(*train, n_items), self._test_rows(history, *test, n_items)]
+        parts = [
+            self._train_rows(train[0], train[1], n_items),
+            self._test_rows(history, test[0], test[1], n_items),
+        ]
         xp = array_namespace(history.users)
         frame = {}
         for name, dtype in _OUTPUT.items():

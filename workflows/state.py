@@ -26,7 +26,7 @@ _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives", "see
 def leave_one_out_workflow(encoder: EncodeIds, split: LeaveOneOut) -> Workflow:
     """log → encoded ids → train and test rows."""
     encoded = [split.user, split.item] >> encoder
-    return Workflow(encoded + [split.time] >> split)
+    return Workflow((encoded + [split.time]) >> split)  # noqa: RUF005 - a graph, not a list
 
 
 def save_workflow(folder: Path, encoder: EncodeIds, split: LeaveOneOut) -> None:

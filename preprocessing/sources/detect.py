@@ -30,7 +30,9 @@ def open_log(path: Path, columns: Columns | None, scratch: Path) -> Log:
         UserError: it is not there, is empty, or is none of these.
     """
     if not path.exists():
-        raise UserError(f"{path} does not exist; --input takes a MovieLens file, folder or zip, or a CSV or Parquet log")
+        raise UserError(
+            f"{path} does not exist; --input takes a MovieLens file, folder or zip, or a CSV or Parquet log"
+        )
     if path.is_dir():
         path = _log_in(path)
     head = _head(path)
@@ -61,9 +63,7 @@ def _log_in(folder: Path) -> Path:
         for name in RATINGS_FILES:
             if (place / name).is_file():
                 return place / name
-    raise UserError(
-        f"{folder} holds none of {', '.join(RATINGS_FILES)}; pass the log file itself as --input"
-    )
+    raise UserError(f"{folder} holds none of {', '.join(RATINGS_FILES)}; pass the log file itself as --input")
 
 
 def _parquet_names(path: Path) -> list[str]:

@@ -88,7 +88,12 @@ def ml_100k_sample() -> Log:
     """
     columns = Columns(user="user_id", item="movie_id", time="timestamp", rating="rating")
     path = sample_file("MovieLens100k_data.parquet.brotli")
-    return Log("MovieLens 100K (sample)", columns, parquet_log(path, columns), sample_file("MovieLens100k_items.parquet.brotli"))
+    return Log(
+        "MovieLens 100K (sample)",
+        columns,
+        parquet_log(path, columns),
+        sample_file("MovieLens100k_items.parquet.brotli"),
+    )
 
 
 def sample_file(name: str) -> Path:

@@ -26,7 +26,9 @@ class ParquetPiece(Piece):
         try:
             return pq.ParquetFile(self.path).read_row_group(self.row_group, list(self.columns), use_threads=False)
         except (pa.ArrowException, OSError) as err:
-            raise UserError(f"{self.path}, row group {self.row_group}: not readable ({err}); is the file whole?") from None
+            raise UserError(
+                f"{self.path}, row group {self.row_group}: not readable ({err}); is the file whole?"
+            ) from None
 
 
 def parquet_log(path: Path, columns: Columns) -> list[Piece]:

@@ -1,0 +1,60 @@
+# make demo | make test | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do command -v $$p && break; done)
+DEVICE ?= cpu
+# A package index that serves CPU builds of torch, where the default one serves CUDA builds (README, set-up).
+TORCH_INDEX ?=
+UV_VERSION := 0.13.9
+
+BIN := .venv/bin
+LOCKS := requirements/cpu.txt requirements/gpu.txt requirements/dev.txt requirements/merlin.txt \
+         requirements/sample.txt requirements/torch.txt requirements/torch-gpu.txt
+READY := .venv/.ready-$(DEVICE)
+TORCH := $(if $(filter gpu,$(DEVICE)),requirements/torch-gpu.txt,requirements/torch.txt)
+PACKAGES := workflows preprocessing model benchmark train.py tests
+
+.PHONY: setup demo test lint format lock clean
+
+setup: $(READY)
+
+# Everything is installed with --no-deps from locked files: they are complete, and Merlin's own metadata
+# could not be resolved. torch alone comes by pip, whose index may be another one, and with its dependencies.
+$(READY): $(LOCKS) pyproject.toml Makefile
+	@case "$(DEVICE)" in cpu|gpu) ;; *) echo "DEVICE should be cpu or gpu, got $(DEVICE)" >&2; exit 2;; esac
+	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 (3.10 and 3.12 work too)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "$(PYTHON) is no Python 3.10, 3.11 or 3.12; name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	rm -f .venv/.ready-*
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
+	  -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+	  --constraint requirements/$(DEVICE).txt -r $(TORCH)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m benchmark demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/shellcheck docker/*.sh .ci/run
+
+format: $(READY)
+	$(BIN)/ruff check --fix $(PACKAGES)
+	$(BIN)/ruff format $(PACKAGES)
+
+# Resolve the locked files anew (after a change of a .in file).
+lock: $(READY)
+	cd requirements && for name in cpu gpu dev; do \
+	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.10 $$name.in -o $$name.txt || exit 1; done
+
+clean:
+	rm -rf .venv data/ml-100k runs/ml-100k

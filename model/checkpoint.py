@@ -1,0 +1,108 @@
+"""Trained weights on disk: safetensors + JSON of our own runs, and the reference's `model.pth`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from model.neumf import NeuMF, NeuMFConfig
+from workflows.errors import UserError
+from workflows.folders import write_json
+
+WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+_FORMAT = 1
+
+
+def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
+    """Write the weights and all that is needed to use them; each file whole or not at all.
+
+    Args:
+        about: further JSON for the config: where the data is, how it was trained.
+    """
+    partial = folder / f".{WEIGHTS_NAME}.partial"
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(weights, partial)
+    partial.replace(folder / WEIGHTS_NAME)
+    write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained run: its network in evaluation mode, and what the config says beside the network."""
+
+    folder: Path
+    model: NeuMF
+    config: dict[str, Any]
+
+
+def load_run(folder: Path, device: torch.device) -> Run:
+    """Load a run folder.
+
+    Raises:
+        UserError: no run, or weights that do not fit its config.
+    """
+    path = folder / CONFIG_NAME
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        shape = config["model"]
+        model = NeuMF(NeuMFConfig(**{**shape, "layers": tuple(shape["layers"])}))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}"
+        ) from None
+    except (ValueError, KeyError, TypeError) as err:
+        raise UserError(f"{path} is no config of a trained run ({err!r})") from None
+    try:
+        weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
+    except (OSError, safetensors.SafetensorError) as err:
+        raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
+    _fill(model, weights, folder / WEIGHTS_NAME)
+    return Run(folder, model.to(device).eval(), config)
+
+
+def save_reference(folder: Path, model: NeuMF) -> None:
+    """Write `model.pth` as the reference does: a state dict with its parameter names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".model.pth.partial"
+    torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, partial)
+    partial.replace(folder / "model.pth")
+
+
+def load_weights(path: Path, model: NeuMF) -> None:
+    """Fill a network from the reference's `model.pth` (with or without `module.` before each name) or safetensors.
+
+    Raises:
+        UserError: not readable, or other names or shapes; lists them all.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            weights = safetensors.torch.load_file(path)
+        else:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as err:  # torch and safetensors raise many kinds for a file that is not one of theirs
+        first_line = str(err).splitlines()[0] if str(err) else repr(err)
+        raise UserError(f"{path}: not a readable checkpoint ({first_line})") from None
+    if not isinstance(weights, dict):
+        raise UserError(f"{path}: expected a state dict, got {type(weights).__name__}")
+    _fill(model, {str(name).removeprefix("module."): value for name, value in weights.items()}, path)
+
+
+def _fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
+    if expected != found:
+        wrong = [
+            f"{name}: expected {expected.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
+            for name in sorted(expected.keys() | found.keys())
+            if expected.get(name) != found.get(name)
+        ]
+        raise UserError(
+            f"{path} does not fit the network ({'; '.join(wrong)}); set --factors, --layers and --data as in training"
+        )
+    model.load_state_dict(weights)

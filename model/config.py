@@ -1,0 +1,53 @@
+"""Settings of a training run, apart from the shape of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model.batches import NEGATIVE_KINDS
+from workflows.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Names and defaults are the reference's; `python train.py --help` explains each."""
+
+    epochs: int = 30
+    batch_size: int = 2**20
+    valid_batch_size: int = 2**20
+    negative_samples: int = 4
+    negatives: str = "exact"
+    learning_rate: float = 0.0045
+    beta1: float = 0.25
+    beta2: float = 0.5
+    eps: float = 1e-8
+    topk: int = 10
+    threshold: float = 1.0
+    grads_accumulated: int = 1
+    amp: bool = False
+    loader: str = "merlin"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name in ("epochs", "batch_size", "valid_batch_size", "topk", "grads_accumulated"):
+            if getattr(self, name) < 1:
+                wrong.append(f"--{name} should be 1 or more, got {getattr(self, name)}")
+        if self.negative_samples < 0:
+            wrong.append(f"--negative_samples should be 0 or more, got {self.negative_samples}")
+        for name in ("learning_rate", "eps"):
+            if not 0.0 < getattr(self, name) < float("inf"):
+                wrong.append(f"--{name} should be above 0, got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                wrong.append(f"--{name} should be in [0, 1), got {getattr(self, name)}")
+        if not self.threshold >= 0.0:
+            wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
+        if self.negatives not in NEGATIVE_KINDS:
+            wrong.append(f"--negatives should be one of {', '.join(NEGATIVE_KINDS)}, got {self.negatives}")
+        if not 0 <= self.seed < 2**63:
+            wrong.append(f"--seed should be 0 or more, got {self.seed}")
+        if self.grads_accumulated > self.batch_size:
+            wrong.append(f"--grads_accumulated {self.grads_accumulated} is above --batch_size {self.batch_size}")
+        if wrong:
+            raise UserError("; ".join(wrong))

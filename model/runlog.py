@@ -1,0 +1,61 @@
+"""`log.json` in the line format of NVIDIA's DLLogger, which the reference's users parse."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+_UNITS = {
+    "train_throughput": "samples/s",
+    "eval_throughput": "samples/s",
+    "best_train_throughput": "samples/s",
+    "mean_train_throughput": "samples/s",
+    "best_eval_throughput": "samples/s",
+    "mean_eval_throughput": "samples/s",
+    "train_epoch_time": "s",
+    "validation_epoch_time": "s",
+    "time_to_target": "s",
+    "time_to_best_model": "s",
+}
+
+
+class RunLog:
+    """Appends one line per record; each is flushed, so that a running log can be followed."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._started = time.time()
+        self._file = path.open("w", encoding="utf-8")
+        for metric, unit in _UNITS.items():
+            self._write({"type": "METADATA", "metric": metric, "metadata": {"unit": unit}})
+
+    def parameters(self, data: dict[str, Any]) -> None:
+        """The arguments of the run."""
+        self._write({"type": "LOG", "step": "PARAMETER", "data": data})
+
+    def epoch(self, epoch: int, data: dict[str, Any]) -> None:
+        """Metrics of one epoch, counted from 0."""
+        self._write({"type": "LOG", "step": [epoch], "data": data})
+
+    def summary(self, data: dict[str, Any]) -> None:
+        """Metrics of the whole run."""
+        self._write({"type": "LOG", "step": [], "data": data})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        now = time.time()
+        stamps = {
+            "timestamp": f"{now:.6f}",
+            "datetime": datetime.fromtimestamp(now).isoformat(sep=" "),
+            "elapsedtime": f"{now - self._started:.6f}",
+        }
+        self._file.write(f"DLLL {json.dumps({**stamps, **record})}\n")
+        self._file.flush()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()

@@ -1,0 +1,137 @@
+"""The training loop: epochs of steps, evaluation after each, the best model kept."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.batches import Batch, EpochBatches
+from model.config import TrainConfig
+from model.data import Rows
+from model.evaluation import Scores, evaluate_model
+from model.neumf import NeuMF
+from workflows.device import synchronize, torch_autocast_dtype
+from workflows.errors import UserError
+from workflows.progress import stage
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch: mean training loss, samples trained on, and the evaluation after it."""
+
+    epoch: int
+    train_loss: float
+    train_samples: int
+    train_s: float
+    scores: Scores
+
+    @property
+    def train_throughput(self) -> float:
+        """Samples trained on per second of the whole epoch: loading, sampling and steps."""
+        return self.train_samples / self.train_s
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """All epochs; the best one by HR@k (the earliest of equal ones) is the one that was saved."""
+
+    epochs: list[EpochReport]
+    best: EpochReport
+    time_to_best_s: float
+    time_to_target_s: float | None
+
+
+class Step:
+    """One optimiser step over a batch, with mixed precision and accumulation where asked for."""
+
+    def __init__(self, model: NeuMF, config: TrainConfig, device: torch.device) -> None:
+        self.model, self.pieces = model, config.grads_accumulated
+        self.optimizer = torch.optim.Adam(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        self._autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+        dtype = torch_autocast_dtype(device)
+        if config.amp:
+            self._autocast = lambda: torch.autocast(device.type, dtype=dtype)
+        # Only float16 needs its gradients scaled; bfloat16 has float32's range.
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp and dtype is torch.float16)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Returns the batch's summed loss, a float32 scalar on the device (no host sync)."""
+        self.optimizer.zero_grad(set_to_none=True)
+        size = math.ceil(len(batch) / self.pieces)
+        total = torch.zeros((), device=batch.labels.device)
+        for start in range(0, len(batch), size):
+            piece = batch.cut(start, start + size)
+            with self._autocast():
+                logits = self.model(piece.users, piece.items)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), piece.labels, reduction="sum")
+            self._scaler.scale(loss / len(batch)).backward()
+            total += loss.detach()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        return total
+
+
+def fit(
+    model: NeuMF,
+    batches: EpochBatches,
+    test: Rows,
+    series_length: int,
+    config: TrainConfig,
+    device: torch.device,
+    on_epoch: Callable[[EpochReport, bool], None],
+) -> TrainReport:
+    """Train, evaluating after every epoch.
+
+    Args:
+        on_epoch: called after each epoch with its report and whether it is the best so far.
+
+    Raises:
+        UserError: the loss is no number any more.
+    """
+    step = Step(model, config, device)
+    reports: list[EpochReport] = []
+    best: EpochReport | None = None
+    started = time.perf_counter()
+    time_to_best_s, time_to_target_s = 0.0, None
+    with stage("train", config.epochs * batches.samples_per_epoch(), "samples") as running:
+        for epoch in range(config.epochs):
+            epoch_started = time.perf_counter()
+            model.train()
+            loss, samples = torch.zeros((), device=device, dtype=torch.float64), 0
+            for batch in batches.epoch(epoch):
+                loss += step(batch)
+                samples += len(batch)
+                running.advance(len(batch))
+            mean_loss = float(loss) / samples  # host sync: once per epoch
+            synchronize(device)
+            train_s = time.perf_counter() - epoch_started
+            if not math.isfinite(mean_loss):
+                raise UserError(
+                    f"the training loss of epoch {epoch} is {mean_loss}; "
+                    f"lower --learning_rate (now {config.learning_rate})"
+                )
+            scores = evaluate_model(model, test, series_length, config.topk, config.valid_batch_size, device)
+            report = EpochReport(epoch, mean_loss, samples, train_s, scores)
+            reports.append(report)
+            running.note(f"loss {mean_loss:.4f}, HR@{config.topk} {scores.hit_rate:.4f}")
+            is_best = best is None or scores.hit_rate > best.scores.hit_rate
+            if is_best:
+                best, time_to_best_s = report, time.perf_counter() - started
+            on_epoch(report, is_best)
+            if scores.hit_rate >= config.threshold:
+                time_to_target_s = time.perf_counter() - started
+                break
+    assert best is not None  # epochs >= 1
+    return TrainReport(reports, best, time_to_best_s, time_to_target_s)

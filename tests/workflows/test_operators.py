@@ -1,0 +1,332 @@
+"""Operators in a workflow of their own, against leave-one-out written out in plain loops."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workflows.merlin import Workflow, frame_dataset
+from workflows.operators import TEST, TRAIN, EncodeIds, LeaveOneOut
+
+Split = Callable[..., pd.DataFrame]
+
+
+def make_log(rows: int, users: int, items: int, times: int, seed: int = 0) -> pd.DataFrame:
+    """A log with many duplicate pairs and equal times; original ids are sparse and unsorted."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "user": rng.permutation(10 * users)[rng.integers(0, users, rows)],
+            "item": rng.permutation(10 * items)[rng.integers(0, items, rows)],
+            "time": rng.integers(0, times, rows),
+        }
+    )
+
+
+def dataset_of(log: pd.DataFrame, partitions: int):
+    """Whole users to each partition, by an id that is not the encoded one."""
+    home = pd.util.hash_array(log["user"].to_numpy()) % partitions
+    parts = [log[home == number] for number in range(partitions)]
+    return frame_dataset(lambda number: parts[number], partitions, meta=log.iloc[:0], cpu=True)
+
+
+def split_log(log: pd.DataFrame, partitions: int = 1, **options) -> pd.DataFrame:
+    """The rows that the workflow makes of a log, all partitions together."""
+    encoder = EncodeIds()
+    encoded = ["user", "item"] >> encoder
+    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", **options))
+    dataset = dataset_of(log, partitions)
+    workflow.fit(dataset)
+    return workflow.transform(dataset).to_ddf().compute(scheduler="synchronous").reset_index(drop=True)
+
+
+def transform(log: pd.DataFrame, **options) -> pd.DataFrame:
+    """The operators called by hand on one partition: no scheduler, so quick enough for many examples."""
+    encoder = EncodeIds({name: log[name].drop_duplicates().sort_values() for name in ("user", "item")})
+    encoded = encoder.transform(_Columns(["user", "item"]), log)
+    encoded["time"] = log["time"].to_numpy()
+    return LeaveOneOut(encoder, "user", "item", "time", **options).transform(None, encoded)
+
+
+class _Columns:
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+
+def expected_split(log: pd.DataFrame) -> tuple[list[tuple[int, int]], dict[int, int], dict[int, set[int]], int]:
+    """(train pairs in order, held-out item of each user, all items of each user, number of items)."""
+    user_ids = {original: code for code, original in enumerate(sorted(set(log["user"])))}
+    item_ids = {original: code for code, original in enumerate(sorted(set(log["item"])))}
+    first: dict[int, dict[int, int]] = defaultdict(dict)
+    for user, item, time in log[["user", "item", "time"]].itertuples(index=False):
+        times = first[user_ids[user]]
+        times[item_ids[item]] = min(time, times.get(item_ids[item], time))
+    train, held_out = [], {}
+    for user in sorted(first):
+        items = sorted(first[user], key=lambda item: (first[user][item], item))
+        if 1 < len(items) < len(item_ids):
+            held_out[user] = items.pop()
+        train += [(user, item) for item in items]
+    return train, held_out, {user: set(items) for user, items in first.items()}, len(item_ids)
+
+
+def check_split(log: pd.DataFrame, rows: pd.DataFrame, test_negatives: int, train_negatives: int) -> None:
+    """Everything that must hold of a split, from the log alone. `rows` come from one partition."""
+    pairs, held_out, seen, n_items = expected_split(log)
+    assert rows.dtypes.astype(str).to_dict() == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}
+    assert rows["split"].is_monotonic_increasing
+    train, test = rows[rows["split"] == TRAIN], rows[rows["split"] == TEST]
+    assert len(train) + len(test) == len(rows)
+
+    positives = train[train["label"] == 1]
+    assert list(zip(positives["user"], positives["item"], strict=True)) == pairs
+    train_items = defaultdict(set)
+    for user, item in pairs:
+        train_items[user].add(item)
+    blocks = []
+    for user, item in pairs:
+        blocks.append((user, item))
+        if len(train_items[user]) < n_items:
+            blocks += [(user, None)] * train_negatives
+    assert len(train) == len(blocks)
+    for (user, item, label), block in zip(
+        train[["user", "item", "label"]].itertuples(index=False), blocks, strict=True
+    ):
+        assert user == block[0]
+        assert label == (block[1] is not None)
+        if block[1] is None:
+            assert 0 <= item < n_items
+            assert item not in train_items[user]
+
+    length = 1 + test_negatives
+    assert len(test) == length * len(held_out)
+    for number, (user, item) in enumerate(held_out.items()):
+        series = test.iloc[number * length : (number + 1) * length]
+        assert (series["user"] == user).all()
+        assert series["item"].iloc[0] == item
+        assert series["label"].tolist() == [1.0] + [0.0] * test_negatives
+        assert item not in train_items[user]  # no leak
+        negatives = set(series["item"].iloc[1:])
+        unseen = set(range(n_items)) - seen[user]
+        assert negatives <= unseen  # no false negative
+        assert len(negatives) == min(test_negatives, len(unseen))
+
+
+def multiset(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.sort_values(list(rows.columns)).reset_index(drop=True)
+
+
+LOGS = st.lists(
+    st.tuples(st.integers(-3, 4), st.integers(0, 6), st.integers(0, 3)),
+    min_size=1,
+    max_size=40,
+).map(lambda rows: pd.DataFrame(rows, columns=["user", "item", "time"]))
+
+
+@given(LOGS, st.integers(0, 5), st.integers(0, 3), st.integers(0, 9))
+def test_any_log_is_split_as_by_plain_loops(log: pd.DataFrame, tests: int, trains: int, seed: int) -> None:
+    rows = transform(log, test_negatives=tests, train_negatives=trains, seed=seed)
+    check_split(log, rows, tests, trains)
+
+
+@pytest.mark.parametrize(("tests", "trains"), [(100, 0), (5, 4)])
+def test_workflow_splits_a_log(tests: int, trains: int) -> None:
+    log = make_log(4000, users=120, items=150, times=40)
+    check_split(log, split_log(log, test_negatives=tests, train_negatives=trains), tests, trains)
+
+
+def test_result_does_not_depend_on_partitions_or_the_order_of_rows() -> None:
+    log = make_log(1500, users=60, items=40, times=15)
+    options = {"test_negatives": 10, "train_negatives": 3}
+    expected = multiset(split_log(log, 1, **options))
+    shuffled = log.sample(frac=1, random_state=3)
+    for rows in (
+        split_log(log, 3, **options),
+        split_log(log, 8, **options),
+        split_log(shuffled, 1, **options),
+        split_log(shuffled.reset_index(drop=True), 3, **options),
+    ):
+        pd.testing.assert_frame_equal(multiset(rows), expected)
+
+
+def test_series_stay_whole_in_every_partition() -> None:
+    # Partitions may come in any order, but the rows of a series are consecutive, positive first.
+    rows = split_log(make_log(1500, users=60, items=40, times=15), 8, test_negatives=10)
+    test = rows[rows["split"] == TEST]
+    users, labels = (test[name].to_numpy().reshape(-1, 11) for name in ("user", "label"))
+    assert (users == users[:, :1]).all()
+    assert (labels == [1.0] + [0.0] * 10).all()
+
+
+def test_partitions_without_rows() -> None:
+    log = pd.DataFrame({"user": [4, 4, 4], "item": [1, 2, 3], "time": [1, 2, 3]})
+    log = pd.concat([log, pd.DataFrame({"user": [9], "item": [5], "time": [1]})], ignore_index=True)
+    rows = split_log(log, 16, test_negatives=2)  # two users in sixteen partitions
+    check_split(log, multiset(rows).sort_values(["split", "user"], kind="stable").pipe(_as_one(log)), 2, 0)
+    nothing = transform(log, test_negatives=2).iloc[:0]
+    encoder = EncodeIds({"user": log["user"].drop_duplicates(), "item": log["item"].drop_duplicates()})
+    empty = LeaveOneOut(encoder, "user", "item", "time", 2, 1).transform(None, log.iloc[:0].astype("int32"))
+    pd.testing.assert_frame_equal(empty, nothing)
+
+
+def _as_one(log: pd.DataFrame) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """Check that rows are those of one partition, and give these, which are in the order to check."""
+
+    def same(rows: pd.DataFrame) -> pd.DataFrame:
+        one = transform(log, test_negatives=2)
+        pd.testing.assert_frame_equal(multiset(rows), multiset(one))
+        return one
+
+    return same
+
+
+def test_users_with_one_interaction_are_in_train_only() -> None:
+    # The second user's three rows are one pair.
+    log = pd.DataFrame({"user": [1, 2, 2, 2, 3, 3], "item": [7, 7, 7, 7, 7, 8], "time": [5, 3, 2, 1, 1, 2]})
+    log = pd.concat([log, pd.DataFrame({"user": [3], "item": [9], "time": [0]})])
+    rows = split_log(log, test_negatives=1)
+    train, test = rows[rows["split"] == TRAIN], rows[rows["split"] == TEST]
+    assert list(zip(train["user"], train["item"], strict=True)) == [(0, 0), (1, 0), (2, 2), (2, 0)]
+    assert test.empty  # user 3 has seen every item: nothing to rank against
+
+
+def test_users_who_have_seen_every_item_are_in_train_only_and_get_no_negatives() -> None:
+    log = pd.DataFrame({"user": [1, 1, 1, 2, 2], "item": [5, 6, 7, 5, 6], "time": [1, 2, 3, 1, 2]})
+    rows = split_log(log, test_negatives=3, train_negatives=2)
+    check_split(log, rows, 3, 2)
+    train, test = rows[rows["split"] == TRAIN], rows[rows["split"] == TEST]
+    everything = train[train["user"] == 0]
+    assert everything["label"].tolist() == [1.0, 1.0, 1.0]
+    assert test["item"].tolist() == [1, 2, 2, 2]  # user 2: one unseen item, so repeats of it
+
+
+def test_the_last_interaction_is_the_greatest_item_of_the_latest_time() -> None:
+    log = pd.DataFrame(
+        {
+            "user": [1, 1, 1, 1, 2, 2, 2],
+            "item": [30, 20, 40, 10, 40, 20, 40],
+            "time": [9, 9, 5, 9, 1, 2, 3],  # user 2's item 40 counts at 1, so item 20 is the last
+        }
+    )
+    log = pd.concat([log, pd.DataFrame({"user": [3], "item": [50], "time": [0]})])
+    test = split_log(log, test_negatives=1).query("split == 1 and label == 1")
+    assert list(zip(test["user"], test["item"], strict=True)) == [(0, 2), (1, 1)]  # items 30 and 20
+
+
+def test_train_negatives_may_be_the_held_out_item() -> None:
+    # A trainer must not know the held-out item: with one item besides the positive, it has to appear.
+    log = pd.DataFrame({"user": [1, 1, 2], "item": [5, 6, 7], "time": [1, 2, 1]})
+    train = transform(log, test_negatives=1, train_negatives=50).query("split == 0 and user == 0 and label == 0")
+    assert set(train["item"]) == {1, 2}
+
+
+def test_ids_may_be_strings() -> None:
+    log = make_log(300, users=20, items=15, times=6)
+    log["user"] = "u" + log["user"].astype(str)
+    names = ["b", "a", "Z", "ä", "10", "9", "", " ", "𐐀", "\uffff"]
+    log["item"] = [names[item % len(names)] for item in log["item"]]
+    rows = split_log(log, 3, test_negatives=3, train_negatives=1)
+    one = split_log(log, 1, test_negatives=3, train_negatives=1)
+    pd.testing.assert_frame_equal(multiset(rows), multiset(one))
+    check_split(log, one, 3, 1)  # sorts by code point, as Python does
+
+
+def test_same_seed_same_output_and_another_seed_other_negatives_of_the_same_split() -> None:
+    log = make_log(1500, users=60, items=200, times=15)
+    options = {"test_negatives": 10, "train_negatives": 2}
+    one, again, other = (split_log(log, **options, seed=seed) for seed in (5, 5, 6))
+    pd.testing.assert_frame_equal(one, again)
+    assert len(one) == len(other)
+    positives = one["label"] == 1
+    pd.testing.assert_frame_equal(one[positives], other[positives])
+    for part in (TRAIN, TEST):
+        negatives = ~positives & (one["split"] == part)
+        assert (one.loc[negatives, "item"] != other.loc[negatives, "item"]).mean() > 0.5
+
+
+def test_the_split_does_not_depend_on_how_many_negatives_are_asked_for() -> None:
+    log = make_log(500, users=30, items=60, times=15)
+    few, many = transform(log, test_negatives=1), transform(log, test_negatives=9, train_negatives=4)
+    pairs = [frame[frame["label"] == 1].reset_index(drop=True) for frame in (few, many)]
+    pd.testing.assert_frame_equal(*pairs)
+
+
+def test_a_dataframe_is_transformed_like_a_dataset() -> None:
+    log = make_log(300, users=20, items=30, times=9).set_index(np.arange(300)[::-1] * 7)  # an index that misleads
+    encoder = EncodeIds()
+    encoded = ["user", "item"] >> encoder
+    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", 3))
+    workflow.fit(dataset_of(log, 2))
+    pd.testing.assert_frame_equal(multiset(workflow.transform(log)), multiset(split_log(log, test_negatives=3)))
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+@pytest.mark.parametrize("kind", ["int64", "str"])
+def test_encoded_ids_count_the_sorted_distinct_originals(partitions: int, kind: str) -> None:
+    log = make_log(400, users=30, items=50, times=5)
+    log["item"] = log["item"].astype(kind)  # as strings, "10" is before "9"
+    encoder = EncodeIds()
+    workflow = Workflow(["user", "item"] >> encoder)
+    workflow.fit(dataset_of(log, partitions))
+    assert encoder.fitted
+    for name in ("user", "item"):
+        assert encoder.categories[name].tolist() == sorted(set(log[name]))
+    encoded = workflow.transform(log)
+    assert encoded.dtypes.tolist() == [np.int32, np.int32]
+    for name in ("user", "item"):
+        codes = {original: code for code, original in enumerate(sorted(set(log[name])))}
+        assert encoded[name].tolist() == [codes[original] for original in log[name]]
+
+
+@pytest.mark.parametrize("ids", [[30, 10, 20], ["b", "", "ab"], [2**63 - 1, -(2**63), 0]])
+def test_unknown_ids_become_minus_one(ids: list) -> None:
+    encoder = EncodeIds()
+    workflow = Workflow(["id"] >> encoder)
+    known = pd.DataFrame({"id": ids})
+    workflow.fit(frame_dataset(lambda _: known, 1, meta=known.iloc[:0], cpu=True))
+    unknown = "zz" if isinstance(ids[0], str) else 11
+    order = {original: code for code, original in enumerate(sorted(ids))}
+    encoded = workflow.transform(pd.DataFrame({"id": [ids[0], unknown, ids[1], ids[2]]}))
+    assert encoded["id"].tolist() == [order[ids[0]], -1, order[ids[1]], order[ids[2]]]
+
+
+def test_fitting_again_forgets_the_first_log() -> None:
+    encoder = EncodeIds()
+    workflow = Workflow(["id"] >> encoder)
+    for ids in ([1, 2, 3], [5, 3]):
+        frame = pd.DataFrame({"id": ids})
+        workflow.fit(frame_dataset(lambda _, frame=frame: frame, 1, meta=frame.iloc[:0], cpu=True))
+        assert workflow.transform(frame)["id"].tolist() == [sorted(ids).index(value) for value in ids]
+    assert workflow.transform(pd.DataFrame({"id": [1]}))["id"].tolist() == [-1]
+
+
+def test_a_restored_encoder_needs_no_fit() -> None:
+    encoder = EncodeIds({"id": pd.Series([3, 5, 9])})
+    assert encoder.fitted
+    assert encoder.transform(_Columns(["id"]), pd.DataFrame({"id": [9, 4, 3]}))["id"].tolist() == [2, -1, 0]
+
+
+def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
+    encoder = EncodeIds({"id": pd.Series([3, 5, 9])})
+    frame = pd.DataFrame({"id": [9, 4, 3]})
+    encoder.transform(_Columns(["id"]), frame)
+    copy = pickle.loads(pickle.dumps(encoder))
+    assert copy._lookups == {}
+    assert copy.transform(_Columns(["id"]), frame)["id"].tolist() == [2, -1, 0]
+
+
+def test_schema_says_what_comes_out() -> None:
+    log = make_log(50, users=5, items=9, times=5)
+    encoder = EncodeIds()
+    encoded = ["user", "item"] >> encoder
+    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", 3))
+    workflow.fit(dataset_of(log, 2))
+    dtypes = {name: str(dtype.to_numpy) for name, dtype in workflow.output_dtypes.items()}
+    assert dtypes == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}

@@ -1,0 +1,78 @@
+"""`python train.py`: train NeuMF on a prepared folder, with the flags of NVIDIA's NCF reference."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+
+from model.arguments import parse_args, train_config
+from model.batches import EpochBatches, SamplingConfig
+from model.checkpoint import load_weights
+from model.data import Columns, open_test, open_train
+from model.evaluation import evaluate, evaluate_model, item_popularity
+from model.neumf import NeuMF, NeuMFConfig
+from model.run import RunWriter
+from model.trainer import fit
+from preprocessing.feature_spec import read_feature_spec
+from workflows.device import torch_device, torch_generator
+from workflows.errors import UserError, run_command
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    seed = secrets.randbits(32) if args.seed is None else args.seed
+    config = train_config(args, seed)
+    device = torch_device(args.device, args.gpus)
+    if args.gpus is not None and args.gpus != 1:
+        raise UserError(
+            f"--gpus {args.gpus}: this version trains on one device; use --gpus 1, or --device cpu without --gpus"
+        )
+
+    spec = read_feature_spec(args.data, args.feature_spec_file)
+    columns = Columns.of(spec)
+    shape = NeuMFConfig(
+        n_users=columns.n_users,
+        n_items=columns.n_items,
+        factors=args.factors,
+        layers=tuple(args.layers),
+        dropout=args.dropout,
+    )
+    test, length = open_test(args.data, spec, device)
+    if config.topk > length:
+        raise UserError(
+            f"--topk {config.topk} is above the length of the test series ({length}); every model would hit"
+        )
+    train = open_train(args.data, spec, device)
+
+    torch.manual_seed(seed)  # dropout draws from the global generator
+    model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
+    if args.load_checkpoint_path is not None:
+        load_weights(args.load_checkpoint_path, model)
+    elif args.mode == "test":
+        raise UserError("--mode test evaluates a trained model: name it with --load_checkpoint_path")
+    model = model.to(device)
+
+    evaluation = (test, length, config.topk, config.valid_batch_size, device)
+    counts = item_popularity(train, device)
+    popularity = evaluate(lambda _, items: counts[items], *evaluation)
+    with RunWriter(args, config, columns, device) as run:
+        if args.mode == "test":
+            run.finish_test(evaluate_model(model, *evaluation), popularity)
+            return
+        on_disk = config.negatives == "static" or bool(spec.metadata.train_negatives)
+        sampling = SamplingConfig(
+            batch_size=config.batch_size,
+            per_positive=config.negative_samples,
+            kind="static" if on_disk else config.negatives,
+            in_memory=config.loader == "memory",
+            seed=seed,
+        )
+        batches = EpochBatches(train, sampling, device)
+        report = fit(model, batches, test, length, config, device, lambda epoch, best: run.epoch(model, epoch, best))
+        run.finish_training(report, popularity)
+
+
+if __name__ == "__main__":
+    run_command(main)
