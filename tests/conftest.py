@@ -14,6 +14,11 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The door to Merlin silences this once, at import; pytest resets the filters for each test.
+    config.addinivalue_line("filterwarnings", "ignore:Initializing an NVTabular Dataset in CPU mode")
+
+
 @pytest.fixture(scope="session")
 def assert_uniform() -> Callable[[np.ndarray], None]:
     """Check counts of equally likely outcomes by a chi-square test that errs once in about a million."""

@@ -166,35 +166,30 @@ def test_series_stay_whole_in_every_partition() -> None:
 
 
 def test_partitions_without_rows() -> None:
-    log = pd.DataFrame({"user": [4, 4, 4], "item": [1, 2, 3], "time": [1, 2, 3]})
-    log = pd.concat([log, pd.DataFrame({"user": [9], "item": [5], "time": [1]})], ignore_index=True)
-    rows = split_log(log, 16, test_negatives=2)  # two users in sixteen partitions
-    check_split(log, multiset(rows).sort_values(["split", "user"], kind="stable").pipe(_as_one(log)), 2, 0)
-    nothing = transform(log, test_negatives=2).iloc[:0]
-    encoder = EncodeIds({"user": log["user"].drop_duplicates(), "item": log["item"].drop_duplicates()})
-    empty = LeaveOneOut(encoder, "user", "item", "time", 2, 1).transform(None, log.iloc[:0].astype("int32"))
-    pd.testing.assert_frame_equal(empty, nothing)
+    # Two users in sixteen partitions.
+    log = pd.DataFrame({"user": [4, 4, 4, 9], "item": [1, 2, 3, 5], "time": [1, 2, 3, 1]})
+    one = transform(log, test_negatives=2, train_negatives=1)
+    check_split(log, one, 2, 1)
+    rows = split_log(log, 16, test_negatives=2, train_negatives=1)
+    pd.testing.assert_frame_equal(multiset(rows), multiset(one))
 
 
-def _as_one(log: pd.DataFrame) -> Callable[[pd.DataFrame], pd.DataFrame]:
-    """Check that rows are those of one partition, and give these, which are in the order to check."""
-
-    def same(rows: pd.DataFrame) -> pd.DataFrame:
-        one = transform(log, test_negatives=2)
-        pd.testing.assert_frame_equal(multiset(rows), multiset(one))
-        return one
-
-    return same
+def test_no_rows_in_and_no_rows_but_all_columns_out() -> None:
+    encoder = EncodeIds({"user": pd.Series([4, 9]), "item": pd.Series([1, 2, 3])})
+    nothing = pd.DataFrame({"user": [], "item": [], "time": []}).astype({"user": "int32", "item": "int32", "time": int})
+    rows = LeaveOneOut(encoder, "user", "item", "time", 2, 1).transform(None, nothing)
+    assert len(rows) == 0
+    assert rows.dtypes.astype(str).to_dict() == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}
 
 
 def test_users_with_one_interaction_are_in_train_only() -> None:
     # The second user's three rows are one pair.
     log = pd.DataFrame({"user": [1, 2, 2, 2, 3, 3], "item": [7, 7, 7, 7, 7, 8], "time": [5, 3, 2, 1, 1, 2]})
-    log = pd.concat([log, pd.DataFrame({"user": [3], "item": [9], "time": [0]})])
+    log = pd.concat([log, pd.DataFrame({"user": [3, 4], "item": [9, 10], "time": [0, 0]})])
     rows = split_log(log, test_negatives=1)
     train, test = rows[rows["split"] == TRAIN], rows[rows["split"] == TEST]
-    assert list(zip(train["user"], train["item"], strict=True)) == [(0, 0), (1, 0), (2, 2), (2, 0)]
-    assert test.empty  # user 3 has seen every item: nothing to rank against
+    assert list(zip(train["user"], train["item"], strict=True)) == [(0, 0), (1, 0), (2, 2), (2, 0), (3, 3)]
+    assert list(zip(test["user"], test["item"], strict=True)) == [(2, 1), (2, 3)]
 
 
 def test_users_who_have_seen_every_item_are_in_train_only_and_get_no_negatives() -> None:

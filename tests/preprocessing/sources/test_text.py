@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import csv
+import datetime as dt
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preprocessing.sources import text
+from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.text import TextFormat, csv_log, has_quoted_newlines, text_pieces
+from workflows.errors import UserError
+
+_COLUMNS = Columns(user="who", item="what", time="when")
+_READ = pd.DataFrame  # what `log_rows` gives
+
+
+def _open(path: Path, columns: Columns = _COLUMNS) -> Log:
+    return Log("CSV log", columns, csv_log(path, columns))
+
+
+def _written(rows: list[list[Any]], delimiter: str = ",", newline: str = "\n", always_quote: bool = False) -> str:
+    out = io.StringIO()
+    quoting = csv.QUOTE_ALL if always_quote else csv.QUOTE_MINIMAL
+    csv.writer(out, delimiter=delimiter, lineterminator=newline, quoting=quoting).writerows(rows)
+    return out.getvalue()
+
+
+_INTEGERS = st.integers(-(2**63), 2**63 - 1)
+# Text of an id: starts with a letter, so that it is neither a number nor a spelling of "missing".
+_WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=6).map("ü".__add__)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    ids=st.one_of(
+        st.lists(st.tuples(_INTEGERS, _INTEGERS), min_size=1, max_size=20),
+        st.lists(st.tuples(_WORDS, _WORDS), min_size=1, max_size=20),
+    ),
+    delimiter=st.sampled_from([",", "\t", ";", "|"]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    quote=st.booleans(),
+    bom=st.booleans(),
+    last_newline=st.booleans(),
+    piece_bytes=st.integers(1, 80),
+)
+def test_pieces_cover_every_row_once(
+    fresh: Callable[[], Path],
+    log_rows: Callable[[Log], _READ],
+    ids: list[tuple[Any, Any]],
+    delimiter: str,
+    newline: str,
+    quote: bool,
+    bom: bool,
+    last_newline: bool,
+    piece_bytes: int,
+) -> None:
+    rows = [[what, "x, y;z|\t", number, who] for number, (who, what) in enumerate(ids)]
+    content = _written([["what", "other", "when", "who"], *rows], delimiter, newline, quote)
+    path = fresh() / "log.txt"
+    path.write_text(("\ufeff" if bom else "") + (content if last_newline else content.rstrip("\r\n")), "utf-8", newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE_BYTES", piece_bytes)
+        log = _open(path)
+    found = log_rows(log)
+    assert list(found.itertuples(index=False, name=None)) == [(who, what, n) for n, (who, what) in enumerate(ids)]
+    rows_bytes = path.stat().st_size - path.read_bytes().index(b"\n") - 1
+    assert log.size_bytes == rows_bytes
+    if piece_bytes == 1:
+        assert len(log.pieces) == len(ids)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    notes=st.lists(st.text(st.sampled_from('a",\n')), min_size=1, max_size=12).filter(lambda n: "\n" in "".join(n)),
+    piece_bytes=st.integers(1, 40),
+)
+def test_quoted_newlines_cut_no_row(
+    fresh: Callable[[], Path], log_rows: Callable[[Log], _READ], notes: list[str], piece_bytes: int
+) -> None:
+    rows = [[f"u{number}", note, f"i{number}", number] for number, note in enumerate(notes)]
+    path = fresh() / "log.csv"
+    path.write_text(_written([["who", "note", "what", "when"], *rows]), newline="")
+    assert has_quoted_newlines(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE_BYTES", piece_bytes)
+        found = log_rows(_open(path))
+    expected = [(f"u{number}", f"i{number}", number) for number in range(len(notes))]
+    assert list(found.itertuples(index=False, name=None)) == expected
+
+
+def test_quotes_without_newlines_do_not_keep_a_file_whole(write_lines: Callable[..., Path]) -> None:
+    path = write_lines("log.csv", ["who,what,when", '"a ""b""","c, d",1', 'e"",f,2', "g,h,3"])
+    assert not has_quoted_newlines(path)
+
+
+def test_a_quoted_newline_is_found_across_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    filler = "a,b,1\n" * (1 << 18)  # more than the block that is looked at
+    path.write_text("who,what,when\n" + filler + '"a\nb",c,1\n' + filler)
+    assert has_quoted_newlines(path)
+    path.write_text("who,what,when\n" + filler + '"a b",c,1\n' + filler)
+    assert not has_quoted_newlines(path)
+
+
+@pytest.mark.parametrize("spelling", ["", '""', "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N"])
+@pytest.mark.parametrize("values", [("1", "2", "3"), ("ann", "tea", "2020-01-02"), ("ann", "tea", "1.5")])
+def test_missing_values_are_null_whatever_the_type(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], spelling: str, values: tuple[str, ...]
+) -> None:
+    lines = ["who,what,when"]
+    for missing in range(3):
+        lines += [",".join(spelling if place == missing else value for place, value in enumerate(values))]
+    lines += [",".join(values)] * 2
+    found = log_rows(_open(write_lines("log.csv", lines)))
+    assert found.isna().to_numpy().tolist() == [[True, False, False], [False, True, False], [False, False, True]] + [
+        [False] * 3
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("spelled", "expected"),
+    [
+        (["1500000000", "-3"], [1_500_000_000, -3]),
+        (["1.5", "2", "3e2"], [1.5, 2.0, 300.0]),
+        (["2020-01-02", "1969-12-31"], [dt.datetime(2020, 1, 2), dt.datetime(1969, 12, 31)]),
+        (
+            ["2020-01-02 03:04:05", "2020-01-02T03:04:05.250", "2020-01-02 03:04"],
+            [dt.datetime(2020, 1, 2, 3, 4, 5), dt.datetime(2020, 1, 2, 3, 4, 5, 250_000), dt.datetime(2020, 1, 2, 3, 4)],
+        ),
+        pytest.param(
+            ["2020-01-02T03:04:05Z", "2020-01-02T05:04:06+02:00"],
+            [dt.datetime(2020, 1, 2, 3, 4, 5), dt.datetime(2020, 1, 2, 3, 4, 6)],
+            marks=pytest.mark.xfail(strict=True, reason="ISO 8601 with an offset is not recognised as a date"),
+        ),
+        pytest.param(
+            ["2020-01-02T03:04:05.1234567"],
+            [dt.datetime(2020, 1, 2, 3, 4, 5, 123_456)],
+            marks=pytest.mark.xfail(strict=True, reason="more than six digits of a second pass the check, not Arrow"),
+        ),
+    ],
+)
+def test_times_may_be_integers_numbers_or_dates(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], spelled: list[str], expected: list[Any]
+) -> None:
+    found = log_rows(_open(write_lines("log.csv", ["who,what,when", *(f"1,2,{time}" for time in spelled)])))
+    assert found["when"].tolist() == expected
+
+
+def test_ids_with_leading_zeros_are_text(write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]) -> None:
+    found = log_rows(_open(write_lines("log.csv", ["who,what,when", "007,01,1", "010,02,2", "7,1,3"])))
+    assert found["who"].tolist() == ["007", "010", "7"]
+    assert found["what"].tolist() == ["01", "02", "1"]
+
+
+@pytest.mark.xfail(strict=True, reason="Arrow reads 007 as 7, so two ids become one without a word")
+def test_a_leading_zero_among_integers_is_no_silent_merge(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+) -> None:
+    path = write_lines("log.csv", ["who,what,when", "7,1,1", "007,1,2", "8,1,3", "9,1,4"])
+    with pytest.raises(UserError, match="line 3"):
+        log_rows(_open(path))
+
+
+@pytest.mark.xfail(strict=True, reason="blanks after the delimiter become part of a text id")
+def test_blanks_around_ids_do_not_turn_integers_into_text(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+) -> None:
+    found = log_rows(_open(write_lines("log.csv", ["who, what, when", "1, 2, 3", "4, 5, 6"])))
+    assert found.to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(
+    ("bad", "column", "expected"),
+    [
+        ("ann,2,3", "who", "an integer"),
+        ("1,tea,3", "what", "an integer"),
+        ("1,2,yesterday", "when", "an integer"),
+        ("1,2.5,3", "what", "an integer"),
+        pytest.param(
+            "1,9999999999999999999,3",
+            "what",
+            "an integer",
+            marks=pytest.mark.xfail(strict=True, reason="19 digits beyond int64 pass the check"),
+        ),
+        pytest.param(
+            "1,+2,3", "what", "an integer", marks=pytest.mark.xfail(strict=True, reason="Arrow reads no plus sign")
+        ),
+    ],
+)
+@pytest.mark.parametrize("piece_bytes", [10, 1 << 20])
+def test_a_value_of_another_type_is_named_by_file_line_and_column(
+    write_lines: Callable[..., Path],
+    log_rows: Callable[[Log], _READ],
+    monkeypatch: pytest.MonkeyPatch,
+    bad: str,
+    column: str,
+    expected: str,
+    piece_bytes: int,
+) -> None:
+    monkeypatch.setattr(text, "PIECE_BYTES", piece_bytes)
+    path = write_lines("log.csv", ["who,what,when", *["1,2,3"] * 20, bad, *["4,5,6"] * 20])
+    with pytest.raises(UserError, match=rf"log\.csv, line 22: column '{column}' should hold {expected}"):
+        log_rows(_open(path))
+
+
+@pytest.mark.xfail(strict=True, reason="the check of a date does not look at month and day")
+def test_an_impossible_date_is_named_by_line(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+) -> None:
+    with pytest.raises(UserError, match="line 3: column 'when'"):
+        log_rows(_open(write_lines("log.csv", ["who,what,when", "1,2,2020-01-01", "1,3,2020-13-45"])))
+
+
+@pytest.mark.parametrize(("bad", "got"), [("1,2", 2), ("1,2,3,4", 4), ("1", 1)])
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_a_line_with_another_number_of_columns_is_named(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], bad: str, got: int, newline: str
+) -> None:
+    path = write_lines("log.csv", ["who,what,when", "1,2,3", "1,3,3", bad, "1,4,4"], newline)
+    with pytest.raises(UserError, match=rf"log\.csv, line 4: expected 3 columns \(who, what, when\), got {got}"):
+        log_rows(_open(path))
+
+
+def test_columns_that_are_not_read_may_hold_anything(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+) -> None:
+    path = write_lines("log.csv", ["a,who,b,what,when", "1,1,x,2,3", "x,4,,5,6"])
+    assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, log_rows: Callable[[Log], _READ]) -> None:
+    path = tmp_path / "log.csv"
+    path.write_bytes("who,what,when\n1,thé,1\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"log\.csv.*encoding"):
+        log_rows(_open(path))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "who,what,when\r1,2,3\r4,5,6\r",
+        "who,what,when\n1,2,3\r4,5,6\n7,8,9\n",
+    ],
+)
+@pytest.mark.xfail(strict=True, raises=csv.Error, reason="the csv module's own error for a lone carriage return")
+def test_carriage_returns_alone_are_read_or_refused(
+    tmp_path: Path, log_rows: Callable[[Log], _READ], content: str
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(content, newline="")
+    try:
+        found = log_rows(_open(path))
+    except UserError as err:
+        assert "log.csv" in str(err)
+    else:
+        assert found["who"].tolist() == [int(value) for value in content.split() for value in value.split(",")[:1]][1:]
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\n\n\n\n\n\n\n\n", "\r\n\r\n"])
+def test_blank_lines_at_the_end_are_no_rows(
+    tmp_path: Path, log_rows: Callable[[Log], _READ], monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr(text, "PIECE_BYTES", 6)
+    path = tmp_path / "log.csv"
+    path.write_text("who,what,when\n1,2,3\n4,5,6" + ending, newline="")
+    assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("\n \n", "is empty"), ("\0\1", "no text file")])
+def test_what_has_no_text_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "log.csv").write_text(content)
+    with pytest.raises(UserError, match=rf"log\.csv.*{message}"):
+        csv_log(tmp_path / "log.csv", _COLUMNS)
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
+def test_a_header_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
+    (tmp_path / "log.csv").write_text("who,what,when" + ending, newline="")
+    with pytest.raises(UserError, match=r"log\.csv has a header and no rows"):
+        csv_log(tmp_path / "log.csv", _COLUMNS)
+
+
+def test_all_missing_columns_are_listed_beside_those_that_are_there(write_lines: Callable[..., Path]) -> None:
+    path = write_lines("log.csv", ["who,b,c", "1,2,3"])
+    with pytest.raises(UserError, match=r"log\.csv has no column 'what', 'when'; its columns are 'who', 'b', 'c'"):
+        csv_log(path, _COLUMNS)
+
+
+@pytest.mark.xfail(strict=True, raises=UserError, reason="the header is split at every delimiter, quoted or not")
+def test_a_column_name_may_hold_the_delimiter(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+) -> None:
+    path = write_lines("log.csv", ['who,"a, b",what,when', "1,x,2,3"])
+    assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3]]
+
+
+def test_a_two_character_delimiter_without_header(tmp_path: Path) -> None:
+    path = tmp_path / "a.dat"
+    path.write_bytes(b"\xef\xbb\xbf1::2\n3::4\n")
+    layout = TextFormat("::", ("a", "b"), header=False, types=(("b", text.pa.int64()),))
+    assert [piece.read().to_pydict() for piece in text_pieces(path, layout)] == [{"b": [2, 4]}]
