@@ -26,10 +26,10 @@ $(READY): $(LOCKS) pyproject.toml Makefile
 	rm -f .venv/.ready-*
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
-	  -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
 	  --constraint requirements/$(DEVICE).txt -r $(TORCH)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
+	  -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
 	touch $@
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
@@ -95,7 +97,11 @@ _NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), 
     kind=st.sampled_from(["parquet", "csv", "torch_tensor"]),
 )
 def test_any_valid_spec_survives_write_and_read(
-    fresh, names: list[str], cardinalities: list[int | str | None], series: int | None, kind: str
+    fresh: Callable[[], Path],
+    names: list[str],
+    cardinalities: list[int | str | None],
+    series: int | None,
+    kind: Literal["parquet", "csv", "torch_tensor"],
 ) -> None:
     spec = FeatureSpec(
         channel_spec={"all": names, names[0]: []},

@@ -99,13 +99,6 @@ def test_branches_are_merged_as_the_stock_executor_merges_them() -> None:
     assert results[1].to_numpy().tolist() == [[-1, 30, 5], [-2, 40, 6]]
 
 
-@pytest.mark.xfail(reason="nvtabular's get_subworkflow builds a workflow of the stock class", strict=True)
-def test_a_subworkflow_does_not_leak() -> None:
-    workflow = Workflow(nvt.ops.Subgraph("small", filtered()).__class__ and (["x"] >> nvt.ops.Subgraph("small", filtered())))
-    run_workflow(workflow)
-    assert run_workflow(workflow.get_subworkflow("small"))[1] == []
-
-
 # --- The Loader: hangs, ranks without a partition, order of partitions ------------------------------------------
 
 
@@ -250,9 +243,33 @@ def test_stock_order_of_partitions_never_changes_and_ours_follows_indices() -> N
         assert [order_of_parts(stock) for _ in range(3)] == [list(range(8))] * 3
     rng = np.random.default_rng(0)
     for _ in range(3):  # a new loader each epoch
-        with loader_class()(numbered_parts(sizes), batch_size=4, shuffle=True) as loader:
-            loader.indices = rng.permutation(8)
-            assert order_of_parts(loader) == loader.indices.tolist()
+        order = rng.permutation(8)
+        with loader_class()(numbered_parts(sizes), batch_size=4) as loader:
+            loader.indices = order
+            assert order_of_parts(loader) == order.tolist()
+
+
+def test_stock_shuffle_takes_numpys_global_generator_and_ours_takes_an_order() -> None:
+    def global_state() -> list[int]:
+        return [*np.random.get_state()[1].tolist(), np.random.get_state()[2]]
+
+    before = global_state()
+    with loader_class()(numbered_parts([2] * 4), batch_size=2) as loader:
+        loader.indices = np.array([2, 0, 3, 1])
+        list(loader)
+    assert global_state() == before
+    with StockLoader(numbered_parts([2] * 4), batch_size=2, shuffle=True, seed_fn=lambda: 7) as stock:
+        list(stock)
+    assert global_state() != before
+
+
+@pytest.mark.xfail(reason="with shuffle=True the stock class shuffles the array of `indices` in place", strict=True)
+def test_an_order_that_was_given_is_left_as_it_is() -> None:
+    order = np.arange(32)
+    with loader_class()(numbered_parts([2] * 32), batch_size=2, shuffle=True) as loader:
+        loader.indices = order
+        list(loader)
+    assert order.tolist() == list(range(32))
 
 
 def test_ranks_take_turns_in_the_order_of_indices() -> None:

@@ -74,7 +74,9 @@ def test_a_rating_that_is_not_used_may_be_text(
 
 def test_unknown_columns_are_asked_for_by_flag(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3"])
-    with pytest.raises(UserError, match=r"log\.csv: .*--user, --item and --time; its columns are 'who', 'what', 'when'"):
+    with pytest.raises(
+        UserError, match=r"log\.csv: .*--user, --item and --time; its columns are 'who', 'what', 'when'"
+    ):
         open_log(path, None, tmp_path)
 
 
@@ -90,7 +92,9 @@ def test_a_folder_without_ratings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("columns", [None, _OWN])
-@pytest.mark.parametrize("content", [b"", b"\n\n", bytes(range(256)) * 9, b"\x89PNG\r\n\x1a\n\xff\xd8", b"PAR1", b"PK\x03\x04"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", bytes(range(256)) * 9, b"\x89PNG\r\n\x1a\n\xff\xd8", b"PAR1", b"PK\x03\x04"]
+)
 def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes, columns: Columns | None) -> None:
     (tmp_path / "log").write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "log")):

@@ -90,9 +90,7 @@ def _input(folder: Path, layout: str, form: str) -> Path:
     return _zipped(folder, layout, "ml-inner/" if form == "zip with folder" else "")
 
 
-@pytest.mark.parametrize(
-    "form", ["file", "file with CRLF", "folder", "nested folder", "zip", "zip with folder"]
-)
+@pytest.mark.parametrize("form", ["file", "file with CRLF", "folder", "nested folder", "zip", "zip with folder"])
 @pytest.mark.parametrize("layout", list(_LAYOUTS))
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
 def test_every_layout_in_every_form(
@@ -123,9 +121,7 @@ def test_a_renamed_file_is_known_by_its_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_any_compression_of_a_zip(
-    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], method: int
-) -> None:
+def test_any_compression_of_a_zip(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], method: int) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "ml/", method)
     assert len(log_rows(open_log(archive, None, _scratch(tmp_path)))) == len(_ROWS)
 
@@ -133,9 +129,9 @@ def test_any_compression_of_a_zip(
 def test_names_in_a_zip_cannot_leave_the_scratch_folder(tmp_path: Path) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "../../evil/")
     scratch = _scratch(tmp_path)
-    before = {path for path in tmp_path.rglob("*")}
+    before = set(tmp_path.rglob("*"))
     open_log(archive, None, scratch)
-    assert {path for path in tmp_path.rglob("*")} - before == {scratch / "u.data", scratch / "u.item"}
+    assert set(tmp_path.rglob("*")) - before == {scratch / "u.data", scratch / "u.item"}
 
 
 def test_a_zip_without_ratings_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,6 @@ from preprocessing.sources.text import TextFormat, csv_log, has_quoted_newlines,
 from workflows.errors import UserError
 
 _COLUMNS = Columns(user="who", item="what", time="when")
-_READ = pd.DataFrame  # what `log_rows` gives
 
 
 def _open(path: Path, columns: Columns = _COLUMNS) -> Log:
@@ -52,7 +52,7 @@ _WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Z
 )
 def test_pieces_cover_every_row_once(
     fresh: Callable[[], Path],
-    log_rows: Callable[[Log], _READ],
+    log_rows: Callable[[Log], pd.DataFrame],
     ids: list[tuple[Any, Any]],
     delimiter: str,
     newline: str,
@@ -64,7 +64,9 @@ def test_pieces_cover_every_row_once(
     rows = [[what, "x, y;z|\t", number, who] for number, (who, what) in enumerate(ids)]
     content = _written([["what", "other", "when", "who"], *rows], delimiter, newline, quote)
     path = fresh() / "log.txt"
-    path.write_text(("\ufeff" if bom else "") + (content if last_newline else content.rstrip("\r\n")), "utf-8", newline="")
+    path.write_text(
+        ("\ufeff" if bom else "") + (content if last_newline else content.rstrip("\r\n")), "utf-8", newline=""
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PIECE_BYTES", piece_bytes)
         log = _open(path)
@@ -82,7 +84,7 @@ def test_pieces_cover_every_row_once(
     piece_bytes=st.integers(1, 40),
 )
 def test_quoted_newlines_cut_no_row(
-    fresh: Callable[[], Path], log_rows: Callable[[Log], _READ], notes: list[str], piece_bytes: int
+    fresh: Callable[[], Path], log_rows: Callable[[Log], pd.DataFrame], notes: list[str], piece_bytes: int
 ) -> None:
     rows = [[f"u{number}", note, f"i{number}", number] for number, note in enumerate(notes)]
     path = fresh() / "log.csv"
@@ -112,16 +114,15 @@ def test_a_quoted_newline_is_found_across_blocks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spelling", ["", '""', "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N"])
 @pytest.mark.parametrize("values", [("1", "2", "3"), ("ann", "tea", "2020-01-02"), ("ann", "tea", "1.5")])
 def test_missing_values_are_null_whatever_the_type(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], spelling: str, values: tuple[str, ...]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], spelling: str, values: tuple[str, ...]
 ) -> None:
     lines = ["who,what,when"]
     for missing in range(3):
         lines += [",".join(spelling if place == missing else value for place, value in enumerate(values))]
     lines += [",".join(values)] * 2
     found = log_rows(_open(write_lines("log.csv", lines)))
-    assert found.isna().to_numpy().tolist() == [[True, False, False], [False, True, False], [False, False, True]] + [
-        [False] * 3
-    ] * 2
+    diagonal = [[place == missing for place in range(3)] for missing in range(3)]
+    assert found.isna().to_numpy().tolist() == [*diagonal, [False] * 3, [False] * 3]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,11 @@ def test_missing_values_are_null_whatever_the_type(
         (["2020-01-02", "1969-12-31"], [dt.datetime(2020, 1, 2), dt.datetime(1969, 12, 31)]),
         (
             ["2020-01-02 03:04:05", "2020-01-02T03:04:05.250", "2020-01-02 03:04"],
-            [dt.datetime(2020, 1, 2, 3, 4, 5), dt.datetime(2020, 1, 2, 3, 4, 5, 250_000), dt.datetime(2020, 1, 2, 3, 4)],
+            [
+                dt.datetime(2020, 1, 2, 3, 4, 5),
+                dt.datetime(2020, 1, 2, 3, 4, 5, 250_000),
+                dt.datetime(2020, 1, 2, 3, 4),
+            ],
         ),
         pytest.param(
             ["2020-01-02T03:04:05Z", "2020-01-02T05:04:06+02:00"],
@@ -147,13 +152,15 @@ def test_missing_values_are_null_whatever_the_type(
     ],
 )
 def test_times_may_be_integers_numbers_or_dates(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], spelled: list[str], expected: list[Any]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], spelled: list[str], expected: list[Any]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", *(f"1,2,{time}" for time in spelled)])))
     assert found["when"].tolist() == expected
 
 
-def test_ids_with_leading_zeros_are_text(write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]) -> None:
+def test_ids_with_leading_zeros_are_text(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
+) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", "007,01,1", "010,02,2", "7,1,3"])))
     assert found["who"].tolist() == ["007", "010", "7"]
     assert found["what"].tolist() == ["01", "02", "1"]
@@ -161,7 +168,7 @@ def test_ids_with_leading_zeros_are_text(write_lines: Callable[..., Path], log_r
 
 @pytest.mark.xfail(strict=True, reason="Arrow reads 007 as 7, so two ids become one without a word")
 def test_a_leading_zero_among_integers_is_no_silent_merge(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ["who,what,when", "7,1,1", "007,1,2", "8,1,3", "9,1,4"])
     with pytest.raises(UserError, match="line 3"):
@@ -170,7 +177,7 @@ def test_a_leading_zero_among_integers_is_no_silent_merge(
 
 @pytest.mark.xfail(strict=True, reason="blanks after the delimiter become part of a text id")
 def test_blanks_around_ids_do_not_turn_integers_into_text(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who, what, when", "1, 2, 3", "4, 5, 6"])))
     assert found.to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -197,7 +204,7 @@ def test_blanks_around_ids_do_not_turn_integers_into_text(
 @pytest.mark.parametrize("piece_bytes", [10, 1 << 20])
 def test_a_value_of_another_type_is_named_by_file_line_and_column(
     write_lines: Callable[..., Path],
-    log_rows: Callable[[Log], _READ],
+    log_rows: Callable[[Log], pd.DataFrame],
     monkeypatch: pytest.MonkeyPatch,
     bad: str,
     column: str,
@@ -212,7 +219,7 @@ def test_a_value_of_another_type_is_named_by_file_line_and_column(
 
 @pytest.mark.xfail(strict=True, reason="the check of a date does not look at month and day")
 def test_an_impossible_date_is_named_by_line(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     with pytest.raises(UserError, match="line 3: column 'when'"):
         log_rows(_open(write_lines("log.csv", ["who,what,when", "1,2,2020-01-01", "1,3,2020-13-45"])))
@@ -221,7 +228,7 @@ def test_an_impossible_date_is_named_by_line(
 @pytest.mark.parametrize(("bad", "got"), [("1,2", 2), ("1,2,3,4", 4), ("1", 1)])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 def test_a_line_with_another_number_of_columns_is_named(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ], bad: str, got: int, newline: str
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], bad: str, got: int, newline: str
 ) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3", "1,3,3", bad, "1,4,4"], newline)
     with pytest.raises(UserError, match=rf"log\.csv, line 4: expected 3 columns \(who, what, when\), got {got}"):
@@ -229,13 +236,13 @@ def test_a_line_with_another_number_of_columns_is_named(
 
 
 def test_columns_that_are_not_read_may_hold_anything(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ["a,who,b,what,when", "1,1,x,2,3", "x,4,,5,6"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, log_rows: Callable[[Log], _READ]) -> None:
+def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
     path = tmp_path / "log.csv"
     path.write_bytes("who,what,when\n1,thé,1\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"log\.csv.*encoding"):
@@ -250,22 +257,18 @@ def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, log_rows: C
     ],
 )
 @pytest.mark.xfail(strict=True, raises=csv.Error, reason="the csv module's own error for a lone carriage return")
-def test_carriage_returns_alone_are_read_or_refused(
-    tmp_path: Path, log_rows: Callable[[Log], _READ], content: str
+def test_carriage_returns_alone_are_refused(
+    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], content: str
 ) -> None:
     path = tmp_path / "log.csv"
     path.write_text(content, newline="")
-    try:
-        found = log_rows(_open(path))
-    except UserError as err:
-        assert "log.csv" in str(err)
-    else:
-        assert found["who"].tolist() == [int(value) for value in content.split() for value in value.split(",")[:1]][1:]
+    with pytest.raises(UserError, match=r"log\.csv"):
+        log_rows(_open(path))
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\n\n\n\n\n\n\n\n", "\r\n\r\n"])
 def test_blank_lines_at_the_end_are_no_rows(
-    tmp_path: Path, log_rows: Callable[[Log], _READ], monkeypatch: pytest.MonkeyPatch, ending: str
+    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr(text, "PIECE_BYTES", 6)
     path = tmp_path / "log.csv"
@@ -295,7 +298,7 @@ def test_all_missing_columns_are_listed_beside_those_that_are_there(write_lines:
 
 @pytest.mark.xfail(strict=True, raises=UserError, reason="the header is split at every delimiter, quoted or not")
 def test_a_column_name_may_hold_the_delimiter(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], _READ]
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ['who,"a, b",what,when', "1,x,2,3"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3]]
@@ -304,5 +307,5 @@ def test_a_column_name_may_hold_the_delimiter(
 def test_a_two_character_delimiter_without_header(tmp_path: Path) -> None:
     path = tmp_path / "a.dat"
     path.write_bytes(b"\xef\xbb\xbf1::2\n3::4\n")
-    layout = TextFormat("::", ("a", "b"), header=False, types=(("b", text.pa.int64()),))
+    layout = TextFormat("::", ("a", "b"), header=False, types=(("b", pa.int64()),))
     assert [piece.read().to_pydict() for piece in text_pieces(path, layout)] == [{"b": [2, 4]}]

@@ -1,0 +1,86 @@
+"""Small prepared folders of known content, in whatever layout a test needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from model.data import Rows, open_test, open_train
+from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
+
+CPU = torch.device("cpu")
+Row = tuple[int, int, float]
+
+
+def _table(rows: Sequence[Row]) -> pa.Table:
+    users, items, labels = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table(
+        {
+            "user": pa.array(users, pa.int32()),
+            "item": pa.array(items, pa.int32()),
+            "label": pa.array(labels, pa.float32()),
+        }
+    )
+
+
+@pytest.fixture
+def write_folder(tmp_path: Path) -> Callable[..., Path]:
+    """`write_folder(train_parts, n_users, n_items, test_parts, length)`: a folder in our own layout."""
+
+    def write(
+        train: Sequence[Sequence[Row]],
+        n_users: int,
+        n_items: int,
+        test: Sequence[Sequence[Row]] = (((0, 0, 1.0),),),
+        length: int = 1,
+        time_ordered: bool = True,
+        name: str = "prepared",
+    ) -> Path:
+        folder = tmp_path / name
+        chunks = {}
+        for mapping, parts in (("train", train), ("test", test)):
+            (folder / mapping).mkdir(parents=True)
+            files = [f"{mapping}/part-{index:05d}.parquet" for index in range(len(parts))]
+            for file, rows in zip(files, parts, strict=True):
+                pq.write_table(_table(rows), folder / file)
+            chunks[mapping] = [Chunk(type="parquet", features=["user", "item", "label"], files=files)]
+        FeatureSpec(
+            channel_spec={"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
+            feature_spec={
+                "user": Feature(dtype="int32", cardinality=n_users),
+                "item": Feature(dtype="int32", cardinality=n_items),
+                "label": Feature(dtype="float32"),
+            },
+            metadata=Metadata(test_samples_per_series=length, time_ordered=time_ordered),
+            source_spec=chunks,
+        ).write(folder)
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def train_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
+    """The train rows of a folder that `write_folder` writes from the same arguments."""
+
+    def rows(*args: object, **more: object) -> Rows:
+        folder = write_folder(*args, **more)
+        return open_train(folder, read_feature_spec(folder), CPU)
+
+    return rows
+
+
+@pytest.fixture
+def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
+    """The test rows of a folder whose series are given in parts."""
+
+    def rows(parts: Sequence[Sequence[Row]], n_users: int, n_items: int, length: int) -> Rows:
+        folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, parts, length)
+        return open_test(folder, read_feature_spec(folder), CPU)[0]
+
+    return rows

@@ -1,0 +1,283 @@
+"""Epochs over folders of known rows: nothing lost, nothing twice, negatives exact."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from model import data
+from model.batches import Batch, EpochBatches, SamplingConfig
+from model.data import Rows, open_train
+from preprocessing.feature_spec import read_feature_spec
+from workflows.merlin import parquet_dataset
+
+CPU = torch.device("cpu")
+Row = tuple[int, int, float]
+N_ITEMS = 30
+_NUMBERS = itertools.count()
+
+
+def config(**change: object) -> SamplingConfig:
+    values = {"batch_size": 16, "per_positive": 4, "kind": "exact", "in_memory": False, "seed": 1}
+    return SamplingConfig(**{**values, **change})  # type: ignore[arg-type]
+
+
+def listed(batch: Batch) -> list[Row]:
+    return list(zip(batch.users.tolist(), batch.items.tolist(), batch.labels.tolist(), strict=True))
+
+
+def epoch(rows: Rows, number: int, **change: object) -> list[list[Row]]:
+    return [listed(batch) for batch in EpochBatches(rows, config(**change), CPU).epoch(number)]
+
+
+def flat(batches: list[list[Row]]) -> list[Row]:
+    return [row for batch in batches for row in batch]
+
+
+def user_rows(sizes: list[int], first_user: int = 0, seed: int = 0) -> list[Row]:
+    """Distinct positives: sizes[i] items of user first_user + i."""
+    rng = np.random.default_rng((seed, first_user))
+    return [
+        (first_user + place, int(item), 1.0)
+        for place, size in enumerate(sizes)
+        for item in rng.choice(N_ITEMS, size, replace=False)
+    ]
+
+
+def check_exact_epoch(batches: list[list[Row]], rows: list[Row], batch_size: int, per_positive: int) -> None:
+    """Every row once, `per_positive` negatives for each positive, none of them a positive of its user."""
+    seen: dict[int, set[int]] = {}
+    for user, item, label in rows:
+        if label > 0:
+            seen.setdefault(user, set()).add(item)
+    sizes = [len(batch) for batch in batches]
+    assert all(size == batch_size for size in sizes[:-1])
+    assert 0 < sizes[-1] <= batch_size
+    found = Counter(flat(batches))
+    added = found - Counter(rows)
+    assert Counter(rows) <= found
+    assert sum(added.values()) == sum(found.values()) - len(rows)
+    owners: Counter = Counter()
+    for (user, item, label), times in added.items():
+        assert label == 0.0
+        assert item not in seen[user]
+        owners[user] += times
+    positives = Counter(user for user, _, label in rows if label > 0)
+    assert owners == Counter({u: per_positive * n for u, n in positives.items() if per_positive and len(seen[u]) < N_ITEMS})
+
+
+FOLDERS = {
+    "several parts": [user_rows([5, 9, 3]), user_rows([7, 2], 3), user_rows([30, 29, 1, 4], 5)],
+    "tiny parts": [[row] for row in user_rows([1] * 9)],
+    "one part": [user_rows([4, 11, 6, 1, 20])],
+    "one row": [[(2, 3, 1.0)]],
+    "one user": [user_rows([25])],
+    "empty parts first, between and last": [[], user_rows([5, 6]), [], user_rows([8], 2), []],
+}
+
+
+@pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
+@pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
+def test_every_row_once_with_exact_negatives(train_rows: Callable, parts: list[list[Row]], in_memory: bool) -> None:
+    rows = train_rows(parts, 12, N_ITEMS)
+    everything = flat(parts)
+    for batch_size in (7, 10_000):  # one that does not divide, one beyond the data
+        batches = epoch(rows, 0, batch_size=batch_size, in_memory=in_memory)
+        check_exact_epoch(batches, everything, batch_size, 4)
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.integers(1, N_ITEMS), max_size=4), min_size=1, max_size=4).filter(any),
+    st.integers(1, 40),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_every_row_once_in_random_folders(
+    write_folder: Callable[..., Path], parts: list[list[int]], batch_size: int, per_positive: int, in_memory: bool
+) -> None:
+    first = np.cumsum([0, *map(len, parts)]).tolist()
+    content = [user_rows(sizes, start) for sizes, start in zip(parts, first, strict=False)]
+    folder = write_folder(content, 16, N_ITEMS, name=f"folder{next(_NUMBERS)}")
+    rows = open_train(folder, read_feature_spec(folder), CPU)
+    batches = epoch(rows, 2, batch_size=batch_size, per_positive=per_positive, in_memory=in_memory)
+    check_exact_epoch(batches, flat(content), batch_size, per_positive)
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
+def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable, in_memory: bool) -> None:
+    parts = [user_rows([6, 7, 8], 3 * part) for part in range(5)]
+    rows = train_rows(parts, 15, N_ITEMS)
+    first, second, other = (epoch(rows, n, seed=s, in_memory=in_memory) for n, s in ((0, 1), (1, 1), (0, 2)))
+    again = epoch(rows, 0, seed=1, in_memory=in_memory)
+    assert first == again
+    for different in (second, other):
+        negatives = [Counter(row for row in flat(batches) if not row[2]) for batches in (first, different)]
+        shared = sum((negatives[0] & negatives[1]).values()) / sum(negatives[0].values())
+        assert shared < 0.7  # two independent draws share some by chance
+        positives = [[row for row in flat(batches) if row[2]] for batches in (first, different)]
+        assert sorted(positives[0]) == sorted(positives[1])
+        assert positives[0] != positives[1]
+
+
+def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> None:
+    rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
+    for in_memory in (False, True):
+        batches = EpochBatches(rows, config(in_memory=in_memory), CPU)
+        first = [listed(batch) for batch in batches.epoch(0)]
+        list(batches.epoch(1))
+        assert [listed(batch) for batch in batches.epoch(0)] == first
+
+
+def test_the_order_of_parts_changes_between_epochs(train_rows: Callable) -> None:
+    parts = [user_rows([8], user) for user in range(8)]
+    batches = EpochBatches(train_rows(parts, 8, N_ITEMS), config(), CPU)
+    orders = []
+    for seed in range(3):
+        users = torch.cat([block.users for block in batches._blocks(seed)])
+        orders.append(torch.unique_consecutive(users).tolist())
+    assert all(sorted(order) == list(range(8)) for order in orders)
+    assert len(set(map(tuple, orders))) > 1
+
+
+def test_the_rows_of_a_batch_are_mixed(train_rows: Callable) -> None:
+    batches = epoch(train_rows([user_rows([10] * 12)], 12, N_ITEMS), 0, batch_size=10_000)
+    labels = [label for _, _, label in flat(batches)]
+    blocks = [labels[start : start + 100] for start in range(0, 500, 100)]
+    assert all(5 <= sum(block) <= 40 for block in blocks)  # one in five is a positive
+
+
+def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Callable) -> None:
+    sizes = [1 + (7 * user) % 13 for user in range(60)]
+    parts = [user_rows(sizes[start : start + 12], start) for start in range(0, 60, 12)]
+    rows = train_rows(parts, 60, N_ITEMS)
+    batches = EpochBatches(rows, config(), CPU)
+    assert batches.block_rows == sum(sizes) // 4
+    for limit in (batches.block_rows, 20, 5, 1):
+        batches.block_rows = limit
+        blocks = list(batches._blocks(3))
+        # What is held back is at most the part of one user's rows that came before.
+        assert max(map(len, blocks)) <= limit + max(sizes) - 1
+        assert sum(map(len, blocks)) == sum(sizes)
+        owners = [user for block in blocks for user in block.users.unique().tolist()]
+        assert len(owners) == len(set(owners)) == 60
+
+
+def test_the_block_is_bounded_for_large_sets() -> None:
+    rows = Rows(columns=None, names=(), n_rows=10**9, dataset=None)  # type: ignore[arg-type]
+    assert EpochBatches(rows, config(), CPU).block_rows == 1 << 20
+
+
+@pytest.mark.xfail(strict=True, reason="partitions end within a user and are read apart")
+@pytest.mark.parametrize("layout", ["frames", "row groups"])
+def test_a_user_who_lies_in_two_partitions_keeps_exact_negatives(
+    write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, layout: str
+) -> None:
+    # A partition ends where it is large enough, which may be in the middle of a user.
+    n_items = 40
+    if layout == "frames":
+        monkeypatch.setattr(data, "_FRAME_PARTITION_ROWS", 50)
+        rows_of_user, n_users = 20, 12
+    else:
+        monkeypatch.setattr(data, "parquet_dataset", functools.partial(parquet_dataset, part_mib=1))
+        rows_of_user, n_users = 39, 3000
+    folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, time_ordered=layout != "frames")
+    users = np.repeat(np.arange(n_users, dtype=np.int32), rows_of_user)
+    items = np.tile(np.arange(rows_of_user, dtype=np.int32), n_users)
+    table = pa.table({"user": users, "item": items, "label": np.ones(len(users), dtype=np.float32)})
+    pq.write_table(table, folder / "train" / "part-00000.parquet", row_group_size=10_000)
+    rows = open_train(folder, read_feature_spec(folder), CPU)
+    batches = EpochBatches(rows, config(batch_size=10**6, per_positive=1), CPU)
+    for number in range(2):
+        for batch in batches.epoch(number):
+            negatives = batch.items[batch.labels == 0]
+            assert (negatives >= rows_of_user).all()
+
+
+def test_rows_with_label_0_stay_and_get_no_negatives(train_rows: Callable) -> None:
+    part = [(0, 1, 1.0), (0, 2, 0.0), (0, 3, 0.0), (1, 4, 0.0), (2, 5, 1.0), (2, 5, 0.0)]
+    rows = train_rows([part], 3, N_ITEMS)
+    for in_memory in (False, True):
+        for number in range(3):
+            check_exact_epoch(epoch(rows, number, in_memory=in_memory), part, 16, 4)
+
+
+def test_a_part_of_label_0_rows_alone(train_rows: Callable) -> None:
+    parts = [[(0, 1, 0.0), (0, 2, 0.0)], [(1, 1, 1.0)]]
+    check_exact_epoch(epoch(train_rows(parts, 2, N_ITEMS), 0), flat(parts), 16, 4)
+    nothing = [[(0, 1, 0.0), (0, 2, 0.0)]]
+    assert sorted(flat(epoch(train_rows(nothing, 2, N_ITEMS, name="negatives"), 0))) == flat(nothing)
+
+
+@pytest.mark.parametrize("change", [{"kind": "static"}, {"per_positive": 0}, {"per_positive": 0, "kind": "uniform"}])
+def test_nothing_is_drawn_where_nothing_is_to_be(train_rows: Callable, change: dict[str, object]) -> None:
+    parts = [[(0, 1, 1.0), (0, 2, 0.0)], [(1, 1, 1.0), (1, 0, 0.0), (1, 3, 0.0)]]
+    rows = train_rows(parts, 2, N_ITEMS)
+    for number in range(2):
+        assert sorted(flat(epoch(rows, number, **change))) == sorted(flat(parts))
+
+
+def test_a_user_who_has_seen_every_item_keeps_the_rows(train_rows: Callable) -> None:
+    everything = [(0, item, 1.0) for item in range(N_ITEMS)]
+    parts = [[*everything, (1, 0, 1.0)]]
+    check_exact_epoch(epoch(train_rows(parts, 2, N_ITEMS), 0), flat(parts), 16, 4)
+    alone = epoch(train_rows([everything], 1, N_ITEMS, name="alone"), 0)
+    assert sorted(flat(alone)) == everything
+
+
+def test_a_repeated_positive_is_a_row_each_time(train_rows: Callable) -> None:
+    part = [(0, 1, 1.0), (0, 1, 1.0), (0, 2, 1.0), (1, 2, 1.0)]
+    check_exact_epoch(epoch(train_rows([part], 2, N_ITEMS), 0), part, 16, 4)
+
+
+def test_exact_negatives_are_uniform_over_the_unseen(train_rows: Callable, assert_uniform: Callable) -> None:
+    part = [(user, item, 1.0) for user in range(40) for item in (0, 7, 29)]
+    batches = epoch(train_rows([part], 40, N_ITEMS), 0, per_positive=40, batch_size=4096)
+    drawn = Counter(item for _, item, label in flat(batches) if not label)
+    assert not {0, 7, 29} & set(drawn)
+    assert_uniform(np.array([drawn[item] for item in range(N_ITEMS) if item not in (0, 7, 29)]))
+
+
+def test_uniform_negatives_may_be_any_item(train_rows: Callable, assert_uniform: Callable) -> None:
+    part = [(user, item, 1.0) for user in range(40) for item in (0, 7, 29)]
+    batches = epoch(train_rows([part], 40, N_ITEMS), 0, per_positive=40, batch_size=4096, kind="uniform")
+    negatives = [row for row in flat(batches) if not row[2]]
+    assert Counter(user for user, _, _ in negatives) == dict.fromkeys(range(40), 120)
+    assert_uniform(np.bincount([item for _, item, _ in negatives], minlength=N_ITEMS))
+
+
+def test_negatives_do_not_depend_on_parts_or_blocks(train_rows: Callable) -> None:
+    sizes = [3, 9, 1, 14, 6, 8]
+    content = [user_rows([size], user) for user, size in enumerate(sizes)]
+    layouts = [content, [flat(content)], [flat(content[:2]), flat(content[2:])]]
+    epochs = []
+    for place, parts in enumerate(layouts):
+        rows = train_rows(parts, 6, N_ITEMS, name=f"layout{place}")
+        epochs += [Counter(flat(epoch(rows, 3, in_memory=in_memory))) for in_memory in (False, True)]
+    assert all(counted == epochs[0] for counted in epochs)
+
+
+def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
+    rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
+    for kind, expected in (("exact", 55), ("uniform", 55), ("static", 11)):
+        assert EpochBatches(rows, config(kind=kind), CPU).samples_per_epoch() == expected
+
+
+def test_batch_dtypes(train_rows: Callable) -> None:
+    rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
+    for batch in EpochBatches(rows, config(), CPU).epoch(0):
+        assert batch.users.dtype in (torch.int32, torch.int64)
+        assert batch.items.dtype in (torch.int32, torch.int64)
+        assert batch.labels.dtype == torch.float32
+        assert batch.users.shape == batch.items.shape == batch.labels.shape == (len(batch),)

@@ -1,0 +1,205 @@
+"""Weights on disk: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from model.checkpoint import load_run, load_weights, save_model, save_reference
+from model.neumf import NeuMF, NeuMFConfig
+from workflows.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def network(seed: int = 0, **change: Any) -> NeuMF:
+    shape: dict[str, Any] = {"n_users": 5, "n_items": 6, "factors": 3, "layers": (8, 4), "dropout": 0.25}
+    return NeuMF(NeuMFConfig(**{**shape, **change}), torch.Generator().manual_seed(seed))
+
+
+def scores(model: NeuMF) -> torch.Tensor:
+    users, items = torch.meshgrid(torch.arange(5), torch.arange(6), indexing="ij")
+    return model.eval()(users.flatten(), items.flatten()).detach()
+
+
+def assert_same_scores(first: NeuMF, second: NeuMF) -> None:
+    torch.testing.assert_close(scores(first), scores(second), rtol=0.0, atol=0.0)
+
+
+def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+    model = network()
+    save_model(tmp_path, model, {"data": "/somewhere", "epoch": 3})
+    run = load_run(tmp_path, CPU)
+    assert_same_scores(run.model, model)
+    assert run.model.config == model.config
+    assert not run.model.training
+    assert run.folder == tmp_path
+    assert (run.config["data"], run.config["epoch"]) == ("/somewhere", 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        save_model(tmp_path, network(seed), {})
+        save_reference(tmp_path, network(seed))
+    assert_same_scores(load_run(tmp_path, CPU).model, network(2))
+    loaded = network(9)
+    load_weights(tmp_path / "model.pth", loaded)
+    assert_same_scores(loaded, network(2))
+
+
+def test_the_references_file_is_a_plain_state_dict(tmp_path: Path) -> None:
+    save_reference(tmp_path / "new" / "folder", network())
+    assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["model.pth"]
+    weights = torch.load(tmp_path / "new" / "folder" / "model.pth", weights_only=True)
+    assert {name: tuple(value.shape) for name, value in weights.items()} == {
+        name: tuple(value.shape) for name, value in network().state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_the_references_weights_load_with_and_without_prefix(tmp_path: Path, prefix: str, kind: type) -> None:
+    model, path = network(1), tmp_path / "model.pth"
+    torch.save(kind((prefix + name, value) for name, value in model.state_dict().items()), path)
+    loaded = network(2)
+    load_weights(path, loaded)
+    assert_same_scores(loaded, model)
+
+
+def test_safetensors_load_as_weights(tmp_path: Path) -> None:
+    save_model(tmp_path, network(1), {})
+    loaded = network(2)
+    load_weights(tmp_path / "model.safetensors", loaded)
+    assert_same_scores(loaded, network(1))
+
+
+def test_all_wrong_shapes_and_names_are_listed(tmp_path: Path) -> None:
+    save_reference(tmp_path, network(n_users=7, factors=2, layers=(8, 5, 4)))
+    with pytest.raises(UserError) as error:
+        load_weights(tmp_path / "model.pth", network())
+    message = str(error.value)
+    for wrong in (
+        "mf_user_embed.weight: expected (5, 3), got (7, 2)",
+        "mf_item_embed.weight: expected (6, 3), got (6, 2)",
+        "mlp_user_embed.weight: expected (5, 4), got (7, 4)",
+        "mlp.0.weight: expected (4, 8), got (5, 8)",
+        "mlp.1.weight: expected nothing, got (4, 5)",
+        "final.weight: expected (1, 7), got (1, 6)",
+    ):
+        assert wrong in message
+    assert "mlp_item_embed" not in message
+    assert "--factors" in message
+
+
+def test_a_missing_weight_is_listed(tmp_path: Path) -> None:
+    weights = network().state_dict()
+    del weights["final.bias"]
+    torch.save(weights, tmp_path / "model.pth")
+    with pytest.raises(UserError, match=r"final\.bias: expected \(1,\), got nothing"):
+        load_weights(tmp_path / "model.pth", network())
+
+
+def test_what_is_no_weight_is_no_obstacle(tmp_path: Path) -> None:
+    torch.save({**network(1).state_dict(), "epoch": 7}, tmp_path / "model.pth")
+    loaded = network(2)
+    load_weights(tmp_path / "model.pth", loaded)
+    assert_same_scores(loaded, network(1))
+
+
+class _Malicious:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.target,))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, how: str) -> None:
+    path, touched = tmp_path / "model.pth", tmp_path / "touched"
+    content = {**network().state_dict(), "final.bias": _Malicious(touched)}
+    if how == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps({"final.bias": _Malicious(touched)}))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        load_weights(path, network())
+    assert not touched.exists()
+    torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
+    assert touched.exists()  # it would have been
+
+
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"nonsense", bytes(1000)])
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"{name}: not a readable checkpoint"):
+        load_weights(path, network())
+
+
+@pytest.mark.parametrize("value", [[1, 2], torch.ones(3), 5])
+def test_something_else_than_a_dict_is_refused(tmp_path: Path, value: object) -> None:
+    torch.save(value, tmp_path / "model.pth")
+    with pytest.raises(UserError, match="expected a state dict"):
+        load_weights(tmp_path / "model.pth", network())
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_truncated_safetensors_are_refused(tmp_path: Path, keep: int) -> None:
+    save_model(tmp_path, network(), {})
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"model\.safetensors: not readable weights"):
+        load_run(tmp_path, CPU)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no trained run"):
+        load_run(tmp_path, CPU)
+    save_model(tmp_path, network(), {})
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        load_run(tmp_path, CPU)
+
+
+_SHAPE = {"n_users": 5, "n_items": 6, "factors": 3, "layers": [8, 4], "dropout": 0.25}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        "{}",
+        '{"model": null}',
+        json.dumps({"model": {**_SHAPE, "layers": 3}}),
+        json.dumps({"model": {**_SHAPE, "n_users": "five"}}),
+        json.dumps({"model": {**_SHAPE, "n_users": 0}}),
+        json.dumps({"model": {**_SHAPE, "surprise": 1}}),
+        json.dumps({"model": {name: value for name, value in _SHAPE.items() if name != "n_items"}}),
+    ],
+)
+def test_a_config_that_is_none_is_refused(tmp_path: Path, config: str) -> None:
+    save_model(tmp_path, network(), {})
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError):
+        load_run(tmp_path, CPU)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, network(), {})
+    safetensors.torch.save_file(dict(network(factors=2).state_dict()), tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="mf_user_embed"):
+        load_run(tmp_path, CPU)

@@ -1,0 +1,299 @@
+"""Folders of every layout, opened: ours, NVIDIA's, and ones with faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+import train
+from model.data import Columns, Rows, open_test, open_train
+from preprocessing.feature_spec import read_feature_spec
+from workflows.errors import UserError
+
+CPU = torch.device("cpu")
+N_USERS, N_ITEMS, LENGTH = 8, 20, 5
+TRAIN_FLAGS = "-e 1 -b 64 -f 2 --layers 4 2 -k 2 -s 1"
+
+
+def known_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Train (user, item, label) in no order, and test series (user, item, label), positive first."""
+    rng = np.random.default_rng(0)
+    items = [rng.permutation(N_ITEMS) for _ in range(N_USERS)]
+    train_rows = [(u, i, int(place < 6)) for u in range(N_USERS) for place, i in enumerate(items[u][:9])]
+    test_rows = [(u, i, int(place == 0)) for u in range(N_USERS) for place, i in enumerate(items[u][10 : 10 + LENGTH])]
+    return rng.permutation(np.array(train_rows)), np.array(test_rows)
+
+
+def stream(rows: Rows, size: int = 7) -> list[tuple]:
+    blocks = [zip(*(column.tolist() for column in block), strict=True) for block in rows.stream(size, CPU)]
+    return [row for block in blocks for row in block]
+
+
+def write_spec(folder: Path, chunks: dict[str, list[dict[str, Any]]], names: Sequence[str], metadata: Any) -> None:
+    user, item, label = names
+    content = {
+        "channel_spec": {"user_ch": [user], "item_ch": [item], "label_ch": [label]},
+        "feature_spec": {
+            user: {"dtype": "torch.int64", "cardinality": N_USERS},
+            item: {"dtype": "torch.int64", "cardinality": N_ITEMS},
+            label: {"dtype": "torch.float32"},
+        },
+        "metadata": metadata,
+        "source_spec": chunks,
+    }
+    (folder / "feature_spec.yaml").write_text(yaml.safe_dump(content))
+
+
+def torch_folder(folder: Path) -> tuple[str, str, str]:
+    """NVIDIA's layout: ids in one file, labels in another."""
+    names, chunks = ("user_id", "item_id", "label"), {}
+    for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
+        torch.save(torch.from_numpy(rows[:, :2].astype(np.int64)), folder / f"{mapping}_data_0.pt")
+        torch.save(torch.from_numpy(rows[:, 2:].astype(np.float32)), folder / f"{mapping}_data_1.pt")
+        chunks[mapping] = [
+            {"type": "torch_tensor", "features": list(features), "files": [f"{mapping}_data_{number}.pt"]}
+            for number, features in enumerate((names[:2], names[2:]))
+        ]
+    write_spec(folder, chunks, names, {"test_samples_per_series": LENGTH})
+    return names
+
+
+def csv_folder(folder: Path) -> tuple[str, str, str]:
+    """Chunks side by side, each with its own columns and its own cuts into files; no header."""
+    names, chunks = ("reader", "book", "bought"), {}
+    for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
+        half = len(rows) // 3
+        for file, part in (("a", rows[:half]), ("b", rows[half:])):
+            np.savetxt(folder / f"{mapping}-{file}.txt", part[:, [2, 1]], fmt="%d", delimiter=",")
+        np.savetxt(folder / f"{mapping}-users.dat", rows[:, :1], fmt="%d")
+        chunks[mapping] = [
+            {"type": "csv", "features": ["bought", "book"], "files": [f"{mapping}-a.txt", f"{mapping}-b.txt"]},
+            {"type": "csv", "features": ["reader"], "files": [f"{mapping}-users.dat"]},
+        ]
+    write_spec(folder, chunks, names, {"test_samples_per_series": LENGTH, "made_by": "hand"})
+    return names
+
+
+def parquet_folder(folder: Path, kinds: Sequence[str] = ("int64", "int64", "float64"), **metadata: Any) -> tuple:
+    """Rows in no order, and a column of text that nobody asked for."""
+    names, chunks = ("u", "i", "y"), {}
+    for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
+        if metadata.get("time_ordered") and mapping == "train":
+            rows = rows[np.argsort(rows[:, 0], kind="stable")]
+        columns = {name: rows[:, place].astype(kinds[place]) for place, name in enumerate(names)}
+        table = pa.table({"note": ["text"] * len(rows), **columns})
+        pq.write_table(table, folder / f"{mapping}.parquet")
+        chunks[mapping] = [{"type": "parquet", "features": list(names), "files": [f"{mapping}.parquet"]}]
+    write_spec(folder, chunks, names, {"test_samples_per_series": LENGTH, **metadata})
+    return names
+
+
+LAYOUTS = {"torch_tensor": torch_folder, "csv": csv_folder, "parquet": parquet_folder}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_foreign_layouts_stream_their_rows(tmp_path: Path, layout: str) -> None:
+    names = LAYOUTS[layout](tmp_path)
+    train_known, test_known = known_rows()
+    spec = read_feature_spec(tmp_path)
+    rows = open_train(tmp_path, spec, CPU)
+    assert rows.names == tuple(names)
+    assert rows.n_rows == len(train_known)
+    # Users come together, and the rows of each keep their order.
+    expected = train_known[np.argsort(train_known[:, 0], kind="stable")]
+    assert stream(rows) == [tuple(row) for row in expected.tolist()]
+    test, length = open_test(tmp_path, spec, CPU)
+    assert length == LENGTH
+    assert stream(test) == [tuple(row) for row in test_known[:, :2].tolist()]
+    for block in rows.stream(5, CPU):
+        assert block[2].dtype == torch.float32
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("loader", ["merlin", "memory"])
+def test_foreign_layouts_train(tmp_path: Path, layout: str, loader: str) -> None:
+    LAYOUTS[layout](tmp_path)
+    run = tmp_path / "run"
+    train.main(["--data", str(tmp_path), "--output", str(run), "--loader", loader, *TRAIN_FLAGS.split()])
+    assert json.loads((run / "metrics.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.parametrize("negatives", ["exact", "static"])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("int32", "int64", "int32"),
+        ("int16", "uint8", "uint8"),
+        ("uint32", "uint64", "float64"),
+        ("int64", "int64", "bool"),
+        ("float64", "float32", "float32"),
+    ],
+    ids="-".join,
+)
+def test_ordered_parquet_of_any_number_type_trains(tmp_path: Path, kinds: tuple[str, ...], negatives: str) -> None:
+    parquet_folder(tmp_path, kinds, time_ordered=True)
+    run = tmp_path / "run"
+    flags = ["--data", str(tmp_path), "--output", str(run), "--negatives", negatives, *TRAIN_FLAGS.split()]
+    train.main(flags)
+    assert (run / "metrics.json").is_file()
+
+
+def test_every_layout_gives_the_same_model(tmp_path: Path) -> None:
+    # The same rows under other names, in other types and files: not one bit of the result differs.
+    weights = []
+    for layout, write in LAYOUTS.items():
+        folder = tmp_path / layout
+        folder.mkdir()
+        write(folder)
+        train.main(["--data", str(folder), "--output", str(folder / "run"), *TRAIN_FLAGS.split()])
+        weights.append((folder / "run" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] == weights[2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("mapping", ["train", "test"])
+@pytest.mark.parametrize("kind", ["user", "item"])
+def test_ids_outside_their_cardinality_are_refused(tmp_path: Path, layout: str, mapping: str, kind: str) -> None:
+    user, item, _ = LAYOUTS[layout](tmp_path)
+    path = tmp_path / "feature_spec.yaml"
+    spec = yaml.safe_load(path.read_text())
+    name, least = (user, N_USERS) if kind == "user" else (item, N_ITEMS)
+    spec["feature_spec"][name]["cardinality"] = least - 1
+    path.write_text(yaml.safe_dump(spec))
+    spec = read_feature_spec(tmp_path)
+    rows = open_train(tmp_path, spec, CPU) if mapping == "train" else open_test(tmp_path, spec, CPU)[0]
+    known = known_rows()[mapping == "test"][:, 0 if kind == "user" else 1]
+    if known.max() < least - 1:
+        pytest.skip("the largest id is not among these rows")
+    with pytest.raises(UserError, match=f"'{name}' holds id {least - 1}, .*{least - 1}"):
+        stream(rows)
+
+
+def test_negative_ids_are_refused(train_rows: Callable[..., Rows]) -> None:
+    with pytest.raises(UserError, match="'item' holds id -1"):
+        stream(train_rows([[(0, 3, 1.0), (1, -1, 1.0)]], 2, 5))
+
+
+def test_partitions_can_be_read_in_another_order(train_rows: Callable[..., Rows]) -> None:
+    parts = [[(user, item, 1.0) for item in range(user + 1)] for user in range(4)]
+    rows = train_rows(parts, 4, 5)
+    assert rows.n_partitions == 4
+    blocks = list(rows.stream(100, CPU, [2, 0, 3, 1]))
+    assert torch.cat([block[0] for block in blocks]).tolist() == [2, 2, 2, 0, 3, 3, 3, 3, 1, 1]
+
+
+def test_blocks_have_the_size_asked_for(train_rows: Callable[..., Rows]) -> None:
+    rows = train_rows([[(0, item, 1.0) for item in range(size)] for size in (3, 1, 9, 2, 1)], 1, 9)
+    for size, sizes in ((1, [1] * 16), (5, [5, 5, 5, 1]), (16, [16]), (99, [16])):
+        assert [len(block[0]) for block in rows.stream(size, CPU)] == sizes
+
+
+def broken(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = folder / "feature_spec.yaml"
+    spec = yaml.safe_load(path.read_text())
+    change(spec)
+    path.write_text(yaml.safe_dump(spec))
+
+
+def open_both(folder: Path) -> None:
+    spec = read_feature_spec(folder)
+    for rows in (open_train(folder, spec, CPU), open_test(folder, spec, CPU)[0]):
+        stream(rows)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
+    user, _, label = LAYOUTS[layout](tmp_path)
+    original = (tmp_path / "feature_spec.yaml").read_text()
+    faults: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
+        (lambda spec: spec["metadata"].pop("test_samples_per_series"), "test_samples_per_series is missing"),
+        (lambda spec: spec["metadata"].update(test_samples_per_series=LENGTH + 2), "no whole series"),
+        (lambda spec: spec["channel_spec"].pop("label_ch"), "label_ch"),
+        (lambda spec: spec["channel_spec"]["user_ch"].append(label), "exactly one feature"),
+        (lambda spec: spec["feature_spec"][user].pop("cardinality"), f"{user}.cardinality"),
+        (lambda spec: spec["feature_spec"][user].update(cardinality="auto"), "'auto'"),
+        (lambda spec: spec["source_spec"].pop("test"), "no 'test'"),
+        (lambda spec: spec["source_spec"]["train"][0]["files"].append("gone"), "gone does not exist"),
+    ]
+    for change, said in faults:
+        (tmp_path / "feature_spec.yaml").write_text(original)
+        broken(tmp_path, change)
+        with pytest.raises(UserError, match=said):
+            open_both(tmp_path)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_faults_of_parquet_files_are_told(tmp_path: Path, ordered: bool) -> None:
+    parquet_folder(tmp_path, time_ordered=ordered)
+    file = tmp_path / "train.parquet"
+    table = pq.read_table(file)
+
+    pq.write_table(table.drop_columns("y"), file)
+    with pytest.raises(UserError, match="y"):
+        open_both(tmp_path)
+    pq.write_table(table.slice(0, 0), file)
+    with pytest.raises(UserError, match="no rows"):
+        open_both(tmp_path)
+    file.write_bytes(b"PAR1 but nothing else")
+    with pytest.raises(UserError, match=r"train\.parquet"):
+        open_both(tmp_path)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("fault", ["text", "null", "fraction"])
+def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, ordered: bool, fault: str) -> None:
+    parquet_folder(tmp_path, time_ordered=ordered)
+    file = tmp_path / "train.parquet"
+    table = pq.read_table(file)
+    users = table.column("u").to_pylist()
+    column = {"text": list(map("user {}".format, users)), "null": [*users[:-1], None], "fraction": [*users[:-1], 1.5]}
+    pq.write_table(table.set_column(1, "u", pa.array(column[fault])), file)
+    with pytest.raises(UserError, match="'u'"):
+        open_both(tmp_path)
+
+
+def test_chunks_of_unequal_length_are_refused(tmp_path: Path) -> None:
+    torch_folder(tmp_path)
+    torch.save(torch.ones(3, 1), tmp_path / "train_data_1.pt")
+    with pytest.raises(UserError, match="differ in length"):
+        open_both(tmp_path)
+
+
+@pytest.mark.parametrize("content", [torch.ones(72, 3, dtype=torch.int64), {"a": torch.ones(2)}, [1, 2]])
+def test_other_things_saved_by_torch_are_refused(tmp_path: Path, content: object) -> None:
+    torch_folder(tmp_path)
+    torch.save(content, tmp_path / "train_data_0.pt")
+    with pytest.raises(UserError, match=r"train_data_0\.pt"):
+        open_both(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.float64])
+def test_labels_of_any_tensor_type(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch_folder(tmp_path)
+    expected = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
+    path = tmp_path / "train_data_1.pt"
+    torch.save(torch.load(path, weights_only=True).to(dtype), path)
+    assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == expected
+
+
+def test_an_empty_csv_part_is_no_rows(tmp_path: Path) -> None:
+    csv_folder(tmp_path)
+    expected = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
+    (tmp_path / "nothing.txt").touch()
+    broken(tmp_path, lambda spec: spec["source_spec"]["train"][0]["files"].insert(1, "nothing.txt"))
+    assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == expected
+
+
+def test_columns_of_a_spec(tmp_path: Path) -> None:
+    csv_folder(tmp_path)
+    columns = Columns.of(read_feature_spec(tmp_path))
+    assert columns == Columns("reader", "book", "bought", N_USERS, N_ITEMS)

@@ -1,0 +1,96 @@
+"""Ranks and metrics against a plain-Python count."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.metrics import hit_rate, ndcg, positive_ranks
+
+# Few distinct values, so that ties are common.
+_SCORE = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
+
+
+@st.composite
+def series(draw) -> tuple[list[list[float]], list[list[int]]]:
+    length, count = draw(st.integers(1, 8)), draw(st.integers(1, 5))
+    scores = draw(st.lists(st.lists(_SCORE, min_size=length, max_size=length), min_size=count, max_size=count))
+    item = st.integers(0, 5)  # fewer than a series is long: items repeat, the positive too
+    items = draw(st.lists(st.lists(item, min_size=length, max_size=length), min_size=count, max_size=count))
+    return scores, items
+
+
+def brute_rank(scores: list[float], items: list[int]) -> int:
+    counted, rank = {items[0]}, 0
+    for score, item in zip(scores[1:], items[1:], strict=True):
+        if item not in counted:
+            counted.add(item)
+            rank += not score < scores[0]
+    return rank
+
+
+@given(series())
+def test_ranks_are_those_of_a_plain_count(case: tuple[list[list[float]], list[list[int]]]) -> None:
+    scores, items = case
+    found = positive_ranks(torch.tensor(scores), torch.tensor(items))
+    assert found.dtype == torch.int64
+    assert found.tolist() == [brute_rank(*pair) for pair in zip(scores, items, strict=True)]
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 40))
+def test_hit_rate_and_ndcg_are_those_of_the_definition(ranks: list[int], k: int) -> None:
+    found = torch.tensor(ranks)
+    assert hit_rate(found, k).tolist() == [float(rank < k) for rank in ranks]
+    expected = [1.0 / math.log2(rank + 2) if rank < k else 0.0 for rank in ranks]
+    torch.testing.assert_close(ndcg(found, k), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0.0)
+
+
+def test_ndcg_by_hand() -> None:
+    # Places 1, 2, 4 and 8 of the list: 1/log2(2), 1/log2(3), 1/log2(5), 1/log2(9).
+    gains = ndcg(torch.tensor([0, 1, 3, 7]), k=8)
+    expected = torch.tensor([1.0, 0.6309297536, 0.4306765581, 0.3154648768], dtype=torch.float64)
+    torch.testing.assert_close(gains, expected, rtol=1e-9, atol=0.0)
+    assert ndcg(torch.tensor([7]), k=7).item() == 0.0
+
+
+def test_a_tie_ranks_before_the_positive() -> None:
+    scores, items = torch.tensor([[0.5, 0.5, 0.5, 0.1]]), torch.tensor([[1, 2, 3, 4]])
+    assert positive_ranks(scores, items).tolist() == [2]
+
+
+@pytest.mark.parametrize("constant", [0.0, math.nan, math.inf, -math.inf])
+def test_a_constant_model_never_hits(constant: float) -> None:
+    ranks = positive_ranks(torch.full((3, 11), constant), torch.arange(11).repeat(3, 1))
+    assert ranks.tolist() == [10, 10, 10]
+    assert hit_rate(ranks, 10).sum() == 0
+
+
+def test_copies_count_once_and_copies_of_the_positive_not_at_all() -> None:
+    scores = torch.tensor([[0.5, 0.9, 0.9, 0.5, 0.9, 0.7]])
+    items = torch.tensor([[4, 2, 2, 4, 4, 7]])  # 2 twice, the positive 4 three times
+    assert positive_ranks(scores, items).tolist() == [2]
+
+
+def test_of_copies_the_first_score_counts() -> None:
+    assert positive_ranks(torch.tensor([[0.5, 0.1, 0.9]]), torch.tensor([[0, 3, 3]])).tolist() == [0]
+    assert positive_ranks(torch.tensor([[0.5, 0.9, 0.1]]), torch.tensor([[0, 3, 3]])).tolist() == [1]
+
+
+def test_int32_items_and_half_precision_scores_rank_the_same() -> None:
+    scores, items = torch.tensor([[0.5, 0.25, 1.0, 1.0]]), torch.tensor([[3, 1, 2, 2]])
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        assert positive_ranks(scores.to(dtype), items.int()).tolist() == [1]
+
+
+def test_k_above_the_length_hits_always() -> None:
+    ranks = positive_ranks(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0, 1, 2]]))
+    assert hit_rate(ranks, 10).tolist() == [1.0]
+    assert ndcg(ranks, 10).item() == pytest.approx(0.5)  # third place: 1 / log2(4)
+
+
+def test_series_of_one_sample() -> None:
+    assert positive_ranks(torch.tensor([[0.3], [math.nan]]), torch.tensor([[1], [2]])).tolist() == [0, 0]

@@ -1,0 +1,149 @@
+"""The network against the paper's formula, written once more in NumPy."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from model.neumf import NeuMF, NeuMFConfig
+from workflows.errors import UserError
+
+
+def small(dropout: float = 0.5, layers: tuple[int, ...] = (6, 5, 3)) -> NeuMFConfig:
+    return NeuMFConfig(n_users=7, n_items=9, factors=4, layers=layers, dropout=dropout)
+
+
+def network(config: NeuMFConfig, seed: int = 0) -> NeuMF:
+    return NeuMF(config, torch.Generator().manual_seed(seed))
+
+
+def test_parameters_have_the_names_and_shapes_of_the_reference() -> None:
+    shapes = {name: tuple(value.shape) for name, value in network(small()).state_dict().items()}
+    assert shapes == {
+        "mf_user_embed.weight": (7, 4),
+        "mf_item_embed.weight": (9, 4),
+        "mlp_user_embed.weight": (7, 3),
+        "mlp_item_embed.weight": (9, 3),
+        "mlp.0.weight": (5, 6),
+        "mlp.0.bias": (5,),
+        "mlp.1.weight": (3, 5),
+        "mlp.1.bias": (3,),
+        "final.weight": (1, 7),
+        "final.bias": (1,),
+    }
+
+
+def test_default_shape_is_the_references() -> None:
+    config = NeuMFConfig(n_users=1, n_items=1)
+    assert (config.factors, config.layers, config.dropout) == (64, (256, 256, 128, 64), 0.5)
+
+
+def numpy_logits(model: NeuMF, users: np.ndarray, items: np.ndarray) -> np.ndarray:
+    w = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    gmf = w["mf_user_embed.weight"][users] * w["mf_item_embed.weight"][items]
+    hidden = np.hstack([w["mlp_user_embed.weight"][users], w["mlp_item_embed.weight"][items]])
+    for i in range(len(model.config.layers) - 1):
+        hidden = np.maximum(hidden @ w[f"mlp.{i}.weight"].T + w[f"mlp.{i}.bias"], 0.0)
+    return np.hstack([gmf, hidden]) @ w["final.weight"][0] + w["final.bias"][0]
+
+
+@pytest.mark.parametrize("layers", [(6, 5, 3), (2,), (8, 4), (4, 4, 4, 4, 1)])
+def test_forward_is_the_formula(layers: tuple[int, ...]) -> None:
+    model = network(small(layers=layers)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, 1.0, generator=torch.Generator().manual_seed(parameter.numel()))
+    users, items = (grid.ravel() for grid in np.mgrid[0:7, 0:9])
+    logits = model(torch.from_numpy(users), torch.from_numpy(items))
+    assert logits.shape == (63,)
+    np.testing.assert_allclose(logits.detach().numpy(), numpy_logits(model, users, items), rtol=1e-5, atol=1e-5)
+    same = model(torch.from_numpy(users).int(), torch.from_numpy(items).int())
+    torch.testing.assert_close(same, logits, rtol=0.0, atol=0.0)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    users, items = torch.arange(7), torch.arange(7)
+    model = network(small())
+    torch.manual_seed(0)
+    model.eval()
+    torch.testing.assert_close(model(users, items), model(users, items), rtol=0.0, atol=0.0)
+    model.train()
+    assert any((model(users, items) != model(users, items)).any() for _ in range(5))
+    without = network(small(dropout=0.0)).train()
+    torch.testing.assert_close(without(users, items), without.eval()(users, items), rtol=0.0, atol=0.0)
+
+
+def test_dropout_leaves_the_expected_value_of_the_last_hidden_layer() -> None:
+    # One hidden layer feeds a linear head, so the mean over many masks is the value without dropout.
+    model = network(NeuMFConfig(n_users=1, n_items=1, factors=1, layers=(64, 64), dropout=0.5))
+    ids = torch.zeros(20_000, dtype=torch.int64)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        many = model.train()(ids, ids)
+        mean, error = many.mean(), many.std() / math.sqrt(len(ids))
+        assert abs(mean - model.eval()(ids[:1], ids[:1])[0]) < 5 * error
+
+
+def test_initial_weights_follow_the_references_distributions() -> None:
+    model = network(NeuMFConfig(n_users=3000, n_items=2000, factors=48, layers=(256, 200, 120)))
+    weights = model.state_dict()
+    for name in ("mf_user_embed", "mf_item_embed", "mlp_user_embed", "mlp_item_embed"):
+        values = weights[f"{name}.weight"]
+        error = 0.01 / math.sqrt(values.numel())
+        assert abs(values.mean().item()) < 5 * error
+        assert values.std().item() == pytest.approx(0.01, rel=0.02)
+        assert values.abs().max().item() > 0.03  # a normal distribution's tail, not a uniform one's end
+    uniform = {
+        "mlp.0.weight": math.sqrt(6 / (256 + 200)),
+        "mlp.1.weight": math.sqrt(6 / (200 + 120)),
+        "final.weight": math.sqrt(3 / (48 + 120)),
+        "mlp.0.bias": 1 / math.sqrt(256),
+        "mlp.1.bias": 1 / math.sqrt(200),
+        "final.bias": 1 / math.sqrt(168),
+    }
+    for name, limit in uniform.items():
+        values = weights[name]
+        assert values.abs().max().item() <= limit * (1 + 1e-6)
+        if values.numel() > 1000:
+            assert values.abs().max().item() > 0.99 * limit
+            assert values.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.03)
+
+
+def test_the_generator_alone_decides_the_weights() -> None:
+    torch.manual_seed(1)
+    first = network(small(), seed=5).state_dict()
+    torch.manual_seed(2)
+    second, other = network(small(), seed=5).state_dict(), network(small(), seed=6).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"layers": (7, 4)}, "even"),
+        ({"layers": ()}, "--layers"),
+        ({"layers": (8, 0)}, "--layers"),
+        ({"layers": (8, -4)}, "--layers"),
+        ({"factors": 0}, "--factors"),
+        ({"dropout": 1.0}, "--dropout"),
+        ({"dropout": -0.1}, "--dropout"),
+        ({"dropout": math.nan}, "--dropout"),
+        ({"n_users": 0}, "users"),
+        ({"n_items": 0}, "items"),
+    ],
+)
+def test_impossible_shapes_are_refused(change: dict[str, Any], said: str) -> None:
+    valid: dict[str, Any] = {"n_users": 2, "n_items": 2, "factors": 2, "layers": (4, 2), "dropout": 0.5}
+    with pytest.raises(UserError, match=said):
+        NeuMFConfig(**{**valid, **change})
+
+
+def test_all_mistakes_are_named_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        NeuMFConfig(n_users=1, n_items=1, factors=0, layers=(3,), dropout=2.0)
+    assert all(flag in str(error.value) for flag in ("--factors", "--layers", "--dropout"))

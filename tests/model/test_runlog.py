@@ -1,0 +1,59 @@
+"""The lines of `log.json`, as a parser of NVIDIA's DLLogger reads them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from model.runlog import RunLog
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert all(line.startswith("DLLL {") for line in lines)
+    return [json.loads(line.removeprefix("DLLL ")) for line in lines]
+
+
+def test_lines_are_those_of_dllogger(tmp_path: Path) -> None:
+    path = tmp_path / "some" / "log.json"
+    with RunLog(path) as log:
+        log.parameters({"epochs": 2, "data": "there"})
+        log.epoch(0, {"hr@10": 0.5})
+        log.epoch(1, {"hr@10": 0.25})
+        log.summary({"best_epoch": 0, "time_to_target": None})
+        lines = read_lines(path)  # each line is there at once
+    assert lines == read_lines(path)
+    for line in lines:
+        assert isinstance(line["timestamp"], str)
+        assert isinstance(line["elapsedtime"], str)
+        assert abs(datetime.fromisoformat(line["datetime"]).timestamp() - float(line["timestamp"])) < 1e-3
+    elapsed = [float(line["elapsedtime"]) for line in lines]
+    assert elapsed == sorted(elapsed)
+    assert elapsed[0] >= 0.0
+
+    kinds = [line["type"] for line in lines]
+    units = kinds.count("METADATA")
+    assert kinds == ["METADATA"] * units + ["LOG"] * 4
+    for line in lines[:units]:
+        assert set(line) == {"timestamp", "datetime", "elapsedtime", "type", "metric", "metadata"}
+        assert line["metadata"] == {"unit": line["metadata"]["unit"]}
+    by_metric = {line["metric"]: line["metadata"]["unit"] for line in lines[:units]}
+    assert by_metric["train_throughput"] == by_metric["eval_throughput"] == "samples/s"
+    assert by_metric["time_to_best_model"] == by_metric["time_to_target"] == "s"
+
+    parameters, first, second, summary = lines[units:]
+    assert set(parameters) == {"timestamp", "datetime", "elapsedtime", "type", "step", "data"}
+    assert (parameters["step"], parameters["data"]) == ("PARAMETER", {"epochs": 2, "data": "there"})
+    assert (first["step"], first["data"]) == ([0], {"hr@10": 0.5})
+    assert (second["step"], second["data"]) == ([1], {"hr@10": 0.25})
+    assert (summary["step"], summary["data"]) == ([], {"best_epoch": 0, "time_to_target": None})
+
+
+def test_a_log_begins_anew(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    for run in range(2):
+        with RunLog(path) as log:
+            log.parameters({"run": run})
+    assert [line["data"] for line in read_lines(path) if line["type"] == "LOG"] == [{"run": 1}]

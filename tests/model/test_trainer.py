@@ -1,0 +1,185 @@
+"""Steps against plain torch, and the loop around them."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from model import trainer
+from model.batches import Batch, EpochBatches
+from model.config import TrainConfig
+from model.evaluation import Scores
+from model.neumf import NeuMF, NeuMFConfig
+from model.trainer import EpochReport, Step, fit
+from workflows.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def network(dropout: float = 0.0) -> NeuMF:
+    shape = NeuMFConfig(n_users=20, n_items=30, factors=4, layers=(16, 8), dropout=dropout)
+    return NeuMF(shape, torch.Generator().manual_seed(0))
+
+
+def batches(count: int, size: int = 50) -> list[Batch]:
+    g = torch.Generator().manual_seed(1)
+    return [
+        Batch(
+            torch.randint(20, (size,), generator=g),
+            torch.randint(30, (size,), generator=g),
+            torch.randint(2, (size,), generator=g).float(),
+        )
+        for _ in range(count)
+    ]
+
+
+def train(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:
+    model = network()
+    step = Step(model, config, CPU)
+    return model, [step(batch).item() for batch in data]
+
+
+def assert_close(first: nn.Module, second: nn.Module, atol: float) -> None:
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(value, second.state_dict()[name], rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def plain_steps(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:
+    """Adam as in Kingma and Ba 2015, algorithm 1, on the mean loss."""
+    model = network()
+    first = [torch.zeros_like(p) for p in model.parameters()]
+    second = [torch.zeros_like(p) for p in model.parameters()]
+    losses = []
+    for number, batch in enumerate(data, 1):
+        probability = torch.sigmoid(model(batch.users, batch.items))
+        chosen = torch.where(batch.labels > 0, probability, 1 - probability)
+        loss = -torch.log(chosen).mean()
+        losses.append(loss.item() * len(batch))
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for p, g, m, v in zip(model.parameters(), gradients, first, second, strict=True):
+                m.mul_(config.beta1).add_((1 - config.beta1) * g)
+                v.mul_(config.beta2).add_((1 - config.beta2) * g * g)
+                m_hat, v_hat = m / (1 - config.beta1**number), v / (1 - config.beta2**number)
+                p.sub_(config.learning_rate * m_hat / (v_hat.sqrt() + config.eps))
+    return model, losses
+
+
+# A larger epsilon keeps Adam from blowing rounding errors of tiny gradients up to whole steps.
+CONFIG = TrainConfig(eps=1e-3)
+
+
+def test_steps_are_adam_on_the_mean_loss() -> None:
+    data = batches(5)
+    (model, losses), (expected, expected_losses) = train(CONFIG, data), plain_steps(CONFIG, data)
+    assert losses == pytest.approx(expected_losses, rel=1e-5)
+    assert_close(model, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pieces", [2, 3, 7, 50])
+def test_accumulated_gradients_are_those_of_the_whole_batch(pieces: int) -> None:
+    data = batches(5) + batches(1, 13)  # pieces need not divide a batch
+    whole, losses = train(CONFIG, data)
+    parts, losses_of_parts = train(TrainConfig(eps=1e-3, grads_accumulated=pieces), data)
+    assert losses_of_parts == pytest.approx(losses, rel=1e-5)
+    assert_close(whole, parts, atol=1e-5)
+
+
+def test_mixed_precision_on_a_cpu_stays_close() -> None:
+    data = batches(5)
+    exact, losses = train(CONFIG, data)
+    mixed, mixed_losses = train(TrainConfig(eps=1e-3, amp=True), data)
+    assert mixed_losses == pytest.approx(losses, rel=0.02)
+    assert mixed_losses != losses  # it was used
+    for value in mixed.state_dict().values():
+        assert value.dtype == torch.float32
+    assert_close(exact, mixed, atol=0.02)
+
+
+class FixedBatches:
+    """Stands in for `EpochBatches`."""
+
+    def __init__(self, data: list[Batch]) -> None:
+        self.data = data
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        yield from self.data
+
+    def samples_per_epoch(self) -> int:
+        return sum(map(len, self.data))
+
+
+def fit_with(
+    monkeypatch: pytest.MonkeyPatch, hit_rates: list[float], data: list[Batch] | None = None, **config: Any
+) -> tuple[Any, list[tuple[int, bool]]]:
+    """`fit` with given hit rates after each epoch; the report and what `on_epoch` was told."""
+    coming, told = iter(hit_rates), []
+    monkeypatch.setattr(trainer, "evaluate_model", lambda *_: Scores(next(coming), 0.0, 0.5, 1.0, 1.0))
+    settings = TrainConfig(**{"epochs": len(hit_rates), **config})
+    source: Any = FixedBatches(data or batches(2) + batches(1, 7))
+
+    def on_epoch(report: EpochReport, best: bool) -> None:
+        told.append((report.epoch, best))
+
+    rows: Any = None
+    return fit(network(0.5), source, rows, 3, settings, CPU, on_epoch), told
+
+
+def test_the_earliest_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, told = fit_with(monkeypatch, [0.2, 0.5, 0.5, 0.1, 0.6, 0.6])
+    assert told == [(0, True), (1, True), (2, False), (3, False), (4, True), (5, False)]
+    assert report.best.epoch == 4
+    assert [epoch.epoch for epoch in report.epochs] == list(range(6))
+    assert report.time_to_target_s is None
+    assert 0 < report.time_to_best_s <= sum(epoch.train_s for epoch in report.epochs) + 60
+
+
+def test_a_model_that_never_hits_still_has_a_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, told = fit_with(monkeypatch, [0.0, 0.0])
+    assert (report.best.epoch, told) == (0, [(0, True), (1, False)])
+
+
+def test_training_stops_at_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, told = fit_with(monkeypatch, [0.2, 0.5, 0.9], threshold=0.5)
+    assert told == [(0, True), (1, True)]
+    assert report.time_to_target_s is not None
+    assert report.time_to_target_s >= report.time_to_best_s
+
+
+def test_an_epoch_reports_its_samples_and_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = batches(2) + batches(1, 7)
+    report, _ = fit_with(monkeypatch, [0.1], data, learning_rate=1e-12)
+    epoch = report.epochs[0]
+    assert epoch.train_samples == 107
+    assert epoch.train_throughput == pytest.approx(107 / epoch.train_s)
+    assert epoch.train_loss == pytest.approx(math.log(2), abs=0.1)  # near-zero weights: every sample is even odds
+
+
+def test_a_loss_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for bad in (math.nan, math.inf):
+        broken = batches(2)
+        broken[1].labels[3] = bad
+        with pytest.raises(UserError, match="--learning_rate"):
+            fit_with(monkeypatch, [0.1, 0.1], broken)
+
+
+def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callable) -> None:
+    from model.batches import SamplingConfig
+
+    parts = [[(user, item, 1.0) for user in (0, 1, 2) for item in range(5)]]
+    rows, series = train_rows(parts, 20, 30, name="a"), test_rows([[(0, 7, 1.0), (0, 8, 0.0)]], 20, 30, 2)
+    sampling = SamplingConfig(batch_size=8, per_positive=2, kind="exact", in_memory=False, seed=0)
+    model = network(0.5)
+    before = copy.deepcopy(model.state_dict())
+    config = TrainConfig(epochs=2, topk=1)
+    report = fit(model, EpochBatches(rows, sampling, CPU), series, 2, config, CPU, lambda *_: None)
+    assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
+    assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
+    # Users without a sample do not move: their gradient is zero from the first step on.
+    assert torch.equal(before["mf_user_embed.weight"][3:], model.state_dict()["mf_user_embed.weight"][3:])

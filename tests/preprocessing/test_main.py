@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from preprocessing.__main__ import main, parse_args
+from workflows.errors import UserError
+
+_ROOT = Path(__file__).parents[2]
+_GOOD = "user,item,time\n1,1,1\n1,2,2\n2,1,1\n2,3,2\n"
+
+
+def test_the_flags_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    lines = (line.strip() for line in capsys.readouterr().out.splitlines())
+    words = {word.strip(",") for line in lines if line.startswith("-") for word in line.split("  ")[0].split()}
+    assert {word for word in words if word.startswith("-")} == {
+        "-h", "--help", "--sample", "--input", "--user", "--item", "--time", "--rating", "--min-rating", "--output",
+        "--overwrite", "--test-negatives", "--valid_negative", "--train-negatives", "-s", "--seed", "--device",
+        "--partitions",
+    }  # fmt: skip
+
+
+def test_the_references_spellings() -> None:
+    args = parse_args(["--input", "a", "--output", "b", "--valid_negative", "7", "-s", "3"])
+    assert (args.test_negatives, args.seed) == (7, 3)
+    defaults = parse_args(["--input", "a", "--output", "b"])
+    assert (defaults.test_negatives, defaults.train_negatives, defaults.seed) == (100, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["--input", "a"],
+        ["--output", "b"],
+        ["--input", "a", "--sample", "ml-100k", "--output", "b"],
+        ["--sample", "ml-32m", "--output", "b"],
+        ["--input", "a", "--output", "b", "--over"],  # no abbreviations
+        ["--input", "a", "--output", "b", "--seed", "x"],
+    ],
+)
+def test_wrong_usage_ends_with_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_args(argv)
+    assert caught.value.code == 2
+    assert "usage" in capsys.readouterr().err.lower()
+
+
+# name → (file to write, its content, more flags, what the message says)
+_BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
+    "missing column": ("log.csv", b"user,thing,time\n1,2,3\n", [], ["log.csv", "'thing'", "--item"]),
+    "named column": (
+        "log.csv",
+        _GOOD.encode(),
+        ["--user", "who", "--item", "item", "--time", "time"],
+        ["log.csv", "no column 'who'", "'user'", "--user"],
+    ),
+    "empty": ("log.csv", b"", [], ["log.csv", "empty", "expected"]),
+    "header only": ("log.csv", b"user,item,time\n", [], ["log.csv", "no rows", "expected"]),
+    "text for an id": ("log.csv", _GOOD.encode() + b"ann,1,1\n", [], ["log.csv, line 6", "'user'", "'ann'", "mend"]),
+    "text in u.data": ("u.data", b"1\t2\t3\t4\nx\t2\t3\t4\n", [], ["u.data, line 2", "'userId'", "'x'", "mend"]),
+    "text in ratings.dat": ("ratings.dat", b"1::2::3::4\n1::y::3::4\n", [], ["ratings.dat, line 2", "'y'", "mend"]),
+    "too few columns": ("log.csv", _GOOD.encode() + b"3,1\n", [], ["log.csv, line 6", "expected 3", "got 2", "mend"]),
+    "garbage": ("log.csv", bytes(range(256)) * 4, [], ["log.csv", "no text file", "expected"]),
+    "no zip": ("log.zip", b"PK\x03\x04 and no more", [], ["log.zip", "not a readable zip", "download"]),
+    "no parquet": ("log.parquet", b"PAR1 and no more", [], ["log.parquet", "not a readable Parquet", "whole"]),
+    "no rating": ("log.csv", _GOOD.encode(), ["--min-rating", "3"], ["--min-rating", "--rating"]),
+    "nothing left": (
+        "u.data",
+        b"1\t2\t3\t4\n1\t3\t3\t4\n",
+        ["--min-rating", "4"],
+        ["nothing of the log is left", "'dropped_below_min_rating': 2"],
+    ),
+}
+
+
+def _bad_input(folder: Path, case: str) -> tuple[list[str], list[str]]:
+    name, content, flags, message = _BAD[case]
+    (folder / name).write_bytes(content)
+    return ["--input", str(folder / name), *flags], message
+
+
+def _entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", list(_BAD))
+def test_bad_input_is_explained_and_leaves_nothing(tmp_path: Path, case: str) -> None:
+    argv, parts = _bad_input(tmp_path, case)
+    before = _entries(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main([*argv, "--output", str(tmp_path / "out"), "--device", "cpu"])
+    for part in parts:
+        assert part in str(caught.value)
+    assert _entries(tmp_path) == before
+
+
+def test_an_input_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.csv does not exist"):
+        main(["--input", str(tmp_path / "gone.csv"), "--output", str(tmp_path / "out")])
+    assert not _entries(tmp_path)
+
+
+@pytest.mark.parametrize("named", [["--user", "user"], ["--user", "user", "--time", "time"], ["--rating", "rating"]])
+def test_columns_are_named_all_or_none(tmp_path: Path, named: list[str]) -> None:
+    with pytest.raises(UserError, match=r"--user, --item and --time, or none"):
+        main(["--input", str(tmp_path), "--output", str(tmp_path / "out"), *named])
+
+
+def test_the_samples_columns_are_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="for --input"):
+        main(["--sample", "ml-100k", "--output", str(tmp_path / "out"), "--user", "u", "--item", "i", "--time", "t"])
+
+
+@pytest.mark.parametrize("what", ["file", "empty folder", "folder", "link"])
+def test_an_output_that_exists_is_kept_without_overwrite(tmp_path: Path, what: str) -> None:
+    (tmp_path / "log.csv").write_text(_GOOD)
+    output = tmp_path / "out"
+    if what == "file":
+        output.write_text("precious")
+    elif what == "link":
+        output.symlink_to(tmp_path / "nowhere")
+    else:
+        output.mkdir()
+        if what == "folder":
+            (output / "stats.json").write_text("precious")
+    before = _entries(tmp_path)
+    with pytest.raises(UserError, match=r"out exists already.*--overwrite"):
+        main(["--input", str(tmp_path / "log.csv"), "--output", str(output), "--device", "cpu"])
+    assert _entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("what", ["file", "folder", "link"])
+def test_overwrite_replaces_no_folder_of_somebody_else(tmp_path: Path, what: str) -> None:
+    (tmp_path / "log.csv").write_text(_GOOD)
+    output = tmp_path / "out"
+    if what == "file":
+        output.write_text("precious")
+    else:
+        (tmp_path / "theirs").mkdir()
+        (tmp_path / "theirs" / "precious").write_text("precious")
+        output.symlink_to("theirs") if what == "link" else (tmp_path / "theirs").rename(output)
+    before = _entries(tmp_path)
+    with pytest.raises(UserError, match=r"out .*--overwrite leaves it alone"):
+        main(["--input", str(tmp_path / "log.csv"), "--output", str(output), "--device", "cpu", "--overwrite"])
+    assert _entries(tmp_path) == before
+
+
+def test_a_failed_overwrite_keeps_the_old_folder(
+    tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]]
+) -> None:
+    log, output = tmp_path / "log.csv", tmp_path / "out"
+    log.write_text(_GOOD)
+    output.mkdir()  # an empty folder may be replaced
+    argv = ["--input", str(log), "--output", str(output), "--device", "cpu", "--overwrite"]
+    main(argv)
+    content = folder_bytes(tmp_path)
+    log.write_text(_GOOD + "3,x,1\n")
+    with pytest.raises(UserError, match="line 6"):
+        main(argv)
+    log.write_text(_GOOD)
+    assert folder_bytes(tmp_path) == content
+
+
+def _run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    temporary = folder / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "preprocessing", *argv, "--device", "cpu"],
+        cwd=_ROOT,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not list(temporary.iterdir())
+    temporary.rmdir()
+    return done
+
+
+def _assert_refused(done: subprocess.CompletedProcess[str], parts: list[str]) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("error: ") == 1
+    for part in parts:
+        assert part in done.stderr
+
+
+@pytest.mark.parametrize("case", ["missing column", "text for an id", "garbage", "no zip", "no rating"])
+def test_the_command_refuses_bad_input_with_status_2(tmp_path: Path, case: str) -> None:
+    argv, parts = _bad_input(tmp_path, case)
+    before = _entries(tmp_path)
+    _assert_refused(_run(tmp_path, *argv, "--output", str(tmp_path / "out")), parts)
+    assert _entries(tmp_path) == before
+
+
+def test_the_command_refuses_an_output_it_cannot_write_with_status_2(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text(_GOOD)
+    done = _run(tmp_path, "--input", str(tmp_path / "log.csv"), "--output", str(tmp_path / "log.csv" / "out"))
+    _assert_refused(done, ["log.csv"])
+    assert _entries(tmp_path) == {"log.csv"}
+
+
+def test_the_command_prepares_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "ml.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        rows = [f"{user},{item},3.5,{user * item}\n" for user in range(1, 6) for item in range(1, 4 + user)]
+        file.writestr("ml/ratings.csv", "userId,movieId,rating,timestamp\n" + "".join(rows))
+        file.writestr("ml/movies.csv", 'movieId,title,genres\n1,"One, the (1990)",x\n')
+    done = _run(tmp_path, "--input", str(tmp_path / "ml.zip"), "--output", str(tmp_path / "new" / "out"))
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    assert "5 users × 8 items, 30 interactions" in done.stdout
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    titles = pq.read_table(tmp_path / "new" / "out" / "titles.parquet")
+    assert titles == pa.table({"item": ["1"], "title": ["One, the (1990)"]})

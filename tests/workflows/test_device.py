@@ -1,0 +1,177 @@
+"""The device door on a machine without a GPU, and what it would say or pick on one that has some."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+
+from workflows.device import (
+    FrameDevice,
+    frame_device,
+    frames_of,
+    synchronize,
+    torch_autocast_dtype,
+    torch_device,
+    torch_generator,
+)
+from workflows.errors import UserError
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+@pytest.fixture
+def pretend_rapids(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stand-ins for cuDF and CuPy, which are found and imported but see `runtime.count` GPUs."""
+
+    class CUDARuntimeError(RuntimeError):
+        pass
+
+    def device_count() -> int:
+        if isinstance(runtime.count, str):
+            raise CUDARuntimeError(runtime.count)
+        return runtime.count
+
+    runtime = SimpleNamespace(count=1, getDeviceCount=device_count, CUDARuntimeError=CUDARuntimeError)
+    for name in ("cudf", "cupy"):
+        module = ModuleType(name)
+        module.__spec__ = SimpleNamespace(name=name)
+        monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["cupy"].cuda = SimpleNamespace(runtime=runtime)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return runtime
+
+
+@pytest.mark.parametrize("name", ["cpu", "auto"])
+def test_without_a_gpu_dataframes_are_pandas(no_gpu: None, name: str) -> None:
+    device = frame_device(name)
+    assert device == FrameDevice(pd, np)
+    assert device.on_cpu
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_cuda_dataframes_without_a_visible_gpu_name_the_cpu_way(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(UserError, match="--device cuda: no GPU is visible.*--device cpu"):
+        frame_device("cuda")
+
+
+def test_cuda_dataframes_without_cudf_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="cuDF is not installed.*make setup DEVICE=gpu.*--device cpu"):
+        frame_device("cuda")
+    assert frame_device("auto").on_cpu
+
+
+@pytest.mark.parametrize("count", [0, "driver too old"])
+def test_cuda_dataframes_with_libraries_but_no_usable_gpu(pretend_rapids: SimpleNamespace, count: int | str) -> None:
+    pretend_rapids.count = count
+    with pytest.raises(UserError, match=f"{'no GPU is visible' if count == 0 else 'driver too old'}.*--device cpu"):
+        frame_device("cuda")
+    assert frame_device("auto").on_cpu
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_with_a_gpu_dataframes_are_cudf(pretend_rapids: SimpleNamespace, name: str) -> None:
+    device = frame_device(name)
+    assert (device.frames.__name__, device.arrays.__name__) == ("cudf", "cupy")
+    assert not device.on_cpu
+    assert device.__reduce__() == (frame_device, ("cuda",))
+    assert frame_device("cpu").on_cpu
+
+
+def test_frame_device_pickles() -> None:
+    device = frame_device("cpu")
+    assert pickle.loads(pickle.dumps(device)) == device
+
+
+def test_arrow_there_and_back() -> None:
+    device = frame_device("cpu")
+    table = pa.table({"user": pa.array([3, 1], pa.int32()), "name": ["b", "a"], "time": pa.array([1.5, 2.5])})
+    df = device.from_arrow(table)
+    assert isinstance(df, pd.DataFrame)
+    assert device.to_arrow(df).equals(table)
+
+
+def test_to_arrow_leaves_the_index_out() -> None:
+    df = pd.DataFrame({"x": [1, 2]}, index=pd.Index([7, 5], name="old place"))
+    table = frame_device("cpu").to_arrow(df)
+    assert table.column_names == ["x"]
+    assert table.schema.metadata is None
+
+
+def test_frames_of_a_dataframe_is_its_library() -> None:
+    assert frames_of(pd.DataFrame({"x": [1]})) is pd
+
+
+@pytest.mark.parametrize("name", ["cpu", "auto"])
+def test_without_a_gpu_torch_runs_on_the_cpu(no_gpu: None, name: str) -> None:
+    assert torch_device(name, None) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "visible", "asked"),
+    [
+        ("cuda", None, 0, "--device cuda needs 1"),
+        ("cuda", 1, 0, "--gpus 1 needs 1"),
+        ("auto", 1, 0, "--gpus 1 needs 1"),
+        ("auto", 3, 2, "--gpus 3 needs 3 GPU(s), and 2 are visible"),
+        ("cuda", 8, 4, "--gpus 8 needs 8 GPU(s), and 4 are visible"),
+    ],
+)
+def test_too_few_gpus_name_the_cpu_way(
+    monkeypatch: pytest.MonkeyPatch, name: str, gpus: int | None, visible: int, asked: str
+) -> None:
+    pretend_gpus(monkeypatch, visible)
+    with pytest.raises(UserError) as caught:
+        torch_device(name, gpus)
+    assert asked in str(caught.value)
+    assert "--device cpu" in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "gpus"), [("auto", None), ("cuda", None), ("auto", 2), ("cuda", 2)])
+def test_enough_gpus_are_used(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int | None) -> None:
+    pretend_gpus(monkeypatch, 2)
+    assert torch_device(name, gpus).type == "cuda"
+    assert torch_device("cpu", None).type == "cpu"
+
+
+def test_a_generator_neither_reads_nor_moves_the_global_one() -> None:
+    cpu = torch.device("cpu")
+    state = torch.get_rng_state()
+    first = torch.rand(5, generator=torch_generator(3, cpu))
+    torch.testing.assert_close(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    torch.testing.assert_close(torch.rand(5, generator=torch_generator(3, cpu)), first)
+    assert not torch.equal(torch.rand(5, generator=torch_generator(4, cpu)), first)
+    torch.set_rng_state(state)
+
+
+def test_reduced_precision_of_each_device() -> None:
+    assert torch_autocast_dtype(torch.device("cuda")) == torch.float16
+    assert torch_autocast_dtype(torch.device("cpu")) == torch.bfloat16
+
+
+def test_synchronize_waits_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    synchronize(torch.device("cpu"))
+    assert waited == []
+    synchronize(torch.device("cuda", 1))
+    assert waited == [torch.device("cuda", 1)]

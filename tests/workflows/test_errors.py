@@ -1,0 +1,52 @@
+"""How a command line ends."""
+
+from __future__ import annotations
+
+import pytest
+
+from workflows.errors import UserError, run_command
+
+
+def end_with(error: BaseException | None) -> None:
+    def main() -> None:
+        print("begun")
+        if error is not None:
+            raise error
+
+    run_command(main)
+
+
+def test_a_command_that_ends_well_says_nothing_more(capsys: pytest.CaptureFixture) -> None:
+    end_with(None)
+    assert capsys.readouterr() == ("begun\n", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (UserError("--epochs should be 1 or more, got 0"), "error: --epochs should be 1 or more, got 0\n"),
+        (PermissionError(13, "Permission denied", "/data"), "error: [Errno 13] Permission denied: '/data'\n"),
+        (UserError("[bold] is no markup: [/x] :smile: " + "long " * 60), None),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_status_2(
+    capsys: pytest.CaptureFixture, error: Exception, text: str | None
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        end_with(error)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "begun\n"
+    assert err == (text or f"error: {error}\n")
+
+
+def test_an_interrupt_ends_as_a_shell_expects(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        end_with(KeyboardInterrupt())
+    assert ended.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        end_with(ZeroDivisionError())

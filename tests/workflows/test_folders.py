@@ -1,0 +1,186 @@
+"""Output folders: whole or not there, and nobody else's folder is touched."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from workflows.errors import UserError
+from workflows.folders import check_output, replace_file, staged_folder, write_json
+
+OURS = "stats.json"
+
+
+def make_ours(path: Path, content: str = "old") -> Path:
+    path.mkdir()
+    (path / OURS).write_text(content)
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, str | None]:
+    """Every path below a folder, hidden ones too, and what the files hold."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in paths}
+
+
+def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "below" / "out"
+    with staged_folder(target, overwrite=False, ours=OURS) as staging:
+        assert staging.parent == target.parent  # beside its place, so that the rename is atomic
+        (staging / "train").mkdir()
+        (staging / "train" / "part").write_text("rows")
+        assert not target.exists()
+    assert snapshot(target.parent) == {"out": None, "out/train": None, "out/train/part": "rows"}
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+    with pytest.raises(error), staged_folder(tmp_path / "out", overwrite=False, ours=OURS) as staging:
+        (staging / "half").mkdir()
+        (staging / "half" / "part").write_text("rows")
+        raise error
+    assert snapshot(tmp_path) == {}
+
+
+def test_an_error_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
+    make_ours(tmp_path / "out")
+    before = snapshot(tmp_path)
+    with pytest.raises(ValueError, match="no"), staged_folder(tmp_path / "out", overwrite=True, ours=OURS) as staging:
+        (staging / OURS).write_text("new")
+        assert (tmp_path / "out" / OURS).read_text() == "old"
+        raise ValueError("no")
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
+    make_ours(tmp_path / "out")
+    (tmp_path / "out" / "left over").write_text("gone with the rest")
+    with staged_folder(tmp_path / "out", overwrite=True, ours=OURS) as staging:
+        (staging / OURS).write_text("new")
+    assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "new"}
+
+
+def test_overwrite_takes_an_empty_folder_and_a_path_that_is_free(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "free"):
+        with staged_folder(tmp_path / name, overwrite=True, ours=OURS) as staging:
+            (staging / OURS).write_text("new")
+        assert (tmp_path / name / OURS).read_text() == "new"
+
+
+@pytest.mark.parametrize("holds", [True, False])
+def test_an_existing_folder_is_refused(tmp_path: Path, holds: bool) -> None:
+    target = tmp_path / "out"
+    target.mkdir()
+    if holds:
+        (target / OURS).write_text("old")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="exists already.*--overwrite"), staged_folder(target, False, OURS):
+        pytest.fail("the block must not run")
+    assert snapshot(tmp_path) == before
+
+
+def test_overwrite_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis").write_text("years")
+    (tmp_path / "home" / OURS).mkdir()  # a folder of that name proves nothing
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=f"holds no {OURS}"), staged_folder(tmp_path / "home", True, OURS):
+        pytest.fail("the block must not run")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["file", "link to our folder", "dangling link"])
+def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str) -> None:
+    target = tmp_path / "out"
+    real = make_ours(tmp_path / "real")
+    if kind == "file":
+        target.write_text("a file")
+    else:
+        target.symlink_to(real if kind == "link to our folder" else tmp_path / "nowhere")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match="out"), staged_folder(target, overwrite, OURS):
+        pytest.fail("the block must not run")
+    assert snapshot(tmp_path) == before
+    assert (real / OURS).read_text() == "old"
+    assert target.is_symlink() == (kind != "file")
+
+
+def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, OURS):
+        make_ours(target, "theirs")
+    assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "theirs"}
+
+
+def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with (
+        pytest.raises(UserError, match="exists already"),
+        staged_folder(target, False, OURS) as slow,
+        staged_folder(target, False, OURS) as fast,
+    ):
+        (slow / OURS).write_text("slow")
+        (fast / OURS).write_text("fast")
+    assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "fast"}
+
+
+def test_a_relative_path_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with staged_folder(Path("out"), overwrite=False, ours=OURS) as staging:
+        (staging / OURS).write_text("new")
+        os.chdir(tmp_path / "elsewhere")  # the place was settled at the start
+    assert (tmp_path / "out" / OURS).read_text() == "new"
+
+
+def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    # Temporary folders are private; a prepared data set is for everyone whom the umask allows.
+    mask = os.umask(0o027)
+    try:
+        with staged_folder(tmp_path / "out", overwrite=False, ours=OURS):
+            pass
+        (tmp_path / "plain").mkdir()
+        assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    finally:
+        assert os.umask(mask) == 0o027  # read, not changed
+
+
+def test_check_output_of_a_free_path(tmp_path: Path) -> None:
+    check_output(tmp_path / "free", overwrite=False, ours=OURS)
+    check_output(tmp_path / "free", overwrite=True, ours=OURS)
+    assert snapshot(tmp_path) == {}
+
+
+def test_json_is_written_whole(tmp_path: Path) -> None:
+    value = {"users": 3, "nested": {"list": [1, 2.5, None, "ü"]}}
+    write_json(tmp_path / "a.json", {"old": True})
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+    assert (tmp_path / "a.json").read_text().endswith("}\n")
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "a.json", {"not json": object()})
+    assert json.loads((tmp_path / "a.json").read_text()) == value
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_replace_file_keeps_the_old_one_until_the_new_one_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model"
+    replace_file(file, b"old")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="No space left"):
+            replace_file(file, b"new")
+    assert file.read_bytes() == b"old"
+    replace_file(file, b"new")
+    assert file.read_bytes() == b"new"
