@@ -129,7 +129,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, how: str
     if how == "torch":
         torch.save(content, path)
     else:
-        path.write_bytes(pickle.dumps({"final.bias": _Malicious(touched)}))
+        path.write_bytes(pickle.dumps({"final.bias": _Malicious(touched)}, protocol=2))
     with pytest.raises(UserError, match="not a readable checkpoint"):
         load_weights(path, network())
     assert not touched.exists()

@@ -83,14 +83,16 @@ def csv_folder(folder: Path) -> tuple[str, str, str]:
     return names
 
 
-def parquet_folder(folder: Path, kinds: Sequence[str] = ("int64", "int64", "float64"), **metadata: Any) -> tuple:
-    """Rows in no order, and a column of text that nobody asked for."""
+def parquet_folder(
+    folder: Path, kinds: Sequence[str] = ("int64", "int64", "float64"), text: bool = False, **metadata: Any
+) -> tuple[str, str, str]:
+    """Rows in no order unless `time_ordered`; and a column of `text` that nobody asked for."""
     names, chunks = ("u", "i", "y"), {}
     for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
         if metadata.get("time_ordered") and mapping == "train":
             rows = rows[np.argsort(rows[:, 0], kind="stable")]
         columns = {name: rows[:, place].astype(kinds[place]) for place, name in enumerate(names)}
-        table = pa.table({"note": ["text"] * len(rows), **columns})
+        table = pa.table({**({"note": ["text"] * len(rows)} if text else {}), **columns})
         pq.write_table(table, folder / f"{mapping}.parquet")
         chunks[mapping] = [{"type": "parquet", "features": list(names), "files": [f"{mapping}.parquet"]}]
     write_spec(folder, chunks, names, {"test_samples_per_series": LENGTH, **metadata})
@@ -125,6 +127,13 @@ def test_foreign_layouts_train(tmp_path: Path, layout: str, loader: str) -> None
     run = tmp_path / "run"
     train.main(["--data", str(tmp_path), "--output", str(run), "--loader", loader, *TRAIN_FLAGS.split()])
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+    parquet_folder(tmp_path, text=True, time_ordered=True)
+    spec, (_, test_known) = read_feature_spec(tmp_path), known_rows()
+    assert len(stream(open_train(tmp_path, spec, CPU))) == N_USERS * 9
+    assert stream(open_test(tmp_path, spec, CPU)[0]) == [tuple(row) for row in test_known[:, :2].tolist()]
 
 
 @pytest.mark.parametrize("negatives", ["exact", "static"])
@@ -256,7 +265,7 @@ def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, ordered: bool
     table = pq.read_table(file)
     users = table.column("u").to_pylist()
     column = {"text": list(map("user {}".format, users)), "null": [*users[:-1], None], "fraction": [*users[:-1], 1.5]}
-    pq.write_table(table.set_column(1, "u", pa.array(column[fault])), file)
+    pq.write_table(table.set_column(0, "u", pa.array(column[fault])), file)
     with pytest.raises(UserError, match="'u'"):
         open_both(tmp_path)
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from model import trainer
-from model.batches import Batch, EpochBatches
+from model.batches import Batch, EpochBatches, SamplingConfig
 from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF, NeuMFConfig
@@ -170,14 +170,12 @@ def test_a_loss_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callable) -> None:
-    from model.batches import SamplingConfig
-
     parts = [[(user, item, 1.0) for user in (0, 1, 2) for item in range(5)]]
     rows, series = train_rows(parts, 20, 30, name="a"), test_rows([[(0, 7, 1.0), (0, 8, 0.0)]], 20, 30, 2)
     sampling = SamplingConfig(batch_size=8, per_positive=2, kind="exact", in_memory=False, seed=0)
     model = network(0.5)
     before = copy.deepcopy(model.state_dict())
-    config = TrainConfig(epochs=2, topk=1)
+    config = TrainConfig(epochs=2, topk=1, threshold=2.0)
     report = fit(model, EpochBatches(rows, sampling, CPU), series, 2, config, CPU, lambda *_: None)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])

@@ -1,0 +1,81 @@
+"""The demo's commands are ones the programs take; its table says what the run said."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import benchmark.__main__
+import model.arguments
+import model.recommend
+import preprocessing.__main__
+from benchmark import demo
+
+METRICS = {
+    "hr@10": 0.6111,
+    "ndcg@10": 0.3222,
+    "popularity_hr@10": 0.4333,
+    "popularity_ndcg@10": 0.2444,
+    "train_throughput": 123_456.0,
+}
+
+
+def test_every_stage_is_a_valid_command() -> None:
+    prepare, train, recommend = (shlex.split(command) for command in demo._STAGES.values())
+    prepared = preprocessing.__main__.parse_args(prepare[prepare.index("preprocessing") + 1 :])
+    trained = model.arguments.parse_args(train[1:])
+    recommended = model.recommend.parse_args(recommend[recommend.index("model.recommend") + 1 :])
+    assert prepared.output == trained.data == demo.DATA
+    assert trained.output == recommended.run == demo.RUN
+    assert recommended.titles.parent == demo.DATA
+    model.arguments.train_config(trained, trained.seed)
+    assert prepared.overwrite
+    assert trained.overwrite
+
+
+def test_the_stages_run_in_order_and_the_results_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    started: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        started.append(command)
+        demo.RUN.mkdir(parents=True, exist_ok=True)
+        (demo.RUN / "metrics.json").write_text(json.dumps(METRICS))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    demo.main()
+    assert started == [[sys.executable, *shlex.split(command)] for command in demo._STAGES.values()]
+    out = capsys.readouterr().out
+    for shown in ("0.6111", "0.3222", "0.4333", "0.2444", "123 k", *demo._STAGES, str(demo.RUN)):
+        assert shown in out
+
+
+def test_a_failing_stage_ends_the_demo_with_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
+        started.append(command)
+        return subprocess.CompletedProcess(command, len(started) + 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SystemExit) as done:
+        demo.main()
+    assert done.value.code == 2
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--fast"]])
+def test_unknown_measurements_are_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
+    with pytest.raises(SystemExit) as done:
+        benchmark.__main__.main()
+    assert done.value.code == 2

@@ -1,0 +1,114 @@
+"""Rules of the house that no import contract can say, checked on the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("workflows", "preprocessing", "model", "benchmark")
+FILES = sorted([ROOT / "train.py", *(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))])
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of all modules imported, `import_module("name")` among them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and _dotted(node.func).split(".")[-1] in ("import_module", "__import__"):
+            yield from (str(arg.value) for arg in node.args if isinstance(arg, ast.Constant))
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def within(name: str, module: str) -> bool:
+    return name == module or name.startswith(f"{module}.")
+
+
+def named(tree: ast.AST) -> set[str]:
+    """Everything imported and every dotted name used."""
+    used = {_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
+    return set(imported(tree)) | used
+
+
+def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _dotted(node.func) == function:
+            yield node
+
+
+def test_the_files_are_found() -> None:
+    assert {"train.py", "workflows/merlin.py", "workflows/device.py", "model/neumf.py"} <= set(TREES)
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_merlin_has_one_door(path: str) -> None:
+    through = {
+        name for name in imported(TREES[path]) for door in ("nvtabular", "merlin", "dask.dataframe") if within(name, door)
+    }
+    assert path == "workflows/merlin.py" or not through
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_the_gpu_has_one_door(path: str) -> None:
+    through = {name for name in named(TREES[path]) for door in ("cudf", "cupy", "torch.cuda") if within(name, door)}
+    assert path == "workflows/device.py" or not through
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_nothing_untrusted_is_executed(path: str) -> None:
+    tree = TREES[path]
+    assert not {n for n in imported(tree) for m in ("pickle", "cloudpickle", "dill", "joblib", "marshal") if within(n, m)}
+    assert not list(calls(tree, "yaml.load"))
+    assert not list(calls(tree, "eval")) + list(calls(tree, "exec"))
+    for call in calls(tree, "torch.load"):
+        given = {keyword.arg: keyword.value for keyword in call.keywords}
+        assert isinstance(given.get("weights_only"), ast.Constant)
+        assert given["weights_only"].value is True
+        assert "map_location" in given  # a file written on a GPU opens on a CPU
+    for call in ast.walk(tree):
+        if isinstance(call, ast.Call):
+            assert not any(keyword.arg == "shell" for keyword in call.keywords)
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path.startswith(("preprocessing/", "workflows/"))])
+def test_preparing_data_does_not_load_torch(path: str) -> None:
+    # What a module does when it is imported: everything outside functions and `if TYPE_CHECKING`.
+    def at_import(node: ast.AST) -> Iterator[ast.AST]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in _dotted(child.test):
+                continue
+            yield child
+            yield from at_import(child)
+
+    statements = [node for node in at_import(TREES[path]) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not {name for node in statements for name in imported(node) if within(name, "torch")}
+
+
+@pytest.mark.parametrize("path", [path for path in TREES if path != "train.py"])
+def test_no_library_code_leaves_the_process(path: str) -> None:
+    # A user's mistake is a UserError; only the commands themselves end with a status.
+    allowed = {"workflows/errors.py", "benchmark/demo.py"}
+    assert path in allowed or not list(calls(TREES[path], "sys.exit")) + list(calls(TREES[path], "exit"))
+
+
+def test_train_only_wires() -> None:
+    assert len((ROOT / "train.py").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_a_file_reads_in_one_sitting(path: str) -> None:
+    assert len((ROOT / path).read_text(encoding="utf-8").splitlines()) <= 300

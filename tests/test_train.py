@@ -1,0 +1,483 @@
+"""The command line of training, and the whole way from a real log to recommendations."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import model.arguments
+import model.recommend
+import preprocessing.__main__
+import train
+from model.checkpoint import load_run, load_weights
+from model.data import open_test
+from model.evaluation import evaluate_model
+from model.neumf import NeuMF
+from preprocessing.feature_spec import read_feature_spec
+from preprocessing.sources.movielens import sample_file
+from workflows.errors import run_command
+
+ROOT = Path(__file__).parent.parent
+CPU = torch.device("cpu")
+FLAGS = "-b 256 -f 4 --layers 16 8 -l 0.01 --device cpu".split()
+# Keys of metrics.json that are measured, so that no two runs share them.
+MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
+
+
+def write_log(path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    columns = {"user": rng.integers(0, 40, 500), "item": rng.integers(0, 50, 500), "time": np.arange(500)}
+    pd.DataFrame(columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    log = write_log(folder / "log.csv")
+    columns = "--user user --item item --time time --test-negatives 20 --partitions 2"
+    preprocessing.__main__.main(["--input", str(log), *columns.split(), "--output", str(folder / "prepared")])
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    """A finished run of three epochs."""
+    folder = data.parent / "run"
+    places = ["--data", str(data), "--output", str(folder), "--checkpoint_dir", str(data.parent / "checkpoints")]
+    train.main([*places, *FLAGS, "-e", "3", "-s", "1"])
+    return folder
+
+
+def metrics_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def repeatable(folder: Path) -> dict[str, Any]:
+    return {name: value for name, value in metrics_of(folder).items() if name not in MEASURED}
+
+
+def log_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    """The one message a command line ends on, with exit status 2."""
+    with pytest.raises(SystemExit) as error:
+        run_command(lambda: train.main(flags))
+    assert error.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("error: ") == 1
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+def test_a_run_leaves_its_files(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        "config.json",
+        "curves.png",
+        "log.json",
+        "metrics.json",
+        "model.safetensors",
+    }
+    with Image.open(run / "curves.png") as image:
+        assert image.format == "PNG"
+        image.load()
+        assert min(image.size) > 200
+    config = json.loads((run / "config.json").read_text())
+    assert config["features"] == {"user": "user", "item": "item"}
+    assert config["train"]["epochs"] == 3
+    assert config["model"]["layers"] == [16, 8]
+    assert config["epoch"] == metrics_of(run)["best_epoch"]
+
+
+def test_metrics_have_their_keys(run: Path) -> None:
+    metrics = metrics_of(run)
+    assert set(metrics) == {
+        "hr@10",
+        "ndcg@10",
+        "popularity_hr@10",
+        "popularity_ndcg@10",
+        "train_loss",
+        "validation_loss",
+        "best_epoch",
+        "epochs",
+        "train_throughput",
+        "eval_throughput",
+        "time_to_best_model",
+        "selected_on",
+        "peak_rss_mib",
+        "seed",
+    }
+    assert metrics["selected_on"] == "test"
+    assert (metrics["seed"], metrics["epochs"]) == (1, 3)
+    assert 0 <= metrics["ndcg@10"] <= metrics["hr@10"] <= 1
+    assert metrics["train_throughput"] > 0
+    assert metrics["peak_rss_mib"] > 50
+
+
+def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
+    loaded = load_run(run, CPU).model
+    test, length = open_test(data, read_feature_spec(data), CPU)
+    scores = evaluate_model(loaded, test, length, 10, 1 << 20, CPU)
+    metrics = metrics_of(run)
+    assert length == 21
+    assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])
+    assert scores.loss == pytest.approx(metrics["validation_loss"])
+    reference = NeuMF(loaded.config)
+    load_weights(data.parent / "checkpoints" / "model.pth", reference)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(reference.state_dict()[name], value)
+
+
+def test_the_best_epoch_is_the_best_in_the_log(run: Path) -> None:
+    log, metrics = log_of(run / "log.json"), metrics_of(run)
+    steps = [line["step"] for line in log if line["type"] == "LOG"]
+    assert steps == ["PARAMETER", [0], [1], [2], []]
+    parameters, *epochs, summary = (line["data"] for line in log if line["type"] == "LOG")
+    assert parameters["seed"] == 1
+    assert {"batch_size", "epochs", "factors", "layers", "learning_rate", "data"} <= set(parameters)
+    hits = [epoch["hr@10"] for epoch in epochs]
+    assert metrics["best_epoch"] == hits.index(max(hits))
+    assert metrics["hr@10"] == max(hits)
+    assert set(epochs[0]) == {
+        "train_throughput",
+        "eval_throughput",
+        "train_epoch_time",
+        "validation_epoch_time",
+        "hr@10",
+        "ndcg@10",
+        "train_loss",
+        "validation_loss",
+    }
+    assert set(summary) == {
+        "best_train_throughput",
+        "best_eval_throughput",
+        "mean_train_throughput",
+        "mean_eval_throughput",
+        "best_accuracy",
+        "best_epoch",
+        "time_to_target",
+        "time_to_best_model",
+    }
+    assert summary["best_epoch"] == metrics["best_epoch"]
+    assert summary["best_accuracy"] == metrics["hr@10"]
+    assert summary["time_to_target"] is None
+    train_samples = epochs[0]["train_throughput"] * epochs[0]["train_epoch_time"]
+    assert train_samples == pytest.approx(5 * train_positives(run), rel=1e-6)
+
+
+def train_positives(run: Path) -> int:
+    data = Path(json.loads((run / "config.json").read_text())["data"])
+    return json.loads((data / "stats.json").read_text())["train_positives"]
+
+
+@pytest.mark.parametrize("file", ["run/model.safetensors", "checkpoints/model.pth"])
+def test_mode_test_reproduces_the_metrics(run: Path, data: Path, tmp_path: Path, file: str) -> None:
+    places = ["--data", str(data), "--output", str(tmp_path / "test"), "--load_checkpoint_path", str(data.parent / file)]
+    train.main([*places, *FLAGS, "--mode", "test"])
+    found, trained = metrics_of(tmp_path / "test"), metrics_of(run)
+    for name in ("hr@10", "ndcg@10", "popularity_hr@10", "popularity_ndcg@10", "validation_loss"):
+        assert found[name] == trained[name]
+    assert not (tmp_path / "test" / "model.safetensors").exists()
+
+
+def test_the_seed_decides_everything(run: Path, data: Path, tmp_path: Path) -> None:
+    weights = [(run / "model.safetensors").read_bytes()]
+    for seed in ("1", "2"):
+        torch.manual_seed(99)  # what else drew from the global generator must not matter
+        train.main(["--data", str(data), "--output", str(tmp_path / seed), *FLAGS, "-e", "3", "-s", seed])
+        weights.append((tmp_path / seed / "model.safetensors").read_bytes())
+    assert repeatable(tmp_path / "1") == repeatable(run)
+    assert weights[1] == weights[0]
+    assert weights[2] != weights[0]
+    assert repeatable(tmp_path / "2")["train_loss"] != repeatable(run)["train_loss"]
+
+
+def test_without_a_seed_each_run_has_its_own(data: Path, tmp_path: Path) -> None:
+    seeds = []
+    for name in "ab":
+        train.main(["--data", str(data), "--output", str(tmp_path / name), *FLAGS, "-e", "1", "-b", "100000"])
+        seeds.append(metrics_of(tmp_path / name)["seed"])
+        log = log_of(tmp_path / name / "log.json")
+        assert next(line["data"]["seed"] for line in log if line.get("step") == "PARAMETER") == seeds[-1]
+    assert seeds[0] != seeds[1]
+
+
+def test_other_settings_and_the_names_they_give(data: Path, tmp_path: Path) -> None:
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--log_path", str(tmp_path / "elsewhere.json")]
+    more = "-k 3 -t 0.01 -e 5 --loader memory --negatives uniform --amp --grads_accumulated 2 -s 1 --layers 8"
+    train.main([*places, *FLAGS, *more.split()])
+    metrics = metrics_of(tmp_path / "run")
+    assert {"hr@3", "ndcg@3", "popularity_hr@3", "popularity_ndcg@3"} <= set(metrics)
+    assert not any(name.endswith("@10") for name in metrics)
+    assert metrics["epochs"] == 1  # the threshold was reached at once
+    assert not (tmp_path / "run" / "log.json").exists()
+    summary = log_of(tmp_path / "elsewhere.json")[-1]
+    assert summary["step"] == []
+    assert summary["data"]["time_to_target"] >= summary["data"]["time_to_best_model"]
+
+
+def test_negatives_on_disk_are_trained_on_and_none_are_drawn(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "log.csv")
+    columns = "--user user --item item --time time --test-negatives 20 --partitions 2 --train-negatives 2"
+    preprocessing.__main__.main(["--input", str(log), *columns.split(), "--output", str(tmp_path / "data")])
+    train.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), *FLAGS, "-e", "1"])
+    epoch = next(line["data"] for line in log_of(tmp_path / "run" / "log.json") if line.get("step") == [0])
+    stats = json.loads((tmp_path / "data" / "stats.json").read_text())
+    assert stats["train_rows"] == 3 * stats["train_positives"]
+    assert epoch["train_throughput"] * epoch["train_epoch_time"] == pytest.approx(stats["train_rows"])
+
+
+def test_an_existing_output_is_left_alone(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    message = fails(capsys, "--data", str(data), "--output", str(run), *FLAGS)
+    assert "--overwrite" in message
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_overwrite_replaces_a_run_and_nothing_else(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data", str(data), "--overwrite", *FLAGS, "-e", "1", "-b", "100000"]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work")
+    assert "thesis" not in fails(capsys, *places, "--output", str(tmp_path / "run"))
+    assert (tmp_path / "run" / "thesis.txt").read_text() == "years of work"
+    for seed in ("1", "2"):
+        train.main([*places, "--output", str(tmp_path / "new"), "-s", seed])
+        assert metrics_of(tmp_path / "new")["seed"] == int(seed)
+
+
+def test_what_a_failed_run_leaves_can_be_overwritten(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-e", "1"]
+    message = fails(capsys, *places, "-l", "1e30")
+    assert "--learning_rate" in message
+    train.main([*places, "--overwrite"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_a_test_run_can_be_overwritten(run: Path, data: Path, tmp_path: Path) -> None:
+    places = ["--data", str(data), "--output", str(tmp_path / "test"), "--overwrite"]
+    for _ in range(2):
+        train.main([*places, "--load_checkpoint_path", str(run / "model.safetensors"), *FLAGS, "--mode", "test"])
+
+
+@pytest.mark.parametrize("name", ["a[b]", "[red]", "[/x]"])
+def test_an_output_may_have_any_name(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    output = tmp_path / name
+    train.main(["--data", str(data), "--output", str(output), *FLAGS, "-e", "1", "-b", "100000"])
+    assert f"results in {output}\n" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "flags", [["--gpus", "8"], ["--device", "cuda"], ["--gpus", "1"], ["--device", "cpu", "--gpus", "8"], ["--gpus", "0"]]
+)
+def test_a_gpu_that_is_not_there_is_told(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), *flags)
+    assert "--device cpu" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--data", "{tmp}/nowhere"], "nowhere/feature_spec.yaml does not exist"),
+        (["--topk", "22"], "--topk 22"),
+        (["--topk", "21"], "--topk 21"),  # as long as a series: every model would hit
+        (["--mode", "test"], "--load_checkpoint_path"),
+        (["--load_checkpoint_path", "{tmp}/gone.pth"], "gone.pth"),
+        (["--layers", "7", "4"], "even"),
+        (["-e", "0"], "--epochs"),
+        (["-s", "-1"], "--seed"),
+        (["--feature_spec_file", "other.yaml"], "other.yaml"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
+) -> None:
+    given = [flag.format(tmp=tmp_path) for flag in flags]
+    message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), "--device", "cpu", *given)
+    assert said in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flags", [["--surprise"], ["--epoch", "3"], ["-e", "three"], ["--negatives", "none"], ["x"]])
+def test_unknown_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        train.main(flags)
+    assert error.value.code == 2
+    assert "usage" in capsys.readouterr().err.lower()
+
+
+class _Parsed(Exception):
+    pass
+
+
+@pytest.fixture
+def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.ArgumentParser]:
+    """The parser a command makes, caught when it is about to parse."""
+
+    def catch(parse: Callable[[list[str]], object]) -> argparse.ArgumentParser:
+        caught = []
+
+        def parse_args(parser: argparse.ArgumentParser, _: object) -> None:
+            caught.append(parser)
+            raise _Parsed
+
+        with monkeypatch.context() as patch, pytest.raises(_Parsed):
+            patch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+            parse([])
+        return caught[0]
+
+    return catch
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    return {flag for action in parser._actions for flag in action.option_strings}
+
+
+# A new flag is a decision: whoever adds one adds it here.
+TRAIN_FLAGS = """
+    -h --help --data --feature_spec_file --output --overwrite --checkpoint_dir --load_checkpoint_path --log_path --mode
+    -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
+    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp -k --topk -t --threshold --valid_batch_size
+    --device --gpus --loader
+"""
+PREPARE_FLAGS = """
+    -h --help --sample --input --user --item --time --rating --min-rating --output --overwrite --test-negatives
+    --valid_negative --train-negatives -s --seed --device --partitions
+"""
+RECOMMEND_FLAGS = "-h --help --run --user -k --titles --data --device"
+
+
+def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:
+    assert flags_of(parser_of(model.arguments.parse_args)) == set(TRAIN_FLAGS.split())
+    assert flags_of(parser_of(preprocessing.__main__.parse_args)) == set(PREPARE_FLAGS.split())
+    assert flags_of(parser_of(model.recommend.parse_args)) == set(RECOMMEND_FLAGS.split())
+
+
+def test_defaults_are_the_references() -> None:
+    args = vars(model.arguments.parse_args([]))
+    reference = {
+        "data": Path("/data/cache/ml-20m"),
+        "feature_spec_file": "feature_spec.yaml",
+        "epochs": 30,
+        "batch_size": 2**20,
+        "valid_batch_size": 2**20,
+        "factors": 64,
+        "layers": [256, 256, 128, 64],
+        "negative_samples": 4,
+        "learning_rate": 0.0045,
+        "topk": 10,
+        "seed": None,
+        "threshold": 1.0,
+        "beta1": 0.25,
+        "beta2": 0.5,
+        "eps": 1e-8,
+        "dropout": 0.5,
+        "mode": "train",
+        "grads_accumulated": 1,
+        "amp": False,
+        "checkpoint_dir": None,
+        "load_checkpoint_path": None,
+        "log_path": None,
+    }
+    ours = {
+        "output": Path("runs/ml-20m"),
+        "overwrite": False,
+        "negatives": "exact",
+        "device": "auto",
+        "gpus": None,
+        "loader": "merlin",
+    }
+    assert args == {**reference, **ours}
+
+
+def test_short_forms_stand_for_the_references_flags() -> None:
+    short = "-e 1 -b 2 -f 3 -n 4 -l 0.5 -k 6 -s 7 -t 0.8 -b1 0.9 -b2 0.1"
+    long = (
+        "--epochs 1 --batch_size 2 --factors 3 --negative_samples 4 --learning_rate 0.5 --topk 6 --seed 7 "
+        "--threshold 0.8 --beta1 0.9 --beta2 0.1"
+    )
+    parsed = model.arguments.parse_args(short.split())
+    assert parsed == model.arguments.parse_args(long.split())
+    assert (parsed.epochs, parsed.batch_size, parsed.beta1, parsed.beta2) == (1, 2, 0.9, 0.1)
+
+
+@pytest.mark.parametrize(("data", "output"), [("/a/b", "runs/b"), ("/a/b/", "runs/b"), ("/", "runs/run")])
+def test_the_output_is_named_after_the_data(data: str, output: str) -> None:
+    assert model.arguments.parse_args(["--data", data]).output == Path(output)
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    for parse, flags in (
+        (model.arguments.parse_args, TRAIN_FLAGS),
+        (preprocessing.__main__.parse_args, PREPARE_FLAGS),
+        (model.recommend.parse_args, RECOMMEND_FLAGS),
+    ):
+        with pytest.raises(SystemExit) as done:
+            parse(["--help"])
+        assert done.value.code == 0
+        text = capsys.readouterr().out
+        assert all(flag in text for flag in flags.split())
+
+
+def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONWARNINGS": ""}
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Warning" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def test_from_a_real_log_to_recommendations(tmp_path: Path) -> None:
+    data, run = str(tmp_path / "data"), str(tmp_path / "run")
+    steps = [
+        command("-m", "preprocessing", "--sample", "ml-100k", "--output", data),
+        command(*f"train.py --data {data} --output {run} -e 2 -b 8192 -f 8 --layers 16 8 -l 0.01 -s 1".split()),
+        command(*f"-m model.recommend --run {run} --user 196 -k 10 --titles {data}/titles.parquet".split()),
+    ]
+    assert [step.stderr for step in steps] == ["", "", ""]
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["hr@10"] > 0.2  # twice what chance gives among 101 items
+
+    raw = pd.read_parquet(sample_file("MovieLens100k_data.parquet.brotli"))
+    items = pd.read_parquet(sample_file("MovieLens100k_items.parquet.brotli"))
+    rated = set(raw.loc[raw["user_id"] == 196, "movie_id"])
+    assert len(rated) == 39
+    lines = steps[2].stdout.splitlines()
+    assert lines[0] == "user 196"
+    rows = [line.split(maxsplit=3) for line in lines[2:]]
+    assert [row[0] for row in rows] == [str(rank) for rank in range(1, 11)]
+    recommended = [int(row[1]) for row in rows]
+    assert len(set(recommended)) == 10
+    assert set(recommended) <= set(raw["movie_id"])
+    assert not set(recommended) & rated
+    scores = [float(row[2]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    titles = dict(zip(items["movie_id"], items["title"], strict=True))
+    assert [row[3] for row in rows] == [" ".join(titles[item].split()) for item in recommended]
+
+    unknown = command("-m", "model.recommend", "--run", run, "--user", "99999", code=2)
+    assert unknown.stdout == ""
+    assert "user '99999' is not among the 943 users" in unknown.stderr
+    assert unknown.stderr.count("error: ") == 1
