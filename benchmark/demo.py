@@ -28,7 +28,7 @@ def main() -> None:
     seconds = {}
     for name, command in _STAGES.items():
         console.rule(name)
-        console.print(f"$ python {command}", style="dim", markup=False)
+        console.print(f"$ python {command}", style="dim")
         started = time.perf_counter()
         result = subprocess.run([sys.executable, *shlex.split(command)], check=False)
         if result.returncode:
@@ -43,7 +43,6 @@ def main() -> None:
         "  .venv/bin/python -m preprocessing --input LOG.csv --user USER --item ITEM --time TIME --output data/mine\n"
         f"  .venv/bin/python train.py --data data/mine {_TRAIN}\n"
         "  .venv/bin/python -m model.recommend --run runs/mine --user ID",
-        markup=False,
     )
 
 

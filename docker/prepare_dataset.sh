@@ -7,8 +7,8 @@
 set -euo pipefail
 
 name=${1:-ml-20m}
-raw=${2:-/data/$name}
-cache=${3:-/data/cache/$name}
+raw=$(realpath -m -- "${2:-/data/$name}")
+cache=$(realpath -m -- "${3:-/data/cache/$name}")
 shift $(($# < 3 ? $# : 3))
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

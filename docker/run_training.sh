@@ -10,5 +10,5 @@ for flag in "$@"; do
     --gpus | --gpus=* | --device | --device=*) devices=() ;;
   esac
 done
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-exec "${PYTHON:-python}" train.py --amp "${devices[@]}" "$@"
+root=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
+exec "${PYTHON:-python}" "$root/train.py" --amp "${devices[@]}" "$@"

@@ -34,19 +34,30 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def _optional_path(text: str) -> Path | None:
+    """A path; the reference's scripts pass an empty one for none."""
+    return Path(text) if text else None
+
+
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", type=Path, default=Path("/data/cache/ml-20m"), metavar="DIR", help="prepared folder")
     group.add_argument("--feature_spec_file", default=DEFAULT_NAME, metavar="NAME", help="spec within it")
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<name of --data>)")
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     group.add_argument(
-        "--checkpoint_dir", type=Path, metavar="DIR", help="also write model.pth there, as the reference does"
+        "--checkpoint_dir", type=_optional_path, metavar="DIR", help="also write model.pth there, as the reference does"
     )
     group.add_argument(
-        "--load_checkpoint_path", type=Path, metavar="FILE", help="start from a model.pth or model.safetensors"
+        "--load_checkpoint_path",
+        type=_optional_path,
+        metavar="FILE",
+        help="start from a model.pth or model.safetensors",
     )
     group.add_argument(
-        "--log_path", type=Path, metavar="FILE", help="log in DLLogger's format (default: log.json in --output)"
+        "--log_path",
+        type=_optional_path,
+        metavar="FILE",
+        help="log in DLLogger's format (default: log.json in --output)",
     )
     group.add_argument(
         "--mode", choices=["train", "test"], default="train", help="test: evaluate the loaded checkpoint once"

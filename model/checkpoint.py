@@ -13,7 +13,7 @@ import torch
 
 from model.neumf import NeuMF, NeuMFConfig
 from workflows.errors import UserError
-from workflows.folders import write_json
+from workflows.folders import umask, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 _FORMAT = 1
@@ -28,6 +28,7 @@ def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
     partial = folder / f".{WEIGHTS_NAME}.partial"
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(weights, partial)
+    partial.chmod(0o666 & ~umask())  # the library makes its files private
     partial.replace(folder / WEIGHTS_NAME)
     write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
 
@@ -52,6 +53,8 @@ def load_run(folder: Path, device: torch.device) -> Run:
         config = json.loads(path.read_text(encoding="utf-8"))
         shape = config["model"]
         model = NeuMF(NeuMFConfig(**{**shape, "layers": tuple(shape["layers"])}))
+        if not all(isinstance(config[name], str) for name in ("data", "feature_spec_file")):
+            raise ValueError("data and feature_spec_file should be text")
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}"
@@ -105,4 +108,4 @@ def _fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
         raise UserError(
             f"{path} does not fit the network ({'; '.join(wrong)}); set --factors, --layers and --data as in training"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict({name: weights[name] for name in expected})

@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         console.print(f"user {user}")
         for row in [header, *rows]:
             cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-            console.print("  ".join([*cells, row[3]]).rstrip(), markup=False)
+            console.print("  ".join([*cells, row[3]]).rstrip())
 
 
 if __name__ == "__main__":

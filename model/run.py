@@ -24,6 +24,7 @@ from workflows.folders import check_output, write_json
 from workflows.progress import console, human
 
 METRICS_NAME = "metrics.json"
+_LOG_NAME = "log.json"
 
 
 class RunWriter:
@@ -34,11 +35,11 @@ class RunWriter:
         self._folder: Path = args.output
         self._checkpoint_dir: Path | None = args.checkpoint_dir
         self._config = config
-        check_output(self._folder, args.overwrite, CONFIG_NAME)
+        check_output(self._folder, args.overwrite, (CONFIG_NAME, METRICS_NAME, _LOG_NAME))
         if self._folder.exists():
             shutil.rmtree(self._folder)
         self._folder.mkdir(parents=True)
-        self._log = RunLog(args.log_path or self._folder / "log.json")
+        self._log = RunLog(args.log_path or self._folder / _LOG_NAME)
         self._about = {
             "data": str(args.data.resolve()),
             "feature_spec_file": args.feature_spec_file,

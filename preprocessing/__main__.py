@@ -69,12 +69,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         partitions=args.partitions,
     )
     columns = _columns(args)
-    check_output(args.output, args.overwrite, STATS_NAME)
+    check_output(args.output, args.overwrite, [STATS_NAME])
     frames = device.frame_device(args.device)
     with tempfile.TemporaryDirectory(prefix="neumf-unpacked-") as scratch:
         log = _open(args, columns, Path(scratch))
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        with staged_folder(args.output, args.overwrite, STATS_NAME) as folder, thread_cluster() as cluster:
+        with staged_folder(args.output, args.overwrite, [STATS_NAME]) as folder, thread_cluster() as cluster:
             stats = prepare(log, config, frames, cluster, folder)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "
@@ -83,19 +83,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:
-    return ml_100k_sample() if args.sample else open_log(args.input, columns, scratch)
+    with_rating = args.min_rating is not None
+    return ml_100k_sample(with_rating) if args.sample else open_log(args.input, columns, with_rating, scratch)
 
 
 def _columns(args: argparse.Namespace) -> Columns | None:
-    """Raises UserError where only some of the three columns are named, or a sample's are."""
-    named = [args.user, args.item, args.time]
-    if not any([*named, args.rating]):
+    """The columns that were named, None where none was.
+
+    Raises:
+        UserError: only some are named, one is named twice, or a sample's are.
+    """
+    if args.min_rating is not None and args.rating is None and args.user is not None:
+        raise UserError("--min-rating needs the column of the ratings; name it with --rating")
+    named = [args.user, args.item, args.time] + ([args.rating] if args.rating else [])
+    if not any(named):
         return None
     if args.sample:
         raise UserError("--user, --item, --time and --rating are for --input; the sample's columns are known")
     if not all(named):
         raise UserError("name all of --user, --item and --time, or none of them where the log is MovieLens")
-    return Columns(user=args.user, item=args.item, time=args.time, rating=args.rating)
+    if len(set(named)) < len(named):
+        raise UserError("--user, --item, --time and --rating should name different columns")
+    columns = Columns(user=args.user, item=args.item, time=args.time, rating=args.rating)
+    return columns if args.min_rating is not None else columns.without_rating()
 
 
 if __name__ == "__main__":

@@ -21,21 +21,24 @@ def read_mapping(folder: Path, spec: FeatureSpec, mapping: str, features: Sequen
         UserError: a feature is in no chunk, a file is not what the spec says, or chunks differ in length.
     """
     columns: dict[str, pa.ChunkedArray] = {}
-    lengths: dict[str, int] = {}
+    lengths: list[tuple[str, int]] = []
     for chunk in spec.chunks(mapping):
         wanted = [name for name in chunk.features if name in features]
         if not wanted:
             continue
         files = chunk_files(folder, chunk)
         tables = [_READERS[chunk.type](file, chunk, wanted, spec) for file in files]
-        table = pa.concat_tables(tables, promote_options="permissive")
-        lengths[chunk.files[0]] = table.num_rows
+        try:
+            table = pa.concat_tables(tables, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as err:
+            raise UserError(f"{', '.join(chunk.files)} in {folder} hold different types ({err})") from None
+        lengths.append((chunk.files[0], table.num_rows))
         columns.update({name: table.column(name) for name in wanted})
     missing = [name for name in features if name not in columns]
     if missing:
         raise UserError(f"source_spec.{mapping} of {folder} has no feature {', '.join(missing)}")
-    if len(set(lengths.values())) > 1:
-        found = ", ".join(f"{file} …: {rows:,} rows" for file, rows in lengths.items())
+    if len({rows for _, rows in lengths}) > 1:
+        found = ", ".join(f"{file} …: {rows:,} rows" for file, rows in lengths)
         raise UserError(f"the chunks of {mapping!r} in {folder} stand side by side and differ in length: {found}")
     return pa.table({name: columns[name] for name in features})
 
@@ -50,7 +53,9 @@ def _read_parquet(path: Path, chunk: Chunk, wanted: list[str], spec: FeatureSpec
 def _read_csv(path: Path, chunk: Chunk, wanted: list[str], spec: FeatureSpec) -> pa.Table:
     types = tuple((name, _arrow_type(spec, name)) for name in wanted)
     layout = TextFormat(",", tuple(chunk.features), header=False, types=types)
-    return pa.concat_tables([piece.read() for piece in text_pieces(path, layout)])
+    if not path.stat().st_size:
+        return pa.schema(types).empty_table()
+    return pa.concat_tables([piece.read() for piece in text_pieces(path, layout, str(path))])
 
 
 def _arrow_type(spec: FeatureSpec, name: str) -> pa.DataType:
@@ -68,9 +73,11 @@ def _read_torch_tensor(path: Path, chunk: Chunk, wanted: list[str], spec: Featur
     except Exception as err:  # torch raises many kinds for a file that is not one of its own
         first_line = str(err).splitlines()[0] if str(err) else repr(err)
         raise UserError(f"{path}: not a tensor saved by torch ({first_line})") from None
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2):
-        raise UserError(f"{path}: expected one tensor of shape [rows, features], got {type(tensor).__name__}")
-    matrix = tensor.reshape(tensor.shape[0], -1)
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2) or tensor.layout != torch.strided:
+        raise UserError(f"{path}: expected one dense tensor of shape [rows, features], got {type(tensor).__name__}")
+    matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()
+    if matrix.dtype is torch.bfloat16:  # which NumPy does not know
+        matrix = matrix.float()
     if matrix.shape[1] != len(chunk.features):
         raise UserError(
             f"{path}: expected {len(chunk.features)} columns ({', '.join(chunk.features)}), got {matrix.shape[1]}"

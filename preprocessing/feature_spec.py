@@ -7,15 +7,16 @@ folder, and everything that is wrong with it is reported in one error, each with
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from workflows.errors import UserError
 
 DEFAULT_NAME = "feature_spec.yaml"
 _MAX_BYTES = 1 << 20
+_MAX_VALUES = 100_000
 _MAX_IDS = 2**31 - 1
 
 
@@ -34,22 +35,20 @@ class Feature(BaseModel):
         return value
 
 
+def _inside_its_folder(file: str) -> str:
+    path = PurePosixPath(file)
+    if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
+        raise ValueError(f"{file!r} must be a relative path that stays inside the spec's folder")
+    return file
+
+
 class Chunk(BaseModel):
     """Files that hold the same columns, one after the other; the chunks of a mapping stand side by side."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["parquet", "csv", "torch_tensor"]
     features: list[str] = Field(min_length=1)
-    files: list[str] = Field(min_length=1)
-
-    @field_validator("files")
-    @classmethod
-    def _inside(cls, files: list[str]) -> list[str]:
-        for file in files:
-            path = PurePosixPath(file)
-            if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
-                raise ValueError(f"{file!r} must be a relative path that stays inside the spec's folder")
-        return files
+    files: list[Annotated[str, AfterValidator(_inside_its_folder)]] = Field(min_length=1)
 
 
 class Metadata(BaseModel):
@@ -83,28 +82,6 @@ class FeatureSpec(BaseModel):
     @classmethod
     def _empty_metadata(cls, value: object) -> object:
         return {} if value is None else value
-
-    @model_validator(mode="after")
-    def _names_are_known(self) -> FeatureSpec:
-        wrong = [
-            f"channel_spec.{channel}: feature {name!r} is not in feature_spec"
-            for channel, names in self.channel_spec.items()
-            for name in names
-            if name not in self.feature_spec
-        ]
-        for mapping, chunks in self.source_spec.items():
-            seen: set[str] = set()
-            for index, chunk in enumerate(chunks):
-                where = f"source_spec.{mapping}.{index}.features"
-                for name in chunk.features:
-                    if name not in self.feature_spec:
-                        wrong.append(f"{where}: feature {name!r} is not in feature_spec")
-                    if name in seen:
-                        wrong.append(f"{where}: feature {name!r} comes twice in this mapping")
-                    seen.add(name)
-        if wrong:
-            raise ValueError("; ".join(wrong))
-        return self
 
     def channel(self, name: str) -> str:
         """The one feature of a channel.
@@ -155,13 +132,58 @@ def read_feature_spec(folder: Path, name: str = DEFAULT_NAME) -> FeatureSpec:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a feature spec has at most {_MAX_BYTES:,}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as err:
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
+        # PyYAML's constructors of dates and numbers raise whatever Python does.
         raise UserError(f"{path} is not readable YAML: {err}") from None
+    if _size(content, _MAX_VALUES) > _MAX_VALUES:
+        raise UserError(f"{path} holds more than {_MAX_VALUES:,} values (do aliases repeat each other?)")
+    wrong = _unknown_names(content)
     try:
-        return FeatureSpec.model_validate(content)
+        spec = FeatureSpec.model_validate(content)
     except ValidationError as err:
-        wrong = [f"  {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in err.errors()]
-        raise UserError("\n".join([f"{path} is not a valid feature spec:", *wrong])) from None
+        wrong = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in err.errors()] + wrong
+    if wrong:
+        raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *wrong]))
+    return spec
+
+
+def _size(value: Any, limit: int) -> int:
+    """How many values a document has, aliases counted as often as they stand for something; stops at the limit."""
+    open_values, size = [value], 0
+    while open_values and size <= limit:
+        current = open_values.pop()
+        size += 1
+        if isinstance(current, dict):
+            open_values.extend(current.values())
+        elif isinstance(current, list):
+            open_values.extend(current)
+    return size
+
+
+def _unknown_names(content: Any) -> list[str]:
+    """Features that are used and not declared, or come twice in a mapping; whatever else is wrong with the file."""
+
+    def part(name: str) -> dict[Any, Any]:
+        value = content.get(name) if isinstance(content, dict) else None
+        return value if isinstance(value, dict) else {}
+
+    def names(value: Any) -> list[str]:
+        return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+    declared, wrong = part("feature_spec"), []
+    used = [(f"channel_spec.{channel}", names(value)) for channel, value in part("channel_spec").items()]
+    for mapping, chunks in part("source_spec").items():
+        seen: set[str] = set()
+        for index, chunk in enumerate(chunks if isinstance(chunks, list) else []):
+            features = names(chunk.get("features")) if isinstance(chunk, dict) else []
+            where = f"source_spec.{mapping}.{index}.features"
+            used.append((where, features))
+            for name in features:
+                if name in seen:
+                    wrong.append(f"{where}: feature {name!r} comes twice in this mapping")
+                seen.add(name)
+    unknown = [f"{where}: feature {n!r} is not in feature_spec" for where, ns in used for n in ns if n not in declared]
+    return unknown + wrong
 
 
 def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
@@ -173,10 +195,15 @@ def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
     root = folder.resolve()
     files, wrong = [], []
     for name in chunk.files:
-        path = (folder / name).resolve()
+        try:
+            path = (folder / name).resolve()
+            there = path.is_file()
+        except (OSError, RuntimeError) as err:  # a loop of links, a name that is too long
+            wrong.append(f"{folder / name} cannot be opened ({err})")
+            continue
         if not path.is_relative_to(root):
             wrong.append(f"{folder / name} leads out of its folder")
-        elif not path.is_file():
+        elif not there:
             wrong.append(f"{folder / name} does not exist")
         files.append(path)
     if wrong:

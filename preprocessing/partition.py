@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing.sources.log import Columns, Piece
+from preprocessing.sources.table import value_type
 from workflows.counters import mix
 from workflows.device import FrameDevice
+from workflows.errors import UserError
 
 USER, ITEM, TIME = "user", "item", "time"
-_MICROSECONDS = 1e6
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ def _select(table: pa.Table, columns: Columns, min_rating: float | None) -> tupl
         TIME: _time_column(table.column(columns.time)),
     }
     if min_rating is not None and columns.rating is not None:
-        selected["rating"] = pc.cast(table.column(columns.rating), pa.float64())
+        rating = table.column(columns.rating)
+        selected["rating"] = pc.cast(pc.cast(rating, value_type(rating.type)), pa.float64())
     result = pa.table(selected)
     if any(column.null_count for column in result.columns):
         result = result.drop_null()
@@ -79,24 +81,35 @@ def _select(table: pa.Table, columns: Columns, min_rating: float | None) -> tupl
 
 def _id_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """int32 where all values fit, else int64; text stays text."""
-    if pa.types.is_dictionary(column.type):
-        column = pc.cast(column, column.type.value_type)
+    column = pc.cast(column, value_type(column.type))
     if not pa.types.is_integer(column.type):
         return pc.cast(column, pa.large_string())
-    column = pc.cast(column, pa.int64())
+    try:
+        column = pc.cast(column, pa.int64())
+    except pa.ArrowInvalid as err:
+        raise UserError(f"an id is beyond 64-bit integers ({err}); make these ids text") from None
     span = pc.min_max(column)
     low, high = span["min"].as_py() or 0, span["max"].as_py() or 0
     return pc.cast(column, pa.int32()) if low >= -(2**31) and high < 2**31 else column
 
 
 def _time_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64 in one unit for the whole log: integers as they are, numbers and dates in microseconds."""
+    """int64 in the order of the times, which is all that is asked of them.
+
+    Integers and dates keep their unit. Other numbers become their IEEE 754 bits, negative ones mirrored, which
+    are in the order of the numbers without any choice of scale; what is no number becomes missing.
+    """
+    column = pc.cast(column, value_type(column.type))
     if pa.types.is_integer(column.type):
-        return pc.cast(column, pa.int64())
-    if pa.types.is_floating(column.type):
-        finite = pc.if_else(pc.is_finite(column), column, None)
-        return pc.cast(pc.round(pc.multiply(pc.cast(finite, pa.float64()), _MICROSECONDS)), pa.int64())
-    return pc.cast(pc.cast(column, pa.timestamp("us")), pa.int64())
+        return pc.cast(column, pa.int64(), safe=False)
+    if not pa.types.is_floating(column.type):
+        kind = column.type if pa.types.is_timestamp(column.type) else pa.timestamp("ms")
+        return pc.cast(pc.cast(column, kind), pa.int64())
+    values = pc.cast(column, pa.float64()).combine_chunks()
+    numbers = values.to_numpy(zero_copy_only=False) + 0.0  # -0.0 is 0.0
+    bits = numbers.view(np.int64)
+    ordered = np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
+    return pa.chunked_array([pa.array(ordered, mask=~np.isfinite(numbers))])
 
 
 def _bucket(users: pa.ChunkedArray, partitions: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.merlin import frame_dataset
 from workflows.operators import TEST, EncodeIds, LeaveOneOut
-from workflows.progress import Stage, stage
+from workflows.progress import Stage, console, stage
 from workflows.state import leave_one_out_workflow, save_workflow
 
 STATS_NAME = "stats.json"
@@ -75,8 +75,6 @@ def prepare(
     Raises:
         UserError: the log is not what it should be, or nothing is left of it.
     """
-    if config.min_rating is not None and log.columns.rating is None:
-        raise UserError("--min-rating needs the column of the ratings; name it with --rating")
     scratch = folder / ".spill"
     scratch.mkdir()
     spills = _partition(log, config, cluster, scratch)
@@ -108,10 +106,16 @@ def prepare(
 
     stats = _stats(log, config, spills, results, encoder)
     if not stats["train_positives"]:
-        raise UserError(f"nothing of the log is left to train on: {stats}")
+        raise UserError(
+            f"nothing is left to train on of {stats['rows_read']:,} rows: {stats['dropped_missing']:,} lack a user, "
+            f"item or time, {stats['dropped_below_min_rating']:,} are rated below --min-rating"
+        )
     _spec(folder, config, stats).write(folder)
     if log.titles is not None:
-        _write_titles(log.titles, folder / "titles.parquet")
+        try:
+            _write_titles(log.titles, folder / "titles.parquet")
+        except UserError as err:  # titles are for people only
+            console.print(f"no titles.parquet: {err}")
     write_json(folder / STATS_NAME, stats)
     return stats
 

@@ -30,9 +30,9 @@ def read_titles(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as err:
-        raise UserError(f"--titles {path}: not readable ({err.strerror})") from None
+        raise UserError(f"{path}: not readable ({err.strerror})") from None
     if size > _MAX_BYTES:
-        raise UserError(f"--titles {path} has {size:,} bytes; more than a list of titles should ({_MAX_BYTES:,})")
+        raise UserError(f"{path} has {size:,} bytes; more than a list of titles should ({_MAX_BYTES:,})")
     return _from_parquet(path) if magic == b"PAR1" else _from_text(path)
 
 
@@ -40,7 +40,7 @@ def _pick(names: list[str], known: tuple[str, ...], what: str, path: Path) -> st
     for name in known:
         if name in names:
             return name
-    raise UserError(f"--titles {path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}")
+    raise UserError(f"{path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}")
 
 
 def _from_parquet(path: Path) -> dict[str, str]:
@@ -50,9 +50,9 @@ def _from_parquet(path: Path) -> dict[str, str]:
         title_name = _pick(names, _TITLE_COLUMNS, "title", path)
         table = pq.read_table(path, columns=[id_name, title_name])
     except pa.ArrowException as err:
-        raise UserError(f"--titles {path}: not a readable Parquet file ({err})") from None
-    ids, titles = (table.column(name).to_pylist() for name in (id_name, title_name))
-    return {str(id_): str(title) for id_, title in zip(ids, titles, strict=True)}
+        raise UserError(f"{path}: not a readable Parquet file ({err})") from None
+    rows = zip(*(table.column(name).to_pylist() for name in (id_name, title_name)), strict=True)
+    return {str(item): str(title or "") for item, title in rows if item is not None}
 
 
 def _from_text(path: Path) -> dict[str, str]:
@@ -61,15 +61,18 @@ def _from_text(path: Path) -> dict[str, str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # MovieLens before 20M
-    lines = text.splitlines()
-    if not lines:
-        raise UserError(f"--titles {path} is empty")
+    lines = [line.rstrip("\r") for line in text.split("\n")]  # a title may hold other line separators
+    if not text.strip():
+        raise UserError(f"{path} is empty")
     for delimiter in ("::", "|"):
         rows = [line.split(delimiter) for line in lines if line]
         if all(len(row) >= 2 and row[0].isdigit() for row in rows):
             return {row[0]: row[1] for row in rows}
     delimiter = max(("\t", ";", ","), key=lines[0].count)
     reader = csv.DictReader(lines, delimiter=delimiter)
-    names = list(reader.fieldnames or [])
-    id_name, title_name = _pick(names, _ID_COLUMNS, "id", path), _pick(names, _TITLE_COLUMNS, "title", path)
-    return {row[id_name]: row[title_name] or "" for row in reader if row[id_name]}
+    try:
+        names = list(reader.fieldnames or [])
+        id_name, title_name = _pick(names, _ID_COLUMNS, "id", path), _pick(names, _TITLE_COLUMNS, "title", path)
+        return {row[id_name]: row[title_name] or "" for row in reader if row[id_name]}
+    except csv.Error as err:
+        raise UserError(f"{path}: not readable as delimited text ({err}); check its quoting") from None

@@ -6,12 +6,12 @@ methods below, and threads are enough, since the heavy work (pyarrow, NumPy sort
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import dask
-import psutil
 
 from workflows.merlin import set_dask_client
 
@@ -53,7 +53,8 @@ class ThreadCluster:
 @contextmanager
 def thread_cluster() -> Iterator[ThreadCluster]:
     """A cluster of as many threads as this process may use cores, which Merlin uses inside the block."""
-    cluster = ThreadCluster(len(psutil.Process().cpu_affinity()))
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cluster = ThreadCluster(len(usable))
     set_dask_client(cluster)
     try:
         yield cluster

@@ -6,20 +6,20 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from workflows.errors import UserError
 
 
-def check_output(path: Path, overwrite: bool, ours: str) -> None:
+def check_output(path: Path, overwrite: bool, ours: Sequence[str]) -> None:
     """Refuse an output that exists, unless it may be replaced.
 
     Args:
-        ours: a file that every folder written by this command holds. `--overwrite` replaces only such a
-            folder (or an empty one), so that a mistyped path cannot delete anything else.
+        ours: files of which every folder written by this command holds at least one. `--overwrite` replaces only
+            such a folder (or an empty one), so that a mistyped path cannot delete anything else.
 
     Raises:
         UserError: the path exists and may not be replaced.
@@ -32,15 +32,15 @@ def check_output(path: Path, overwrite: bool, ours: str) -> None:
         raise UserError(
             f"{path} is not a folder of this program, so --overwrite leaves it alone; name another --output"
         )
-    if any(path.iterdir()) and not (path / ours).is_file():
+    if any(path.iterdir()) and not any((path / name).is_file() for name in ours):
         raise UserError(
-            f"{path} holds no {ours}, so it was not written by this command and --overwrite leaves it alone; "
+            f"{path} holds no {' or '.join(ours)}, so it was not written by this command and --overwrite leaves it alone; "
             "name another --output or remove that folder yourself"
         )
 
 
 @contextmanager
-def staged_folder(path: Path, overwrite: bool, ours: str) -> Iterator[Path]:
+def staged_folder(path: Path, overwrite: bool, ours: Sequence[str]) -> Iterator[Path]:
     """Build a folder beside its place and rename it when it is whole; on any error nothing is left.
 
     Yields:
@@ -48,25 +48,35 @@ def staged_folder(path: Path, overwrite: bool, ours: str) -> Iterator[Path]:
     """
     check_output(path, overwrite, ours)
     path = path.absolute()
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
-        staging.chmod(0o777 & ~_umask())
+        staging.chmod(0o777 & ~umask())
         yield staging
         check_output(path, overwrite, ours)  # somebody else may have written meanwhile
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             path.rename(old / "old")
-            staging.rename(path)
-            shutil.rmtree(old)
+            try:
+                staging.rename(path)
+            except OSError:
+                (old / "old").rename(path)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             staging.rename(path)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
+        for parent in new_parents:
+            with suppress(OSError):  # somebody else uses it by now
+                parent.rmdir()
         raise
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permission bits that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -80,5 +90,9 @@ def write_json(path: Path, value: Any) -> None:
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` beside `path` and rename it into place."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

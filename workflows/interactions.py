@@ -7,7 +7,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-Array = Any  # an array of NumPy, CuPy or torch
+Array = Any  # an array of NumPy or CuPy; torch sorts no 16-bit digits
 
 _DIGIT_BITS = 16
 
@@ -82,8 +82,14 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
 
     Args:
         users, items: integer ids; times: integers in any unit; all of one length.
+
+    Raises:
+        TypeError: a column is not of integers.
     """
     xp = array_namespace(users, items, times)
+    for column in (users, items, times):
+        if not xp.isdtype(column.dtype, "integral"):
+            raise TypeError(f"users, items and times should be integers, got {column.dtype}")
     order = stable_order(times, items, users)
     users, items = xp.take(users, order), xp.take(items, order)
     new_user = run_starts(users)

@@ -12,9 +12,8 @@ import os
 import queue
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import dask
@@ -75,7 +74,6 @@ __all__ = [
     "Workflow",
     "frame_dataset",
     "loader_class",
-    "parquet_dataset",
     "set_dask_client",
 ]
 
@@ -100,41 +98,34 @@ class _RowSafeExecutor(LocalExecutor):
 
 
 class Workflow(nvt.Workflow):
-    """`nvtabular.Workflow` whose partitions run through the executor that keeps emptied partitions empty."""
+    """`nvtabular.Workflow` whose partitions run through the executor that keeps emptied partitions empty.
+
+    Merlin's `Subgraph` operator runs an executor of its own, out of reach of the repair: do not put operators that
+    remove rows into one.
+    """
 
     def __init__(self, output_node) -> None:
         super().__init__(output_node)
         self.executor._executor.__class__ = _RowSafeExecutor
+
+    def get_subworkflow(self, subgraph_name):
+        return Workflow(self.graph.subgraph(subgraph_name).output_node)
 
     def _transform_df(self, df):
         return _RowSafeExecutor().transform(df, self.output_node, self.output_dtypes)
 
 
 def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: bool) -> _MerlinDataset:
-    """A Merlin dataset whose partition number p is the dataframe `load(p)`.
+    """A Merlin dataset whose partition number p is the dataframe `load(p)`, in that order, empty ones included.
+
+    It stands in for Merlin's own Parquet reader, which fails on an empty first file ("indices are out-of-bounds"),
+    reads files in the order of their names, and cuts them in the middle of a user.
 
     Args:
         meta: an empty dataframe of the same library, columns and dtypes.
         cpu: whether that library is pandas (else cuDF).
     """
     return _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu)
-
-
-def parquet_dataset(files: Sequence[Path], cpu: bool, part_mib: int = 64) -> _MerlinDataset:
-    """A Merlin dataset over Parquet files, read a partition of about `part_mib` at a time.
-
-    Repairs a crash: a first file without rows makes the stock class fail ("indices are out-of-bounds"),
-    so files without rows are left out.
-
-    Raises:
-        ValueError: no file has rows.
-    """
-    import pyarrow.parquet as pq
-
-    with_rows = [str(file) for file in files if pq.read_metadata(file).num_rows]
-    if not with_rows:
-        raise ValueError("no Parquet file with rows")
-    return _MerlinDataset(with_rows, engine="parquet", cpu=cpu, part_size=f"{part_mib}MiB")
 
 
 @functools.cache
@@ -170,6 +161,9 @@ def loader_class() -> type:
                 self.stop()
                 raise chunks
             self._batch_itr = iter(chunks)
+
+        def _shuffle_indices(self) -> None:
+            """The order is `loader.indices`, whoever set it; NumPy's global generator is left alone."""
 
         def _indices_for_process(self) -> list[int]:
             return [int(index) for index in self.indices[self.global_rank :: self.global_size]]

@@ -59,30 +59,29 @@ def distinct_numbers(seed: int, ids: Array, bounds: Array, length: int) -> Array
     """
     xp = array_namespace(ids, bounds)
     if length == 0 or ids.shape[0] == 0:
-        return xp.zeros((ids.shape[0], length), dtype=xp.int64)
+        return xp.zeros((ids.shape[0], length), dtype=xp.int64, device=device(ids))
     key = counters.keys(seed, ids)[:, None]
     slot = count(length, ids)[None, :]
     wide = bounds >= 2 * length
     # Narrow ranges: shuffle the whole range, so that the last free number is not awaited by chance.
-    parts = [_shuffled(xp, key[~wide], bounds[~wide], length)]
-    # Wide ranges: draw, and draw again what fell on a number already there.
-    key, bound = key[wide], bounds[wide][:, None]
-    numbers = xp.sort(counters.below(counters.draws(key, slot), bound), axis=1)
-    drawn = length
-    open_rows = xp.nonzero(xp.any(numbers[:, 1:] == numbers[:, :-1], axis=1))[0]
-    while open_rows.shape[0]:
-        rows = xp.take(numbers, open_rows, axis=0)
-        row_key, row_bound = xp.take(key, open_rows, axis=0), xp.take(bound, open_rows, axis=0)
-        again = xp.concat([xp.zeros((rows.shape[0], 1), dtype=xp.bool), rows[:, 1:] == rows[:, :-1]], axis=1)
-        fresh = counters.below(counters.draws(row_key, slot + drawn), row_bound)
+    done, places = [_shuffled(xp, key[~wide], bounds[~wide], length)], [xp.nonzero(~wide)[0]]
+    # Wide ranges: draw, and where a number came twice draw the second one again.
+    place = xp.nonzero(wide)[0]
+    key, bound = xp.take(key, place, axis=0), xp.take(bounds, place)[:, None]
+    rows, drawn = xp.sort(counters.below(counters.draws(key, slot), bound), axis=1), length
+    while True:
+        again = xp.concat([xp.zeros_like(rows[:, :1], dtype=xp.bool), rows[:, 1:] == rows[:, :-1]], axis=1)
+        repeated = xp.any(again, axis=1)
+        done.append(rows[~repeated])
+        places.append(place[~repeated])
+        again, rows, place = again[repeated], rows[repeated], place[repeated]
+        if not place.shape[0]:
+            break
+        key, bound = key[repeated], bound[repeated]
+        fresh = counters.below(counters.draws(key, slot + drawn), bound)
         rows = xp.sort(xp.where(again, fresh, rows), axis=1)
-        numbers[open_rows, :] = rows
-        open_rows = open_rows[xp.any(rows[:, 1:] == rows[:, :-1], axis=1)]
         drawn += length
-    parts.append(numbers)
-    # Back into the order of the ids.
-    place = xp.concat([xp.nonzero(~wide)[0], xp.nonzero(wide)[0]])
-    return xp.take(xp.concat(parts), xp.argsort(place), axis=0)
+    return xp.take(xp.concat(done), xp.argsort(xp.concat(places)), axis=0)
 
 
 def _shuffled(xp: Any, key: Array, bounds: Array, length: int) -> Array:

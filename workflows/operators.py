@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from workflows.counters import stream_seed
 from workflows.device import frames_of
-from workflows.interactions import Histories, histories
+from workflows.interactions import Histories, count, histories
 from workflows.merlin import ColumnSchema, Operator, StatOperator
 from workflows.negatives import row_negatives, series_negatives
 
@@ -80,7 +80,8 @@ class LeaveOneOut(Operator):
     `item` (int32), `label` (float32) and `split` (int8): first the train rows (split 0), by user and time;
     then one series for each user with a held-out interaction (split 1), positive first.
     Of a pair that occurs again the earliest time counts; of equal times the greatest item is the last.
-    A user with one interaction, or who has seen every item, is in train only.
+    A user with one interaction, or who has seen every item, is in train only; rows with an id that the encoder
+    does not know (-1) are left out.
     """
 
     def __init__(
@@ -109,6 +110,8 @@ class LeaveOneOut(Operator):
     def transform(self, col_selector, df):
         n_items = len(self.encoder.categories[self.item])
         users, items, times = (df[name].values for name in (self.user, self.item, self.time))
+        known = (users >= 0) & (items >= 0)
+        users, items, times = users[known], items[known], times[known]
         history = histories(users, items, times)
         train, test = self._split(history, n_items)
         parts = [
@@ -124,12 +127,13 @@ class LeaveOneOut(Operator):
     def _split(self, history: Histories, n_items: int):
         """((users, items) of train rows, (rows of the S users, their last item) of the held-out ones)."""
         xp = array_namespace(history.users)
-        held_out = xp.nonzero((history.counts > 1) & (history.counts < n_items))[0]
-        last = xp.take(history.starts + history.counts - 1, held_out)
-        keep = xp.ones(history.by_time.shape[0], dtype=xp.bool)
-        keep[last] = False
-        users = xp.repeat(history.users, history.counts)
-        return (users[keep], history.by_time[keep]), (held_out, xp.take(history.by_time, last))
+        has_test = (history.counts > 1) & (history.counts < n_items)
+        held_out = xp.nonzero(has_test)[0]
+        last = history.starts + history.counts - 1
+        rows = history.rows
+        keep = ~(xp.take(has_test, rows) & (xp.take(last, rows) == count(rows.shape[0], rows)))
+        users = xp.take(history.users, rows)
+        return (users[keep], history.by_time[keep]), (held_out, xp.take(history.by_time, xp.take(last, held_out)))
 
     def _train_rows(self, users, items, n_items: int) -> dict[str, Any]:
         xp = array_namespace(users, items)

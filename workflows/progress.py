@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)  # paths and ids may hold [brackets]
 
 
 class _Rate(ProgressColumn):
@@ -23,7 +23,7 @@ class _Rate(ProgressColumn):
 def human(number: float) -> str:
     """A count in at most four digits: 987, 12.3 k, 4.56 M."""
     for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= scale:
+        if number >= 0.9995 * scale:  # what three digits round up to it
             return f"{number / scale:.3g}{suffix}"
     return f"{number:.3g}"
 

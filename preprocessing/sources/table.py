@@ -31,7 +31,7 @@ class ParquetPiece(Piece):
             ) from None
 
 
-def parquet_log(path: Path, columns: Columns) -> list[Piece]:
+def parquet_pieces(path: Path, columns: Columns) -> list[Piece]:
     """Pieces of a Parquet file.
 
     Raises:
@@ -42,13 +42,18 @@ def parquet_log(path: Path, columns: Columns) -> list[Piece]:
     except (pa.ArrowException, OSError) as err:
         raise UserError(f"{path}: not a readable Parquet file ({err}); is it whole?") from None
     schema = file.schema_arrow
-    require_columns(path, tuple(schema.names), columns)
+    require_columns(str(path), schema.names, columns)
     if not file.metadata.num_rows:
         raise UserError(f"{path} has no rows; expected a log of user, item and time")
+    twice = sorted({name for name in schema.names if schema.names.count(name) > 1} & set(columns.names))
+    if twice:
+        raise UserError(f"{path}: column {', '.join(map(repr, twice))} comes more than once; rename one")
     for name in columns.names:
-        is_id = name in (columns.user, columns.item)
-        if not _fits(schema.field(name).type, is_id):
-            expected = "integers or text" if is_id else "numbers or dates"
+        if name in (columns.user, columns.item):
+            expected, fits = "integers or text", _is_id
+        else:
+            expected, fits = ("numbers or dates", _is_time) if name == columns.time else ("numbers", _is_number)
+        if not fits(value_type(schema.field(name).type)):
             raise UserError(
                 f"{path}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
                 "name another column or convert it"
@@ -61,11 +66,18 @@ def parquet_log(path: Path, columns: Columns) -> list[Piece]:
     ]
 
 
-def _fits(kind: pa.DataType, is_id: bool) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    if is_id:
-        return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    return (
-        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-    )
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values of a column that may be dictionary-encoded."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
+def _is_time(kind: pa.DataType) -> bool:
+    return _is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.csv as pc
+import pyarrow.compute as pc
+import pyarrow.csv
 
 from preprocessing.sources.log import Columns, Piece
 from workflows.errors import UserError
 
 PIECE_BYTES = 16 << 20
 _SNIFF_BYTES = 1 << 16
+_DELIMITERS = ("\t", ";", "|", ",")
+_NULLS = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N")
 _Types = tuple[tuple[str, pa.DataType], ...]
 
 
@@ -42,12 +45,13 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class TextPiece(Piece):
-    """Bytes `start` to `stop` of a file: whole lines, without the header."""
+    """Bytes `start` to `stop` of a file: whole lines, without the header; `shown` is the file's name for people."""
 
     path: Path
     format: TextFormat
     start: int
     stop: int
+    shown: str
 
     @property
     def size_bytes(self) -> int:
@@ -58,59 +62,99 @@ class TextPiece(Piece):
         delimiter = self.format.delimiter
         if len(delimiter) > 1:
             data, delimiter = data.replace(delimiter.encode(), b"\t"), "\t"
-        wanted = dict(self.format.types)
         try:
-            return pc.read_csv(
-                pa.py_buffer(data),
-                read_options=pc.ReadOptions(column_names=list(self.format.names), use_threads=False),
-                parse_options=pc.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=self.format.quoted_newlines, ignore_empty_lines=True
-                ),
-                convert_options=pc.ConvertOptions(
-                    include_columns=list(wanted), column_types=wanted, strings_can_be_null=True, null_values=_NULLS
-                ),
-            )
+            table = _parse(data, delimiter, self.format)
         except pa.ArrowInvalid as err:
             raise self._explain(err, data, delimiter) from None
+        for index, (name, kind) in enumerate(self.format.types):
+            if kind == pa.string():
+                table = table.set_column(index, name, pc.utf8_trim_whitespace(table.column(name)))
+        return table
 
     def _explain(self, err: pa.ArrowInvalid, data: bytes, delimiter: str) -> UserError:
         """Find the row that Arrow could not read, and say what was expected there."""
-        line_number = _count_lines(self.path, self.start)
-        convert = {name: _parser(kind) for name, kind in self.format.types}
-        for offset, raw in enumerate(data.splitlines()):
-            line = raw.decode("utf-8", "replace")
-            fields = [field.strip('"') for field in line.split(delimiter)]
-            where = f"{self.path}, line {line_number + offset + 1}"
-            if not line:
+        lines_before = _count_lines(self.path, self.start)
+        for line_number, fields in _numbered_rows(data, delimiter):
+            where = f"{self.shown}, line {lines_before + line_number}"
+            if not fields:
                 continue
-            if len(fields) != len(self.format.names) and '"' not in line:
+            if len(fields) != len(self.format.names):
                 return UserError(
                     f"{where}: expected {len(self.format.names)} columns ({', '.join(self.format.names)}), "
-                    f"got {len(fields)}: {line[:80]!r}; mend or remove that line"
+                    f"got {len(fields)}: {delimiter.join(fields)[:80]!r}; mend or remove that line"
                 )
-            row = dict(zip(self.format.names, fields, strict=False))
-            for name, (expected, accepts) in convert.items():
-                value = row.get(name, "")
-                if value not in _NULLS and not accepts(value):
+            row = dict(zip(self.format.names, fields, strict=True))
+            for name, kind in self.format.types:
+                value = row[name] if pa.types.is_timestamp(kind) else row[name].strip()  # as Arrow does
+                if value not in _NULLS and not _holds(kind)(value):
                     return UserError(
-                        f"{where}: column {name!r} should hold {expected}, as the first rows do, got {value[:60]!r}; "
-                        "mend or remove that line (ids that are text must be text in every row)"
+                        f"{where}: column {name!r} should hold {_describe(kind)}, as the first rows do, "
+                        f"got {value[:60]!r}; mend or remove that line (ids that are text must be text in every row)"
                     )
-        return UserError(f"{self.path}: not readable as delimited text ({err}); check its encoding and quoting")
+        return UserError(f"{self.shown}: not readable as delimited text ({err}); check its encoding and quoting")
 
 
-_NULLS = ["", "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N"]
+def _parse(data: bytes, delimiter: str, layout: TextFormat) -> pa.Table:
+    wanted = dict(layout.types)
+    return pa.csv.read_csv(
+        pa.py_buffer(data),
+        read_options=pa.csv.ReadOptions(column_names=list(layout.names), use_threads=False),
+        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=layout.quoted_newlines),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=list(wanted), column_types=wanted, strings_can_be_null=True, null_values=list(_NULLS)
+        ),
+    )
 
 
-def _parser(kind: pa.DataType) -> tuple[str, Any]:
-    """(what a column of this type holds, a check whether a field is one)."""
+def _numbered_rows(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows, each with the number of its first line, from 1; what the csv module refuses has no fields."""
+    rows = csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""), delimiter=delimiter)
+    line_number = 1
+    while True:
+        try:
+            fields = next(rows)
+        except csv.Error:  # a field that is too long for this module, not for Arrow
+            fields = []
+        except StopIteration:
+            return
+        yield line_number, fields
+        line_number = rows.line_num + 1
+
+
+def _describe(kind: pa.DataType) -> str:
+    """What a column of this type holds, for people."""
     if pa.types.is_integer(kind):
-        return "an integer", re.compile(r"[+-]?(0|[1-9]\d{0,18})").fullmatch  # 007 is text
+        return "an integer below 2^63"
     if pa.types.is_floating(kind):
-        return "a number", re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?").fullmatch
+        return "a number"
+    return "a date and time" if pa.types.is_timestamp(kind) else "text"
+
+
+def _holds(kind: pa.DataType) -> Callable[[str], bool]:
+    """Whether a column of this type can hold a field."""
+    if pa.types.is_integer(kind):
+        return lambda value: bool(re.fullmatch(r"-?[0-9]{1,19}", value)) and -(2**63) <= int(value) < 2**63
+    if pa.types.is_floating(kind):
+        return lambda value: bool(re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII))
     if pa.types.is_timestamp(kind):
-        return "a date and time", re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d(:\d\d(:\d\d(\.\d+)?)?)?)?").fullmatch
-    return "text", lambda _: True
+        return lambda value: _date_type(value) in (kind, pa.timestamp("us", kind.tz))
+    return lambda _: True
+
+
+_DATE = re.compile(r"(\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?)(?(3)(\.\d{1,9})?)(?(2)(Z|[+-]\d\d(:?\d\d)?)?)", re.ASCII)
+
+
+def _date_type(value: str) -> pa.DataType | None:
+    """The timestamp type of an ISO 8601 date and time, None where it is none (or no day of the calendar)."""
+    found = _DATE.fullmatch(value)
+    if not found:
+        return None
+    try:
+        datetime.fromisoformat(found[1])
+    except ValueError:
+        return None
+    # Arrow's nanoseconds end in 2262 and wrap around without a word, so they are for those who write them.
+    return pa.timestamp("ns" if len(found[4] or "") > len(".123456") else "us", "UTC" if found[5] else None)
 
 
 def _read_bytes(path: Path, start: int, stop: int) -> bytes:
@@ -122,31 +166,45 @@ def _read_bytes(path: Path, start: int, stop: int) -> bytes:
 def _count_lines(path: Path, stop: int) -> int:
     with path.open("rb") as file:
         lines = 0
-        while stop > 0:
-            block = file.read(min(stop, 1 << 20))
-            if not block:
-                break
+        while stop > 0 and (block := file.read(min(stop, 1 << 20))):
             lines += block.count(b"\n")
             stop -= len(block)
         return lines
 
 
-def first_lines(path: Path, n: int = 2) -> list[str]:
-    """The first lines of a text file (fewer where it has fewer), without their newlines.
+def sniff(path: Path, shown: str) -> str:
+    """The beginning of a text file.
 
     Raises:
-        UserError: the file is empty or is no UTF-8 or Latin-1 text.
+        UserError: the file is empty or no text.
     """
-    with path.open("rb") as file:
-        head = file.read(_SNIFF_BYTES)
+    head = _read_bytes(path, 0, _SNIFF_BYTES)
     if not head.strip():
-        raise UserError(f"{path} is empty; expected a log of user, item and time")
+        raise UserError(f"{shown} is empty; expected a log of user, item and time")
     if b"\0" in head:
-        raise UserError(f"{path} is no text file; expected CSV, TSV, Parquet or a zip of MovieLens")
-    return head.decode("utf-8-sig", "replace").splitlines()[:n]
+        raise UserError(f"{shown} is no text file; expected CSV, TSV, Parquet or a zip of MovieLens")
+    return head.decode("utf-8-sig", "replace")
 
 
-def text_pieces(path: Path, format: TextFormat) -> list[Piece]:
+def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
+    """(delimiter, column names) of a file with a header: the delimiter is the one that splits it furthest.
+
+    Raises:
+        UserError: the file is empty or no text, or a name comes twice.
+    """
+    line = sniff(path, shown).split("\n", 1)[0].rstrip("\r")
+    if "\r" in line:
+        raise UserError(f"{shown} ends its lines with a carriage return alone; convert it to line feeds")
+    rows = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
+    delimiter = max(reversed(_DELIMITERS), key=lambda candidate: len(rows[candidate]))
+    names = tuple(name.strip() for name in rows[delimiter])
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
+    return delimiter, names
+
+
+def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
     """Cut a file into byte ranges of about `PIECE_BYTES` that end at a line.
 
     Raises:
@@ -154,81 +212,104 @@ def text_pieces(path: Path, format: TextFormat) -> list[Piece]:
     """
     size = path.stat().st_size
     with path.open("rb") as file:
-        if format.header:
+        if layout.header:
             file.readline()
         elif file.read(3) != b"\xef\xbb\xbf":
             file.seek(0)
         start = file.tell()
         if start >= size:
-            raise UserError(f"{path} has a header and no rows; expected a log of user, item and time")
+            raise UserError(f"{shown} has no rows; expected a log of user, item and time")
         cuts = [start]
-        while not format.quoted_newlines and size - cuts[-1] > PIECE_BYTES:
+        while not layout.quoted_newlines and size - cuts[-1] > PIECE_BYTES:
             file.seek(cuts[-1] + PIECE_BYTES)
             file.readline()
             if file.tell() >= size:
                 break
             cuts.append(file.tell())
-    return [TextPiece(path, format, a, b) for a, b in zip(cuts, [*cuts[1:], size], strict=True)]
+    return [TextPiece(path, layout, a, b, shown) for a, b in zip(cuts, [*cuts[1:], size], strict=True)]
 
 
-def has_quoted_newlines(path: Path) -> bool:
-    """Whether some line ends inside a quoted field (only a file with quotes costs a look at each line)."""
-    return any(line.count(b'"') % 2 for block in _lines_with_quotes(path) for line in block)
+def has_quoted_newlines(path: Path, shown: str) -> bool:
+    """Whether some line ends inside a quoted field.
 
-
-def _lines_with_quotes(path: Path) -> Iterator[list[bytes]]:
+    Raises:
+        UserError: a quoted field is never closed, so that all rows after it would be lost in it.
+    """
+    inside, found, line_number, opened = False, False, 0, 0
     with path.open("rb") as file:
-        rest = b""
         while block := file.read(1 << 20):
-            if b'"' not in block and b'"' not in rest:
-                rest = block[block.rfind(b"\n") + 1 :] if b"\n" in block else rest + block
+            if b'"' not in block:
+                found = found or (inside and b"\n" in block)
+                line_number += block.count(b"\n")
                 continue
-            lines = (rest + block).split(b"\n")
-            rest = lines.pop()
-            yield lines
-        yield [rest]
+            for index, line in enumerate(block.split(b"\n")):
+                if index:
+                    line_number += 1
+                    found = found or inside
+                if line.count(b'"') % 2:
+                    inside = not inside
+                    opened = line_number + 1 if inside else opened
+    if inside:
+        raise UserError(f"{shown}, line {opened}: a quoted field is not closed; close it or double the quote")
+    return found
 
 
-def csv_log(path: Path, columns: Columns) -> list[Piece]:
+def csv_pieces(path: Path, columns: Columns, shown: str) -> list[Piece]:
     """Pieces of a CSV or TSV file with a header, whose types are those of its first rows.
 
     Raises:
-        UserError: a column is missing, a type fits no id or time, or the file has no rows.
+        UserError: a column is missing, or the file has no rows.
     """
-    header = first_lines(path, 1)[0]
-    delimiter = max(("\t", ";", "|", ","), key=header.count)
-    names = tuple(name.strip().strip('"') for name in header.split(delimiter))
-    require_columns(path, names, columns)
-    quoted = has_quoted_newlines(path)
-    types = _infer_types(path, delimiter, names, columns)
-    return text_pieces(path, TextFormat(delimiter, names, True, types, quoted))
+    delimiter, names = header_of(path, shown)
+    require_columns(shown, names, columns)
+    quoted = has_quoted_newlines(path, shown)
+    types = _infer_types(path, shown, delimiter, names, columns)
+    return text_pieces(path, TextFormat(delimiter, names, True, types, quoted), shown)
 
 
-def require_columns(path: Path, names: tuple[str, ...], columns: Columns) -> None:
+def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
     """Raises UserError where a column of the log is missing."""
     missing = [name for name in columns.names if name not in names]
     if missing:
         raise UserError(
-            f"{path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}; "
+            f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}; "
             "name yours with --user, --item, --time (and --rating)"
         )
 
 
-def _infer_types(path: Path, delimiter: str, names: tuple[str, ...], columns: Columns) -> _Types:
+def _infer_types(path: Path, shown: str, delimiter: str, names: tuple[str, ...], columns: Columns) -> _Types:
     """Arrow types by the first rows. The minority of a column is then reported as a mistake, row by row."""
-    head = _read_bytes(path, 0, _SNIFF_BYTES)
-    lines = head[: head.rfind(b"\n") + 1] if len(head) == _SNIFF_BYTES else head
-    rows = list(csv.reader(io.StringIO(lines.decode("utf-8-sig", "replace")), delimiter=delimiter))[1:]
+    head = sniff(path, shown)
+    if len(head) > _SNIFF_BYTES // 2 and "\n" in head:
+        head = head[: head.rfind("\n") + 1]
+    try:
+        rows = list(csv.reader(io.StringIO(head, newline=None), delimiter=delimiter))[1:]
+    except csv.Error as err:
+        raise UserError(f"{shown}: not readable as delimited text ({err}); check its quoting") from None
     types = []
     for name in columns.names:
         place = names.index(name)
-        values = [row[place] for row in rows if len(row) > place and row[place] not in _NULLS]
-        candidates = (pa.int64(), pa.string()) if name in (columns.user, columns.item) else _NUMBERS_AND_DATES
-        fits = [sum(bool(_parser(kind)[1](value)) for value in values) for kind in candidates]
-        if candidates[-1] == pa.string():
-            fits[-1] = len(values) - fits[0]  # an id is text where it is no integer
-        types.append((name, candidates[fits.index(max(fits))]))
+        values = [row[place].strip() for row in rows if len(row) > place]
+        values = [value for value in values if value not in _NULLS]
+        if name in (columns.user, columns.item):
+            types.append((name, _id_type(values)))
+        else:
+            types.append((name, _time_type(values) if name == columns.time else pa.float64()))
     return tuple(types)
 
 
-_NUMBERS_AND_DATES = (pa.int64(), pa.float64(), pa.timestamp("us"))
+def _id_type(values: list[str]) -> pa.DataType:
+    """Integers, unless most ids are not, or one has a leading zero (007 is not 7)."""
+    whole = sum(_holds(pa.int64())(value) for value in values)
+    padded = any(re.match(r"-?0[0-9]", value) for value in values)
+    return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
+
+
+def _time_type(values: list[str]) -> pa.DataType:
+    """Dates or numbers, whichever are more; what is neither does not count."""
+    dates = [kind for kind in map(_date_type, values) if kind is not None]
+    numbers = [value for value in values if _holds(pa.float64())(value)]
+    if len(dates) > len(numbers):
+        zone = max(dates, key=lambda kind: sum(kind.tz == other.tz for other in dates)).tz
+        return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
+    return pa.int64() if all(_holds(pa.int64())(value) for value in numbers) else pa.float64()

@@ -74,7 +74,9 @@ def check_exact_epoch(batches: list[list[Row]], rows: list[Row], batch_size: int
         assert item not in seen[user]
         owners[user] += times
     positives = Counter(user for user, _, label in rows if label > 0)
-    assert owners == Counter({u: per_positive * n for u, n in positives.items() if per_positive and len(seen[u]) < N_ITEMS})
+    assert owners == Counter(
+        {u: per_positive * n for u, n in positives.items() if per_positive and len(seen[u]) < N_ITEMS}
+    )
 
 
 FOLDERS = {

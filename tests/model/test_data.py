@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +130,7 @@ def test_foreign_layouts_train(tmp_path: Path, layout: str, loader: str) -> None
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.xfail(strict=True, reason="the whole Parquet file goes through the Loader, whatever the spec names")
 def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
     parquet_folder(tmp_path, text=True, time_ordered=True)
     spec, (_, test_known) = read_feature_spec(tmp_path), known_rows()
@@ -136,19 +138,46 @@ def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
     assert stream(open_test(tmp_path, spec, CPU)[0]) == [tuple(row) for row in test_known[:, :2].tolist()]
 
 
+@pytest.mark.xfail(strict=True, reason="Merlin makes the index of a pandas file no column")
+def test_a_column_that_pandas_calls_an_index_is_a_column(tmp_path: Path) -> None:
+    parquet_folder(tmp_path, time_ordered=True)
+    known = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
+    pd.read_parquet(tmp_path / "train.parquet").set_index("u").to_parquet(tmp_path / "train.parquet")
+    assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == known
+
+
+def test_parts_may_differ_in_types_and_order_of_columns(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
+    rows = train_rows([[(0, 1, 1.0)], [(1, 2, 1.0)]], 2, 5)
+    other = pa.table({"label": pa.array([0.0]), "item": pa.array([3]), "user": pa.array([1])})
+    pq.write_table(other, tmp_path / "prepared" / "train" / "part-00001.parquet")
+    assert stream(rows, 1) == [(0, 1, 1.0), (1, 3, 0.0)]
+
+
+@pytest.mark.parametrize("name", ["a b", "a*b?", "ü#1%20", "a[b]", "a::b"])
+def test_a_folder_may_have_any_name(train_rows: Callable[..., Rows], request: pytest.FixtureRequest, name: str) -> None:
+    if name in ("a[b]", "a::b"):
+        request.applymarker(pytest.mark.xfail(strict=True, reason="fsspec reads patterns and protocols into a path"))
+    assert stream(train_rows([[(0, 1, 1.0)], [(1, 2, 1.0)]], 2, 5, name=name)) == [(0, 1, 1.0), (1, 2, 1.0)]
+
+
+# As they come; and which of them stop in the middle of training.
+KINDS = {
+    ("int32", "int64", "float64"): (),
+    ("int32", "int64", "int32"): ("static",),
+    ("int64", "int64", "bool"): ("static",),
+    ("int16", "uint8", "uint8"): ("exact", "static"),
+    ("uint32", "uint64", "float64"): ("exact", "static"),
+    ("float64", "float32", "float32"): ("exact", "static"),
+}
+
+
 @pytest.mark.parametrize("negatives", ["exact", "static"])
-@pytest.mark.parametrize(
-    "kinds",
-    [
-        ("int32", "int64", "int32"),
-        ("int16", "uint8", "uint8"),
-        ("uint32", "uint64", "float64"),
-        ("int64", "int64", "bool"),
-        ("float64", "float32", "float32"),
-    ],
-    ids="-".join,
-)
-def test_ordered_parquet_of_any_number_type_trains(tmp_path: Path, kinds: tuple[str, ...], negatives: str) -> None:
+@pytest.mark.parametrize("kinds", KINDS, ids="-".join)
+def test_ordered_parquet_of_any_number_type_trains(
+    tmp_path: Path, request: pytest.FixtureRequest, kinds: tuple[str, ...], negatives: str
+) -> None:
+    if negatives in KINDS[kinds]:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="columns stream in the types of the file"))
     parquet_folder(tmp_path, kinds, time_ordered=True)
     run = tmp_path / "run"
     flags = ["--data", str(tmp_path), "--output", str(run), "--negatives", negatives, *TRAIN_FLAGS.split()]
@@ -259,7 +288,11 @@ def test_faults_of_parquet_files_are_told(tmp_path: Path, ordered: bool) -> None
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("fault", ["text", "null", "fraction"])
-def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, ordered: bool, fault: str) -> None:
+def test_ids_that_are_no_whole_numbers_are_refused(
+    tmp_path: Path, request: pytest.FixtureRequest, ordered: bool, fault: str
+) -> None:
+    if ordered:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="columns stream in the types of the file"))
     parquet_folder(tmp_path, time_ordered=ordered)
     file = tmp_path / "train.parquet"
     table = pq.read_table(file)

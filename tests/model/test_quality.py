@@ -27,10 +27,9 @@ def test_a_checkerboard_is_learned(tmp_path: Path) -> None:
     log = tmp_path / "log.csv"
     log.write_text("\n".join(lines) + "\n")
     unseen = 2 * CLASS_ITEMS - SEEN
-    columns = "--user user --item item --time time"
+    columns = f"--user user --item item --time time --test-negatives {unseen} --partitions 2"
     prepare(
-        ["--input", str(log), *columns.split(), "--output", str(tmp_path / "data")]
-        + ["--test-negatives", str(unseen), "--partitions", "2"]
+        ["--input", str(log), "--output", str(tmp_path / "data"), *columns.split()],
     )
     flags = "-e 8 -b 256 -f 8 --layers 16 8 --dropout 0 -l 0.01 -s 1"
     train.main(["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), *flags.split()])

@@ -47,7 +47,9 @@ def train(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:
 
 def assert_close(first: nn.Module, second: nn.Module, atol: float) -> None:
     for name, value in first.state_dict().items():
-        torch.testing.assert_close(value, second.state_dict()[name], rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, second.state_dict()[name], rtol=0.0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def plain_steps(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:

@@ -79,7 +79,7 @@ def _layouts(draw: st.DrawFn) -> tuple[int, list[tuple[str, list[str], list[int]
     return rows, chunks, draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(layout=_layouts())
 def test_files_are_stacked_and_chunks_stand_side_by_side(fresh: Callable[[], Path], layout: Any) -> None:
     rows, chunks, features = layout
@@ -130,7 +130,6 @@ def test_chunks_of_different_lengths_are_refused(tmp_path: Path, kind: str) -> N
         _read(tmp_path, spec, "user", "label")
 
 
-@pytest.mark.xfail(strict=True, raises=pa.ArrowInvalid, reason="lengths are kept by a chunk's first file")
 def test_lengths_are_compared_even_where_chunks_share_their_first_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _table(2).to_parquet(tmp_path / f"{name}.parquet")
@@ -183,19 +182,9 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path, value: Any, messag
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        pytest.param(
-            torch.zeros(0, 1), [], marks=pytest.mark.xfail(strict=True, reason="reshape(0, -1) is ambiguous to torch")
-        ),
-        pytest.param(
-            torch.ones(2, 1, dtype=torch.bfloat16),
-            [1.0, 1.0],
-            marks=pytest.mark.xfail(strict=True, reason="NumPy has no bfloat16"),
-        ),
-        pytest.param(
-            torch.ones(2, 1, requires_grad=True),
-            [1.0, 1.0],
-            marks=pytest.mark.xfail(strict=True, reason="a tensor that requires a gradient has no .numpy()"),
-        ),
+        (torch.zeros(0, 1), []),
+        (torch.ones(2, 1, dtype=torch.bfloat16), [1.0, 1.0]),
+        (torch.ones(2, 1, requires_grad=True), [1.0, 1.0]),
         (torch.ones(3), [1.0, 1.0, 1.0]),
         (torch.ones(3, 1, dtype=torch.float16), [1.0, 1.0, 1.0]),
         (torch.arange(6.0).reshape(2, 3).T[:, :1], [0.0, 1.0, 2.0]),
@@ -222,7 +211,6 @@ def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path) -> None:
         _read(tmp_path, _spec(Chunk(type="parquet", features=["user"], files=["a.parquet"])), "user")
 
 
-@pytest.mark.xfail(strict=True, raises=pa.ArrowTypeError, reason="types that differ between files are not explained")
 def test_files_whose_types_cannot_be_joined_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"user": ["one"]}), tmp_path / "b.parquet")
@@ -236,7 +224,6 @@ def test_a_csv_chunk_with_a_header_is_refused_by_line(tmp_path: Path) -> None:
         _read(tmp_path, _spec(Chunk(type="csv", features=["user", "label"], files=["a.csv"])), "user")
 
 
-@pytest.mark.xfail(strict=True, raises=UserError, reason="a part without rows is taken for a header without rows")
 def test_an_empty_csv_part_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("")
     (tmp_path / "b.csv").write_text("1\n")

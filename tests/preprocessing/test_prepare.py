@@ -149,7 +149,7 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     return stats
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     log=_logs(),
     kind=st.sampled_from(["csv", "parquet"]),
@@ -294,6 +294,19 @@ def test_a_log_without_anything_to_test_has_no_test_mapping(tmp_path: Path, prep
     folder = prepare_log(log)
     assert list(read_feature_spec(folder).source_spec) == ["train"]
     assert json.loads((folder / "stats.json").read_text())["users_with_one_interaction"] == 3
+
+
+def test_titles_that_cannot_be_read_are_left_out_with_a_note(
+    tmp_path: Path, prepare_log: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "u.data").write_text("1\t1\t3\t1\n1\t2\t3\t2\n2\t3\t3\t1\n")
+    (tmp_path / "u.item").write_text("no titles at all\n")
+    folder = prepare_log(tmp_path)
+    _check_folder(folder)
+    assert not (folder / "titles.parquet").exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "no titles.parquet: " in said
+    assert "no id column" in said
 
 
 @pytest.mark.parametrize(

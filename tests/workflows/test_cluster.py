@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import dask
 import pandas as pd
-import psutil
 import pytest
 
 from workflows.cluster import ThreadCluster, thread_cluster
@@ -51,34 +51,51 @@ def test_run_is_called_once_as_on_a_single_worker() -> None:
     assert ThreadCluster(4).run(max, 3, 8) == {0: 8}
 
 
-def fit_somewhere() -> tuple[list[str], list[int], set[int]]:
-    """(encoded ids, the threads that read the partitions)."""
-    threads = set()
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[ThreadCluster]:
+    """The cluster of each piece of work that any cluster was handed."""
+    clusters: list[ThreadCluster] = []
+    compute = ThreadCluster.compute
 
-    def load(part: int) -> pd.DataFrame:
-        threads.add(threading.get_ident())
-        return pd.DataFrame({"id": [part, part + 1]})
+    def counted(self: ThreadCluster, *args, **kwargs):
+        clusters.append(self)
+        return compute(self, *args, **kwargs)
 
+    monkeypatch.setattr(ThreadCluster, "compute", counted)
+    return clusters
+
+
+def fit_ids() -> list[int]:
     encoder = EncodeIds()
-    workflow = Workflow(["id"] >> encoder)
-    dataset = frame_dataset(load, 6, meta=pd.DataFrame({"id": [0]}).iloc[:0], cpu=True)
-    workflow.fit(dataset)
-    seen = set(threads)
-    return encoder.categories["id"].tolist(), workflow.transform(pd.DataFrame({"id": [6, 0]}))["id"].tolist(), seen
+    empty = pd.DataFrame({"id": [0]}).iloc[:0]
+    dataset = frame_dataset(lambda part: pd.DataFrame({"id": [part + 1, part]}), 6, meta=empty, cpu=True)
+    Workflow(["id"] >> encoder).fit(dataset)
+    return encoder.categories["id"].tolist()
 
 
-def test_merlin_uses_the_cluster_inside_the_block_only() -> None:
-    here = {threading.get_ident()}
+def test_merlin_uses_the_cluster_inside_the_block_only(computed: list[ThreadCluster]) -> None:
     with thread_cluster() as cluster:
-        assert cluster.workers == len(psutil.Process().cpu_affinity())
-        categories, encoded, threads = fit_somewhere()
-        assert categories == list(range(7))
-        assert encoded == [6, 0]
-        assert threads - here  # work was done by other threads
-    assert fit_somewhere() == (categories, encoded, here)
+        assert 1 <= cluster.workers <= (os.cpu_count() or 1)
+        assert fit_ids() == list(range(7))
+        assert set(computed) == {cluster}
+    computed.clear()
+    assert fit_ids() == list(range(7))
+    assert computed == []
 
 
-def test_an_error_in_the_block_lets_go_of_the_cluster() -> None:
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins a process to cores")
+def test_a_pinned_process_takes_no_more_threads_than_its_cores() -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        with thread_cluster() as cluster:
+            assert cluster.workers == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def test_an_error_in_the_block_lets_go_of_the_cluster(computed: list[ThreadCluster]) -> None:
     with pytest.raises(ValueError, match="no"), thread_cluster():
         raise ValueError("no")
-    assert fit_somewhere()[2] == {threading.get_ident()}
+    fit_ids()
+    assert computed == []

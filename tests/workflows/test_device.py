@@ -67,14 +67,14 @@ def test_without_a_gpu_dataframes_are_pandas(no_gpu: None, name: str) -> None:
 @pytest.mark.parametrize("hidden", ["", "-1"])
 def test_cuda_dataframes_without_a_visible_gpu_name_the_cpu_way(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    with pytest.raises(UserError, match="--device cuda: no GPU is visible.*--device cpu"):
+    with pytest.raises(UserError, match=r"--device cuda: no GPU is visible.*--device cpu"):
         frame_device("cuda")
 
 
 def test_cuda_dataframes_without_cudf_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="cuDF is not installed.*make setup DEVICE=gpu.*--device cpu"):
+    with pytest.raises(UserError, match=r"cuDF is not installed.*make setup DEVICE=gpu.*--device cpu"):
         frame_device("cuda")
     assert frame_device("auto").on_cpu
 

@@ -26,9 +26,20 @@ def snapshot(folder: Path) -> dict[str, str | None]:
     return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in paths}
 
 
+def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseException]) -> None:
+    """Fail with everything half written."""
+    before = snapshot(path)
+    with staged_folder(path, overwrite, [OURS]) as staging:
+        (staging / "half").mkdir()
+        (staging / "half" / "part").write_text("rows")
+        (staging / OURS).write_text("new")
+        assert snapshot(path) == before
+        raise error
+
+
 def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "below" / "out"
-    with staged_folder(target, overwrite=False, ours=OURS) as staging:
+    with staged_folder(target, overwrite=False, ours=[OURS]) as staging:
         assert staging.parent == target.parent  # beside its place, so that the rename is atomic
         (staging / "train").mkdir()
         (staging / "train" / "part").write_text("rows")
@@ -38,27 +49,24 @@ def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), staged_folder(tmp_path / "out", overwrite=False, ours=OURS) as staging:
-        (staging / "half").mkdir()
-        (staging / "half" / "part").write_text("rows")
-        raise error
-    assert snapshot(tmp_path) == {}
+    for target in (tmp_path / "out", tmp_path / "made" / "on the way" / "out"):
+        with pytest.raises(error):
+            write_half(target, overwrite=False, error=error)
+        assert snapshot(tmp_path) == {}
 
 
 def test_an_error_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
     make_ours(tmp_path / "out")
     before = snapshot(tmp_path)
-    with pytest.raises(ValueError, match="no"), staged_folder(tmp_path / "out", overwrite=True, ours=OURS) as staging:
-        (staging / OURS).write_text("new")
-        assert (tmp_path / "out" / OURS).read_text() == "old"
-        raise ValueError("no")
+    with pytest.raises(ValueError, match="half"):
+        write_half(tmp_path / "out", overwrite=True, error=ValueError("half"))
     assert snapshot(tmp_path) == before
 
 
 def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
     make_ours(tmp_path / "out")
     (tmp_path / "out" / "left over").write_text("gone with the rest")
-    with staged_folder(tmp_path / "out", overwrite=True, ours=OURS) as staging:
+    with staged_folder(tmp_path / "out", overwrite=True, ours=[OURS]) as staging:
         (staging / OURS).write_text("new")
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "new"}
 
@@ -66,7 +74,7 @@ def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
 def test_overwrite_takes_an_empty_folder_and_a_path_that_is_free(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "free"):
-        with staged_folder(tmp_path / name, overwrite=True, ours=OURS) as staging:
+        with staged_folder(tmp_path / name, overwrite=True, ours=[OURS]) as staging:
             (staging / OURS).write_text("new")
         assert (tmp_path / name / OURS).read_text() == "new"
 
@@ -78,7 +86,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path, holds: bool) -> None:
     if holds:
         (target / OURS).write_text("old")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="exists already.*--overwrite"), staged_folder(target, False, OURS):
+    with pytest.raises(UserError, match=r"exists already.*--overwrite"), staged_folder(target, False, [OURS]):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
 
@@ -88,7 +96,7 @@ def test_overwrite_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> Non
     (tmp_path / "home" / "thesis").write_text("years")
     (tmp_path / "home" / OURS).mkdir()  # a folder of that name proves nothing
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=f"holds no {OURS}"), staged_folder(tmp_path / "home", True, OURS):
+    with pytest.raises(UserError, match=f"holds no {OURS}"), staged_folder(tmp_path / "home", True, [OURS]):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
 
@@ -103,7 +111,7 @@ def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str)
     else:
         target.symlink_to(real if kind == "link to our folder" else tmp_path / "nowhere")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="out"), staged_folder(target, overwrite, OURS):
+    with pytest.raises(UserError, match="out"), staged_folder(target, overwrite, [OURS]):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
     assert (real / OURS).read_text() == "old"
@@ -112,27 +120,28 @@ def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str)
 
 def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, OURS):
+    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, [OURS]):
         make_ours(target, "theirs")
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "theirs"}
 
 
-def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
-    target = tmp_path / "out"
-    with (
-        pytest.raises(UserError, match="exists already"),
-        staged_folder(target, False, OURS) as slow,
-        staged_folder(target, False, OURS) as fast,
-    ):
+def write_both(slow: Path, target: Path) -> None:
+    with staged_folder(target, False, [OURS]) as fast:
         (slow / OURS).write_text("slow")
         (fast / OURS).write_text("fast")
+
+
+def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, [OURS]) as slow:
+        write_both(slow, target)
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "fast"}
 
 
 def test_a_relative_path_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    with staged_folder(Path("out"), overwrite=False, ours=OURS) as staging:
+    with staged_folder(Path("out"), overwrite=False, ours=[OURS]) as staging:
         (staging / OURS).write_text("new")
         os.chdir(tmp_path / "elsewhere")  # the place was settled at the start
     assert (tmp_path / "out" / OURS).read_text() == "new"
@@ -142,7 +151,7 @@ def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> N
     # Temporary folders are private; a prepared data set is for everyone whom the umask allows.
     mask = os.umask(0o027)
     try:
-        with staged_folder(tmp_path / "out", overwrite=False, ours=OURS):
+        with staged_folder(tmp_path / "out", overwrite=False, ours=[OURS]):
             pass
         (tmp_path / "plain").mkdir()
         assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -151,8 +160,8 @@ def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> N
 
 
 def test_check_output_of_a_free_path(tmp_path: Path) -> None:
-    check_output(tmp_path / "free", overwrite=False, ours=OURS)
-    check_output(tmp_path / "free", overwrite=True, ours=OURS)
+    check_output(tmp_path / "free", overwrite=False, ours=[OURS])
+    check_output(tmp_path / "free", overwrite=True, ours=[OURS])
     assert snapshot(tmp_path) == {}
 
 

@@ -124,9 +124,7 @@ def test_distinct_numbers_in_torch_are_those_of_numpy() -> None:
 
 
 @given(seen_sets(), st.integers(1, 12), st.integers(0, 1000))
-def test_series_negatives_are_outside_all_positives(
-    case: tuple[int, list[set[int]]], length: int, seed: int
-) -> None:
+def test_series_negatives_are_outside_all_positives(case: tuple[int, list[set[int]]], length: int, seed: int) -> None:
     n_items, seen = case
     which = np.array([user for user, items in enumerate(seen) if len(items) < n_items], dtype=np.int64)
     series = series_negatives(history_of(seen), which, n_items, length, stream_seed(seed))

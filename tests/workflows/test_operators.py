@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -14,8 +13,6 @@ from hypothesis import strategies as st
 
 from workflows.merlin import Workflow, frame_dataset
 from workflows.operators import TEST, TRAIN, EncodeIds, LeaveOneOut
-
-Split = Callable[..., pd.DataFrame]
 
 
 def make_log(rows: int, users: int, items: int, times: int, seed: int = 0) -> pd.DataFrame:
@@ -37,11 +34,15 @@ def dataset_of(log: pd.DataFrame, partitions: int):
     return frame_dataset(lambda number: parts[number], partitions, meta=log.iloc[:0], cpu=True)
 
 
+def make_workflow(**options) -> Workflow:
+    encoder, time = EncodeIds(), ["time"]
+    encoded = ["user", "item"] >> encoder
+    return Workflow(encoded + time >> LeaveOneOut(encoder, "user", "item", "time", **options))
+
+
 def split_log(log: pd.DataFrame, partitions: int = 1, **options) -> pd.DataFrame:
     """The rows that the workflow makes of a log, all partitions together."""
-    encoder = EncodeIds()
-    encoded = ["user", "item"] >> encoder
-    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", **options))
+    workflow = make_workflow(**options)
     dataset = dataset_of(log, partitions)
     workflow.fit(dataset)
     return workflow.transform(dataset).to_ddf().compute(scheduler="synchronous").reset_index(drop=True)
@@ -255,9 +256,7 @@ def test_the_split_does_not_depend_on_how_many_negatives_are_asked_for() -> None
 
 def test_a_dataframe_is_transformed_like_a_dataset() -> None:
     log = make_log(300, users=20, items=30, times=9).set_index(np.arange(300)[::-1] * 7)  # an index that misleads
-    encoder = EncodeIds()
-    encoded = ["user", "item"] >> encoder
-    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", 3))
+    workflow = make_workflow(test_negatives=3)
     workflow.fit(dataset_of(log, 2))
     pd.testing.assert_frame_equal(multiset(workflow.transform(log)), multiset(split_log(log, test_negatives=3)))
 
@@ -319,9 +318,7 @@ def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
 
 def test_schema_says_what_comes_out() -> None:
     log = make_log(50, users=5, items=9, times=5)
-    encoder = EncodeIds()
-    encoded = ["user", "item"] >> encoder
-    workflow = Workflow(encoded + ["time"] >> LeaveOneOut(encoder, "user", "item", "time", 3))
+    workflow = make_workflow(test_negatives=3)
     workflow.fit(dataset_of(log, 2))
     dtypes = {name: str(dtype.to_numpy) for name, dtype in workflow.output_dtypes.items()}
     assert dtypes == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}

@@ -130,7 +130,7 @@ def test_a_broken_table_of_ids_is_a_users_mistake(tmp_path: Path, table: dict | 
         path.write_bytes(b"not parquet")
     else:
         pq.write_table(pa.table(table), path)
-    with pytest.raises(UserError, match=r"who\.parquet.*prepare the folder again"):
+    with pytest.raises(UserError, match=r"(?s)who\.parquet.*prepare the folder again"):
         load_workflow(tmp_path)
 
 
