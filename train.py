@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     test, length = open_test(args.data, spec, device)
     if config.topk > length:
         raise UserError(
-            f"--topk {config.topk} is above the length of the test series in {args.data} ({length}), so every model would "
-            "hit; lower it, or prepare the data with more --test-negatives"
+            f"--topk {config.topk} is above the length of the test series in {args.data} ({length}), so every model "
+            "would hit; lower it, or prepare the data with more --test-negatives"
         )
     train = open_train(args.data, spec, device)
 

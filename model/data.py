@@ -60,7 +60,7 @@ class Rows:
         Args:
             order: the partitions in the order to read them, None for their own.
         Yields:
-            int32 or int64 ids and float32 labels on `device`, shape [rows].
+            int32 ids and float32 labels on `device`, shape [rows].
 
         Raises:
             UserError: an id is outside its cardinality, or a label outside [0, 1].
@@ -86,8 +86,8 @@ def _check_range(name: str, values: Tensor, cardinality: int | None) -> None:
     if cardinality is None:
         if not (low >= 0.0 and high <= 1.0):
             raise UserError(
-                f"feature {name!r} holds label {low if not low >= 0.0 else high:g}; labels should be 0 (no interaction) "
-                "to 1 (interaction): ratings are to be turned into those first"
+                f"feature {name!r} holds label {low if not low >= 0.0 else high:g}; labels should be 0 (no "
+                "interaction) to 1 (interaction): ratings are to be turned into those first"
             )
     elif low < 0 or high >= cardinality:
         raise UserError(

@@ -34,8 +34,8 @@ def check_output(path: Path, overwrite: bool, ours: Sequence[str]) -> None:
         )
     if any(path.iterdir()) and not any((path / name).is_file() for name in ours):
         raise UserError(
-            f"{path} holds no {' or '.join(ours)}, so it was not written by this command and --overwrite leaves it alone; "
-            "name another --output or remove that folder yourself"
+            f"{path} holds no {' or '.join(ours)}, so it was not written by this command and --overwrite leaves it "
+            "alone; name another --output or remove that folder yourself"
         )
 
 

@@ -112,6 +112,8 @@ class Workflow(nvt.Workflow):
         return Workflow(self.graph.subgraph(subgraph_name).output_node)
 
     def _transform_df(self, df):
+        if not self.graph.output_schema:
+            raise ValueError("no output schema: fit the workflow first")
         return _RowSafeExecutor().transform(df, self.output_node, self.output_dtypes)
 
 

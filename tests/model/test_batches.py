@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from model import data
 from model.batches import Batch, EpochBatches, SamplingConfig
 from model.data import Rows, open_train
 from preprocessing.feature_spec import read_feature_spec
-from workflows.merlin import parquet_dataset
 
 CPU = torch.device("cpu")
 Row = tuple[int, int, float]
@@ -181,30 +179,33 @@ def test_the_block_is_bounded_for_large_sets() -> None:
     assert EpochBatches(rows, config(), CPU).block_rows == 1 << 20
 
 
-@pytest.mark.xfail(strict=True, reason="partitions end within a user and are read apart")
-@pytest.mark.parametrize("layout", ["frames", "row groups"])
-def test_a_user_who_lies_in_two_partitions_keeps_exact_negatives(
+# How many partitions twelve users of 20 rows make, where each should have 25 rows.
+CUTS = {"sorted in memory": 9, "row groups": 4, "row groups without statistics": 1}
+
+
+@pytest.mark.parametrize("layout", CUTS)
+def test_partitions_hold_whole_users_and_so_negatives_are_exact(
     write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    # A partition ends where it is large enough, which may be in the middle of a user.
-    n_items = 40
-    if layout == "frames":
-        monkeypatch.setattr(data, "_FRAME_PARTITION_ROWS", 50)
-        rows_of_user, n_users = 20, 12
-    else:
-        monkeypatch.setattr(data, "parquet_dataset", functools.partial(parquet_dataset, part_mib=1))
-        rows_of_user, n_users = 39, 3000
-    folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, time_ordered=layout != "frames")
+    # A partition is large enough, and a row group of 30 rows ends, in the middle of a user.
+    monkeypatch.setattr(data, "_PART_ROWS", 25)
+    rows_of_user, n_users, n_items = 20, 12, 40
+    folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, time_ordered=layout != "sorted in memory")
     users = np.repeat(np.arange(n_users, dtype=np.int32), rows_of_user)
     items = np.tile(np.arange(rows_of_user, dtype=np.int32), n_users)
     table = pa.table({"user": users, "item": items, "label": np.ones(len(users), dtype=np.float32)})
-    pq.write_table(table, folder / "train" / "part-00000.parquet", row_group_size=10_000)
+    file = folder / "train" / "part-00000.parquet"
+    pq.write_table(table, file, row_group_size=30, write_statistics="without" not in layout)
     rows = open_train(folder, read_feature_spec(folder), CPU)
-    batches = EpochBatches(rows, config(batch_size=10**6, per_positive=1), CPU)
+
+    parts = [rows.dataset.to_ddf().partitions[part].compute() for part in range(rows.n_partitions)]
+    assert len(parts) == CUTS[layout]
+    owners = [user for part in parts for user in part["user"].unique()]
+    assert owners == list(range(n_users))  # each in one partition, all in order
     for number in range(2):
-        for batch in batches.epoch(number):
-            negatives = batch.items[batch.labels == 0]
-            assert (negatives >= rows_of_user).all()
+        everything = flat(epoch(rows, number, per_positive=2, batch_size=64))
+        assert Counter(user for user, _, _ in everything) == dict.fromkeys(range(n_users), 3 * rows_of_user)
+        assert all((item >= rows_of_user) == (label == 0) for _, item, label in everything)
 
 
 def test_rows_with_label_0_stay_and_get_no_negatives(train_rows: Callable) -> None:
@@ -279,7 +280,6 @@ def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
 def test_batch_dtypes(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
     for batch in EpochBatches(rows, config(), CPU).epoch(0):
-        assert batch.users.dtype in (torch.int32, torch.int64)
-        assert batch.items.dtype in (torch.int32, torch.int64)
+        assert batch.users.dtype == batch.items.dtype == torch.int32
         assert batch.labels.dtype == torch.float32
         assert batch.users.shape == batch.items.shape == batch.labels.shape == (len(batch),)

@@ -80,7 +80,6 @@ def test_every_series_is_scored_once_the_last_partial_batch_too(test_rows: Calla
     assert seen == [(user, item) for user, item, _ in rows]
 
 
-@pytest.mark.xfail(strict=True, reason="Dask sorts the names of the files it is given")
 def test_parts_are_stacked_in_the_order_of_the_spec(write_folder: Callable[..., Path]) -> None:
     rows = random_series(2)
     folder = write_folder([[(0, 0, 1.0)]], N_USERS, N_ITEMS, [rows[100:], rows[:100]], LENGTH)

@@ -98,7 +98,6 @@ def test_an_unknown_user_is_told_with_examples(prepared: Path, run: Path, user: 
         Recommender(load_run(run, CPU), prepared, CPU).recommend(user, 3)
 
 
-@pytest.mark.xfail(strict=True, reason="the id is printed as markup")
 def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["[red]", "[/x]", "a[1]", "ü"]
     table = pa.table({"id": pa.array(range(4), pa.int32()), "original": names})
@@ -127,7 +126,6 @@ def test_categories_that_do_not_fit_are_refused(prepared: Path, run: Path) -> No
         recommend.main(["--run", str(run), "--user", "3"])
 
 
-@pytest.mark.xfail(strict=True, reason="KeyError instead of a message")
 @pytest.mark.parametrize("missing", ["data", "feature_spec_file"])
 def test_a_config_without_its_data_is_told(run: Path, missing: str) -> None:
     path = run / "config.json"

@@ -159,6 +159,15 @@ def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> N
         assert os.umask(mask) == 0o027  # read, not changed
 
 
+@pytest.mark.parametrize("there", ["a", "b"])
+def test_one_of_several_files_marks_a_folder_as_ours(tmp_path: Path, there: str) -> None:
+    make_ours(tmp_path / "out")
+    with pytest.raises(UserError, match="holds no a or b"):
+        check_output(tmp_path / "out", overwrite=True, ours=["a", "b"])
+    (tmp_path / "out" / there).touch()
+    check_output(tmp_path / "out", overwrite=True, ours=["a", "b"])
+
+
 def test_check_output_of_a_free_path(tmp_path: Path) -> None:
     check_output(tmp_path / "free", overwrite=False, ours=[OURS])
     check_output(tmp_path / "free", overwrite=True, ours=[OURS])

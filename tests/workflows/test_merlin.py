@@ -17,13 +17,18 @@ import workflows.merlin  # first: it sets what Dask must know before the stock c
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from merlin.dag.ops.subgraph import Subgraph
 from merlin.dataloader.torch import Loader as StockLoader
 from merlin.io import Dataset as StockDataset
 from merlin.schema import ColumnSchema, Schema
 
-from workflows.merlin import ColumnSelector, Operator, Workflow, frame_dataset, loader_class, parquet_dataset
+from model.data import open_train
+from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
+from workflows.merlin import ColumnSelector, Operator, Workflow, frame_dataset, loader_class
 
 ROOT = Path(workflows.merlin.__file__).parents[1]
 ENDED_S = 30.0  # far more than anything here takes; only a failing test waits so long
@@ -77,6 +82,20 @@ def test_stock_workflow_leaks_from_a_single_dataframe_and_ours_does_not() -> Non
         workflow = kind(filtered())
         run_workflow(workflow)
         assert workflow.transform(PARTS[1])["x"].tolist() == expected
+
+
+def test_stock_subworkflow_leaks_and_ours_is_repaired_as_the_whole_is() -> None:
+    for kind, expected in ((nvt.Workflow, [[-1, -2], [-60, -70], [-3]]), (Workflow, [[-1, -2], [], [-3]])):
+        part = kind(Subgraph("kept", filtered())).get_subworkflow("kept")
+        assert type(part) is kind
+        assert run_workflow(part) == expected
+        assert part.transform(PARTS[1])["x"].tolist() == expected[1]
+
+
+@pytest.mark.parametrize("kind", [nvt.Workflow, Workflow])
+def test_a_workflow_that_was_not_fitted_says_so(kind: type) -> None:
+    with pytest.raises(ValueError, match="no output schema"):
+        kind(filtered()).transform(PARTS[0])
 
 
 def test_two_branches_of_emptied_partitions_stay_empty() -> None:
@@ -269,7 +288,6 @@ def test_stock_shuffle_takes_numpys_global_generator_and_ours_takes_an_order() -
     np.random.set_state(state)
 
 
-@pytest.mark.xfail(reason="with shuffle=True the stock class shuffles the array of `indices` in place", strict=True)
 def test_an_order_that_was_given_is_left_as_it_is() -> None:
     order = np.arange(32)
     with loader_class()(numbered_parts([2] * 32), batch_size=2, shuffle=True) as loader:
@@ -342,40 +360,57 @@ def test_batches_are_tensors_of_the_type_of_the_column() -> None:
 # --- Parquet ----------------------------------------------------------------------------------------------------
 
 
-def write_parts(folder: Path, sizes: list[int]) -> list[Path]:
-    files = []
-    for part, size in enumerate(sizes):
-        files.append(folder / f"part-{part}.parquet")
-        pd.DataFrame({"x": 100 * part + np.arange(size)}).to_parquet(files[-1])
-    return files
+def prepared_folder(folder: Path, parts: list[list[int]], time_ordered: bool) -> None:
+    """Train files with row groups of the sizes given; user and item of each row are its number."""
+    rows, files = itertools.count(), []
+    schema = pa.schema({"user": pa.int32(), "item": pa.int32(), "label": pa.float32()})
+    for part, sizes in enumerate(parts):
+        files.append(f"part-{part}.parquet")
+        with pq.ParquetWriter(folder / files[-1], schema) as writer:
+            for size in sizes:
+                numbers = list(itertools.islice(rows, size))
+                writer.write_table(pa.table([numbers, numbers, [1.0] * size], schema=schema))
+        assert pq.ParquetFile(folder / files[-1]).num_row_groups == len(sizes)
+    n_rows = next(rows)
+    FeatureSpec(
+        channel_spec={"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
+        feature_spec={name: Feature(dtype="int32", cardinality=n_rows) for name in ("user", "item")}
+        | {"label": Feature(dtype="float32")},
+        metadata=Metadata(time_ordered=time_ordered),
+        source_spec={"train": [Chunk(type="parquet", features=schema.names, files=files)]},
+    ).write(folder)
 
 
-def test_stock_dataset_breaks_on_an_empty_first_file_and_ours_leaves_it_out(tmp_path: Path) -> None:
-    files = write_parts(tmp_path, [0, 3, 0, 2])
-    with pytest.raises(IndexError, match="out-of-bounds"):
-        StockDataset([str(file) for file in files], engine="parquet", cpu=True).to_ddf().compute()
-    rows = parquet_dataset(files, cpu=True).to_ddf().compute(scheduler="synchronous")
-    assert rows["x"].tolist() == [100, 101, 102, 300, 301]
+EMPTY_FIRST = {
+    "file": [[0], [3], [0], [2]],
+    "file without row groups": [[], [3], [], [2]],
+    "row group": [[0, 3, 0, 2]],
+    "row group of each file": [[0, 3], [0], [0, 2]],
+}
 
 
-def test_parquet_files_without_rows_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no Parquet file with rows"):
-        parquet_dataset(write_parts(tmp_path, [0, 0]), cpu=True)
-    with pytest.raises(ValueError, match="no Parquet file with rows"):
-        parquet_dataset([], cpu=True)
+@pytest.mark.parametrize("parts", EMPTY_FIRST.values(), ids=EMPTY_FIRST.keys())
+@pytest.mark.parametrize("time_ordered", [True, False], ids=["ours", "foreign"])
+def test_stock_dataset_breaks_where_the_first_is_empty_and_ours_reads_on(
+    tmp_path: Path, parts: list[list[int]], time_ordered: bool
+) -> None:
+    prepared_folder(tmp_path, parts, time_ordered)
+    files = sorted(map(str, tmp_path.glob("*.parquet")))
+    with pytest.raises((IndexError, pa.ArrowInvalid), match=r"out-of-bounds|row_group_indices"):
+        StockDataset(files, engine="parquet", cpu=True).to_ddf().compute()
+    cpu = torch.device("cpu")
+    rows = open_train(tmp_path, read_feature_spec(tmp_path), cpu)
+    assert rows.n_rows == 5
+    streamed = [[column.tolist() for column in block] for block in rows.stream(2, cpu)]
+    assert streamed == [[[0, 1], [0, 1], [1.0, 1.0]], [[2, 3], [2, 3], [1.0, 1.0]], [[4], [4], [1.0]]]
 
 
-def test_loader_reads_parquet(tmp_path: Path) -> None:
-    with loader_class()(parquet_dataset(write_parts(tmp_path, [0, 3, 2]), cpu=True), batch_size=2) as loader:
-        assert [batch["x"].tolist() for batch, _ in loader] == [[100, 101], [102, 200], [201]]
-
-
-def test_strings_stay_python_objects(tmp_path: Path) -> None:
-    # Dask would turn them into string[pyarrow], and operators would see another type than the file holds.
-    file = tmp_path / "names.parquet"
-    pd.DataFrame({"name": ["a", "b"]}).to_parquet(file)
-    frame = parquet_dataset([file], cpu=True).to_ddf().compute(scheduler="synchronous")
-    assert frame["name"].dtype == object
+def test_strings_stay_python_objects() -> None:
+    # Dask would turn them into string[pyarrow], and operators would see another type than the dataframe holds.
+    frame = pd.DataFrame({"name": ["a", "b"]})
+    rows = frame_dataset(lambda _: frame, 1, meta=frame.iloc[:0], cpu=True).to_ddf()
+    assert str(rows.dtypes["name"]) == "object"
+    assert str(rows.compute(scheduler="synchronous")["name"].dtype) == "object"
 
 
 # --- Import -----------------------------------------------------------------------------------------------------

@@ -115,12 +115,22 @@ def test_distinct_numbers_follow_the_id_alone() -> None:
     assert (distinct_numbers(SEED + 1, ids, bounds, 8) != whole).any()
 
 
-def test_distinct_numbers_in_torch_are_those_of_numpy() -> None:
+def test_distinct_numbers_elsewhere_are_those_of_numpy() -> None:
     # 200 of 400: nearly every row collides and is drawn again.
     ids, bounds = np.arange(40), np.repeat([1, 150, 399, 400, 10_000], 8)
     in_numpy = distinct_numbers(SEED, ids, bounds, 200)
-    in_torch = distinct_numbers(SEED, torch.from_numpy(ids), torch.from_numpy(bounds), 200)
-    np.testing.assert_array_equal(in_numpy, in_torch.numpy())
+    for library in (torch, array_api_strict):
+        found = distinct_numbers(SEED, library.asarray(ids), library.asarray(bounds), 200)
+        np.testing.assert_array_equal(in_numpy, np.asarray(found))
+
+
+def test_distinct_numbers_use_only_the_array_standard_on_one_device() -> None:
+    other = array_api_strict.Device("device1")
+    ids, bounds = (array_api_strict.asarray(values, device=other) for values in (np.arange(9), np.full(9, 30)))
+    numbers = distinct_numbers(SEED, ids, bounds, 15)  # nine series of 15 out of 30: each collides, some twice
+    assert numbers.device == other
+    on_cpu = array_api_strict.from_dlpack(numbers, device=array_api_strict.Device("CPU_DEVICE"))
+    np.testing.assert_array_equal(np.asarray(on_cpu), distinct_numbers(SEED, np.arange(9), np.full(9, 30), 15))
 
 
 @given(seen_sets(), st.integers(1, 12), st.integers(0, 1000))
@@ -235,7 +245,6 @@ def test_row_negatives_stay_on_the_device_of_the_rows() -> None:
     assert negatives.device == exists.device == users.device
 
 
-@pytest.mark.xfail(reason="distinct_numbers makes two arrays on the default device", strict=True)
 @pytest.mark.parametrize("length", [0, 3])
 def test_distinct_numbers_stay_on_the_device_of_the_ids(length: int) -> None:
     ids, bounds = torch.arange(50), torch.full((50,), 7)  # narrow enough for collisions

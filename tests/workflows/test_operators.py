@@ -216,6 +216,20 @@ def test_the_last_interaction_is_the_greatest_item_of_the_latest_time() -> None:
     assert list(zip(test["user"], test["item"], strict=True)) == [(0, 2), (1, 1)]  # items 30 and 20
 
 
+def test_rows_with_ids_that_the_fit_did_not_see_are_left_out() -> None:
+    log = make_log(300, users=20, items=30, times=9)
+    later = pd.DataFrame({"user": [*log["user"][:3], 999, 999], "item": [999, 999, 999, *log["item"][:2]]})
+    later["time"] = 99  # the last of their users, were they known
+    workflow = make_workflow(test_negatives=3, train_negatives=2)
+    workflow.fit(dataset_of(log, 2))
+    expected = workflow.transform(log)
+    pd.testing.assert_frame_equal(workflow.transform(pd.concat([log, later])), expected)
+    assert expected[["user", "item"]].min().tolist() == [0, 0]
+    nothing = workflow.transform(later)
+    assert len(nothing) == 0
+    assert nothing.dtypes.tolist() == expected.dtypes.tolist()
+
+
 def test_train_negatives_may_be_the_held_out_item() -> None:
     # A trainer must not know the held-out item: with one item besides the positive, it has to appear.
     log = pd.DataFrame({"user": [1, 1, 2], "item": [5, 6, 7], "time": [1, 2, 1]})

@@ -36,7 +36,6 @@ def test_human_numbers(number: float, text: str) -> None:
     assert human(number) == text
 
 
-@pytest.mark.xfail(reason="rounding comes after the choice of the suffix", strict=True)
 @pytest.mark.parametrize(("number", "text"), [(999.7, "1 k"), (999_900, "1 M"), (999_999_999, "1 G")])
 def test_human_numbers_just_below_the_next_suffix(number: float, text: str) -> None:
     assert human(number) == text
@@ -80,3 +79,10 @@ def test_on_a_terminal_a_stage_is_a_bar_with_its_note(monkeypatch: pytest.Monkey
     assert "samples/s" in shown
     assert "loss 0.25" in shown
     assert "samples in" not in shown  # no closing line beside the bar
+
+
+@pytest.mark.parametrize("text", ["[red]", "[/x]", "a[1]", "[link=x]y[/link]"])
+def test_the_console_prints_brackets_as_they_are(text: str) -> None:
+    with progress.console.capture() as printed:
+        progress.console.print(text)
+    assert printed.get() == f"{text}\n"
