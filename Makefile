@@ -1,6 +1,7 @@
 # make demo | make test | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do command -v $$p && break; done)
-DEVICE ?= cpu
+# A set-up for a GPU stays one.
+DEVICE ?= $(if $(wildcard .venv/.ready-gpu),gpu,cpu)
 # A package index that serves CPU builds of torch, where the default one serves CUDA builds (README, set-up).
 TORCH_INDEX ?=
 UV_VERSION := 0.13.9

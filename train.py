@@ -11,9 +11,9 @@ from model.arguments import parse_args, train_config
 from model.batches import EpochBatches, SamplingConfig
 from model.checkpoint import load_weights
 from model.data import Columns, open_test, open_train
-from model.evaluation import evaluate, evaluate_model, item_popularity
+from model.evaluation import Evaluation
 from model.neumf import NeuMF, NeuMFConfig
-from model.run import RunWriter
+from model.run import RunWriter, check_run
 from model.trainer import fit
 from preprocessing.feature_spec import read_feature_spec
 from workflows.device import torch_device, torch_generator
@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--gpus {args.gpus}: this version trains on one device; use --gpus 1, or --device cpu without --gpus"
         )
 
+    check_run(args)
     spec = read_feature_spec(args.data, args.feature_spec_file)
     columns = Columns.of(spec)
     shape = NeuMFConfig(
@@ -39,10 +40,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         layers=tuple(args.layers),
         dropout=args.dropout,
     )
-    test, length = open_test(args.data, spec, device)
-    if config.topk > length:
+    series = open_test(args.data, spec, device)
+    if series is not None and config.topk > series[1]:
         raise UserError(
-            f"--topk {config.topk} is above the length of the test series in {args.data} ({length}), so every model "
+            f"--topk {config.topk} is above the length of the test series in {args.data} ({series[1]}), so every model "
             "would hit; lower it, or prepare the data with more --test-negatives"
         )
     train = open_train(args.data, spec, device)
@@ -51,27 +52,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:
         load_weights(args.load_checkpoint_path, model)
-    elif args.mode == "test":
-        raise UserError("--mode test evaluates a trained model: name it with --load_checkpoint_path")
     model = model.to(device)
 
-    evaluation = (test, length, config.topk, config.valid_batch_size, device)
-    counts = item_popularity(train, device)
-    popularity = evaluate(lambda _, items: counts[items], *evaluation)
+    evaluation = Evaluation(*series, config.topk, config.valid_batch_size, device) if series is not None else None
+    popularity = evaluation.popularity(train) if evaluation is not None else None
     with RunWriter(args, config, columns, device) as run:
         if args.mode == "test":
-            run.finish_test(evaluate_model(model, *evaluation), popularity)
+            if evaluation is None or popularity is None:
+                raise UserError(f"--mode test: {args.data} has no test series to rank")
+            run.finish_test(evaluation(model), popularity)
             return
-        on_disk = config.negatives == "static" or bool(spec.metadata.train_negatives)
         sampling = SamplingConfig(
             batch_size=config.batch_size,
             per_positive=config.negative_samples,
-            kind="static" if on_disk else config.negatives,
+            kind="static" if spec.metadata.train_negatives else config.negatives,
             in_memory=config.loader == "memory",
             seed=seed,
         )
         batches = EpochBatches(train, sampling, device)
-        report = fit(model, batches, test, length, config, device, lambda epoch, best: run.epoch(model, epoch, best))
+        report = fit(model, batches, evaluation, config, device, lambda epoch, best: run.epoch(model, epoch, best))
         run.finish_training(report, popularity)
 
 

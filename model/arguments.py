@@ -6,13 +6,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich_argparse import ArgumentDefaultsRichHelpFormatter
-
 from model.batches import NEGATIVE_KINDS
 from model.config import TrainConfig
 from model.neumf import NeuMFConfig
 from preprocessing.feature_spec import DEFAULT_NAME
 from workflows import device
+from workflows.help import HelpFormatter
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -20,7 +19,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python train.py",
         description="Train NeuMF on a prepared folder (see python -m preprocessing).",
-        formatter_class=ArgumentDefaultsRichHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     _add_files(parser.add_argument_group("data and results"))
@@ -76,7 +75,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     train = TrainConfig()
-    group.add_argument("-e", "--epochs", type=int, default=train.epochs, help="epochs")
+    group.add_argument("-e", "--epochs", type=int, default=train.epochs, help="passes over the interactions")
     group.add_argument(
         "-b", "--batch_size", type=int, default=train.batch_size, help="samples of a step, negatives included"
     )

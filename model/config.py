@@ -41,7 +41,7 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 wrong.append(f"--{name} should be in [0, 1), got {getattr(self, name)}")
-        if not self.threshold >= 0.0:
+        if not 0.0 <= self.threshold < float("inf"):
             wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
         if self.negatives not in NEGATIVE_KINDS:
             wrong.append(f"--negatives should be one of {', '.join(NEGATIVE_KINDS)}, got {self.negatives}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,32 +11,38 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from model.evaluation import Scores
 from model.trainer import EpochReport
 
 
-def draw_curves(
-    path: Path, epochs: list[EpochReport], best_epoch: int, k: int, popularity: tuple[float, float]
-) -> None:
-    """Loss, HR@k and NDCG@k per epoch; the best epoch is marked, the popularity baseline is a dashed line."""
+def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, popularity: Scores | None) -> None:
+    """Loss, HR@k and NDCG@k per epoch; the saved epoch is marked, the popularity baseline is a dashed line.
+
+    Where nothing was evaluated (`popularity` is None), only the loss.
+    """
     numbers = [report.epoch for report in epochs]
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    left.plot(numbers, [report.train_loss for report in epochs], marker="o", markersize=3, label="train")
-    left.plot(numbers, [report.scores.loss for report in epochs], marker="o", markersize=3, label="test series")
-    left.set_title("Binary cross-entropy")
-    left.legend(frameon=False)
-    panels = (
-        (middle, f"HR@{k}", [report.scores.hit_rate for report in epochs], popularity[0]),
-        (right, f"NDCG@{k}", [report.scores.ndcg for report in epochs], popularity[1]),
+    scores = [report.scores for report in epochs if report.scores is not None]
+    evaluated = popularity is not None and len(scores) == len(epochs)
+    figure, panels = plt.subplots(
+        1, 3 if evaluated else 1, figsize=(13 if evaluated else 5, 3.8), layout="constrained", squeeze=False
     )
-    for axes, name, values, baseline in panels:
-        axes.plot(numbers, values, marker="o", markersize=3, color="tab:green", label="NeuMF")
-        axes.axhline(baseline, linestyle="--", color="tab:gray", label="popularity")
-        best = next(i for i, number in enumerate(numbers) if number == best_epoch)
-        axes.plot(numbers[best], values[best], marker="*", markersize=13, color="tab:orange", linestyle="none",
-                  label=f"saved: epoch {best_epoch}, {values[best]:.3f}")  # fmt: skip
-        axes.set_title(name)
-        axes.legend(frameon=False, loc="lower right")
-    for axes in (left, middle, right):
+    loss = panels[0, 0]
+    loss.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
+    loss.set_title("Binary cross-entropy")
+    if popularity is not None and evaluated:
+        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="test series")
+        for axes, name, values, baseline in (
+            (panels[0, 1], f"HR@{k}", [score.hit_rate for score in scores], popularity.hit_rate),
+            (panels[0, 2], f"NDCG@{k}", [score.ndcg for score in scores], popularity.ndcg),
+        ):
+            saved = values[numbers.index(best_epoch)]
+            axes.plot(numbers, values, **_LINE, color="tab:green", label="NeuMF")
+            axes.axhline(baseline, linestyle="--", color="tab:gray", label="popularity")
+            axes.plot(best_epoch, saved, "*", markersize=13, color="tab:orange", label=f"saved: {saved:.3f}")
+            axes.set_title(name)
+            axes.set_ylim(0.0, max([*values, baseline]) * 1.08)
+    for axes in panels[0]:
+        axes.legend(frameon=False, loc="best")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -44,3 +51,6 @@ def draw_curves(
     figure.savefig(partial, dpi=110, metadata={"Software": None})
     plt.close(figure)
     partial.replace(path)
+
+
+_LINE: dict[str, Any] = {"marker": "o", "markersize": 3}

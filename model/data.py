@@ -108,12 +108,16 @@ def open_train(folder: Path, spec: FeatureSpec, device: torch.device) -> Rows:
     return _open(folder, spec, "train", columns, (columns.user, columns.item, columns.label), device)
 
 
-def open_test(folder: Path, spec: FeatureSpec, device: torch.device) -> tuple[Rows, int]:
+def open_test(folder: Path, spec: FeatureSpec, device: torch.device) -> tuple[Rows, int] | None:
     """The test rows, (user, item), and the length of their series.
+
+    None where there is nothing to rank: no test mapping, or series of the positive alone.
 
     Raises:
         UserError: as `open_train`; or the series' length is not given or does not divide the rows.
     """
+    if not spec.source_spec.get("test") or spec.metadata.test_samples_per_series == 1:
+        return None
     columns = Columns.of(spec)
     rows = _open(folder, spec, "test", columns, (columns.user, columns.item), device)
     length = spec.metadata.test_samples_per_series

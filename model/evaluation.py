@@ -53,14 +53,29 @@ def evaluate(score: Scorer, rows: Rows, length: int, k: int, batch_size: int, de
     return Scores(hits / n_series, gains / n_series, loss_sum / samples, seconds, samples / seconds)
 
 
-def evaluate_model(model: nn.Module, rows: Rows, length: int, k: int, batch_size: int, device: torch.device) -> Scores:
-    """`evaluate` of a network without dropout, in full precision; its training mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        return evaluate(model, rows, length, k, batch_size, device)
-    finally:
-        model.train(training)
+@dataclass(frozen=True)
+class Evaluation:
+    """The test series of a run: `length` rows each, positive first, ranked for HR@k and NDCG@k."""
+
+    rows: Rows
+    length: int
+    k: int
+    batch_size: int
+    device: torch.device
+
+    def __call__(self, model: nn.Module) -> Scores:
+        """Evaluate a network without dropout, in full precision; its training mode is restored."""
+        training = model.training
+        model.eval()
+        try:
+            return evaluate(model, self.rows, self.length, self.k, self.batch_size, self.device)
+        finally:
+            model.train(training)
+
+    def popularity(self, train: Rows) -> Scores:
+        """Evaluate the baseline that ranks the same candidates by their train interactions."""
+        counts = item_popularity(train, self.device)
+        return evaluate(lambda _, items: counts[items], self.rows, self.length, self.k, self.batch_size, self.device)
 
 
 def item_popularity(rows: Rows, device: torch.device, block_rows: int = 1 << 20) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from rich_argparse import ArgumentDefaultsRichHelpFormatter
 
 from model.checkpoint import Run, load_run
 from model.data import Columns
@@ -19,6 +18,7 @@ from preprocessing.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.titles import read_titles
 from workflows import device
 from workflows.errors import UserError, run_command
+from workflows.help import HelpFormatter
 from workflows.progress import console
 from workflows.state import read_categories
 
@@ -37,6 +37,10 @@ class Recommender:
     def __init__(self, run: Run, data: Path, torch_device: torch.device) -> None:
         """Raises UserError where `data` is not the folder of the run (any more)."""
         self._model, self._device = run.model, torch_device
+        if not data.is_dir():
+            raise UserError(
+                f"{data}, which {run.folder} was trained on, is not there; name it with --data where it moved"
+            )
         self._spec = read_feature_spec(data, run.config["feature_spec_file"])
         self._data, self._columns = data, Columns.of(self._spec)
         shape = run.model.config
@@ -48,16 +52,20 @@ class Recommender:
         self._users = _original_ids(data, self._columns.user, shape.n_users)
         self._items = _original_ids(data, self._columns.item, shape.n_items)
 
-    def recommend(self, user: str, k: int) -> list[Recommendation]:
-        """The k items a user would like most among those the user has not interacted with, best first.
+    def recommend(self, users: Sequence[str], k: int) -> list[list[Recommendation]]:
+        """For each user the k best items among those the user has not interacted with, best first.
 
         Raises:
-            UserError: the user is not in the data.
+            UserError: a user is not in the data.
         """
-        number = self._encoded_user(user)
-        scores = self._scores(number)
-        scores[torch.from_numpy(_seen_items(self._data, self._spec, self._columns, number))] = -torch.inf
-        top = scores.topk(min(k, int(torch.isfinite(scores).sum())))
+        numbers = [self._encoded_user(user) for user in users]
+        seen = _seen_items(self._data, self._spec, self._columns, numbers)
+        return [self._best(number, seen[number], k) for number in numbers]
+
+    def _best(self, user: int, seen: np.ndarray, k: int) -> list[Recommendation]:
+        scores = self._scores(user)
+        scores[torch.from_numpy(seen)] = -torch.inf
+        top = scores.topk(min(k, scores.numel() - len(seen)))
         chosen = zip(top.indices.tolist(), torch.sigmoid(top.values).tolist(), strict=True)
         return [Recommendation(self._items[item], score) for item, score in chosen]
 
@@ -87,24 +95,26 @@ def _original_ids(folder: Path, column: str, n: int) -> pd.Series:
     return ids
 
 
-def _seen_items(folder: Path, spec: FeatureSpec, columns: Columns, user: int) -> np.ndarray:
-    """All items a user has interacted with, the held-out one included."""
+def _seen_items(folder: Path, spec: FeatureSpec, columns: Columns, users: Sequence[int]) -> dict[int, np.ndarray]:
+    """All items each user has interacted with, the held-out one included; one pass over the data."""
     train = read_mapping(folder, spec, "train", [columns.user, columns.item, columns.label])
-    users, items, labels = (train.column(name).to_numpy() for name in (columns.user, columns.item, columns.label))
-    seen = [items[(users == user) & (labels > 0)]]
+    owners, items, labels = (train.column(name).to_numpy() for name in (columns.user, columns.item, columns.label))
+    owners, items = owners[labels > 0], items[labels > 0]
     length = spec.metadata.test_samples_per_series
-    if "test" in spec.source_spec and length:
+    if spec.source_spec.get("test") and length:
         test = read_mapping(folder, spec, "test", [columns.user, columns.item])
-        users, items = (test.column(name).to_numpy()[::length] for name in (columns.user, columns.item))
-        seen.append(items[users == user])
-    return np.unique(np.concatenate(seen)).astype(np.int64)
+        held_out = [test.column(name).to_numpy()[::length] for name in (columns.user, columns.item)]
+        owners, items = np.concatenate([owners, held_out[0]]), np.concatenate([items, held_out[1]])
+    wanted = np.isin(owners, users)
+    owners, items = owners[wanted], items[wanted]
+    return {user: np.unique(items[owners == user]).astype(np.int64) for user in users}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m model.recommend",
         description="Rank the items a user has not interacted with.",
-        formatter_class=ArgumentDefaultsRichHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
@@ -124,10 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     target = device.torch_device(args.device, None)
     run = load_run(args.run, target)
     recommender = Recommender(run, args.data or Path(run.config["data"]), target)
-    for user in args.user:
+    for user, ranked in zip(args.user, recommender.recommend(args.user, args.k), strict=True):
         rows = [
             (str(rank), str(found.item), f"{found.score:.4f}", titles.get(str(found.item), ""))
-            for rank, found in enumerate(recommender.recommend(user, args.k), 1)
+            for rank, found in enumerate(ranked, 1)
         ]
         header = ("rank", "item", "score", "title" if titles else "")
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]

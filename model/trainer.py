@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from model.batches import Batch, EpochBatches
 from model.config import TrainConfig
-from model.data import Rows
-from model.evaluation import Scores, evaluate_model
+from model.evaluation import Scores
 from model.neumf import NeuMF
 from workflows.device import synchronize, torch_autocast_dtype
 from workflows.errors import UserError
@@ -23,13 +22,13 @@ from workflows.progress import stage
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: mean training loss, samples trained on, and the evaluation after it."""
+    """One epoch: mean training loss, samples trained on, and the evaluation after it (None without test series)."""
 
     epoch: int
     train_loss: float
     train_samples: int
     train_s: float
-    scores: Scores
+    scores: Scores | None
 
     @property
     def train_throughput(self) -> float:
@@ -39,7 +38,8 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """All epochs; the best one by HR@k (the earliest of equal ones) is the one that was saved."""
+    """All epochs; the best one is the one that was saved: by HR@k, the earliest of equal ones, or the last one
+    where nothing is evaluated."""
 
     epochs: list[EpochReport]
     best: EpochReport
@@ -86,8 +86,7 @@ class Step:
 def fit(
     model: NeuMF,
     batches: EpochBatches,
-    test: Rows,
-    series_length: int,
+    evaluation: Callable[[NeuMF], Scores] | None,
     config: TrainConfig,
     device: torch.device,
     on_epoch: Callable[[EpochReport, bool], None],
@@ -95,6 +94,7 @@ def fit(
     """Train, evaluating after every epoch.
 
     Args:
+        evaluation: ranks the test series; None where there are none.
         on_epoch: called after each epoch with its report and whether it is the best so far.
 
     Raises:
@@ -122,15 +122,15 @@ def fit(
                     f"the training loss of epoch {epoch} is {mean_loss}; "
                     f"lower --learning_rate (now {config.learning_rate})"
                 )
-            scores = evaluate_model(model, test, series_length, config.topk, config.valid_batch_size, device)
+            scores = evaluation(model) if evaluation is not None else None
             report = EpochReport(epoch, mean_loss, samples, train_s, scores)
             reports.append(report)
-            running.note(f"loss {mean_loss:.4f}, HR@{config.topk} {scores.hit_rate:.4f}")
-            is_best = best is None or scores.hit_rate > best.scores.hit_rate
+            running.note(f"loss {mean_loss:.4f}" + (f", HR@{config.topk} {scores.hit_rate:.4f}" if scores else ""))
+            is_best = scores is None or best is None or best.scores is None or scores.hit_rate > best.scores.hit_rate
             if is_best:
                 best, time_to_best_s = report, time.perf_counter() - started
             on_epoch(report, is_best)
-            if scores.hit_rate >= config.threshold:
+            if scores is not None and scores.hit_rate >= config.threshold:
                 time_to_target_s = time.perf_counter() - started
                 break
     assert best is not None  # epochs >= 1

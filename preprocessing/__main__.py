@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich_argparse import RawDescriptionRichHelpFormatter
-
-from preprocessing.prepare import STATS_NAME, PrepareConfig, prepare
+from preprocessing.prepare import PrepareConfig, is_prepared_folder, prepare
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
@@ -17,6 +15,7 @@ from workflows import device
 from workflows.cluster import thread_cluster
 from workflows.errors import UserError, run_command
 from workflows.folders import check_output, staged_folder
+from workflows.help import HelpFormatter
 from workflows.progress import console
 
 _DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
@@ -29,7 +28,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m preprocessing",
         description=_DESCRIPTION,
-        formatter_class=RawDescriptionRichHelpFormatter,
+        formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     source = parser.add_argument_group("the log").add_mutually_exclusive_group(required=True)
@@ -46,15 +45,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     output.add_argument("--overwrite", action="store_true", help="replace a folder written by this command")
     output.add_argument(
         "--test-negatives", "--valid_negative", type=int, default=100, metavar="N",
-        help="negatives of each test series (default: %(default)s)",
+        help="negatives of each test series",
     )  # fmt: skip
     output.add_argument(
         "--train-negatives", type=int, default=0, metavar="K",
-        help="negatives written after each train positive; 0: drawn while training (default: %(default)s)",
+        help="negatives written after each train positive; 0: drawn while training",
     )  # fmt: skip
-    output.add_argument("-s", "--seed", type=int, default=1, help="seed of the negatives (default: %(default)s)")
+    output.add_argument("-s", "--seed", type=int, default=1, help="seed of the negatives")
     run = parser.add_argument_group("how it runs")
-    run.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live (default: auto)")
+    run.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live")
     run.add_argument("--partitions", type=int, metavar="P", help="parts the users are spread over (default: by size)")
     return parser.parse_args(argv)
 
@@ -69,17 +68,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         partitions=args.partitions,
     )
     columns = _columns(args)
-    check_output(args.output, args.overwrite, [STATS_NAME])
+    check_output(args.output, args.overwrite, is_prepared_folder, [args.input] if args.input else [])
     frames = device.frame_device(args.device)
-    with tempfile.TemporaryDirectory(prefix="neumf-unpacked-") as scratch:
-        log = _open(args, columns, Path(scratch))
+    with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, thread_cluster() as cluster:
+        scratch = folder / ".unpacked"
+        scratch.mkdir()
+        log = _open(args, columns, scratch)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        with staged_folder(args.output, args.overwrite, [STATS_NAME]) as folder, thread_cluster() as cluster:
-            stats = prepare(log, config, frames, cluster, folder)
+        stats = prepare(log, config, frames, cluster, folder)
+        shutil.rmtree(scratch)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "
         f"{stats['train_rows']:,} train rows and {stats['test_series']:,} test series in {args.output}"
     )
+    dropped = {name.removeprefix("dropped_"): n for name, n in stats.items() if name.startswith("dropped_") and n}
+    if dropped:
+        reasons = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in dropped.items())
+        console.print(f"left out of {stats['rows_read']:,} rows: {reasons}")
 
 
 def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:

@@ -20,13 +20,13 @@ from preprocessing.titles import read_titles
 from workflows.cluster import ThreadCluster
 from workflows.device import FrameDevice
 from workflows.errors import UserError
-from workflows.folders import write_json
+from workflows.folders import read_json, write_json
 from workflows.merlin import frame_dataset
 from workflows.operators import TEST, EncodeIds, LeaveOneOut
 from workflows.progress import Stage, console, stage
 from workflows.state import leave_one_out_workflow, save_workflow
 
-STATS_NAME = "stats.json"
+_STATS_NAME = "stats.json"
 _PARTITION_BYTES = 8 << 20
 _MIN_PARTITIONS, _MAX_PARTITIONS = 8, 1024
 
@@ -47,6 +47,11 @@ class PrepareConfig:
                 raise UserError(f"--{name.replace('_', '-')} should be 0 or more, got {getattr(self, name)}")
         if self.partitions is not None and not 0 < self.partitions <= 1 << 16:
             raise UserError(f"--partitions should be 1 .. {1 << 16}, got {self.partitions}")
+
+
+def is_prepared_folder(folder: Path) -> bool:
+    """Whether a folder was written by `prepare`."""
+    return {"rows_read", "test_negatives"} <= read_json(folder / _STATS_NAME).keys()
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ def prepare(
             _write_titles(log.titles, folder / "titles.parquet")
         except UserError as err:  # titles are for people only
             console.print(f"no titles.parquet: {err}")
-    write_json(folder / STATS_NAME, stats)
+    write_json(folder / _STATS_NAME, stats)
     return stats
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ def run_command(main: Callable[[], None]) -> None:
 
     An operating system's refusal (no permission, disk full) counts as one: its text names the file.
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave nothing half-written
     try:
         main()
     except (UserError, OSError) as err:

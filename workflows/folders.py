@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from workflows.errors import UserError
 
+_LOCK_NAME = ".lock"
 
-def check_output(path: Path, overwrite: bool, ours: Sequence[str]) -> None:
+
+def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()) -> None:
     """Refuse an output that exists, unless it may be replaced.
 
     Args:
-        ours: files of which every folder written by this command holds at least one. `--overwrite` replaces only
-            such a folder (or an empty one), so that a mistyped path cannot delete anything else.
+        is_ours: whether a folder was written by this command. `--overwrite` replaces only such a folder (or an empty
+            one), so that a mistyped path cannot delete anything else.
+        inputs: what is read, which must not lie in the folder that is replaced.
 
     Raises:
-        UserError: the path exists and may not be replaced.
+        UserError: the path may not be written.
     """
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -32,41 +39,41 @@ def check_output(path: Path, overwrite: bool, ours: Sequence[str]) -> None:
         raise UserError(
             f"{path} is not a folder of this program, so --overwrite leaves it alone; name another --output"
         )
-    if any(path.iterdir()) and not any((path / name).is_file() for name in ours):
+    inside = [file for file in inputs if file.resolve().is_relative_to(path.resolve())]
+    if inside:
+        raise UserError(f"{path} holds {inside[0]}, which this command reads; name another --output")
+    if any(path.iterdir()) and not is_ours(path):
         raise UserError(
-            f"{path} holds no {' or '.join(ours)}, so it was not written by this command and --overwrite leaves it "
-            "alone; name another --output or remove that folder yourself"
+            f"{path} was not written by this command, so --overwrite leaves it alone; "
+            "name another --output or remove that folder yourself"
         )
 
 
 @contextmanager
-def staged_folder(path: Path, overwrite: bool, ours: Sequence[str]) -> Iterator[Path]:
+def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Build a folder beside its place and rename it when it is whole; on any error nothing is left.
+
+    What a killed process left of the same output is removed first.
 
     Yields:
         The empty folder to write into. `path` itself is touched only after the block ends well.
     """
-    check_output(path, overwrite, ours)
+    check_output(path, overwrite, is_ours)
     path = path.absolute()
     new_parents = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         staging.chmod(0o777 & ~umask())
-        yield staging
-        check_output(path, overwrite, ours)  # somebody else may have written meanwhile
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(old / "old")
-            try:
-                staging.rename(path)
-            except OSError:
-                (old / "old").rename(path)
-                raise
-            finally:
-                shutil.rmtree(old)
-        else:
+        with (staging / _LOCK_NAME).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives, so that nobody sweeps its folder
+            yield staging
+            (staging / _LOCK_NAME).unlink()
+        check_output(path, overwrite, is_ours)  # somebody else may have written meanwhile
+        with set_aside(path) as aside:
             staging.rename(path)
+            aside.discard()
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         for parent in new_parents:
@@ -75,11 +82,63 @@ def staged_folder(path: Path, overwrite: bool, ours: Sequence[str]) -> Iterator[
         raise
 
 
+def _sweep(path: Path) -> None:
+    """Remove staging folders of this output whose process is gone."""
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        with suppress(OSError), (left / _LOCK_NAME).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+
+
+class Aside:
+    """A folder moved out of the way until its successor stands."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._hidden: Path | None = None
+        if path.exists():
+            self._hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            path.rename(self._hidden / "old")
+
+    def discard(self) -> None:
+        """The successor stands: the old folder goes for good."""
+        if self._hidden is not None:
+            shutil.rmtree(self._hidden)
+            self._hidden = None
+
+    def restore(self) -> None:
+        """Put the old folder back, unless it was discarded."""
+        if self._hidden is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+            (self._hidden / "old").rename(self._path)
+            self._hidden.rmdir()
+            self._hidden = None
+
+
+@contextmanager
+def set_aside(path: Path) -> Iterator[Aside]:
+    """Move a folder (if there is one) aside; it comes back at the end of the block unless it is discarded there."""
+    aside = Aside(path)
+    try:
+        yield aside
+    finally:
+        aside.restore()
+
+
 def umask() -> int:
     """The permission bits that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a small JSON file; an empty one where there is no such file or object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -58,7 +58,7 @@ with _quiet_torchless_import():
     from merlin.core.utils import set_dask_client
     from merlin.dag.executors import LocalExecutor
     from merlin.io import Dataset as _MerlinDataset
-    from merlin.schema import ColumnSchema, Schema, Tags
+    from merlin.schema import ColumnSchema, Schema
     from nvtabular import ColumnSelector
     from nvtabular.ops import Operator, StatOperator
 
@@ -70,7 +70,6 @@ __all__ = [
     "Operator",
     "Schema",
     "StatOperator",
-    "Tags",
     "Workflow",
     "frame_dataset",
     "loader_class",

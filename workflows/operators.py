@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Any
 
 import dask
@@ -32,6 +33,7 @@ class EncodeIds(StatOperator):
         self.categories = dict(categories or {})
         self.fitted = categories is not None
         self._lookups: dict[str, Any] = {}
+        self._building = Lock()
 
     def fit(self, col_selector, ddf):
         columns = list(col_selector.names)
@@ -56,9 +58,11 @@ class EncodeIds(StatOperator):
         frames = frames_of(df)
         columns = {}
         for name in col_selector.names:
-            if name not in self._lookups:
-                self._lookups[name] = frames.Index(self.categories[name])
-                self._lookups[name].get_indexer(df[name].iloc[:1])  # builds the hash table, once for all threads
+            with self._building:  # one thread builds the hash table, and shows it when it is whole
+                if name not in self._lookups:
+                    lookup = frames.Index(self.categories[name])
+                    lookup.get_indexer(lookup[:1])
+                    self._lookups[name] = lookup
             columns[name] = self._lookups[name].get_indexer(df[name]).astype("int32")
         return type(df)(columns)
 
@@ -66,7 +70,11 @@ class EncodeIds(StatOperator):
         return super().compute_column_schema(col_name, input_schema).with_dtype(np.int32)
 
     def __getstate__(self):
-        return {**self.__dict__, "_lookups": {}}  # rebuilt where it is used; may hold device memory
+        # Lookups are rebuilt where they are used: they may hold device memory.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lookups", "_building")}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lookups={}, _building=Lock())
 
 
 def _on_host(series) -> pd.Series:

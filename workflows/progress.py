@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True, markup=False)  # paths and ids may hold [brackets]
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # ids may hold [brackets] and :colons:
 
 
 class _Rate(ProgressColumn):
@@ -31,8 +31,8 @@ def human(number: float) -> str:
 class Stage:
     """One running stage; `advance` may be called from any thread."""
 
-    def __init__(self, progress: Progress, task_id, started_s: float) -> None:
-        self._progress, self._task_id, self._started_s = progress, task_id, started_s
+    def __init__(self, progress: Progress, task_id: TaskID) -> None:
+        self._progress, self._task_id = progress, task_id
 
     def advance(self, amount: float) -> None:
         self._progress.advance(self._task_id, amount)
@@ -40,10 +40,6 @@ class Stage:
     def note(self, text: str) -> None:
         """Show `text` behind the bar (terminal only)."""
         self._progress.update(self._task_id, note=text)
-
-    @property
-    def elapsed_s(self) -> float:
-        return time.perf_counter() - self._started_s
 
 
 @contextmanager
@@ -64,7 +60,7 @@ def stage(name: str, total: float | None, unit: str) -> Iterator[Stage]:
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task_id = progress.add_task(name, total=total, unit=unit, note="")
-        yield Stage(progress, task_id, started_s)
+        yield Stage(progress, task_id)
         done = progress.tasks[0].completed
     if not console.is_terminal:
         elapsed_s = time.perf_counter() - started_s

@@ -45,9 +45,6 @@ def parquet_pieces(path: Path, columns: Columns) -> list[Piece]:
     require_columns(str(path), schema.names, columns)
     if not file.metadata.num_rows:
         raise UserError(f"{path} has no rows; expected a log of user, item and time")
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1} & set(columns.names))
-    if twice:
-        raise UserError(f"{path}: column {', '.join(map(repr, twice))} comes more than once; rename one")
     for name in columns.names:
         if name in (columns.user, columns.item):
             expected, fits = "integers or text", _is_id

@@ -5,22 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
+from preprocessing.sources.fields import NULLS, PADDED, describe, holds, id_type, time_type
 from preprocessing.sources.log import Columns, Piece
 from workflows.errors import UserError
 
 PIECE_BYTES = 16 << 20
 _SNIFF_BYTES = 1 << 16
 _DELIMITERS = ("\t", ";", "|", ",")
-_NULLS = ("", "NULL", "null", "NaN", "nan", "NA", "N/A", "None", "\\N")
 _Types = tuple[tuple[str, pa.DataType], ...]
 
 
@@ -33,6 +33,7 @@ class TextFormat:
         names: the columns in the order of the file.
         header: whether the first line names them.
         types: Arrow types of the columns that are read.
+        ids: columns of integer ids where a leading zero would be a mistake (007 is not 7).
         quoted_newlines: a quoted field may hold a newline, so the file cannot be cut into pieces.
     """
 
@@ -40,6 +41,7 @@ class TextFormat:
     names: tuple[str, ...]
     header: bool
     types: _Types
+    ids: tuple[str, ...] = ()
     quoted_newlines: bool = False
 
 
@@ -66,10 +68,31 @@ class TextPiece(Piece):
             table = _parse(data, delimiter, self.format)
         except pa.ArrowInvalid as err:
             raise self._explain(err, data, delimiter) from None
+        self._check_padding(data, delimiter)
         for index, (name, kind) in enumerate(self.format.types):
             if kind == pa.string():
                 table = table.set_column(index, name, pc.utf8_trim_whitespace(table.column(name)))
         return table
+
+    def _check_padding(self, data: bytes, delimiter: str) -> None:
+        """Refuse 007 among integer ids, which would silently become 7."""
+        if not self.format.ids:
+            return
+        characters = np.frombuffer(data, dtype=np.uint8)
+        zeros = np.flatnonzero(characters[:-1] == ord("0"))
+        digit_next = (characters[zeros + 1] >= ord("0")) & (characters[zeros + 1] <= ord("9"))
+        before = characters[zeros - 1]  # of a zero at the very beginning, the last character: a line feed or none
+        starts = np.isin(before, np.frombuffer(f'{delimiter}\n\r "-'.encode(), dtype=np.uint8)) | (zeros == 0)
+        if not (digit_next & starts).any():
+            return
+        for number, fields in _numbered_rows(data, delimiter):
+            row = dict(zip(self.format.names, fields, strict=False))
+            for name in self.format.ids:
+                if re.match(PADDED, row.get(name, "").strip()):
+                    raise UserError(
+                        f"{self.shown}, line {_count_lines(self.path, self.start) + number}: column {name!r} holds "
+                        f"{row[name]!r} among integers; remove leading zeros, or convert the log to Parquet with text ids"
+                    )
 
     def _explain(self, err: pa.ArrowInvalid, data: bytes, delimiter: str) -> UserError:
         """Find the row that Arrow could not read, and say what was expected there."""
@@ -86,10 +109,11 @@ class TextPiece(Piece):
             row = dict(zip(self.format.names, fields, strict=True))
             for name, kind in self.format.types:
                 value = row[name] if pa.types.is_timestamp(kind) else row[name].strip()  # as Arrow does
-                if value not in _NULLS and not _holds(kind)(value):
+                if value not in NULLS and not holds(kind)(value):
                     return UserError(
-                        f"{where}: column {name!r} should hold {_describe(kind)}, as the first rows do, "
-                        f"got {value[:60]!r}; mend or remove that line (ids that are text must be text in every row)"
+                        f"{where}: column {name!r} should hold {describe(kind)}, as the first rows do, "
+                        f"got {value[:60]!r}; mend or remove that line, "
+                        "or convert the log to Parquet, whose types are as you set them"
                     )
         return UserError(f"{self.shown}: not readable as delimited text ({err}); check its encoding and quoting")
 
@@ -101,7 +125,7 @@ def _parse(data: bytes, delimiter: str, layout: TextFormat) -> pa.Table:
         read_options=pa.csv.ReadOptions(column_names=list(layout.names), use_threads=False),
         parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=layout.quoted_newlines),
         convert_options=pa.csv.ConvertOptions(
-            include_columns=list(wanted), column_types=wanted, strings_can_be_null=True, null_values=list(_NULLS)
+            include_columns=list(wanted), column_types=wanted, strings_can_be_null=True, null_values=list(NULLS)
         ),
     )
 
@@ -119,42 +143,6 @@ def _numbered_rows(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str]
             return
         yield line_number, fields
         line_number = rows.line_num + 1
-
-
-def _describe(kind: pa.DataType) -> str:
-    """What a column of this type holds, for people."""
-    if pa.types.is_integer(kind):
-        return "an integer below 2^63"
-    if pa.types.is_floating(kind):
-        return "a number"
-    return "a date and time" if pa.types.is_timestamp(kind) else "text"
-
-
-def _holds(kind: pa.DataType) -> Callable[[str], bool]:
-    """Whether a column of this type can hold a field."""
-    if pa.types.is_integer(kind):
-        return lambda value: bool(re.fullmatch(r"-?[0-9]{1,19}", value)) and -(2**63) <= int(value) < 2**63
-    if pa.types.is_floating(kind):
-        return lambda value: bool(re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII))
-    if pa.types.is_timestamp(kind):
-        return lambda value: _date_type(value) in (kind, pa.timestamp("us", kind.tz))
-    return lambda _: True
-
-
-_DATE = re.compile(r"(\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?)(?(3)(\.\d{1,9})?)(?(2)(Z|[+-]\d\d(:?\d\d)?)?)", re.ASCII)
-
-
-def _date_type(value: str) -> pa.DataType | None:
-    """The timestamp type of an ISO 8601 date and time, None where it is none (or no day of the calendar)."""
-    found = _DATE.fullmatch(value)
-    if not found:
-        return None
-    try:
-        datetime.fromisoformat(found[1])
-    except ValueError:
-        return None
-    # Arrow's nanoseconds end in 2262 and wrap around without a word, so they are for those who write them.
-    return pa.timestamp("ns" if len(found[4] or "") > len(".123456") else "us", "UTC" if found[5] else None)
 
 
 def _read_bytes(path: Path, start: int, stop: int) -> bytes:
@@ -198,9 +186,6 @@ def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
     rows = {delimiter: next(csv.reader([line], delimiter=delimiter), []) for delimiter in _DELIMITERS}
     delimiter = max(reversed(_DELIMITERS), key=lambda candidate: len(rows[candidate]))
     names = tuple(name.strip() for name in rows[delimiter])
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
     return delimiter, names
 
 
@@ -229,8 +214,8 @@ def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
     return [TextPiece(path, layout, a, b, shown) for a, b in zip(cuts, [*cuts[1:], size], strict=True)]
 
 
-def has_quoted_newlines(path: Path, shown: str) -> bool:
-    """Whether some line ends inside a quoted field.
+def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:
+    """Whether some line ends inside a quoted field. A quote counts where a field begins with it, as in Arrow.
 
     Raises:
         UserError: a quoted field is never closed, so that all rows after it would be lost in it.
@@ -238,17 +223,20 @@ def has_quoted_newlines(path: Path, shown: str) -> bool:
     inside, found, line_number, opened = False, False, 0, 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
+            block += file.readline()
             if b'"' not in block:
-                found = found or (inside and b"\n" in block)
+                found = found or inside
                 line_number += block.count(b"\n")
                 continue
-            for index, line in enumerate(block.split(b"\n")):
-                if index:
-                    line_number += 1
-                    found = found or inside
-                if line.count(b'"') % 2:
-                    inside = not inside
-                    opened = line_number + 1 if inside else opened
+            for line in block.removesuffix(b"\n").split(b"\n"):
+                line_number += 1
+                found = found or inside
+                if b'"' not in line:
+                    continue
+                for field in line.split(delimiter.encode()):
+                    if (inside or field.startswith(b'"')) and field.count(b'"') % 2:
+                        inside = not inside
+                        opened = line_number if inside else opened
     if inside:
         raise UserError(f"{shown}, line {opened}: a quoted field is not closed; close it or double the quote")
     return found
@@ -262,13 +250,17 @@ def csv_pieces(path: Path, columns: Columns, shown: str) -> list[Piece]:
     """
     delimiter, names = header_of(path, shown)
     require_columns(shown, names, columns)
-    quoted = has_quoted_newlines(path, shown)
+    quoted = has_quoted_newlines(path, delimiter, shown)
     types = _infer_types(path, shown, delimiter, names, columns)
-    return text_pieces(path, TextFormat(delimiter, names, True, types, quoted), shown)
+    ids = tuple(name for name, kind in types if name != columns.time and kind == pa.int64())
+    return text_pieces(path, TextFormat(delimiter, names, True, types, ids, quoted), shown)
 
 
 def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
     """Raises UserError where a column of the log is missing."""
+    twice = [name for name in columns.names if list(names).count(name) > 1]
+    if twice:
+        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
     missing = [name for name in columns.names if name not in names]
     if missing:
         raise UserError(
@@ -290,26 +282,17 @@ def _infer_types(path: Path, shown: str, delimiter: str, names: tuple[str, ...],
     for name in columns.names:
         place = names.index(name)
         values = [row[place].strip() for row in rows if len(row) > place]
-        values = [value for value in values if value not in _NULLS]
+        values = [value for value in values if value not in NULLS]
         if name in (columns.user, columns.item):
-            types.append((name, _id_type(values)))
+            types.append((name, id_type(values)))
+        elif name == columns.time:
+            kind = time_type(values)
+            if values and not any(map(holds(kind), values)):
+                raise UserError(
+                    f"{shown}: column {name!r} holds {values[0][:60]!r}; expected times as integers, numbers or "
+                    "ISO 8601 dates (2024-01-31, 2024-01-31T12:00:00); convert them"
+                )
+            types.append((name, kind))
         else:
-            types.append((name, _time_type(values) if name == columns.time else pa.float64()))
+            types.append((name, pa.float64()))
     return tuple(types)
-
-
-def _id_type(values: list[str]) -> pa.DataType:
-    """Integers, unless most ids are not, or one has a leading zero (007 is not 7)."""
-    whole = sum(_holds(pa.int64())(value) for value in values)
-    padded = any(re.match(r"-?0[0-9]", value) for value in values)
-    return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
-
-
-def _time_type(values: list[str]) -> pa.DataType:
-    """Dates or numbers, whichever are more; what is neither does not count."""
-    dates = [kind for kind in map(_date_type, values) if kind is not None]
-    numbers = [value for value in values if _holds(pa.float64())(value)]
-    if len(dates) > len(numbers):
-        zone = max(dates, key=lambda kind: sum(kind.tz == other.tz for other in dates)).tz
-        return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
-    return pa.int64() if all(_holds(pa.int64())(value) for value in numbers) else pa.float64()

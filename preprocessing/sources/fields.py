@@ -1,0 +1,65 @@
+"""What a field of a delimited text can hold, and which type a column of such fields has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import datetime
+
+import pyarrow as pa
+
+NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
+PADDED = r"^-?0[0-9]"  # 007 is not 7
+
+
+def describe(kind: pa.DataType) -> str:
+    """What a column of this type holds, for people."""
+    if pa.types.is_integer(kind):
+        return "an integer below 2^63"
+    if pa.types.is_floating(kind):
+        return "a number"
+    return "a date and time" if pa.types.is_timestamp(kind) else "text"
+
+
+def holds(kind: pa.DataType) -> Callable[[str], bool]:
+    """Whether a column of this type can hold a field."""
+    if pa.types.is_integer(kind):
+        return lambda value: bool(re.fullmatch(r"-?[0-9]{1,19}", value)) and -(2**63) <= int(value) < 2**63
+    if pa.types.is_floating(kind):
+        return lambda value: bool(re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII))
+    if pa.types.is_timestamp(kind):
+        return lambda value: date_type(value) in (kind, pa.timestamp("us", kind.tz))
+    return lambda _: True
+
+
+_DATE = re.compile(r"(\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?)(?(3)(\.\d{1,9})?)(?(2)(Z|[+-]\d\d(:?\d\d)?)?)", re.ASCII)
+
+
+def date_type(value: str) -> pa.DataType | None:
+    """The timestamp type of an ISO 8601 date and time, None where it is none (or no day of the calendar)."""
+    found = _DATE.fullmatch(value)
+    if not found:
+        return None
+    try:
+        datetime.fromisoformat(found[1])
+    except ValueError:
+        return None
+    # Arrow's nanoseconds end in 2262 and wrap around without a word, so they are for those who write them.
+    return pa.timestamp("ns" if len(found[4] or "") > len(".123456") else "us", "UTC" if found[5] else None)
+
+
+def id_type(values: list[str]) -> pa.DataType:
+    """Integers, unless most ids are not, or one has a leading zero (007 is not 7)."""
+    whole = sum(holds(pa.int64())(value) for value in values)
+    padded = any(re.match(PADDED, value) for value in values)
+    return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
+
+
+def time_type(values: list[str]) -> pa.DataType:
+    """Dates or numbers, whichever are more; what is neither does not count."""
+    dates = [kind for kind in map(date_type, values) if kind is not None]
+    numbers = [value for value in values if holds(pa.float64())(value)]
+    if len(dates) > len(numbers):
+        zone = max(dates, key=lambda kind: sum(kind.tz == other.tz for other in dates)).tz
+        return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
+    return pa.int64() if all(holds(pa.int64())(value) for value in numbers) else pa.float64()
