@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from model.evaluation import Scores
 from model.trainer import EpochReport
+
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 
 def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, popularity: Scores | None) -> None:
@@ -23,9 +24,8 @@ def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, 
     numbers = [report.epoch for report in epochs]
     scores = [report.scores for report in epochs if report.scores is not None]
     evaluated = popularity is not None and len(scores) == len(epochs)
-    figure, panels = plt.subplots(
-        1, 3 if evaluated else 1, figsize=(13 if evaluated else 5, 3.8), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(13 if evaluated else 5, 3.8), layout="constrained")
+    panels = figure.subplots(1, 3 if evaluated else 1, squeeze=False)
     loss = panels[0, 0]
     loss.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
     loss.set_title("Binary cross-entropy")
@@ -49,7 +49,6 @@ def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, 
         axes.spines[["top", "right"]].set_visible(False)
     partial = path.with_name(f".{path.name}.partial.png")
     figure.savefig(partial, dpi=110, metadata={"Software": None})
-    plt.close(figure)
     partial.replace(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import model.arguments
@@ -23,8 +25,9 @@ import preprocessing.__main__
 import train
 from model.checkpoint import load_run, load_weights
 from model.data import open_test
-from model.evaluation import evaluate_model
+from model.evaluation import Evaluation
 from model.neumf import NeuMF
+from model.run import RunWriter
 from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.movielens import sample_file
 from workflows.errors import run_command
@@ -63,6 +66,11 @@ def run(data: Path) -> Path:
 
 def metrics_of(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, hidden ones too, with its bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def repeatable(folder: Path) -> dict[str, Any]:
@@ -130,8 +138,10 @@ def test_metrics_have_their_keys(run: Path) -> None:
 
 def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
-    test, length = open_test(data, read_feature_spec(data), CPU)
-    scores = evaluate_model(loaded, test, length, 10, 1 << 20, CPU)
+    opened = open_test(data, read_feature_spec(data), CPU)
+    assert opened is not None
+    test, length = opened
+    scores = Evaluation(test, length, 10, 1 << 20, CPU)(loaded)
     metrics = metrics_of(run)
     assert length == 21
     assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])
@@ -284,31 +294,157 @@ def test_overwrite_replaces_a_run_and_nothing_else(
         assert metrics_of(tmp_path / "new")["seed"] == int(seed)
 
 
-def test_what_a_failed_run_leaves_can_be_overwritten(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", ["config.json", "metrics.json", "log.json", "model.safetensors"])
+def test_overwrite_leaves_somebody_elses_files_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    places = ["--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-e", "1"]
-    message = fails(capsys, *places, "-l", "1e30")
+    # Names that many programs use prove nothing.
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / name).write_text('{"model": {"type": "bert"}, "seed": 3}')
+    message = fails(capsys, "--data", str(data), "--output", str(theirs), "--overwrite", *FLAGS)
+    assert "not written by this command" in message
+    assert contents(tmp_path) == {f"theirs/{name}": b'{"model": {"type": "bert"}, "seed": 3}'}
+
+
+@pytest.mark.parametrize("what", ["data", "checkpoint"])
+def test_an_output_that_holds_an_input_is_left_alone(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(run, output)
+    shutil.copytree(data, output / "data")
+    before = contents(tmp_path)
+    inputs = {
+        "data": ["--data", str(output / "data")],
+        "checkpoint": ["--data", str(data), "--load_checkpoint_path", str(output / "model.safetensors")],
+    }
+    message = fails(capsys, *inputs[what], "--output", str(output), "--overwrite", *FLAGS)
+    assert "which this command reads" in message
+    assert contents(tmp_path) == before
+
+
+def test_a_run_that_diverges_leaves_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-l", "1e30")
     assert "--learning_rate" in message
-    train.main([*places, "--overwrite"])
-    assert (tmp_path / "run" / "metrics.json").is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_diverges_over_a_good_one_brings_it_back(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    before = contents(tmp_path)
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--overwrite"]
+    assert "--learning_rate" in fails(capsys, *places, *FLAGS, "-l", "1e30")
+    assert contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("log", [[], ["--log_path", "{tmp}/log.json"]], ids=["log within", "log elsewhere"])
-def test_what_a_killed_run_leaves_can_be_overwritten(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
+def test_an_interrupt_before_the_first_model_brings_the_old_run_back(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
-    def killed(*_: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    places = ["--data", str(data), "--output", str(tmp_path / "run"), *(part.format(tmp=tmp_path) for part in log)]
-    with monkeypatch.context() as patched:
-        patched.setattr(train, "fit", killed)
+    shutil.copytree(run, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    monkeypatch.setattr(train, "fit", interrupted)
+    for name in ("run", "new"):
+        places = ["--data", str(data), "--output", str(tmp_path / name), *(part.format(tmp=tmp_path) for part in log)]
         with pytest.raises(KeyboardInterrupt):
-            train.main([*places, *FLAGS, "-e", "1"])
-    assert not (tmp_path / "run" / "config.json").exists()  # no epoch had ended
-    train.main([*places, *FLAGS, "-e", "1", "-b", "100000", "--overwrite"])
+            train.main([*places, *FLAGS, "--overwrite"])
+    assert contents(tmp_path / "run") == before
+    assert {path.name for path in tmp_path.iterdir()} == ({"run", "log.json"} if log else {"run"})
+
+
+def test_an_interrupt_after_the_first_model_keeps_the_new_run(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = RunWriter.epoch
+
+    def interrupted(*args: Any) -> None:
+        keep(*args)
+        raise KeyboardInterrupt
+
+    shutil.copytree(run, tmp_path / "run")
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--overwrite", *FLAGS]
+    with monkeypatch.context() as patched:
+        patched.setattr(RunWriter, "epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*places, "-s", "2"])
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "log.json", "model.safetensors"}
+    assert load_run(tmp_path / "run", CPU).config["train"]["seed"] == 2
+    train.main([*places, "-e", "1", "-b", "100000"])  # an unfinished run is ours too
     assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize("left", ["nothing", "log.json"])
+def test_what_a_killed_run_leaves_can_be_overwritten(run: Path, data: Path, tmp_path: Path, left: str) -> None:
+    (tmp_path / "run").mkdir()
+    if left != "nothing":
+        (tmp_path / "run" / left).write_bytes((run / left).read_bytes()[:1000])
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--overwrite"]
+    train.main([*places, *FLAGS, "-e", "1", "-b", "100000"])
+    assert (tmp_path / "run" / "metrics.json").is_file()
+
+
+def single_interactions(path: Path) -> Path:
+    pd.DataFrame({"user": range(9), "item": [0, 1, 2] * 3, "time": range(9)}).to_csv(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "negatives", "series"),
+    [(write_log, "0", 40), (single_interactions, "20", 0), (single_interactions, "0", 0)],
+    ids=["no negatives", "single interactions", "neither"],
+)
+def test_data_without_series_to_rank_trains_and_recommends(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    write: Callable[[Path], Path],
+    negatives: str,
+    series: int,
+) -> None:
+    log, data, run = write(tmp_path / "log.csv"), str(tmp_path / "data"), tmp_path / "run"
+    preprocessing.__main__.main(["--input", str(log), "--output", data, "--test-negatives", negatives])
+    assert json.loads((tmp_path / "data" / "stats.json").read_text())["test_series"] == series
+    train.main(["--data", data, "--output", str(run), *FLAGS, "-e", "2", "-s", "1", "-k", "3"])
+    assert "nothing was evaluated" in capsys.readouterr().out
+    metrics = metrics_of(run)
+    unknown = ["hr@3", "ndcg@3", "popularity_hr@3", "popularity_ndcg@3", "validation_loss", "eval_throughput"]
+    assert [metrics[name] for name in unknown] == [None] * 6
+    assert (metrics["selected_on"], metrics["best_epoch"], metrics["epochs"]) == ("last", 1, 2)
+    assert metrics["train_loss"] > 0
+    *_, epoch, summary = (line["data"] for line in log_of(run / "log.json") if line["type"] == "LOG")
+    assert set(epoch) == {"train_throughput", "train_epoch_time", "train_loss"}
+    assert [summary[name] for name in ("best_accuracy", "best_eval_throughput", "time_to_target")] == [None] * 3
+    with Image.open(run / "curves.png") as image:
+        image.load()
+        assert image.width < 1.5 * image.height  # the loss alone
+    model.recommend.main(["--run", str(run), "--user", "0", "8", "-k", "2"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "user 0"
+    assert lines.index("user 8") == 4
+    seen = pd.read_csv(log).groupby("user")["item"].agg(set)
+    for user, start in ((0, 2), (8, 6)):
+        recommended = {int(line.split()[1]) for line in lines[start : start + 2]}
+        assert len(recommended) == 2
+        assert not recommended & seen[user]
+
+
+def test_mode_test_without_series_is_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(data, tmp_path / "data")
+    spec = yaml.safe_load((data / "feature_spec.yaml").read_text())
+    del spec["source_spec"]["test"]
+    (tmp_path / "data" / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    places = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "test"), "--mode", "test"]
+    message = fails(capsys, *places, "--load_checkpoint_path", str(run / "model.safetensors"), *FLAGS)
+    assert "no test series to rank" in message
+    assert not (tmp_path / "test").exists()
 
 
 def test_a_test_run_can_be_overwritten(run: Path, data: Path, tmp_path: Path) -> None:

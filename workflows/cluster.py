@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,9 +35,10 @@ class ThreadCluster:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
+        self._pool = ThreadPoolExecutor(workers)
 
     def compute(self, collections: Any, **_: Any) -> Any:
-        results = dask.compute(collections, scheduler="threads", num_workers=self.workers)[0]
+        results = dask.compute(collections, scheduler="threads", pool=self._pool)[0]
         return [_Done(result) for result in results] if isinstance(collections, list) else _Done(results)
 
     def run(self, function: Callable, *args: Any) -> dict[int, Any]:
@@ -49,6 +51,10 @@ class ThreadCluster:
         """`function` of each item, a task each, in the order of the items."""
         return [future.result() for future in self.compute([dask.delayed(function)(item) for item in items])]
 
+    def close(self) -> None:
+        """Wait for the tasks that run, so that none still writes when its caller removes what it wrote."""
+        self._pool.shutdown(cancel_futures=True)
+
 
 @contextmanager
 def thread_cluster() -> Iterator[ThreadCluster]:
@@ -60,3 +66,4 @@ def thread_cluster() -> Iterator[ThreadCluster]:
         yield cluster
     finally:
         set_dask_client(None)
+        cluster.close()

@@ -91,7 +91,8 @@ class TextPiece(Piece):
                 if re.match(PADDED, row.get(name, "").strip()):
                     raise UserError(
                         f"{self.shown}, line {_count_lines(self.path, self.start) + number}: column {name!r} holds "
-                        f"{row[name]!r} among integers; remove leading zeros, or convert the log to Parquet with text ids"
+                        f"{row[name]!r} among integers; remove leading zeros, or convert the log to Parquet with ids "
+                        "as text"
                     )
 
     def _explain(self, err: pa.ArrowInvalid, data: bytes, delimiter: str) -> UserError:

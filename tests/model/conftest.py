@@ -81,6 +81,8 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
 
     def rows(parts: Sequence[Sequence[Row]], n_users: int, n_items: int, length: int) -> Rows:
         folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, parts, length)
-        return open_test(folder, read_feature_spec(folder), CPU)[0]
+        opened = open_test(folder, read_feature_spec(folder), CPU)
+        assert opened is not None
+        return opened[0]
 
     return rows

@@ -234,8 +234,10 @@ def broken(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def open_both(folder: Path) -> None:
     spec = read_feature_spec(folder)
-    for rows in (open_train(folder, spec, CPU), open_test(folder, spec, CPU)[0]):
-        stream(rows)
+    stream(open_train(folder, spec, CPU))
+    test = open_test(folder, spec, CPU)
+    assert test is not None
+    stream(test[0])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -249,7 +251,6 @@ def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
         (lambda spec: spec["channel_spec"]["user_ch"].append(label), "exactly one feature"),
         (lambda spec: spec["feature_spec"][user].pop("cardinality"), f"{user}.cardinality"),
         (lambda spec: spec["feature_spec"][user].update(cardinality="auto"), "'auto'"),
-        (lambda spec: spec["source_spec"].pop("test"), "no 'test'"),
         (lambda spec: spec["source_spec"]["train"][0]["files"].append("gone"), "gone does not exist"),
     ]
     for change, said in faults:
@@ -257,6 +258,21 @@ def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
         broken(tmp_path, change)
         with pytest.raises(UserError, match=said):
             open_both(tmp_path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_series_to_rank_there_is_no_test(tmp_path: Path, layout: str) -> None:
+    LAYOUTS[layout](tmp_path)
+    original = (tmp_path / "feature_spec.yaml").read_text()
+    changes: list[Callable[[dict[str, Any]], Any]] = [
+        lambda spec: spec["source_spec"].pop("test"),
+        lambda spec: spec["source_spec"].update(test=[]),
+        lambda spec: spec["metadata"].update(test_samples_per_series=1),  # the positive alone
+    ]
+    for change in changes:
+        (tmp_path / "feature_spec.yaml").write_text(original)
+        broken(tmp_path, change)
+        assert open_test(tmp_path, read_feature_spec(tmp_path), CPU) is None
 
 
 @pytest.mark.parametrize("ordered", [False, True])

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from model.data import open_test
-from model.evaluation import evaluate, evaluate_model, item_popularity
+from model.evaluation import Evaluation, evaluate, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
 from preprocessing.feature_spec import read_feature_spec
 from workflows.errors import UserError
@@ -101,16 +101,16 @@ def test_a_model_is_evaluated_without_dropout_and_gets_its_mode_back(test_rows: 
     table = model.eval()(users, items).detach().reshape(N_USERS, N_ITEMS).double().numpy()
     for training in (True, False):
         model.train(training)
-        found = evaluate_model(model, streamed, LENGTH, 3, 100, CPU)
+        found = Evaluation(streamed, LENGTH, 3, 100, CPU)(model)
         assert (found.hit_rate, found.ndcg, found.loss) == pytest.approx(brute(rows, table, 3), rel=1e-5)
         assert model.training is training
 
 
 def test_the_mode_comes_back_after_an_error(test_rows: Callable) -> None:
-    streamed = test_rows([[(0, 99, 1.0)]], 3, 4, 1)
+    streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
     with pytest.raises(UserError, match="id 99"):
-        evaluate_model(model, streamed, 1, 1, 10, CPU)
+        Evaluation(streamed, 2, 1, 10, CPU)(model)
     assert model.training
 
 
@@ -126,8 +126,8 @@ def test_popularity_counts_train_positives(train_rows: Callable) -> None:
 def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> None:
     # Items 0, 1, 2 were chosen 3, 2 and 1 times, item 3 never; ties do not favour the positive.
     train = [(user, item, 1.0) for item, users in enumerate([3, 2, 1]) for user in range(users)]
-    counts = item_popularity(train_rows([sorted(train)], 3, 5, name="popular"), CPU)
+    popular = train_rows([sorted(train)], 3, 5, name="popular")
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
     streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
-        assert evaluate(lambda _, items: counts[items], streamed, 3, k, 6, CPU).hit_rate == pytest.approx(hits)
+        assert Evaluation(streamed, 3, k, 6, CPU).popularity(popular).hit_rate == pytest.approx(hits)

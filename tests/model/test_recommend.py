@@ -16,6 +16,8 @@ from model import recommend
 from model.checkpoint import load_run, save_model
 from model.neumf import NeuMF, NeuMFConfig
 from model.recommend import Recommender
+from preprocessing.chunks import read_mapping
+from preprocessing.feature_spec import FeatureSpec
 from workflows.errors import UserError
 
 CPU = torch.device("cpu")
@@ -60,12 +62,27 @@ def expected_ranking(run: Path, user: int) -> list[tuple[str, float]]:
 @pytest.mark.parametrize("user", range(N_USERS))
 @pytest.mark.parametrize("k", [1, 4, 100])
 def test_recommendations_are_all_unseen_items_by_score(prepared: Path, run: Path, user: int, k: int) -> None:
-    found = Recommender(load_run(run, CPU), prepared, CPU).recommend(str(USER_NAMES[user]), k)
+    found = Recommender(load_run(run, CPU), prepared, CPU).recommend([str(USER_NAMES[user])], k)[0]
     expected = expected_ranking(run, user)[:k]
     assert [recommendation.item for recommendation in found] == [item for item, _ in expected]
     assert [recommendation.score for recommendation in found] == pytest.approx([score for _, score in expected])
     if user == 3:
         assert found == []  # nothing is left to recommend
+
+
+def test_several_users_are_read_in_one_pass(prepared: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counted(folder: Path, spec: FeatureSpec, mapping: str, names: list[str]) -> pa.Table:
+        passes.append(mapping)
+        return read_mapping(folder, spec, mapping, names)
+
+    monkeypatch.setattr(recommend, "read_mapping", counted)
+    order = [2, 0, 3, 0, 1]  # any order, and one of them twice
+    found = Recommender(load_run(run, CPU), prepared, CPU).recommend([str(USER_NAMES[user]) for user in order], 4)
+    assert passes == ["train", "test"]
+    for user, ranked in zip(order, found, strict=True):
+        assert [one.item for one in ranked] == [item for item, _ in expected_ranking(run, user)[:4]]
 
 
 def test_the_command_prints_ranks_ids_scores_and_titles(
@@ -95,7 +112,7 @@ def test_the_folder_may_have_moved(prepared: Path, run: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("user", ["4", "03", "", "nobody", "3.0"])
 def test_an_unknown_user_is_told_with_examples(prepared: Path, run: Path, user: str) -> None:
     with pytest.raises(UserError, match=r"not among the 4 users.*1007, 3, 55"):
-        Recommender(load_run(run, CPU), prepared, CPU).recommend(user, 3)
+        Recommender(load_run(run, CPU), prepared, CPU).recommend(["3", user], 3)
 
 
 def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +126,7 @@ def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest
 
 def test_a_folder_without_categories_has_its_own_ids(prepared: Path, run: Path) -> None:
     shutil.rmtree(prepared / "categories")
-    found = Recommender(load_run(run, CPU), prepared, CPU).recommend("1", 100)
+    found = Recommender(load_run(run, CPU), prepared, CPU).recommend(["1"], 100)[0]
     assert [ITEM_NAMES[int(str(one.item))] for one in found] == [item for item, _ in expected_ranking(run, 1)]
 
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from model import trainer
 from model.batches import Batch, EpochBatches, SamplingConfig
 from model.config import TrainConfig
-from model.evaluation import Scores
+from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
 from model.trainer import EpochReport, Step, fit
 from workflows.errors import UserError
@@ -118,23 +117,24 @@ class FixedBatches:
 
 
 def fit_with(
-    monkeypatch: pytest.MonkeyPatch, hit_rates: list[float], data: list[Batch] | None = None, **config: Any
+    hit_rates: list[float] | None, data: list[Batch] | None = None, **config: Any
 ) -> tuple[Any, list[tuple[int, bool]]]:
-    """`fit` with given hit rates after each epoch; the report and what `on_epoch` was told."""
-    coming, told = iter(hit_rates), []
-    monkeypatch.setattr(trainer, "evaluate_model", lambda *_: Scores(next(coming), 0.0, 0.5, 1.0, 1.0))
-    settings = TrainConfig(**{"epochs": len(hit_rates), **config})
+    """`fit` with given hit rates after each epoch (None: no evaluation); the report and what `on_epoch` was told."""
+    coming, told = iter(hit_rates or []), []
+    settings = TrainConfig(**{"epochs": len(hit_rates or []), **config})
     source: Any = FixedBatches(data or batches(2) + batches(1, 7))
 
     def on_epoch(report: EpochReport, best: bool) -> None:
         told.append((report.epoch, best))
 
-    rows: Any = None
-    return fit(network(0.5), source, rows, 3, settings, CPU, on_epoch), told
+    def evaluation(_: nn.Module) -> Scores:
+        return Scores(next(coming), 0.0, 0.5, 1.0, 1.0)
+
+    return fit(network(0.5), source, evaluation if hit_rates else None, settings, CPU, on_epoch), told
 
 
-def test_the_earliest_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, told = fit_with(monkeypatch, [0.2, 0.5, 0.5, 0.1, 0.6, 0.6])
+def test_the_earliest_best_epoch_is_kept() -> None:
+    report, told = fit_with([0.2, 0.5, 0.5, 0.1, 0.6, 0.6])
     assert told == [(0, True), (1, True), (2, False), (3, False), (4, True), (5, False)]
     assert report.best.epoch == 4
     assert [epoch.epoch for epoch in report.epochs] == list(range(6))
@@ -142,33 +142,41 @@ def test_the_earliest_best_epoch_is_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     assert 0 < report.time_to_best_s <= sum(epoch.train_s for epoch in report.epochs) + 60
 
 
-def test_a_model_that_never_hits_still_has_a_best_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, told = fit_with(monkeypatch, [0.0, 0.0])
+def test_a_model_that_never_hits_still_has_a_best_epoch() -> None:
+    report, told = fit_with([0.0, 0.0])
     assert (report.best.epoch, told) == (0, [(0, True), (1, False)])
 
 
-def test_training_stops_at_the_threshold(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, told = fit_with(monkeypatch, [0.2, 0.5, 0.9], threshold=0.5)
+def test_without_evaluation_the_last_epoch_is_kept() -> None:
+    report, told = fit_with(None, epochs=3, threshold=0.0)
+    assert told == [(0, True), (1, True), (2, True)]
+    assert report.best is report.epochs[-1]
+    assert [epoch.scores for epoch in report.epochs] == [None] * 3
+    assert report.time_to_target_s is None
+
+
+def test_training_stops_at_the_threshold() -> None:
+    report, told = fit_with([0.2, 0.5, 0.9], threshold=0.5)
     assert told == [(0, True), (1, True)]
     assert report.time_to_target_s is not None
     assert report.time_to_target_s >= report.time_to_best_s
 
 
-def test_an_epoch_reports_its_samples_and_mean_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_reports_its_samples_and_mean_loss() -> None:
     data = batches(2) + batches(1, 7)
-    report, _ = fit_with(monkeypatch, [0.1], data, learning_rate=1e-12)
+    report, _ = fit_with([0.1], data, learning_rate=1e-12)
     epoch = report.epochs[0]
     assert epoch.train_samples == 107
     assert epoch.train_throughput == pytest.approx(107 / epoch.train_s)
     assert epoch.train_loss == pytest.approx(math.log(2), abs=0.1)  # near-zero weights: every sample is even odds
 
 
-def test_a_loss_that_is_no_number_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_that_is_no_number_is_told() -> None:
     for bad in (math.nan, math.inf):
         broken = batches(2)
         broken[1].labels[3] = bad
         with pytest.raises(UserError, match="--learning_rate"):
-            fit_with(monkeypatch, [0.1, 0.1], broken)
+            fit_with([0.1, 0.1], broken)
 
 
 def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callable) -> None:
@@ -178,7 +186,8 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     model = network(0.5)
     before = copy.deepcopy(model.state_dict())
     config = TrainConfig(epochs=2, topk=1, threshold=2.0)
-    report = fit(model, EpochBatches(rows, sampling, CPU), series, 2, config, CPU, lambda *_: None)
+    evaluation = Evaluation(series, 2, config.topk, config.valid_batch_size, CPU)
+    report = fit(model, EpochBatches(rows, sampling, CPU), evaluation, config, CPU, lambda *_: None)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
     # Users without a sample do not move: their gradient is zero from the first step on.

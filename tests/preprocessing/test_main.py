@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -163,7 +166,7 @@ def test_an_output_that_exists_is_kept_without_overwrite(tmp_path: Path, what: s
     assert _entries(tmp_path) == before
 
 
-@pytest.mark.parametrize("what", ["file", "folder", "link"])
+@pytest.mark.parametrize("what", ["file", "folder", "folder with stats.json", "link"])
 def test_overwrite_replaces_no_folder_of_somebody_else(tmp_path: Path, what: str) -> None:
     (tmp_path / "log.csv").write_text(_GOOD)
     output = tmp_path / "out"
@@ -172,6 +175,8 @@ def test_overwrite_replaces_no_folder_of_somebody_else(tmp_path: Path, what: str
     else:
         (tmp_path / "theirs").mkdir()
         (tmp_path / "theirs" / "precious").write_text("precious")
+        if what == "folder with stats.json":  # a common name
+            (tmp_path / "theirs" / "stats.json").write_text('{"users": 3, "seed": 1}')
         output.symlink_to("theirs") if what == "link" else (tmp_path / "theirs").rename(output)
     before = _entries(tmp_path)
     with pytest.raises(UserError, match=r"out .*--overwrite leaves it alone"):
@@ -193,6 +198,32 @@ def test_a_failed_overwrite_keeps_the_old_folder(
         main(argv)
     log.write_text(_GOOD)
     assert folder_bytes(tmp_path) == content
+
+
+@pytest.mark.parametrize("inside", ["log.csv", "raw/log.csv"])
+def test_an_output_that_holds_the_input_is_kept(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "first.csv").write_text(_GOOD)
+    output = tmp_path / "out"
+    main(["--input", str(tmp_path / "first.csv"), "--output", str(output), "--device", "cpu"])
+    log = output / inside
+    log.parent.mkdir(exist_ok=True)
+    log.write_text(_GOOD)
+    before = _entries(tmp_path)
+    with pytest.raises(UserError, match=r"out holds .*log\.csv, which this command reads"):
+        main(["--input", str(log), "--output", str(output), "--device", "cpu", "--overwrite"])
+    assert _entries(tmp_path) == before
+
+
+def test_what_was_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "log.csv"
+    log.write_text("user,item,time,rating\n1,1,1,5\n1,2,2,5\n2,1,1,5\n2,3,2,5\n2,3,3,5\n,1,1,5\n1,3,4,2\n")
+    argv = ["--input", str(log), "--device", "cpu", "--output"]
+    main([*argv, str(tmp_path / "a"), "--min-rating", "3"])
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "left out of 7 rows: missing 1, below min rating 1, duplicates 1"
+    log.write_text(_GOOD)
+    main([*argv, str(tmp_path / "b")])
+    assert "left out" not in capsys.readouterr().out
 
 
 def _run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -247,3 +278,51 @@ def test_the_command_prepares_a_zip(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
     titles = pq.read_table(tmp_path / "new" / "out" / "titles.parquet")
     assert titles == pa.table({"item": ["1"], "title": ["One, the (1990)"]})
+
+
+def _signalled(log: Path, output: Path, number: signal.Signals, moment: str) -> int:
+    """Prepare in a process of its own and signal it once its staging folder (or `moment` in it) is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "preprocessing", "--input", str(log), "--output", str(output), "--device", "cpu"],
+        cwd=_ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(output.parent.glob(f".out.*.partial/{moment}")):
+            assert process.poll() is None, "it ended before the signal"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert b"Traceback" not in err, err.decode()
+    return process.returncode
+
+
+@pytest.fixture(scope="module")
+def large_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log that takes seconds, in pieces that take a moment each."""
+    rows = 1_500_000
+    rng = np.random.default_rng(0)
+    columns = {"user": rng.integers(0, 20_000, rows), "item": rng.integers(0, 5_000, rows), "time": np.arange(rows)}
+    path = tmp_path_factory.mktemp("large") / "log.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=20_000)
+    return path
+
+
+@pytest.mark.parametrize("moment", ["", ".spill/0*", "train/*"], ids=["at the start", "reading", "writing"])
+def test_a_request_to_end_leaves_nothing(tmp_path: Path, large_log: Path, moment: str) -> None:
+    assert _signalled(large_log, tmp_path / "new" / "out", signal.SIGTERM, moment) == 143
+    assert _entries(tmp_path) == set()
+
+
+def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path, large_log: Path) -> None:
+    assert _signalled(large_log, tmp_path / "out", signal.SIGKILL, ".spill/0*") == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".partial")
+    (tmp_path / "log.csv").write_text(_GOOD)
+    main(["--input", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out"), "--device", "cpu"])
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "out"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import dask
 import pandas as pd
@@ -49,6 +50,25 @@ def test_compute_gives_a_future_for_each_collection_or_for_the_only_one() -> Non
 
 def test_run_is_called_once_as_on_a_single_worker() -> None:
     assert ThreadCluster(4).run(max, 3, 8) == {0: 8}
+
+
+def test_no_task_runs_on_after_the_cluster_is_closed() -> None:
+    began, ended = threading.Event(), threading.Event()
+
+    def work(number: int) -> None:
+        if number == 0:
+            began.wait(30)
+            raise ValueError("item 0")
+        began.set()
+        time.sleep(0.5)  # still at work when item 0 fails
+        ended.set()
+
+    cluster = ThreadCluster(2)
+    with pytest.raises(ValueError, match="item 0"):
+        cluster.map(work, range(2))
+    assert not ended.is_set()
+    cluster.close()
+    assert ended.is_set()
 
 
 @pytest.fixture

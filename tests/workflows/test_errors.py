@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import pytest
 
 from workflows.errors import UserError, run_command
@@ -45,6 +49,26 @@ def test_an_interrupt_ends_as_a_shell_expects(capsys: pytest.CaptureFixture) -> 
         end_with(KeyboardInterrupt())
     assert ended.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_request_to_end_unwinds_what_is_open() -> None:
+    closed = []
+
+    def main() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        finally:
+            closed.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            run_command(main)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert ended.value.code == 143
+    assert closed == [True]
 
 
 def test_a_fault_of_the_program_keeps_its_traceback() -> None:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from workflows.errors import UserError
-from workflows.folders import check_output, replace_file, staged_folder, write_json
+from workflows.folders import check_output, read_json, replace_file, set_aside, staged_folder, write_json
 
+ROOT = Path(__file__).parents[2]
 OURS = "stats.json"
+
+
+def is_ours(folder: Path) -> bool:
+    return (folder / OURS).is_file()
 
 
 def make_ours(path: Path, content: str = "old") -> Path:
@@ -29,7 +38,7 @@ def snapshot(folder: Path) -> dict[str, str | None]:
 def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseException]) -> None:
     """Fail with everything half written."""
     before = snapshot(path)
-    with staged_folder(path, overwrite, [OURS]) as staging:
+    with staged_folder(path, overwrite, is_ours) as staging:
         (staging / "half").mkdir()
         (staging / "half" / "part").write_text("rows")
         (staging / OURS).write_text("new")
@@ -39,7 +48,7 @@ def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseExce
 
 def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "below" / "out"
-    with staged_folder(target, overwrite=False, ours=[OURS]) as staging:
+    with staged_folder(target, overwrite=False, is_ours=is_ours) as staging:
         assert staging.parent == target.parent  # beside its place, so that the rename is atomic
         (staging / "train").mkdir()
         (staging / "train" / "part").write_text("rows")
@@ -66,7 +75,7 @@ def test_an_error_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
 def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
     make_ours(tmp_path / "out")
     (tmp_path / "out" / "left over").write_text("gone with the rest")
-    with staged_folder(tmp_path / "out", overwrite=True, ours=[OURS]) as staging:
+    with staged_folder(tmp_path / "out", overwrite=True, is_ours=is_ours) as staging:
         (staging / OURS).write_text("new")
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "new"}
 
@@ -74,7 +83,7 @@ def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
 def test_overwrite_takes_an_empty_folder_and_a_path_that_is_free(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "free"):
-        with staged_folder(tmp_path / name, overwrite=True, ours=[OURS]) as staging:
+        with staged_folder(tmp_path / name, overwrite=True, is_ours=is_ours) as staging:
             (staging / OURS).write_text("new")
         assert (tmp_path / name / OURS).read_text() == "new"
 
@@ -86,7 +95,7 @@ def test_an_existing_folder_is_refused(tmp_path: Path, holds: bool) -> None:
     if holds:
         (target / OURS).write_text("old")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=r"exists already.*--overwrite"), staged_folder(target, False, [OURS]):
+    with pytest.raises(UserError, match=r"exists already.*--overwrite"), staged_folder(target, False, is_ours):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
 
@@ -96,7 +105,10 @@ def test_overwrite_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> Non
     (tmp_path / "home" / "thesis").write_text("years")
     (tmp_path / "home" / OURS).mkdir()  # a folder of that name proves nothing
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match=f"holds no {OURS}"), staged_folder(tmp_path / "home", True, [OURS]):
+    with (
+        pytest.raises(UserError, match="was not written by this command"),
+        staged_folder(tmp_path / "home", True, is_ours),
+    ):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
 
@@ -111,7 +123,7 @@ def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str)
     else:
         target.symlink_to(real if kind == "link to our folder" else tmp_path / "nowhere")
     before = snapshot(tmp_path)
-    with pytest.raises(UserError, match="out"), staged_folder(target, overwrite, [OURS]):
+    with pytest.raises(UserError, match="out"), staged_folder(target, overwrite, is_ours):
         pytest.fail("the block must not run")
     assert snapshot(tmp_path) == before
     assert (real / OURS).read_text() == "old"
@@ -120,20 +132,20 @@ def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str)
 
 def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, [OURS]):
+    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, is_ours):
         make_ours(target, "theirs")
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "theirs"}
 
 
 def write_both(slow: Path, target: Path) -> None:
-    with staged_folder(target, False, [OURS]) as fast:
+    with staged_folder(target, False, is_ours) as fast:
         (slow / OURS).write_text("slow")
         (fast / OURS).write_text("fast")
 
 
 def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
     target = tmp_path / "out"
-    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, [OURS]) as slow:
+    with pytest.raises(UserError, match="exists already"), staged_folder(target, False, is_ours) as slow:
         write_both(slow, target)
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "fast"}
 
@@ -141,7 +153,7 @@ def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
 def test_a_relative_path_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
-    with staged_folder(Path("out"), overwrite=False, ours=[OURS]) as staging:
+    with staged_folder(Path("out"), overwrite=False, is_ours=is_ours) as staging:
         (staging / OURS).write_text("new")
         os.chdir(tmp_path / "elsewhere")  # the place was settled at the start
     assert (tmp_path / "out" / OURS).read_text() == "new"
@@ -151,7 +163,7 @@ def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> N
     # Temporary folders are private; a prepared data set is for everyone whom the umask allows.
     mask = os.umask(0o027)
     try:
-        with staged_folder(tmp_path / "out", overwrite=False, ours=[OURS]):
+        with staged_folder(tmp_path / "out", overwrite=False, is_ours=is_ours):
             pass
         (tmp_path / "plain").mkdir()
         assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -159,18 +171,93 @@ def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> N
         assert os.umask(mask) == 0o027  # read, not changed
 
 
-@pytest.mark.parametrize("there", ["a", "b"])
-def test_one_of_several_files_marks_a_folder_as_ours(tmp_path: Path, there: str) -> None:
-    make_ours(tmp_path / "out")
-    with pytest.raises(UserError, match="holds no a or b"):
-        check_output(tmp_path / "out", overwrite=True, ours=["a", "b"])
-    (tmp_path / "out" / there).touch()
-    check_output(tmp_path / "out", overwrite=True, ours=["a", "b"])
+@pytest.mark.parametrize("name", ["out", "out/log.csv", "out/raw/log.csv", "link.csv"])
+def test_a_folder_that_holds_an_input_is_not_replaced(tmp_path: Path, name: str) -> None:
+    target = make_ours(tmp_path / "out")
+    (target / "raw").mkdir()
+    for file in ("log.csv", "raw/log.csv"):
+        (target / file).write_text("rows")
+    (tmp_path / "link.csv").symlink_to(target / "log.csv")
+    inputs = [tmp_path / "elsewhere", tmp_path / name]
+    with pytest.raises(UserError, match=f"holds {tmp_path / name}, which this command reads"):
+        check_output(target, True, is_ours, inputs)
+    check_output(target, True, is_ours, [tmp_path / "out2", tmp_path])
+
+
+LEFTOVER = """
+import os, signal, sys
+from pathlib import Path
+from workflows.folders import staged_folder
+
+with staged_folder(Path(sys.argv[1]), False, lambda _: False) as staging:
+    (staging / "train").mkdir()
+    (staging / "train" / "half").write_text("rows")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", LEFTOVER, str(tmp_path / "out")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "train" / "half").is_file()
+    with staged_folder(tmp_path / "other", overwrite=False, is_ours=is_ours):
+        assert left.exists()  # another output's
+    with staged_folder(tmp_path / "out", overwrite=False, is_ours=is_ours):
+        assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
+
+
+def test_the_folder_of_a_living_block_is_not_swept(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "a", overwrite=False, is_ours=is_ours) as first:
+        (first / OURS).write_text("first")
+        with pytest.raises(ValueError, match="half"):
+            write_half(tmp_path / "a", overwrite=False, error=ValueError("half"))
+        assert (first / OURS).read_text() == "first"
+    assert snapshot(tmp_path) == {"a": None, f"a/{OURS}": "first"}
+
+
+def replace_half(target: Path) -> None:
+    with set_aside(target):
+        assert not target.exists()
+        make_ours(target, "half of the successor")
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_was_set_aside_comes_back_unless_it_is_discarded(tmp_path: Path, there: bool) -> None:
+    target = tmp_path / "out"
+    if there:
+        make_ours(target)
+    before = snapshot(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        replace_half(target)
+    assert snapshot(tmp_path) == (before if there else {"out": None, f"out/{OURS}": "half of the successor"})
+    shutil.rmtree(target, ignore_errors=True)
+    with set_aside(target) as aside:
+        make_ours(target, "new")
+        aside.discard()
+    assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "new"}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "null", '{"a"}', "[" * 100_000, "\0"])
+def test_json_that_is_no_object_reads_as_an_empty_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    assert read_json(tmp_path / "a.json") == {}
+    (tmp_path / "a.json").write_bytes(b"\xff\xfe")
+    assert read_json(tmp_path / "a.json") == {}
+
+
+def test_json_that_is_there_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"a": [1, None]})
+    assert read_json(tmp_path / "a.json") == {"a": [1, None]}
+    assert read_json(tmp_path / "gone.json") == {}
+    assert read_json(tmp_path) == {}
 
 
 def test_check_output_of_a_free_path(tmp_path: Path) -> None:
-    check_output(tmp_path / "free", overwrite=False, ours=[OURS])
-    check_output(tmp_path / "free", overwrite=True, ours=[OURS])
+    check_output(tmp_path / "free", overwrite=False, is_ours=is_ours)
+    check_output(tmp_path / "free", overwrite=True, is_ours=is_ours)
     assert snapshot(tmp_path) == {}
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pandas as pd
@@ -328,6 +330,22 @@ def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
     copy = pickle.loads(pickle.dumps(encoder))
     assert copy._lookups == {}
     assert copy.transform(_Columns(["id"]), frame)["id"].tolist() == [2, -1, 0]
+
+
+def test_many_threads_may_use_a_restored_encoder_at_once() -> None:
+    ids = np.random.default_rng(0).permutation(200_000)
+    encoder = EncodeIds({name: pd.Series(np.arange(200_000)) for name in ("a", "b")})  # nothing is looked up yet
+    frame = pd.DataFrame({"a": ids, "b": ids[::-1]})
+    threads = 8
+    together = Barrier(threads)
+
+    def encode(_: int) -> pd.DataFrame:
+        together.wait()
+        return encoder.transform(_Columns(["a", "b"]), frame)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(encode, range(threads)):
+            pd.testing.assert_frame_equal(found, frame.astype("int32"))
 
 
 def test_schema_says_what_comes_out() -> None:

@@ -48,7 +48,6 @@ def test_without_a_terminal_a_stage_is_one_line(output: io.StringIO, total: floa
         running.note("shown on a terminal only")
         running.advance(2500)
         assert output.getvalue() == ""
-        assert running.elapsed_s >= 0
     assert re.fullmatch(r"encode: 4,000 rows in \d+\.\d s \(\S+( [kMG])? rows/s\)\n", output.getvalue())
 
 
@@ -81,8 +80,8 @@ def test_on_a_terminal_a_stage_is_a_bar_with_its_note(monkeypatch: pytest.Monkey
     assert "samples in" not in shown  # no closing line beside the bar
 
 
-@pytest.mark.parametrize("text", ["[red]", "[/x]", "a[1]", "[link=x]y[/link]"])
-def test_the_console_prints_brackets_as_they_are(text: str) -> None:
+@pytest.mark.parametrize("text", ["[red]", "[/x]", "a[1]", "[link=x]y[/link]", ":smile:", "a:+1:b"])
+def test_the_console_prints_text_as_it_is(text: str) -> None:
     with progress.console.capture() as printed:
         progress.console.print(text)
     assert printed.get() == f"{text}\n"
