@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from model.evaluation import Scores
 from model.trainer import EpochReport
 
-
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 
