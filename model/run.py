@@ -66,8 +66,12 @@ class RunWriter:
         self._config = config
         self._aside = Aside(self._folder)
         self._has_result = False
-        self._folder.mkdir(parents=True)
-        self._log = RunLog(args.log_path or self._folder / _LOG_NAME)
+        try:
+            self._folder.mkdir(parents=True)
+            self._log = RunLog(args.log_path or self._folder / _LOG_NAME)
+        except OSError:
+            self._withdraw()
+            raise
         self._about = {
             "data": str(args.data.resolve()),
             "feature_spec_file": args.feature_spec_file,
@@ -84,8 +88,12 @@ class RunWriter:
     def __exit__(self, *exception: object) -> None:
         self._log.__exit__(*exception)
         if not self._has_result:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._aside.restore()
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Leave nothing of the new run, and put back what it was to replace."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._aside.restore()
 
     def _keep(self) -> None:
         """The new run stands on its own: whatever it replaces may go."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from workflows.errors import UserError
 from workflows.folders import read_json, write_json
 from workflows.merlin import frame_dataset
 from workflows.operators import TEST, EncodeIds, LeaveOneOut
-from workflows.progress import Stage, console, stage
+from workflows.progress import console, stage
 from workflows.state import leave_one_out_workflow, save_workflow
 
 _STATS_NAME = "stats.json"
@@ -102,12 +103,17 @@ def prepare(
 
     for name in ("train", "test"):
         (folder / name).mkdir()
-    write = partial(_write_partition, folder=folder, device=device, n_items=n_items, series=1 + config.test_negatives)
+
+    def write(df: Any, index: int) -> _PartStats:
+        result = _write_partition(df, index, folder, device, n_items, 1 + config.test_negatives)
+        running.advance(result.train_positives + result.test_series)
+        return result
+
     parts = workflow.transform(dataset).to_ddf().to_delayed()
     with stage("split", kept, "rows") as running:
         tasks = [dask.delayed(write)(part, index) for index, part in enumerate(parts)]
-        results = [future.result() for future in cluster.compute([_reporting(running)(task) for task in tasks])]
-    _remove_spills(spills, scratch)
+        results = [future.result() for future in cluster.compute(tasks)]
+    shutil.rmtree(scratch)
 
     stats = _stats(log, config, spills, results, encoder)
     if not stats["train_positives"]:
@@ -125,16 +131,6 @@ def prepare(
     return stats
 
 
-def _reporting(running: Stage):
-    """A delayed identity that moves the bar by what a partition held."""
-
-    def report(result: _PartStats) -> _PartStats:
-        running.advance(result.train_positives + result.test_series)
-        return result
-
-    return dask.delayed(report)
-
-
 def _partition(log: Log, config: PrepareConfig, cluster: ThreadCluster, scratch: Path) -> list[Spill]:
     size_bytes = log.size_bytes
     partitions = config.partitions or min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, size_bytes // _PARTITION_BYTES))
@@ -148,12 +144,6 @@ def _partition(log: Log, config: PrepareConfig, cluster: ThreadCluster, scratch:
 
     with stage("read", size_bytes, "bytes") as running:
         return cluster.map(spill, enumerate(log.pieces))
-
-
-def _remove_spills(spills: Sequence[Spill], scratch: Path) -> None:
-    for spill in spills:
-        spill.path.unlink()
-    scratch.rmdir()
 
 
 def _write_partition(df: Any, index: int, folder: Path, device: FrameDevice, n_items: int, series: int) -> _PartStats:

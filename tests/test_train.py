@@ -340,6 +340,16 @@ def test_a_run_that_diverges_over_a_good_one_brings_it_back(
     assert contents(tmp_path) == before
 
 
+def test_a_log_that_cannot_be_written_brings_the_old_run_back(run: Path, data: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "file").touch()
+    before = contents(tmp_path)
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--overwrite"]
+    with pytest.raises(OSError, match="file"):
+        train.main([*places, *FLAGS, "--log_path", str(tmp_path / "file" / "log.json")])
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("log", [[], ["--log_path", "{tmp}/log.json"]], ids=["log within", "log elsewhere"])
 def test_an_interrupt_before_the_first_model_brings_the_old_run_back(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]

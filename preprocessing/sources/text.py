@@ -179,7 +179,7 @@ def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
     """(delimiter, column names) of a file with a header: the delimiter is the one that splits it furthest.
 
     Raises:
-        UserError: the file is empty or no text, or a name comes twice.
+        UserError: the file is empty, no text, or has no line feeds.
     """
     line = sniff(path, shown).split("\n", 1)[0].rstrip("\r")
     if "\r" in line:
@@ -247,7 +247,7 @@ def csv_pieces(path: Path, columns: Columns, shown: str) -> list[Piece]:
     """Pieces of a CSV or TSV file with a header, whose types are those of its first rows.
 
     Raises:
-        UserError: a column is missing, or the file has no rows.
+        UserError: a column is missing or comes twice, a quote is not closed, or there are no rows.
     """
     delimiter, names = header_of(path, shown)
     require_columns(shown, names, columns)
@@ -258,7 +258,7 @@ def csv_pieces(path: Path, columns: Columns, shown: str) -> list[Piece]:
 
 
 def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
-    """Raises UserError where a column of the log is missing."""
+    """Raises UserError where a column of the log is missing or comes twice."""
     twice = [name for name in columns.names if list(names).count(name) > 1]
     if twice:
         raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
