@@ -1,0 +1,87 @@
+"""What each feature of a prepared folder is to the network: user, item, label, or a side feature of one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from preprocessing.feature_spec import FeatureSpec
+from workflows.errors import UserError
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The features of a spec by role, in the order of its channels.
+
+    Attributes:
+        user, item, label: one feature each.
+        user_side: side features of user channels; they go with the row (a drawn negative keeps its positive's).
+        item_side: side features of item channels; they go with the item (a drawn negative gets its own).
+        either_side: side features of other channels, such as `numeric_inputs`; the data says whose they are.
+    """
+
+    user: str
+    item: str
+    label: str
+    user_side: tuple[str, ...] = ()
+    item_side: tuple[str, ...] = ()
+    either_side: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All features, ids and label first."""
+        return (self.user, self.item, self.label, *self.user_side, *self.item_side, *self.either_side)
+
+    @staticmethod
+    def of(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> Roles:
+        """Tell the roles by the names of the channels.
+
+        The id is the feature of `user_ch` / `item_ch` where there is such a channel, else the one that is named
+        here, else the feature with the largest cardinality among the channels whose names hold "user" / "item".
+
+        Raises:
+            UserError: a role cannot be told, or a name contradicts the spec.
+        """
+        user = _id_feature(spec, "user", user_feature)
+        item = _id_feature(spec, "item", item_feature)
+        label = spec.channel("label_ch")
+        sides: dict[str, list[str]] = {"user": [], "item": [], "": []}
+        for channel, features in spec.channel_spec.items():
+            side = _side(channel)
+            known = {user, item, label}.union(*sides.values())
+            sides[side] += [name for name in dict.fromkeys(features) if name not in known]
+        return Roles(user, item, label, tuple(sides["user"]), tuple(sides["item"]), tuple(sides[""]))
+
+
+def _side(channel: str) -> str:
+    """Whose features a channel holds by its name; empty where the name says neither, or both."""
+    found = [side for side in ("user", "item") if side in channel.lower()]
+    return found[0] if len(found) == 1 else ""
+
+
+def _id_feature(spec: FeatureSpec, side: str, named: str | None) -> str:
+    if f"{side}_ch" in spec.channel_spec:
+        found = spec.channel(f"{side}_ch")
+        if named is not None and named != found:
+            raise UserError(f"--{side}_feature {named}: channel_spec.{side}_ch says {found!r}; leave out one of them")
+        return found
+    if named is not None:
+        if named not in spec.feature_spec:
+            raise UserError(f"--{side}_feature {named}: not in feature_spec ({', '.join(spec.feature_spec)})")
+        return named
+    names = [n for channel, features in spec.channel_spec.items() if _side(channel) == side for n in features]
+    sizes = {name: size for name in names if isinstance(size := spec.feature_spec[name].cardinality, int)}
+    autos = [name for name in names if spec.feature_spec[name].cardinality == "auto"]
+    if autos and len(names) > 1:
+        raise UserError(
+            f"which of {', '.join(names)} is the {side}'s id cannot be told before the cardinality 'auto' of "
+            f"{', '.join(autos)} is found: transcode the folder (python -m preprocessing --input FOLDER --output DIR), "
+            f"or name it with --{side}_feature"
+        )
+    if autos:
+        return autos[0]
+    if not sizes:
+        raise UserError(
+            f"no channel says which feature is the {side}'s id; channels: {', '.join(spec.channel_spec)}. Add "
+            f"channel_spec.{side}_ch, or name it with --{side}_feature"
+        )
+    return max(sizes, key=sizes.__getitem__)
