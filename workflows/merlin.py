@@ -60,13 +60,14 @@ with _quiet_torchless_import():
     from merlin.io import Dataset as _MerlinDataset
     from merlin.schema import ColumnSchema, Schema
     from nvtabular import ColumnSelector
-    from nvtabular.ops import Operator, StatOperator
+    from nvtabular.ops import Normalize, Operator, StatOperator
 
 logging.getLogger("merlin").setLevel(logging.CRITICAL)  # it logs what it also raises
 
 __all__ = [
     "ColumnSchema",
     "ColumnSelector",
+    "Normalize",
     "Operator",
     "Schema",
     "StatOperator",
