@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from benchmark import demo
+from benchmark import demo, pipeline
 from workflows.errors import run_command
 
-_COMMANDS = {"demo": (demo.main, "MovieLens-100K from log to recommendations, with a table of results")}
+
+@dataclass(frozen=True)
+class _Command:
+    """A measurement: what it is, how it runs, and which flags it takes."""
+
+    explanation: str
+    run: Callable[[argparse.Namespace], None]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+_COMMANDS = {
+    "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
+    "pipeline": _Command(
+        "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark", allow_abbrev=False)
     commands = parser.add_subparsers(dest="name", required=True)
-    for name, (_, explanation) in _COMMANDS.items():
-        commands.add_parser(name, help=explanation)
-    _COMMANDS[parser.parse_args().name][0]()
+    for name, command in _COMMANDS.items():
+        command.add_arguments(commands.add_parser(name, help=command.explanation, allow_abbrev=False))
+    args = parser.parse_args()
+    _COMMANDS[args.name].run(args)
 
 
 if __name__ == "__main__":

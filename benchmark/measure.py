@@ -1,0 +1,106 @@
+"""What a whole process costs: wall and CPU seconds, and the peak memory of it and all its children."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from workflows.errors import UserError
+
+_INTERVAL_S = 0.05
+_MAX_SHARE = 0.05  # of the time may go into sampling: reading a PSS walks the page tables of a process
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one run of a command took.
+
+    Attributes:
+        wall_s, cpu_s: from start to exit; CPU of user and system, children that were waited for included.
+        peak_rss_bytes: the largest sum of resident memory; pages that processes share count in each of them.
+        peak_pss_bytes: the same with shared pages counted once; the RSS where the system tells no PSS.
+        output: what the command printed, standard output and errors together.
+    """
+
+    wall_s: float
+    cpu_s: float
+    peak_rss_bytes: int
+    peak_pss_bytes: int
+    output: str
+
+
+def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
+    """Run a command to its end and watch it.
+
+    Raises:
+        UserError: it ended with another status than 0; the message has its last lines.
+    """
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=cwd, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)
+        sampler = _Sampler(process.pid)
+        try:
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            sampler.stop()
+            if process.returncode is None:  # interrupted
+                process.kill()
+                process.wait()
+        wall_s = time.perf_counter() - started
+        output.seek(0)
+        text = output.read()
+    if process.returncode:
+        last_lines = "\n".join(text.splitlines()[-15:])
+        raise UserError(f"{' '.join(map(str, command))} ended with status {process.returncode}:\n{last_lines}")
+    return Usage(wall_s, used.ru_utime + used.ru_stime, sampler.peak_rss, sampler.peak_pss, text)
+
+
+class _Sampler:
+    """A thread that looks at a process and its descendants every `_INTERVAL_S`, or less often where looking is slow."""
+
+    def __init__(self, pid: int) -> None:
+        self.peak_rss = self.peak_pss = 0
+        self._root = psutil.Process(pid)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        pause_s = 0.0
+        while not self._ended.wait(pause_s):
+            began = time.perf_counter()
+            with suppress(psutil.Error):  # the process ended meanwhile
+                self._sample()
+            pause_s = max(_INTERVAL_S, (time.perf_counter() - began) / _MAX_SHARE)
+
+    def _sample(self) -> None:
+        rss = pss = 0
+        for process in [self._root, *self._root.children(recursive=True)]:
+            with suppress(psutil.Error):
+                memory = _memory(process)
+                rss += memory[0]
+                pss += memory[1]
+        self.peak_rss, self.peak_pss = max(self.peak_rss, rss), max(self.peak_pss, pss)
+
+
+def _memory(process: psutil.Process) -> tuple[int, int]:
+    """(RSS, PSS) in bytes."""
+    with suppress(psutil.AccessDenied):
+        full = process.memory_full_info()
+        return full.rss, getattr(full, "pss", full.rss)
+    rss = process.memory_info().rss
+    return rss, rss
