@@ -41,6 +41,11 @@ def _optional_path(text: str) -> Path | None:
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", type=Path, default=Path("/data/cache/ml-20m"), metavar="DIR", help="prepared folder")
     group.add_argument("--feature_spec_file", default=DEFAULT_NAME, metavar="NAME", help="spec within it")
+    for side in ("user", "item"):
+        group.add_argument(
+            f"--{side}_feature", metavar="NAME",
+            help=f"the {side}'s id, where the spec has no {side}_ch (default: the one with most values)",
+        )  # fmt: skip
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<name of --data>)")
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
     group.add_argument(

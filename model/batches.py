@@ -6,7 +6,8 @@ positives; the order of partitions and the order within a block are new every ep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from model.data import Rows
 from workflows import counters
 from workflows.device import torch_generator
+from workflows.errors import UserError
 from workflows.negatives import row_negatives
 
 NEGATIVE_KINDS = ("exact", "uniform", "static")
@@ -44,27 +46,50 @@ class SamplingConfig:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step, shape [B]: int32 or int64 ids, float32 labels."""
+    """Samples of one step, each column of shape [B].
+
+    Attributes:
+        users, items: int32 or int64 ids.
+        labels: float32.
+        side: the side features that go with the row, int32 ids or float32 numbers.
+    """
 
     users: Tensor
     items: Tensor
     labels: Tensor
+    side: tuple[Tensor, ...] = ()
+
+    @staticmethod
+    def of(columns: Iterable[Tensor]) -> Batch:
+        users, items, labels, *side = columns
+        return Batch(users, items, labels, tuple(side))
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        return (self.users, self.items, self.labels, *self.side)
 
     def __len__(self) -> int:
         return self.labels.shape[0]
 
     def cut(self, start: int, stop: int) -> Batch:
-        return Batch(self.users[start:stop], self.items[start:stop], self.labels[start:stop])
+        return Batch.of(column[start:stop] for column in self.columns)
+
+    def take(self, which: Tensor) -> Batch:
+        """Samples by their numbers."""
+        return Batch.of(column[which] for column in self.columns)
 
     def followed_by(self, other: Batch) -> Batch:
-        pairs = ((self.users, other.users), (self.items, other.items), (self.labels, other.labels))
-        return Batch(*(torch.cat(pair) for pair in pairs))
+        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)))
 
 
 class EpochBatches:
     """The batches of each epoch over a set of rows."""
 
     def __init__(self, rows: Rows, config: SamplingConfig, device: torch.device) -> None:
+        """
+        Args:
+            rows: with the columns of a `Batch`, in its order.
+        """
         self.rows, self.config, self.device = rows, config, device
         # A small set is streamed like a large one: never more than a quarter of it is held at once.
         self.block_rows = min(_BLOCK_ROWS, max(1, rows.n_rows // 4))
@@ -82,7 +107,7 @@ class EpochBatches:
         for block in self._blocks(shuffle_seed):
             samples = self._samples(block, number)
             order = torch.randperm(len(samples), generator=generator, device=self.device)
-            samples = Batch(samples.users[order], samples.items[order], samples.labels[order])
+            samples = samples.take(order)
             if rest is not None:
                 samples = rest.followed_by(samples)
             whole = len(samples) // size * size
@@ -100,14 +125,14 @@ class EpochBatches:
         """Blocks of whole users, in an order of partitions given by the seed."""
         if self.config.in_memory:
             if self._resident is None:
-                parts = [Batch(*block) for block in self.rows.stream(_BLOCK_ROWS, self.device)]
-                self._resident = Batch(*(torch.cat(columns) for columns in zip(*map(_columns, parts), strict=True)))
+                blocks = self.rows.stream(_BLOCK_ROWS, self.device)
+                self._resident = Batch.of(map(torch.cat, zip(*blocks, strict=True)))
             yield self._resident
             return
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         held: Batch | None = None  # the last user of a block may go on in the next one
         for columns in self.rows.stream(self.block_rows, self.device, order):
-            block = Batch(*columns)
+            block = Batch.of(columns)
             if held is not None:
                 block = held.followed_by(block)
             last = block.users == block.users[-1]
@@ -123,24 +148,39 @@ class EpochBatches:
         config = self.config
         if config.kind == "static" or config.per_positive == 0:
             return block
-        positive = block.labels > 0
-        users, items = block.users[positive].long(), block.items[positive].long()
+        positives = block.take((block.labels > 0).nonzero().squeeze(1))
+        users, items = positives.users.long(), positives.items.long()
         n_items, seed = self.rows.columns.n_items, counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
         if config.kind == "exact":
             negatives, exists = row_negatives(users, items, n_items, config.per_positive, seed)
-            owners, negatives = users[exists], negatives[exists]
+            kept = exists.nonzero().squeeze(1)
+            positives, negatives = positives.take(kept), negatives[kept]
         else:
-            owners, negatives = users, _uniform(users, items, n_items, config.per_positive, seed)
+            negatives = _uniform(users, items, n_items, config.per_positive, seed)
         drawn = Batch(
-            owners.repeat_interleave(config.per_positive).to(block.users.dtype),
+            positives.users.repeat_interleave(config.per_positive),
             negatives.reshape(-1).to(block.items.dtype),
             torch.zeros(negatives.numel(), device=self.device),
+            tuple(column.repeat_interleave(config.per_positive) for column in positives.side),
         )
         return block.followed_by(drawn)
 
 
-def _columns(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.users, batch.items, batch.labels
+def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> None:
+    """Raises UserError where nothing is drawn and all rows have one label, so that there is nothing to learn."""
+    if config.kind != "static" and config.per_positive:
+        return
+    label = None
+    with closing(rows.only((rows.columns.label,)).stream(_BLOCK_ROWS, device)) as blocks:
+        for (labels,) in blocks:
+            label = float(labels[0]) if label is None else label
+            if (labels != label).any():  # host sync: once per block, and mostly in the first one
+                return
+    raise UserError(
+        f"all train rows have the label {label:g}, and no negatives are drawn (--negatives static, "
+        "--negative_samples 0, or train_negatives in the feature spec), so there is nothing to learn: draw some "
+        "(--negatives exact --negative_samples 4), or prepare the data with --train-negatives"
+    )
 
 
 def _uniform(users: Tensor, items: Tensor, n_items: int, per_row: int, seed: int) -> Tensor:

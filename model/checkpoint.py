@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
 from workflows.errors import UserError
 from workflows.folders import umask, write_json
@@ -51,10 +52,11 @@ def load_run(folder: Path, device: torch.device) -> Run:
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        shape = config["model"]
-        model = NeuMF(NeuMFConfig(**{**shape, "layers": tuple(shape["layers"])}))
+        model = NeuMF(_config(config["model"]))
         if not all(isinstance(config[name], str) for name in ("data", "feature_spec_file")):
             raise ValueError("data and feature_spec_file should be text")
+        if not all(isinstance(name, str) for name in dict(config.get("features", {})).values()):
+            raise ValueError("features should be names")
     except FileNotFoundError:
         raise UserError(
             f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}"
@@ -67,6 +69,14 @@ def load_run(folder: Path, device: torch.device) -> Run:
         raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
     _fill(model, weights, folder / WEIGHTS_NAME)
     return Run(folder, model.to(device).eval(), config)
+
+
+def _config(shape: dict[str, Any]) -> NeuMFConfig:
+    """The network's shape as JSON has it; raises ValueError, KeyError or TypeError for anything else."""
+    known = dict(shape, layers=tuple(shape["layers"]))
+    for side in ("row_side", "item_side"):
+        known[side] = tuple(SideFeature(**feature) for feature in known.get(side, ()))
+    return NeuMFConfig(**known)
 
 
 def save_reference(folder: Path, model: NeuMF) -> None:
@@ -108,4 +118,8 @@ def _fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
         raise UserError(
             f"{path} does not fit the network ({'; '.join(wrong)}); set --factors, --layers and --data as in training"
         )
+    for number, feature in enumerate(model.config.item_side):
+        values = weights[f"item_side_{number}"]
+        if feature.cardinality is not None and not ((values >= 0) & (values <= feature.cardinality)).all():
+            raise UserError(f"{path}: item_side_{number} holds values of {feature.name!r} beyond its cardinality")
     model.load_state_dict({name: weights[name] for name in expected})

@@ -16,30 +16,28 @@ logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells
 
 
 def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, popularity: Scores | None) -> None:
-    """Loss, HR@k and NDCG@k per epoch; the saved epoch is marked, the popularity baseline is a dashed line.
+    """Loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked, the popularity baseline dashed.
 
     Where nothing was evaluated (`popularity` is None), only the loss.
     """
     numbers = [report.epoch for report in epochs]
     scores = [report.scores for report in epochs if report.scores is not None]
-    evaluated = popularity is not None and len(scores) == len(epochs)
-    figure = Figure(figsize=(13 if evaluated else 5, 3.8), layout="constrained")
-    panels = figure.subplots(1, 3 if evaluated else 1, squeeze=False)
+    metrics = popularity.named(k) if popularity is not None and len(scores) == len(epochs) else {}
+    figure = Figure(figsize=(5 + 4 * len(metrics), 3.8), layout="constrained")
+    panels = figure.subplots(1, 1 + len(metrics), squeeze=False)
     loss = panels[0, 0]
     loss.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
     loss.set_title("Binary cross-entropy")
-    if popularity is not None and evaluated:
-        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="test series")
-        for axes, name, values, baseline in (
-            (panels[0, 1], f"HR@{k}", [score.hit_rate for score in scores], popularity.hit_rate),
-            (panels[0, 2], f"NDCG@{k}", [score.ndcg for score in scores], popularity.ndcg),
-        ):
-            saved = values[numbers.index(best_epoch)]
-            axes.plot(numbers, values, **_LINE, color="tab:green", label="NeuMF")
-            axes.axhline(baseline, linestyle="--", color="tab:gray", label="popularity")
-            axes.plot(best_epoch, saved, "*", markersize=13, color="tab:orange", label=f"saved: {saved:.3f}")
-            axes.set_title(name)
-            axes.set_ylim(0.0, max([*values, baseline]) * 1.08)
+    if len(scores) == len(epochs):
+        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="test")
+    for axes, (name, baseline) in zip(panels[0, 1:], metrics.items(), strict=True):
+        values = [score.named(k)[name] for score in scores]
+        saved = values[numbers.index(best_epoch)]
+        axes.plot(numbers, values, **_LINE, color="tab:green", label="NeuMF")
+        axes.axhline(baseline, linestyle="--", color="tab:gray", label="popularity")
+        axes.plot(best_epoch, saved, "*", markersize=13, color="tab:orange", label=f"saved: {saved:.3f}")
+        axes.set_title(name.upper())
+        axes.set_ylim(0.0, max([*values, baseline]) * 1.08)
     for axes in panels[0]:
         axes.legend(frameon=False, loc="best")
         axes.set_xlabel("epoch")

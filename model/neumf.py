@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
+from model.columns import SideFeature
 from workflows.errors import UserError
 
 
@@ -20,6 +23,8 @@ class NeuMFConfig:
     factors: int = 64  # width of the GMF embeddings
     layers: tuple[int, ...] = (256, 256, 128, 64)  # widths of the MLP; the first is user + item embedding
     dropout: float = 0.5  # share of hidden units left out while training
+    row_side: tuple[SideFeature, ...] = ()  # side features given with each pair
+    item_side: tuple[SideFeature, ...] = ()  # side features looked up by item
 
     def __post_init__(self) -> None:
         wrong = []
@@ -37,8 +42,20 @@ class NeuMFConfig:
             raise UserError("; ".join(wrong))
 
 
+def side_width(feature: SideFeature) -> int:
+    """How many inputs of the MLP a side feature takes: one for a number, one for each bit of the ids of a category.
+
+    So many are enough to tell all categories apart, and so few that no feature crowds out the user and the item.
+    """
+    return 1 if feature.cardinality is None else feature.cardinality.bit_length()
+
+
 class NeuMF(nn.Module):
-    """GMF and MLP branches over their own embeddings, joined by one linear layer."""
+    """GMF and MLP branches over their own embeddings, joined by one linear layer.
+
+    Side features join the user and the item at the entry of the MLP: categories embedded, numbers as they are.
+    Without any, parameters have the reference's names and shapes.
+    """
 
     def __init__(self, config: NeuMFConfig, generator: torch.Generator | None = None) -> None:
         """
@@ -52,8 +69,19 @@ class NeuMF(nn.Module):
         self.mf_item_embed = nn.Embedding(config.n_items, config.factors)
         self.mlp_user_embed = nn.Embedding(config.n_users, width)
         self.mlp_item_embed = nn.Embedding(config.n_items, width)
-        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in zip(config.layers, config.layers[1:], strict=False))
-        self.final = nn.Linear(config.factors + config.layers[-1], 1)
+        side = (*config.row_side, *config.item_side)
+        widths = (config.layers[0] + sum(map(side_width, side)), *config.layers[1:])
+        self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.final = nn.Linear(config.factors + widths[-1], 1)
+        # An item's categories have one more, for an item that the data does not have.
+        spare = [0] * len(config.row_side) + [1] * len(config.item_side)
+        self.side_embed = nn.ModuleList(
+            nn.Embedding(feature.cardinality + more, side_width(feature))
+            for feature, more in zip(side, spare, strict=True)
+            if feature.cardinality is not None
+        )
+        for number, feature in enumerate(config.item_side):
+            self.register_buffer(f"item_side_{number}", unknown_values(feature, config.n_items))
         self.reset_parameters(generator)
 
     @torch.no_grad()
@@ -73,17 +101,46 @@ class NeuMF(nn.Module):
         fan_in = self.final.weight.shape[1]
         self.final.weight.uniform_(-math.sqrt(3.0 / fan_in), math.sqrt(3.0 / fan_in), generator=generator)
         self.final.bias.uniform_(-1.0 / math.sqrt(fan_in), 1.0 / math.sqrt(fan_in), generator=generator)
+        for categories in self.side_embed:
+            assert isinstance(categories, nn.Embedding)
+            categories.weight.normal_(0.0, 0.01, generator=generator)
 
-    def forward(self, users: Tensor, items: Tensor) -> Tensor:
+    def set_item_tables(self, tables: Sequence[Tensor]) -> None:
+        """Fill the values of the `item_side` features: of each its value by item, shape [n_items] (`model.side`)."""
+        for buffer, table in zip(self.item_tables, tables, strict=True):
+            buffer.copy_(table)
+
+    @property
+    def item_tables(self) -> list[Tensor]:
+        """The values of each `item_side` feature by item, int32 or float32, shape [n_items]."""
+        return [self.get_buffer(f"item_side_{number}") for number in range(len(self.config.item_side))]
+
+    def forward(self, users: Tensor, items: Tensor, *row_side: Tensor) -> Tensor:
         """Score user-item pairs.
 
         Args:
             users, items: int32 or int64 ids in [0, n_users) and [0, n_items), shape [B].
+            row_side: a tensor of shape [B] for each of the config's `row_side`: int32 ids or float32 numbers.
         Returns:
             Logits (no sigmoid), shape [B].
         """
         gmf = self.mf_user_embed(users) * self.mf_item_embed(items)
-        hidden = torch.cat((self.mlp_user_embed(users), self.mlp_item_embed(items)), dim=1)
+        ids = self.mlp_user_embed(users), self.mlp_item_embed(items)
+        hidden = torch.cat((*ids, *self._side(items, row_side)), dim=1)
         for layer in self.mlp:
             hidden = nn.functional.dropout(torch.relu(layer(hidden)), self.config.dropout, self.training)
         return self.final(torch.cat((gmf, hidden), dim=1)).squeeze(1)
+
+    def _side(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What the side features add to the MLP's input, in the config's order: each [B, its width]."""
+        values = (*row_side, *(table[items] for table in self.item_tables))
+        embeddings = iter(self.side_embed)
+        for feature, column in zip((*self.config.row_side, *self.config.item_side), values, strict=True):
+            yield column[:, None] if feature.cardinality is None else next(embeddings)(column)
+
+
+def unknown_values(feature: SideFeature, n_items: int) -> Tensor:
+    """The table of a feature of which nothing is known: shape [n_items], 0 or the id beyond all categories."""
+    if feature.cardinality is None:
+        return torch.zeros(n_items)
+    return torch.full((n_items,), feature.cardinality, dtype=torch.int32)

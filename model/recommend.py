@@ -12,9 +12,9 @@ import pandas as pd
 import torch
 
 from model.checkpoint import Run, load_run
-from model.data import Columns
-from preprocessing.chunks import read_mapping
-from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from model.columns import Columns
+from model.known import Known, known_of
+from preprocessing.feature_spec import read_feature_spec
 from preprocessing.titles import read_titles
 from workflows import device
 from workflows.errors import UserError, run_command
@@ -42,13 +42,21 @@ class Recommender:
                 f"{data}, which {run.folder} was trained on, is not there; name it with --data where it moved"
             )
         self._spec = read_feature_spec(data, run.config["feature_spec_file"])
-        self._data, self._columns = data, Columns.of(self._spec)
+        ids = run.config.get("features") or {}
+        self._data, self._columns = data, Columns.of(self._spec, ids.get("user"), ids.get("item"))
         shape = run.model.config
         if (self._columns.n_users, self._columns.n_items) != (shape.n_users, shape.n_items):
             raise UserError(
                 f"{data} has {self._columns.n_users:,} users and {self._columns.n_items:,} items, and {run.folder} was "
                 f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
             )
+        self._row_side = tuple(feature.name for feature in shape.row_side)
+        for feature in (*shape.row_side, *shape.item_side):
+            if feature not in self._columns.side:
+                raise UserError(
+                    f"{run.folder} was trained with the side feature {feature.name!r} (cardinality "
+                    f"{feature.cardinality}), which {data} does not have; name the folder it was trained on with --data"
+                )
         self._users = _original_ids(data, self._columns.user, shape.n_users)
         self._items = _original_ids(data, self._columns.item, shape.n_items)
 
@@ -59,20 +67,21 @@ class Recommender:
             UserError: a user is not in the data.
         """
         numbers = [self._encoded_user(user) for user in users]
-        seen = _seen_items(self._data, self._spec, self._columns, numbers)
-        return [self._best(number, seen[number], k) for number in numbers]
+        known = known_of(self._data, self._spec, self._columns, self._row_side, numbers)
+        return [self._best(number, known[number], k) for number in numbers]
 
-    def _best(self, user: int, seen: np.ndarray, k: int) -> list[Recommendation]:
-        scores = self._scores(user)
-        scores[torch.from_numpy(seen)] = -torch.inf
-        top = scores.topk(min(k, scores.numel() - len(seen)))
+    def _best(self, user: int, known: Known, k: int) -> list[Recommendation]:
+        scores = self._scores(user, known.row_side)
+        scores[torch.from_numpy(known.seen)] = -torch.inf
+        top = scores.topk(min(k, scores.numel() - len(known.seen)))
         chosen = zip(top.indices.tolist(), torch.sigmoid(top.values).tolist(), strict=True)
         return [Recommendation(self._items[item], score) for item, score in chosen]
 
     @torch.no_grad()
-    def _scores(self, user: int) -> torch.Tensor:
+    def _scores(self, user: int, row_side: Sequence[int | float]) -> torch.Tensor:
         items = torch.arange(self._columns.n_items, device=self._device)
-        return self._model(torch.full_like(items, user), items).float().cpu()
+        side = [torch.tensor(value, device=self._device).expand(len(items)) for value in row_side]
+        return self._model(torch.full_like(items, user), items, *side).float().cpu()
 
     def _encoded_user(self, user: str) -> int:
         found = np.flatnonzero(self._users.astype(str) == user)
@@ -93,21 +102,6 @@ def _original_ids(folder: Path, column: str, n: int) -> pd.Series:
     if len(ids) != n:
         raise UserError(f"{folder}/categories lists {len(ids):,} ids of {column!r}, and its feature spec {n:,}")
     return ids
-
-
-def _seen_items(folder: Path, spec: FeatureSpec, columns: Columns, users: Sequence[int]) -> dict[int, np.ndarray]:
-    """All items each user has interacted with, the held-out one included; one pass over the data."""
-    train = read_mapping(folder, spec, "train", [columns.user, columns.item, columns.label])
-    owners, items, labels = (train.column(name).to_numpy() for name in (columns.user, columns.item, columns.label))
-    owners, items = owners[labels > 0], items[labels > 0]
-    length = spec.metadata.test_samples_per_series
-    if spec.source_spec.get("test") and length:
-        test = read_mapping(folder, spec, "test", [columns.user, columns.item])
-        held_out = [test.column(name).to_numpy()[::length] for name in (columns.user, columns.item)]
-        owners, items = np.concatenate([owners, held_out[0]]), np.concatenate([items, held_out[1]])
-    wanted = np.isin(owners, users)
-    owners, items = owners[wanted], items[wanted]
-    return {user: np.unique(items[owners == user]).astype(np.int64) for user in users}
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from model.checkpoint import CONFIG_NAME, save_model, save_reference
+from model.columns import Columns
 from model.config import TrainConfig
 from model.curves import draw_curves
-from model.data import Columns
 from model.evaluation import Scores
 from model.neumf import NeuMF
 from model.runlog import RunLog
@@ -75,7 +75,7 @@ class RunWriter:
         self._about = {
             "data": str(args.data.resolve()),
             "feature_spec_file": args.feature_spec_file,
-            "features": {"user": columns.user, "item": columns.item},
+            "features": {"user": columns.user, "item": columns.item},  # the side ones are the network's
             "train": asdict(config),
         }
         given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
@@ -108,19 +108,18 @@ class RunWriter:
             "train_epoch_time": report.train_s,
             "train_loss": report.train_loss,
         }
-        line = f"epoch {report.epoch}: loss {report.train_loss:.4f}"
         if report.scores is not None:
             record |= {
-                f"hr@{k}": report.scores.hit_rate,
-                f"ndcg@{k}": report.scores.ndcg,
+                **report.scores.named(k),
                 "validation_epoch_time": report.scores.seconds,
                 "eval_throughput": report.scores.samples_per_s,
                 "validation_loss": report.scores.loss,
             }
-            line += f", HR@{k} {report.scores.hit_rate:.4f}, NDCG@{k} {report.scores.ndcg:.4f}"
         self._log.epoch(report.epoch, record)
         if not console.is_terminal:
-            console.print(f"{line}, {human(report.train_throughput)} samples/s")
+            known = [f"epoch {report.epoch}: loss {report.train_loss:.4f}"]
+            known += report.scores.texts(k) if report.scores is not None else []
+            console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s"]))
         if is_best:
             save_model(self._folder, model, {**self._about, "epoch": report.epoch})
             if self._checkpoint_dir is not None:
@@ -139,7 +138,7 @@ class RunWriter:
                 "best_eval_throughput": max(evaluation, default=None),
                 "mean_train_throughput": mean(train),
                 "mean_eval_throughput": mean(evaluation) if evaluation else None,
-                "best_accuracy": best.scores.hit_rate if best.scores else None,
+                "best_accuracy": best.quality,
                 "best_epoch": best.epoch,
                 "time_to_target": report.time_to_target_s,
                 "time_to_best_model": report.time_to_best_s,
@@ -155,15 +154,14 @@ class RunWriter:
                 "train_throughput": mean(train),
                 "eval_throughput": mean(evaluation) if evaluation else None,
                 "time_to_best_model": report.time_to_best_s,
-                # As in the reference, the best epoch is chosen on the test series.
-                "selected_on": "test" if best.scores else "last",
+                # As in the reference, the best epoch is chosen on the test rows.
+                "selected_on": "last" if best.quality is None else "test",
             },
         )
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
         """Write the metrics of a checkpoint that was only evaluated."""
-        k = self._config.topk
-        metrics = {f"hr@{k}": scores.hit_rate, f"ndcg@{k}": scores.ndcg, "eval_throughput": scores.samples_per_s}
+        metrics = {**scores.named(self._config.topk), "eval_throughput": scores.samples_per_s}
         self._log.summary({**metrics, "validation_loss": scores.loss})
         self._finish(scores, popularity, {"eval_throughput": scores.samples_per_s})
 
@@ -174,6 +172,8 @@ class RunWriter:
             f"ndcg@{k}": scores.ndcg if scores else None,
             f"popularity_hr@{k}": popularity.hit_rate if popularity else None,
             f"popularity_ndcg@{k}": popularity.ndcg if popularity else None,
+            "auc": scores.auc if scores else None,
+            "popularity_auc": popularity.auc if popularity else None,
             "validation_loss": scores.loss if scores else None,
             **more,
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -181,11 +181,16 @@ class RunWriter:
         }
         write_json(self._folder / METRICS_NAME, metrics)
         self._keep()
-        if scores and popularity:
-            console.print(
-                f"HR@{k} {scores.hit_rate:.4f} (popularity {popularity.hit_rate:.4f}), "
-                f"NDCG@{k} {scores.ndcg:.4f} (popularity {popularity.ndcg:.4f})"
-            )
-        else:
-            console.print("no test series with negatives, so nothing was evaluated: the last epoch was saved")
+        console.print(_outcome(scores, popularity, k))
         console.print(f"results in {self._shown}")
+
+
+def _outcome(scores: Scores | None, popularity: Scores | None, k: int) -> str:
+    """What a run came to, in one line."""
+    if scores is None or popularity is None:
+        return "no test series with negatives, so nothing was evaluated: the last epoch was saved"
+    baseline = popularity.named(k)
+    known = [f"{name.upper()} {value:.4f} (popularity {baseline[name]:.4f})" for name, value in scores.named(k).items()]
+    if scores.quality is None:
+        known.append("all test rows have the same label, so there is no AUC")
+    return ", ".join([*known, f"validation loss {scores.loss:.4f}"] if scores.hit_rate is None else known)

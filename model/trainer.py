@@ -22,7 +22,7 @@ from workflows.progress import stage
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: mean training loss, samples trained on, and the evaluation after it (None without test series)."""
+    """One epoch: mean training loss, samples trained on, and the evaluation after it (None without test rows)."""
 
     epoch: int
     train_loss: float
@@ -35,11 +35,16 @@ class EpochReport:
         """Samples trained on per second of the whole epoch: loading, sampling and steps."""
         return self.train_samples / self.train_s
 
+    @property
+    def quality(self) -> float | None:
+        """What epochs are compared by; None where nothing is known."""
+        return self.scores.quality if self.scores is not None else None
+
 
 @dataclass(frozen=True)
 class TrainReport:
-    """All epochs; the best one is the one that was saved: by HR@k, the earliest of equal ones, or the last one
-    where nothing is evaluated."""
+    """All epochs; the best one is the one that was saved: by HR@k (or AUC), the earliest of equal ones, or the last
+    one where neither is known."""
 
     epochs: list[EpochReport]
     best: EpochReport
@@ -74,7 +79,7 @@ class Step:
         for start in range(0, len(batch), size):
             piece = batch.cut(start, start + size)
             with self._autocast():
-                logits = self.model(piece.users, piece.items)
+                logits = self.model(piece.users, piece.items, *piece.side)
             loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), piece.labels, reduction="sum")
             self._scaler.scale(loss / len(batch)).backward()
             total += loss.detach()
@@ -94,7 +99,7 @@ def fit(
     """Train, evaluating after every epoch.
 
     Args:
-        evaluation: ranks the test series; None where there are none.
+        evaluation: measures the test rows; None where there are none.
         on_epoch: called after each epoch with its report and whether it is the best so far.
 
     Raises:
@@ -125,12 +130,13 @@ def fit(
             scores = evaluation(model) if evaluation is not None else None
             report = EpochReport(epoch, mean_loss, samples, train_s, scores)
             reports.append(report)
-            running.note(f"loss {mean_loss:.4f}" + (f", HR@{config.topk} {scores.hit_rate:.4f}" if scores else ""))
-            is_best = scores is None or best is None or best.scores is None or scores.hit_rate > best.scores.hit_rate
+            running.note(", ".join([f"loss {mean_loss:.4f}", *(scores.texts(config.topk) if scores else [])]))
+            quality, best_quality = report.quality, best.quality if best is not None else None
+            is_best = quality is None or best_quality is None or quality > best_quality
             if is_best:
                 best, time_to_best_s = report, time.perf_counter() - started
             on_epoch(report, is_best)
-            if scores is not None and scores.hit_rate >= config.threshold:
+            if quality is not None and quality >= config.threshold:
                 time_to_target_s = time.perf_counter() - started
                 break
     assert best is not None  # epochs >= 1

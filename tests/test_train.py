@@ -24,10 +24,10 @@ import model.recommend
 import preprocessing.__main__
 import train
 from model.checkpoint import load_run, load_weights
-from model.data import open_test
 from model.evaluation import Evaluation
 from model.neumf import NeuMF
 from model.run import RunWriter
+from model.series import open_test
 from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.movielens import sample_file
 from workflows.errors import run_command
@@ -118,6 +118,8 @@ def test_metrics_have_their_keys(run: Path) -> None:
         "ndcg@10",
         "popularity_hr@10",
         "popularity_ndcg@10",
+        "auc",
+        "popularity_auc",
         "train_loss",
         "validation_loss",
         "best_epoch",
@@ -140,10 +142,9 @@ def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
     opened = open_test(data, read_feature_spec(data), CPU)
     assert opened is not None
-    test, length = opened
-    scores = Evaluation(test, length, 10, 1 << 20, CPU)(loaded)
+    scores = Evaluation(opened.rows, opened.length, 10, 1 << 20, CPU)(loaded)
     metrics = metrics_of(run)
-    assert length == 21
+    assert opened.length == 21
     assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])
     assert scores.loss == pytest.approx(metrics["validation_loss"])
     reference = NeuMF(loaded.config)
@@ -537,7 +538,8 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 
 # A new flag is a decision: whoever adds one adds it here.
 TRAIN_FLAGS = """
-    -h --help --data --feature_spec_file --output --overwrite --checkpoint_dir --load_checkpoint_path --log_path --mode
+    -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --checkpoint_dir
+    --load_checkpoint_path --log_path --mode
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
     -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp -k --topk -t --threshold --valid_batch_size
     --device --gpus --loader
@@ -560,6 +562,8 @@ def test_defaults_are_the_references() -> None:
     reference = {
         "data": Path("/data/cache/ml-20m"),
         "feature_spec_file": "feature_spec.yaml",
+        "user_feature": None,
+        "item_feature": None,
         "epochs": 30,
         "batch_size": 2**20,
         "valid_batch_size": 2**20,

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.data import Rows, open_test, open_train
+from model.data import Rows, open_train
+from model.series import open_test
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 
 CPU = torch.device("cpu")
@@ -83,6 +84,6 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
         folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, parts, length)
         opened = open_test(folder, read_feature_spec(folder), CPU)
         assert opened is not None
-        return opened[0]
+        return opened.rows
 
     return rows

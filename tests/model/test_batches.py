@@ -6,6 +6,8 @@ import itertools
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +17,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model import data
+from model import source
 from model.batches import Batch, EpochBatches, SamplingConfig
 from model.data import Rows, open_train
 from preprocessing.feature_spec import read_feature_spec
@@ -175,7 +177,7 @@ def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Call
 
 
 def test_the_block_is_bounded_for_large_sets() -> None:
-    rows = Rows(columns=None, names=(), n_rows=10**9, dataset=None)  # type: ignore[arg-type]
+    rows: Any = SimpleNamespace(n_rows=10**9)
     assert EpochBatches(rows, config(), CPU).block_rows == 1 << 20
 
 
@@ -188,7 +190,7 @@ def test_partitions_hold_whole_users_and_so_negatives_are_exact(
     write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
     # A partition is large enough, and a row group of 30 rows ends, in the middle of a user.
-    monkeypatch.setattr(data, "_PART_ROWS", 25)
+    monkeypatch.setattr(source, "_PART_ROWS", 25)
     rows_of_user, n_users, n_items = 20, 12, 40
     folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, time_ordered=layout != "sorted in memory")
     users = np.repeat(np.arange(n_users, dtype=np.int32), rows_of_user)

@@ -16,7 +16,9 @@ import torch
 import yaml
 
 import train
-from model.data import Columns, Rows, open_test, open_train
+from model.columns import Columns
+from model.data import Rows, open_train
+from model.series import open_test
 from preprocessing.feature_spec import read_feature_spec
 from workflows.errors import UserError
 
@@ -114,9 +116,10 @@ def test_foreign_layouts_stream_their_rows(tmp_path: Path, layout: str) -> None:
     # Users come together, and the rows of each keep their order.
     expected = train_known[np.argsort(train_known[:, 0], kind="stable")]
     assert stream(rows) == [tuple(row) for row in expected.tolist()]
-    test, length = open_test(tmp_path, spec, CPU)
-    assert length == LENGTH
-    assert stream(test) == [tuple(row) for row in test_known[:, :2].tolist()]
+    test = open_test(tmp_path, spec, CPU)
+    assert test is not None
+    assert (test.length, test.note) == (LENGTH, "")
+    assert stream(test.rows) == [tuple(row) for row in test_known[:, :2].tolist()]
     for block in rows.stream(5, CPU):
         assert [column.dtype for column in block] == [torch.int32, torch.int32, torch.float32]
 
@@ -134,7 +137,7 @@ def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
     parquet_folder(tmp_path, text=True, time_ordered=True)
     spec, (_, test_known) = read_feature_spec(tmp_path), known_rows()
     assert len(stream(open_train(tmp_path, spec, CPU))) == N_USERS * 9
-    assert stream(open_test(tmp_path, spec, CPU)[0]) == [tuple(row) for row in test_known[:, :2].tolist()]
+    assert stream(open_test(tmp_path, spec, CPU).rows) == [tuple(row) for row in test_known[:, :2].tolist()]
 
 
 def test_a_column_that_pandas_calls_an_index_is_a_column(tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_ids_outside_their_cardinality_are_refused(tmp_path: Path, layout: str, 
     spec["feature_spec"][name]["cardinality"] = least - 1
     path.write_text(yaml.safe_dump(spec))
     spec = read_feature_spec(tmp_path)
-    rows = open_train(tmp_path, spec, CPU) if mapping == "train" else open_test(tmp_path, spec, CPU)[0]
+    rows = open_train(tmp_path, spec, CPU) if mapping == "train" else open_test(tmp_path, spec, CPU).rows
     known = known_rows()[mapping == "test"][:, 0 if kind == "user" else 1]
     if known.max() < least - 1:
         pytest.skip("the largest id is not among these rows")
@@ -237,7 +240,7 @@ def open_both(folder: Path) -> None:
     stream(open_train(folder, spec, CPU))
     test = open_test(folder, spec, CPU)
     assert test is not None
-    stream(test[0])
+    stream(test.rows)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -245,7 +248,6 @@ def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
     user, _, label = LAYOUTS[layout](tmp_path)
     original = (tmp_path / "feature_spec.yaml").read_text()
     faults: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-        (lambda spec: spec["metadata"].pop("test_samples_per_series"), "test_samples_per_series is missing"),
         (lambda spec: spec["metadata"].update(test_samples_per_series=LENGTH + 2), "no whole series"),
         (lambda spec: spec["channel_spec"].pop("label_ch"), "label_ch"),
         (lambda spec: spec["channel_spec"]["user_ch"].append(label), "exactly one feature"),

@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from model.data import open_test
 from model.evaluation import Evaluation, evaluate, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
+from model.series import open_test
 from preprocessing.feature_spec import read_feature_spec
 from workflows.errors import UserError
 
@@ -87,7 +87,7 @@ def test_parts_are_stacked_in_the_order_of_the_spec(write_folder: Callable[..., 
     spec = yaml.safe_load(path.read_text())
     spec["source_spec"]["test"][0]["files"].reverse()  # a series begins in part 1 and ends in part 0
     path.write_text(yaml.safe_dump(spec))
-    streamed, _ = open_test(folder, read_feature_spec(folder), CPU)
+    streamed = open_test(folder, read_feature_spec(folder), CPU).rows
     blocks = [zip(users.tolist(), items.tolist(), strict=True) for users, items in streamed.stream(30, CPU)]
     assert [pair for block in blocks for pair in block] == [(user, item) for user, item, _ in rows]
 

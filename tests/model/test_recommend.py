@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model import recommend
+from model import known, recommend
 from model.checkpoint import load_run, save_model
 from model.neumf import NeuMF, NeuMFConfig
 from model.recommend import Recommender
@@ -77,7 +77,7 @@ def test_several_users_are_read_in_one_pass(prepared: Path, run: Path, monkeypat
         passes.append(mapping)
         return read_mapping(folder, spec, mapping, names)
 
-    monkeypatch.setattr(recommend, "read_mapping", counted)
+    monkeypatch.setattr(known, "read_mapping", counted)
     order = [2, 0, 3, 0, 1]  # any order, and one of them twice
     found = Recommender(load_run(run, CPU), prepared, CPU).recommend([str(USER_NAMES[user]) for user in order], 4)
     assert passes == ["train", "test"]

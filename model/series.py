@@ -1,0 +1,112 @@
+"""The test rows of a folder, and how they are measured: as series of one positive each, or row by row."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model.columns import Columns
+from model.data import Rows, open_mapping
+from preprocessing.feature_spec import FeatureSpec
+from workflows.errors import UserError
+
+_BLOCK_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Test rows.
+
+    Attributes:
+        rows: user and item, label where there is no declared length and the folder has it, and what side features
+            it has.
+        length: rows of each series, positive first; None where the rows are no series.
+        note: what the user should be told about that; may be empty.
+    """
+
+    rows: Rows
+    length: int | None
+    note: str = ""
+
+
+def open_test(folder: Path, spec: FeatureSpec, device: torch.device, columns: Columns | None = None) -> HeldOut | None:
+    """The test rows; None where there is nothing to rank: no test mapping, or series of the positive alone.
+
+    Where `metadata.test_samples_per_series` is missing, equal runs of one user each are the series, if their labels
+    do not contradict.
+
+    Args:
+        columns: the roles of the features, None where the spec alone tells them.
+
+    Raises:
+        UserError: a file is missing or not what the spec says; the declared length does not divide the rows; or
+            there are neither series nor labels.
+    """
+    declared = spec.metadata.test_samples_per_series
+    if not spec.source_spec.get("test") or declared == 1:
+        return None
+    columns = columns or Columns.of(spec)
+    there = {name for chunk in spec.chunks("test") for name in chunk.features}
+    # A row's features it must have; those of items train may tell.
+    optional = [feature.name for feature in (*columns.item_side, *columns.either_side)]
+    names = (columns.user, columns.item, *(feature.name for feature in columns.row_side))
+    names += tuple(name for name in ([] if declared else [columns.label]) + optional if name in there)
+    rows = open_mapping(folder, spec, "test", columns, names, device)
+    if declared is None:
+        return _undeclared(folder, rows, device)
+    if rows.n_rows % declared:
+        raise UserError(
+            f"{folder}: test has {rows.n_rows:,} rows, which are no whole series of "
+            f"{declared} (metadata.test_samples_per_series)"
+        )
+    return HeldOut(rows, declared)
+
+
+def _undeclared(folder: Path, rows: Rows, device: torch.device) -> HeldOut:
+    length = _first_run(rows, device)
+    why = _contradiction(rows, length, device)
+    if not why:
+        return HeldOut(rows, length, f"test series of {length} rows, found in the data")
+    if rows.columns.label not in rows.names:
+        raise UserError(
+            f"{folder}: the test rows cannot be measured: metadata.test_samples_per_series is missing, {why}, and "
+            "there is no label column; add one of the two to the feature spec"
+        )
+    return HeldOut(rows, None, f"AUC instead of HR and NDCG: metadata.test_samples_per_series is missing, and {why}")
+
+
+def _first_run(rows: Rows, device: torch.device) -> int:
+    """How many rows at the beginning have the same user."""
+    first, length = None, 0
+    with closing(rows.only((rows.columns.user,)).stream(_BLOCK_ROWS, device)) as blocks:
+        for (users,) in blocks:
+            first = users[0] if first is None else first
+            others = (users != first).nonzero()
+            if len(others):
+                return length + int(others[0])
+            length += len(users)
+    return length
+
+
+def _contradiction(rows: Rows, length: int, device: torch.device) -> str:
+    """What keeps the rows from being series of `length`, one user each and positive first; empty if nothing does."""
+    if length < 2:
+        return "the first user has only one test row"
+    if rows.n_rows % length:
+        return f"the {rows.n_rows:,} test rows are no equal runs of one user (the first has {length})"
+    names, start, last = [rows.columns.user], 0, None
+    if rows.columns.label in rows.names:
+        names.append(rows.columns.label)
+    with closing(rows.only(names).stream(_BLOCK_ROWS, device)) as blocks:
+        for users, *labels in blocks:
+            before = torch.cat((users[:1] - 1 if last is None else last, users[:-1]))
+            is_first = torch.arange(start, start + len(users), device=device) % length == 0
+            if not torch.equal(users != before, is_first):
+                return f"the test rows are no equal runs of one user (the first has {length})"
+            if labels and not torch.equal(labels[0] > 0, is_first):
+                return f"not every run of {length} test rows of one user has its one positive first"
+            start, last = start + len(users), users[-1:]
+    return ""

@@ -1,0 +1,141 @@
+"""Where rows are read from: Parquet files part by part, or a table in memory; no part cuts a user in two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.columns import Columns
+from workflows.errors import UserError
+
+_PART_ROWS = 1 << 20
+
+
+class Source(Protocol):
+    """Rows in parts of about `_PART_ROWS`."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def n_parts(self) -> int: ...
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        """Some columns of a part, int32 or float32; raises UserError for values that are neither."""
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Rows in memory."""
+
+    columns: Columns
+    table: pa.Table = field(repr=False)
+    cuts: tuple[int, ...]
+
+    @staticmethod
+    def of(columns: Columns, table: pa.Table) -> TableSource:
+        return TableSource(columns, table, _user_cuts(table.column(columns.user).to_numpy()))
+
+    @property
+    def n_rows(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.cuts) - 1
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        start, stop = self.cuts[index : index + 2]
+        return self.table.select(list(names)).slice(start, stop - start)
+
+
+@dataclass(frozen=True)
+class FilesSource:
+    """Rows in Parquet files, each part some consecutive row groups of one file."""
+
+    columns: Columns
+    parts: tuple[_ParquetPart, ...]
+
+    @staticmethod
+    def of(columns: Columns, files: Sequence[Path], names: Sequence[str]) -> FilesSource:
+        """
+        Args:
+            names: the columns that each file must have.
+
+        Raises:
+            UserError: not a Parquet file, or a column is missing.
+        """
+        parts = tuple(part for file in files for part in _parquet_parts(file, names, columns.user))
+        return FilesSource(columns, parts)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.parts)
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        part = self.parts[index]
+        return self.columns.cast(part.read(names), str(part.path))
+
+
+@dataclass(frozen=True)
+class _ParquetPart:
+    """Some consecutive row groups of a file that together hold whole users."""
+
+    path: Path
+    row_groups: tuple[int, ...]
+    n_rows: int
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        try:
+            file = pq.ParquetFile(self.path)
+            table = file.read_row_groups(list(self.row_groups), columns=list(names), use_threads=False)
+            return table.select(list(names))
+        except (pa.ArrowException, OSError) as err:
+            raise UserError(f"{self.path}: not a readable Parquet file ({err})") from None
+
+
+def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_ParquetPart]:
+    """A file in parts of about `_PART_ROWS`, cut where a row group ends with one user and the next begins with another.
+
+    Row groups without rows are left out: Merlin's own Parquet reader fails on an empty first one.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as err:
+        raise UserError(f"{path}: not a readable Parquet file ({err})") from None
+    missing = [name for name in names if name not in file.schema_arrow.names]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}, which the feature spec promises")
+    parts: list[_ParquetPart] = []
+    groups: list[int] = []
+    rows, last_user = 0, None
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        if not group.num_rows:
+            continue
+        users = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}[user]
+        known = users is not None and users.has_min_max  # rows are ordered by user, so these are the first and last
+        if rows >= _PART_ROWS and known and last_user is not None and users.min > last_user:
+            parts.append(_ParquetPart(path, tuple(groups), rows))
+            groups, rows = [], 0
+        groups.append(index)
+        rows += group.num_rows
+        last_user = users.max if known else None
+    return [*parts, _ParquetPart(path, tuple(groups), rows)] if rows else parts
+
+
+def _user_cuts(users: np.ndarray) -> tuple[int, ...]:
+    """Where to cut rows into parts of about `_PART_ROWS`: only between users; from 0 to the number of rows."""
+    ends = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
+    targets = np.arange(_PART_ROWS, len(users), _PART_ROWS)
+    return tuple(sorted({0, len(users), *ends[np.searchsorted(ends, targets)].tolist()}))
