@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,9 @@ CASES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each command; medians count")
-    parser.add_argument("--quick", action="store_true", help="a small log and one run, to see that all works")
+    parser.add_argument(
+        "--quick", action="store_true", help="a small log, two kinds and one run, to see that all works"
+    )
     parser.add_argument("--growth", action="store_true", help="also a tenth and ten times the rows, with their users")
     parser.add_argument("--memory-limit", metavar="SIZE", help="handed on to the pipeline (1GiB)")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the generated logs here (default: nowhere)")
@@ -66,7 +69,8 @@ def main(args: argparse.Namespace) -> None:
     if args.repeats < 1:
         raise UserError(f"--repeats should be 1 or more, got {args.repeats}")
     shape = parse_shape("small" if args.quick else args.rows)
-    repeats = 1 if args.quick else args.repeats
+    cases, repeats = (CASES[1:3], 1) if args.quick else (CASES, args.repeats)
+    grown = _grown(shape) if args.growth else []
     flags = ["--memory-limit", args.memory_limit] if args.memory_limit else []
     args.output.mkdir(parents=True, exist_ok=True)
     with _cache(args.cache) as cache, tempfile.TemporaryDirectory(prefix="work-", dir=cache) as work:
@@ -75,10 +79,10 @@ def main(args: argparse.Namespace) -> None:
             "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
             "shape": asdict(shape),
             "repeats": repeats,
-            "cases": [_compare(case, shape, repeats, flags, cache, Path(work)) for case in CASES],
+            "cases": [_compare(case, shape, repeats, flags, cache, Path(work)) for case in cases],
         }
-        if args.growth:
-            result["growth"] = _grow(shape, repeats, flags, cache, Path(work))
+        if grown:
+            result["growth"] = _grow(grown, repeats, flags, cache, Path(work))
     target = args.output / "pipeline.json"
     write_json(target, result)
     draw_pipeline(result, target.with_suffix(".png"))
@@ -138,21 +142,26 @@ def _compare(case: Case, shape: Shape, repeats: int, flags: Sequence[str], cache
     }
 
 
-def _grow(shape: Shape, repeats: int, flags: Sequence[str], cache: Path, work: Path) -> dict[str, Any]:
-    """Our pipeline on a tenth of the rows, all, and ten times as many, users in proportion."""
+def _grown(shape: Shape) -> list[Shape]:
+    """A tenth of the rows, all, and ten times as many, with users in proportion."""
+    tenth = Shape(max(1, shape.users // 10), shape.items, max(1, shape.rows // 10))
+    return [tenth, shape, Shape(shape.users * 10, shape.items, shape.rows * 10)]
+
+
+def _grow(shapes: Sequence[Shape], repeats: int, flags: Sequence[str], cache: Path, work: Path) -> dict[str, Any]:
+    """Our pipeline on shuffled logs of three sizes; what a further row costs from one to the next."""
     points = []
-    for numerator, denominator in ((1, 10), (1, 1), (10, 1)):
-        users, rows = (max(1, number * numerator // denominator) for number in (shape.users, shape.rows))
-        grown = Shape(users, shape.items, rows)
-        log = _log(grown, CASES[1], cache)
+    for shape in shapes:
+        log = _log(shape, CASES[1], cache)
         runs = []
         for number in range(repeats):
             usage = measure(_ours(log, work / "ours", flags), _ROOT)
             runs.append(_run(usage, _stages_of_ours))
-            _tell(f"{rows:,} rows, run {number + 1}", usage)
-        points.append({"users": users, "rows": rows, **_summary(runs, rows, log.stat().st_size)})
-    walls, rows_of = [point["wall_s"] for point in points], [point["rows"] for point in points]
-    marginal = [(walls[n + 1] - walls[n]) / (rows_of[n + 1] - rows_of[n]) for n in (0, 1)]
+            _tell(f"{shape.rows:,} rows, run {number + 1}", usage)
+        points.append({**asdict(shape), **_summary(runs, shape.rows, log.stat().st_size)})
+    marginal = [
+        (after["wall_s"] - before["wall_s"]) / (after["rows"] - before["rows"]) for before, after in pairwise(points)
+    ]
     return {
         "flags": list(flags),
         "points": points,

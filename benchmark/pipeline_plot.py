@@ -11,26 +11,28 @@ from matplotlib.figure import Figure
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
-_COLOURS = {"ours": "tab:green", "baseline": "tab:gray"}
-_LABELS = {"ours": "this pipeline", "baseline": "pandas"}
+_COLOURS = {"baseline": "tab:gray", "ours": "tab:green"}
+_LABELS = {"baseline": "pandas", "ours": "this pipeline"}
+_PANELS = (("wall_s", 1.0, "wall time, seconds"), ("peak_pss_bytes", float(1 << 20), "peak memory (PSS), MiB"))
 
 
 def draw_pipeline(result: dict[str, Any], path: Path) -> None:
-    """Bars of wall time and peak memory of each case with their ratio; a line of growth."""
+    """Bars of wall time and peak memory of each case; below them, over the number of rows."""
     growth = result.get("growth")
-    figure = Figure(figsize=(15 if growth else 10.5, 4.2), layout="constrained")
-    panels = figure.subplots(1, 3 if growth else 2)
-    _bars(panels[0], result["cases"], "wall_s", 1.0, "Wall time, seconds")
-    _bars(panels[1], result["cases"], "peak_pss_bytes", 1 << 20, "Peak memory (PSS), MiB")
-    if growth:
-        _growth(panels[2], growth)
-    for axes in panels:
+    figure = Figure(figsize=(11.5, 7.6 if growth else 4.2), layout="constrained")
+    panels = figure.subplots(2 if growth else 1, 2, squeeze=False)
+    for column, (measured, unit, title) in enumerate(_PANELS):
+        _bars(panels[0, column], result["cases"], measured, unit, title)
+        if growth:
+            _growth(panels[1, column], growth["points"], measured, unit, title)
+    for axes in panels.flat:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     shape, machine = result["shape"], result["machine"]
     figure.suptitle(
         f"{shape['rows']:,} interactions, {shape['users']:,} users, {shape['items']:,} items; "
-        f"{machine['cores']} cores of {machine['cpu']}; median of {result['repeats']}",
+        f"{machine['cores']} cores of {machine['cpu']}; medians, runs: {result['repeats']}",
         fontsize=9,
     )
     partial = path.with_name(f".{path.name}.partial.png")
@@ -49,18 +51,12 @@ def _bars(axes: Axes, cases: list[dict[str, Any]], measured: str, unit: float, t
             axes.text(value, place, f" {value:,.3g}{ratio}", va="center", fontsize=8)
     axes.set_yticks(range(len(cases)), [case["name"] for case in cases])
     axes.invert_yaxis()
-    axes.margins(x=0.3)
-    axes.set_xlim(left=0)
-    axes.set_title(title)
-    axes.legend(frameon=False, loc="lower right", fontsize=8)
+    axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the texts
+    axes.set_title(title[0].upper() + title[1:])
 
 
-def _growth(axes: Axes, growth: dict[str, Any]) -> None:
-    """Seconds and peak memory over the number of rows, both logarithmic."""
-    rows = [point["rows"] for point in growth["points"]]
-    axes.loglog(rows, [point["wall_s"] for point in growth["points"]], "o-", color="tab:green", label="seconds")
-    memory = [point["peak_pss_bytes"] / (1 << 20) for point in growth["points"]]
-    axes.loglog(rows, memory, "s--", color="tab:orange", label="peak PSS, MiB")
-    axes.set_xlabel("rows")
-    axes.set_title("Growth, users in proportion")
-    axes.legend(frameon=False, fontsize=8)
+def _growth(axes: Axes, points: list[dict[str, Any]], measured: str, unit: float, title: str) -> None:
+    rows = [point["rows"] for point in points]
+    axes.loglog(rows, [point[measured] / unit for point in points], "o-", color=_COLOURS["ours"])
+    axes.set_xlabel("rows, users in proportion")
+    axes.set_ylabel(title)
