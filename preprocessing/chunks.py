@@ -1,8 +1,16 @@
-"""Read a mapping of a prepared folder, whatever its chunk types: files stacked, chunks side by side."""
+"""Read a mapping of a prepared folder, whatever its chunk types: files stacked, chunks side by side.
+
+The reference's `.pt` files are read and written here and nowhere else, so torch is imported here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -10,64 +18,174 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.feature_spec import Chunk, FeatureSpec, chunk_files
-from preprocessing.sources.text import TextFormat, text_pieces
+from preprocessing.sources.fields import NULLS, id_type
+from preprocessing.sources.table import value_type
+from preprocessing.sources.text import TextFormat, has_quoted_newlines, text_pieces
 from workflows.errors import UserError
 
+BLOCK_ROWS = 1 << 20
+_HEAD_BYTES = 1 << 16
 
-def read_mapping(folder: Path, spec: FeatureSpec, mapping: str, features: Sequence[str]) -> pa.Table:
-    """Some columns of a mapping, in memory.
+
+def iter_mapping(
+    folder: Path, spec: FeatureSpec, mapping: str, features: Sequence[str], rows: int, text: Collection[str] = ()
+) -> Iterator[pa.Table]:
+    """Some columns of a mapping in blocks of `rows` rows (the last one shorter), row-aligned; never all at once.
+
+    Args:
+        text: features whose values in CSV files are text (`text_features` tells which), not numbers.
+    Yields:
+        Tables with the columns `features`; a single empty one where there are no rows.
 
     Raises:
         UserError: a feature is in no chunk, a file is not what the spec says, or chunks differ in length.
     """
-    columns: dict[str, pa.ChunkedArray] = {}
-    lengths: list[tuple[str, int]] = []
-    for chunk in spec.chunks(mapping):
-        wanted = [name for name in chunk.features if name in features]
-        if not wanted:
-            continue
-        files = chunk_files(folder, chunk)
-        tables = [_READERS[chunk.type](file, chunk, wanted, spec) for file in files]
-        try:
-            table = pa.concat_tables(tables, promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as err:
-            raise UserError(f"{', '.join(chunk.files)} in {folder} hold different types ({err})") from None
-        lengths.append((chunk.files[0], table.num_rows))
-        columns.update({name: table.column(name) for name in wanted})
-    missing = [name for name in features if name not in columns]
+    parts = [(chunk, [name for name in chunk.features if name in features]) for chunk in spec.chunks(mapping)]
+    parts = [(chunk, wanted) for chunk, wanted in parts if wanted]
+    missing = [name for name in features if not any(name in wanted for _, wanted in parts)]
     if missing:
         raise UserError(f"source_spec.{mapping} of {folder} has no feature {', '.join(missing)}")
-    if len({rows for _, rows in lengths}) > 1:
-        found = ", ".join(f"{file} …: {rows:,} rows" for file, rows in lengths)
-        raise UserError(f"the chunks of {mapping!r} in {folder} stand side by side and differ in length: {found}")
-    return pa.table({name: columns[name] for name in features})
+    streams = [
+        _blocks(_tables(folder, _Part(chunk, wanted, spec, text)), rows, chunk, folder) for chunk, wanted in parts
+    ]
+    before = 0
+    for blocks in zip_longest(*streams):
+        lengths = [block.num_rows if block else 0 for block in blocks]
+        if len(set(lengths)) > 1:
+            read = zip(lengths, streams, strict=True)
+            totals = [before + length + sum(block.num_rows for block in stream) for length, stream in read]
+            found = ", ".join(f"{chunk.files[0]} …: {n:,} rows" for (chunk, _), n in zip(parts, totals, strict=True))
+            raise UserError(f"the chunks of {mapping!r} in {folder} stand side by side and differ in length: {found}")
+        before += lengths[0]
+        columns = {name: block.column(name) for block in blocks for name in block.column_names}
+        yield pa.table({name: columns[name] for name in features})
 
 
-def _read_parquet(path: Path, chunk: Chunk, wanted: list[str], spec: FeatureSpec) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=wanted, partitioning=None).select(wanted)
-    except (pa.ArrowException, KeyError) as err:
-        raise UserError(f"{path}: no readable Parquet file with columns {', '.join(wanted)} ({err})") from None
+def read_mapping(folder: Path, spec: FeatureSpec, mapping: str, features: Sequence[str]) -> pa.Table:
+    """Some columns of a mapping, in memory; raises as `iter_mapping`."""
+    return next(iter_mapping(folder, spec, mapping, features, rows=sys.maxsize))
 
 
-def _read_csv(path: Path, chunk: Chunk, wanted: list[str], spec: FeatureSpec) -> pa.Table:
-    types = tuple((name, _arrow_type(spec, name)) for name in wanted)
-    layout = TextFormat(",", tuple(chunk.features), header=False, types=types)
-    if not path.stat().st_size:
-        return pa.schema(types).empty_table()
-    return pa.concat_tables([piece.read() for piece in text_pieces(path, layout, str(path))])
+def text_features(folder: Path, spec: FeatureSpec, names: Collection[str]) -> set[str]:
+    """Which of these features hold text, by the first rows of CSV files and the types of Parquet columns.
+
+    Raises:
+        UserError: a feature is text in one file and integers in another, or a file is not readable.
+    """
+    seen: dict[str, dict[bool, Path]] = {}
+    for chunk in (chunk for chunks in spec.source_spec.values() for chunk in chunks):
+        wanted = [name for name in chunk.features if name in names]
+        for path in chunk_files(folder, chunk) if wanted else []:
+            for name, is_text in _holds_text(path, chunk, wanted).items():
+                seen.setdefault(name, {}).setdefault(is_text, path)
+    mixed = [
+        f"{name!r} holds text in {at[True]} and integers in {at[False]}" for name, at in seen.items() if len(at) > 1
+    ]
+    if mixed:
+        raise UserError("a feature should hold either text or integers: " + "; ".join(mixed))
+    return {name for name, at in seen.items() if True in at}
 
 
-def _arrow_type(spec: FeatureSpec, name: str) -> pa.DataType:
-    """Features with ids are integers; what a dtype leaves open is a number."""
-    feature = spec.feature_spec[name]
-    is_id = feature.cardinality is not None or (feature.dtype or "").startswith(("int", "torch.int"))
-    return pa.int64() if is_id else pa.float64()
+def file_rows(
+    folder: Path, spec: FeatureSpec, mapping: str, feature: str, text: Collection[str] = ()
+) -> dict[Path, int]:
+    """Rows of each file that holds a feature, in the order of the mapping's rows."""
+    chunk = next(chunk for chunk in spec.chunks(mapping) if feature in chunk.features)
+    part = _Part(chunk, [feature], spec, text)
+    return {
+        path: sum(table.num_rows for table in _READERS[chunk.type](path, part)) for path in chunk_files(folder, chunk)
+    }
 
 
-def _read_torch_tensor(path: Path, chunk: Chunk, wanted: list[str], spec: FeatureSpec) -> pa.Table:
+def locate(folder: Path, spec: FeatureSpec, mapping: str, feature: str, row: int, text: Collection[str] = ()) -> str:
+    """Where row `row` (from 0) of a mapping holds a feature, for people: "FILE, row 12" (from 1).
+
+    Reads the files again, so it is for errors only.
+    """
+    for path, rows in file_rows(folder, spec, mapping, feature, text).items():
+        if row < rows:
+            return f"{path}, row {row + 1:,}"
+        row -= rows
+    raise IndexError(f"{mapping} has no such row")
+
+
+def save_tensor(path: Path, matrix: np.ndarray) -> None:
+    """Write a matrix as the reference's scripts load it; it may be memory-mapped."""
     import torch
 
+    torch.save(torch.from_numpy(matrix), path)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is read of a chunk."""
+
+    chunk: Chunk
+    wanted: list[str]
+    spec: FeatureSpec
+    text: Collection[str]
+
+    def type_of(self, name: str) -> pa.DataType:
+        """The type of a CSV column: ids are integers, unless told; what a dtype leaves open is a number."""
+        if name in self.text:
+            return pa.string()
+        dtype = self.spec.feature_spec[name].dtype or ""
+        is_integer = name in self.spec.categorical() or dtype.startswith(("int", "torch.int"))
+        return pa.int64() if is_integer else pa.float64()
+
+
+def _tables(folder: Path, part: _Part) -> Iterator[pa.Table]:
+    for path in chunk_files(folder, part.chunk):
+        yield from _READERS[part.chunk.type](path, part)
+
+
+def _blocks(tables: Iterator[pa.Table], rows: int, chunk: Chunk, folder: Path) -> Iterator[pa.Table]:
+    """The same rows in blocks of `rows`, the last one shorter; an empty one where there are none."""
+    held: list[pa.Table] = []
+    size, first = 0, True
+    for table in tables:
+        held.append(table)
+        size += table.num_rows
+        while size >= rows:
+            joined = _concat(held, chunk, folder)
+            yield joined.slice(0, rows)
+            held, size, first = [joined.slice(rows)], size - rows, False
+    if size or first:
+        yield _concat(held, chunk, folder)
+
+
+def _concat(tables: list[pa.Table], chunk: Chunk, folder: Path) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as err:
+        raise UserError(f"{', '.join(chunk.files)} in {folder} hold different types ({err})") from None
+
+
+def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
+    try:
+        file = pq.ParquetFile(path)
+        yield file.schema_arrow.empty_table().select(part.wanted)  # the types, where there are no rows
+        for batch in file.iter_batches(columns=part.wanted):
+            yield pa.Table.from_batches([batch]).select(part.wanted)
+    except (pa.ArrowException, KeyError, OSError) as err:
+        raise UserError(f"{path}: no readable Parquet file with columns {', '.join(part.wanted)} ({err})") from None
+
+
+def _read_csv(path: Path, part: _Part) -> Iterator[pa.Table]:
+    types = tuple((name, part.type_of(name)) for name in part.wanted)
+    ids = tuple(name for name, kind in types if kind == pa.int64())
+    quoted = has_quoted_newlines(path, ",", str(path))
+    layout = TextFormat(",", tuple(part.chunk.features), header=False, types=types, ids=ids, quoted_newlines=quoted)
+    yield pa.schema(types).empty_table()
+    if path.stat().st_size:
+        for piece in text_pieces(path, layout, str(path)):
+            yield piece.read()
+
+
+def _read_torch_tensor(path: Path, part: _Part) -> Iterator[pa.Table]:
+    import torch
+
+    features = part.chunk.features
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:  # torch raises many kinds for a file that is not one of its own
@@ -78,11 +196,42 @@ def _read_torch_tensor(path: Path, chunk: Chunk, wanted: list[str], spec: Featur
     matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()
     if matrix.dtype is torch.bfloat16:  # which NumPy does not know
         matrix = matrix.float()
-    if matrix.shape[1] != len(chunk.features):
-        raise UserError(
-            f"{path}: expected {len(chunk.features)} columns ({', '.join(chunk.features)}), got {matrix.shape[1]}"
-        )
-    return pa.table({name: np.ascontiguousarray(matrix[:, chunk.features.index(name)].numpy()) for name in wanted})
+    if matrix.shape[1] != len(features):
+        raise UserError(f"{path}: expected {len(features)} columns ({', '.join(features)}), got {matrix.shape[1]}")
+    yield pa.table({name: np.ascontiguousarray(matrix[:, features.index(name)].numpy()) for name in part.wanted})
 
 
-_READERS = {"parquet": _read_parquet, "csv": _read_csv, "torch_tensor": _read_torch_tensor}
+_READERS: dict[str, Callable[[Path, _Part], Iterator[pa.Table]]] = {
+    "parquet": _read_parquet,
+    "csv": _read_csv,
+    "torch_tensor": _read_torch_tensor,
+}
+
+
+def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bool]:
+    """Of each feature whether this file holds text; of none where a file says nothing."""
+    if chunk.type == "parquet":
+        try:
+            schema = pq.read_schema(path)
+            kinds = {name: value_type(schema.field(name).type) for name in wanted}
+        except (pa.ArrowException, KeyError, OSError) as err:
+            raise UserError(f"{path}: no readable Parquet file with columns {', '.join(wanted)} ({err})") from None
+        return {name: pa.types.is_string(kind) or pa.types.is_large_string(kind) for name, kind in kinds.items()}
+    if chunk.type == "csv":
+        columns = {name: _first_values(path, chunk.features.index(name)) for name in wanted}
+        return {name: id_type(values) == pa.string() for name, values in columns.items() if values}
+    return dict.fromkeys(wanted, False)
+
+
+def _first_values(path: Path, place: int) -> list[str]:
+    """What the first whole rows of a CSV file hold in one column, without missing values."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if len(head) == _HEAD_BYTES:
+        head = head[: head.rfind(b"\n") + 1]
+    try:
+        rows = list(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"), newline="")))
+    except csv.Error as err:
+        raise UserError(f"{path}: not readable as delimited text ({err}); check its quoting") from None
+    values = [row[place].strip() for row in rows if len(row) > place]
+    return [value for value in values if value not in NULLS]

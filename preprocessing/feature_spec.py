@@ -6,33 +6,46 @@ folder, and everything that is wrong with it is reported in one error, each with
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+)
 
 from workflows.errors import UserError
 
 DEFAULT_NAME = "feature_spec.yaml"
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
-_MAX_IDS = 2**31 - 1
+MAX_IDS = 2**31 - 1
+_ONE_FEATURE = ("user_ch", "item_ch", "label_ch")
 
 
 class Feature(BaseModel):
     """One column. `cardinality` counts the ids 0 .. n-1 of a categorical one; "auto" is found by transcoding."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    dtype: str | None = None
+    dtype: StrictStr | None = None
     cardinality: int | Literal["auto"] | None = None
 
-    @field_validator("cardinality")
+    @field_validator("cardinality", mode="plain")
     @classmethod
-    def _positive(cls, value: int | str | None) -> int | str | None:
-        if isinstance(value, int) and not 0 < value <= _MAX_IDS:
-            raise ValueError(f"expected 1 .. {_MAX_IDS}, got {value}")
-        return value
+    def _number_of_ids(cls, value: object) -> object:
+        if value is None or value == "auto" or (type(value) is int and 0 < value <= MAX_IDS):
+            return value
+        raise ValueError(f"expected a whole number 1 .. {MAX_IDS}, auto or nothing")
 
 
 def _inside_its_folder(file: str) -> str:
@@ -59,9 +72,9 @@ class Metadata(BaseModel):
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    test_samples_per_series: int | None = Field(default=None, ge=1)
-    train_negatives: int | None = Field(default=None, ge=0)
-    time_ordered: bool = False
+    test_samples_per_series: StrictInt | None = Field(default=None, ge=1)
+    train_negatives: StrictInt | None = Field(default=None, ge=0)
+    time_ordered: StrictBool = False
 
 
 class FeatureSpec(BaseModel):
@@ -104,6 +117,31 @@ class FeatureSpec(BaseModel):
             raise UserError(f"feature_spec.{feature}.cardinality should be the number of ids, got {value!r}")
         return value
 
+    def categorical(self) -> tuple[str, ...]:
+        """Features that hold ids, in the order of `feature_spec`.
+
+        Those with a cardinality, and those of `user_ch`, `item_ch` and of channels whose names begin with
+        "categorical"; the label never is one.
+        """
+        channels = [name for name in self.channel_spec if name in _ONE_FEATURE or name.startswith("categorical")]
+        named = {feature for channel in channels for feature in self.channel_spec[channel]}
+        labels = self.channel_spec.get("label_ch", [])
+        return tuple(
+            name
+            for name, feature in self.feature_spec.items()
+            if name not in labels and (name in named or feature.cardinality is not None)
+        )
+
+    def with_cardinalities(self, found: Mapping[str, int]) -> FeatureSpec:
+        """The same spec, with the numbers of ids that were found where it gives none."""
+        features = {
+            name: feature.model_copy(update={"cardinality": found[name]})
+            if name in found and not isinstance(feature.cardinality, int)
+            else feature
+            for name, feature in self.feature_spec.items()
+        }
+        return self.model_copy(update={"feature_spec": features})
+
     def chunks(self, mapping: str) -> list[Chunk]:
         """Raises UserError where the mapping is missing."""
         if not self.source_spec.get(mapping):
@@ -137,14 +175,21 @@ def read_feature_spec(folder: Path, name: str = DEFAULT_NAME) -> FeatureSpec:
         raise UserError(f"{path} is not readable YAML: {err}") from None
     if _size(content, _MAX_VALUES) > _MAX_VALUES:
         raise UserError(f"{path} holds more than {_MAX_VALUES:,} values (do aliases repeat each other?)")
-    wrong = _unknown_names(content)
+    wrong = _wrong_names(content)
     try:
         spec = FeatureSpec.model_validate(content)
     except ValidationError as err:
-        wrong = [f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in err.errors()] + wrong
+        wrong = [_told(error) for error in err.errors()] + wrong
     if wrong:
         raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *wrong]))
     return spec
+
+
+def _told(error: Any) -> str:
+    """One error of pydantic: its path in the file, what was expected, what came."""
+    where = ".".join(map(str, error["loc"])) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
 
 
 def _size(value: Any, limit: int) -> int:
@@ -160,8 +205,9 @@ def _size(value: Any, limit: int) -> int:
     return size
 
 
-def _unknown_names(content: Any) -> list[str]:
-    """Features that are used and not declared, or come twice in a mapping; whatever else is wrong with the file."""
+def _wrong_names(content: Any) -> list[str]:
+    """Channels and mappings that are missing, features that are used and not declared or come twice; whatever else
+    is wrong with the file."""
 
     def part(name: str) -> dict[Any, Any]:
         value = content.get(name) if isinstance(content, dict) else None
@@ -170,20 +216,37 @@ def _unknown_names(content: Any) -> list[str]:
     def names(value: Any) -> list[str]:
         return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
 
-    declared, wrong = part("feature_spec"), []
-    used = [(f"channel_spec.{channel}", names(value)) for channel, value in part("channel_spec").items()]
-    for mapping, chunks in part("source_spec").items():
-        seen: set[str] = set()
-        for index, chunk in enumerate(chunks if isinstance(chunks, list) else []):
-            features = names(chunk.get("features")) if isinstance(chunk, dict) else []
-            where = f"source_spec.{mapping}.{index}.features"
-            used.append((where, features))
-            for name in features:
-                if name in seen:
-                    wrong.append(f"{where}: feature {name!r} comes twice in this mapping")
-                seen.add(name)
+    channels, sources = part("channel_spec"), part("source_spec")
+    wrong = [
+        f"channel_spec.{channel}: expected exactly one feature, got {names(channels.get(channel)) or 'none'}"
+        for channel in _ONE_FEATURE
+        if (channel in channels or channel == "label_ch") and len(names(channels.get(channel))) != 1
+    ]
+    if not sources.get("train"):
+        wrong.append(
+            f"source_spec.train: expected at least one chunk, got none; mappings: {', '.join(map(str, sources))}"
+        )
+    used = [(f"channel_spec.{channel}", names(value)) for channel, value in channels.items()]
+    for where, features in used:
+        wrong += [f"{where}: feature {name!r} comes twice" for name in _repeated(features)]
+    for mapping, chunks in sources.items():
+        in_mapping: list[tuple[str, list[str]]] = [
+            (f"source_spec.{mapping}.{index}.features", names(chunk.get("features")) if isinstance(chunk, dict) else [])
+            for index, chunk in enumerate(chunks if isinstance(chunks, list) else [])
+        ]
+        seen: list[str] = []
+        for where, features in in_mapping:
+            repeated = [name for name in features if name in seen] + _repeated(features)
+            wrong += [f"{where}: feature {name!r} comes twice in this mapping" for name in dict.fromkeys(repeated)]
+            seen += features
+        used += in_mapping
+    declared = part("feature_spec")
     unknown = [f"{where}: feature {n!r} is not in feature_spec" for where, ns in used for n in ns if n not in declared]
     return unknown + wrong
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:

@@ -104,7 +104,7 @@ def test_any_valid_spec_survives_write_and_read(
     kind: Literal["parquet", "csv", "torch_tensor"],
 ) -> None:
     spec = FeatureSpec(
-        channel_spec={"all": names, names[0]: []},
+        channel_spec={"all": names, names[0]: [], "label_ch": names[:1]},
         feature_spec={n: Feature(dtype="int32", cardinality=c) for n, c in zip(names, cardinalities, strict=False)},
         metadata=Metadata(test_samples_per_series=series),
         source_spec={"train": [Chunk(type=kind, features=[name], files=["a/b.x", "c.x"]) for name in names]},

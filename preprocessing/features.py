@@ -1,0 +1,119 @@
+"""The NVTabular workflow of transcoding: text becomes ids, numbers get mean 0 and standard deviation 1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import feather
+
+from preprocessing.values import Kind
+from workflows.device import FrameDevice
+from workflows.errors import UserError
+from workflows.folders import write_json
+from workflows.merlin import Normalize, Workflow, frame_dataset
+from workflows.operators import EncodeIds
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of a mapping, spilled: an Arrow file of `part_schema`."""
+
+    path: Path
+    rows: int
+
+
+def part_schema(kinds: Mapping[str, Kind]) -> pa.Schema:
+    """The columns of a part."""
+    types = {"id": pa.int32(), "text": pa.large_string(), "number": pa.float64(), "label": pa.float32()}
+    return pa.schema([(name, types[kind]) for name, kind in kinds.items()])
+
+
+class FeatureWorkflow:
+    """Encodes text by the sorted distinct values of all mappings, normalises numbers by train; ids and labels stay.
+
+    Attributes:
+        encoder: the fitted operator; its `categories` are the text values in the order of their ids.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind], ranges: Mapping[str, tuple[float, float]], device: FrameDevice):
+        """
+        Args:
+            kinds: what the columns hold.
+            ranges: least and greatest value in train of each number.
+        """
+        self._kinds, self._device = dict(kinds), device
+        self._texts = [name for name, kind in kinds.items() if kind == "text"]
+        self._numbers = [name for name, kind in kinds.items() if kind == "number"]
+        # Normalize finds the variance as mean of squares - square of mean, which loses all digits of values far from 0
+        # (years, prices of houses) and finds some in a constant: so it gets the distance from the middle of the range.
+        self._middle = {name: low / 2 + high / 2 for name, (low, high) in ranges.items()}
+        self._varies = {name: float(low < high) for name, (low, high) in ranges.items()}
+        self.encoder = EncodeIds()
+        self._normalize = Normalize(np.float32)
+
+    def fit(self, train: Sequence[Part], everything: Sequence[Part]) -> None:
+        if self._texts:
+            Workflow(self._texts >> self.encoder).fit(self._dataset(everything))
+        if self._numbers:
+            Workflow(self._numbers >> self._normalize).fit(self._dataset(train))
+
+    def transform(self, parts: Sequence[Part]) -> list[Any]:
+        """Delayed dataframes of the transformed parts, in order: int32 ids, float32 numbers and labels."""
+        dataset = self._dataset(parts)
+        branches = [self._texts >> self.encoder] * bool(self._texts)
+        branches += [self._numbers >> self._normalize] * bool(self._numbers)
+        if branches:
+            rest = [name for name in self._kinds if name not in self._texts + self._numbers]
+            workflow = Workflow(reduce(add, [*branches, rest]))
+            dataset = workflow.fit_schema(dataset.schema).transform(dataset)
+        return dataset.to_ddf().to_delayed()
+
+    def save(self, folder: Path) -> None:
+        """Write `categories/<feature>.parquet` (id, original) and `workflow/normalize.json` (mean, std)."""
+        for name, originals in self.encoder.categories.items():
+            save_categories(folder, name, originals)
+        if self._numbers:
+            (folder / "workflow").mkdir()
+            write_json(folder / "workflow" / "normalize.json", {"format": _FORMAT, "features": self.moments})
+
+    @property
+    def moments(self) -> dict[str, dict[str, float]]:
+        """Mean and standard deviation in train of each number; 0 where it is constant, which becomes 0."""
+        spread = {name: self._varies[name] and self._normalize.stds[name] for name in self._numbers}
+        return {
+            name: {"mean": self._middle[name] + self._normalize.means[name], "std": spread[name]}
+            for name in self._numbers
+        }
+
+    def _dataset(self, parts: Sequence[Part]) -> Any:
+        meta = self._device.from_arrow(part_schema(self._kinds).empty_table())
+
+        def load(index: int) -> Any:
+            df = self._device.from_arrow(feather.read_table(parts[index].path, memory_map=True))
+            return df.assign(**{n: (df[n] - self._middle[n]) * self._varies[n] for n in self._numbers})
+
+        return frame_dataset(load, len(parts), meta, self._device.on_cpu)
+
+
+def save_categories(folder: Path, name: str, originals: pd.Series) -> None:
+    """Write which original value each id of a feature stands for.
+
+    Raises:
+        UserError: the feature's name cannot be that of a file.
+    """
+    if Path(name).name != name:
+        raise UserError(f"feature {name!r} cannot be the name of a file in categories/; rename it in the feature spec")
+    (folder / "categories").mkdir(exist_ok=True)
+    table = pa.table({"id": np.arange(len(originals), dtype=np.int32), "original": pa.array(originals)})
+    pq.write_table(table, folder / "categories" / f"{name}.parquet")

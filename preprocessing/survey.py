@@ -1,0 +1,51 @@
+"""What the ids and numbers of a folder range over, gathered block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from preprocessing.values import Block, Kind
+
+_BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
+
+
+class Survey:
+    """Ranges of the features, over the blocks that were added.
+
+    Attributes:
+        found: number of ids of each feature that holds some: the greatest + 1, over all mappings.
+        ranges: least and greatest value in train of each number.
+    """
+
+    def __init__(self, kinds: Mapping[str, Kind]) -> None:
+        self._kinds = dict(kinds)
+        self._seen = {name: np.zeros(0, dtype=np.uint8) for name, kind in kinds.items() if kind == "id"}
+        self.found = dict.fromkeys(self._seen, 0)
+        self.ranges: dict[str, tuple[float, float]] = {}
+
+    def add(self, mapping: str, block: Block) -> None:
+        for name, kind in self._kinds.items():
+            values = block.columns[name]
+            if not len(values):
+                continue
+            if kind == "id":
+                self.found[name] = max(self.found[name], int(values.max()) + 1)
+                self._mark(name, values)
+            elif kind == "number" and mapping == "train":
+                low, high = self.ranges.get(name, (np.inf, -np.inf))
+                self.ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
+
+    def distinct(self, name: str) -> int:
+        """How many ids of a feature occur."""
+        return int(_BITS[self._seen[name]].sum(dtype=np.int64))
+
+    def _mark(self, name: str, ids: np.ndarray) -> None:
+        """Remember ids, a bit each: 256 MiB at most, where a byte each would take 2 GiB."""
+        seen, size = self._seen[name], (self.found[name] + 7) // 8
+        if size > len(seen):
+            grown = np.zeros(max(size, min(2 * len(seen), 1 << 28)), dtype=np.uint8)
+            grown[: len(seen)] = seen
+            self._seen[name] = seen = grown
+        np.bitwise_or.at(seen, ids >> 3, np.left_shift(1, ids & 7).astype(np.uint8))

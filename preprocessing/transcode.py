@@ -1,0 +1,198 @@
+"""A folder with a feature spec in any chunk type → one in Parquet, or in the tensors NVIDIA's own scripts load.
+
+The rows keep their order. They are read once, in blocks, checked and spilled to disk; an NVTabular workflow over the
+spilled parts then encodes text and normalises numbers while the new folder is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import feather
+
+from preprocessing.chunks import BLOCK_ROWS, locate
+from preprocessing.emit import Target, parquet_spec, tensor_spec, write_parquet, write_tensors
+from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from preprocessing.features import FeatureWorkflow, Part, part_schema, save_categories
+from preprocessing.roles import Roles
+from preprocessing.survey import Survey
+from preprocessing.values import Block, Kind, iter_values, kinds_of, text_of
+from workflows.cluster import ThreadCluster
+from workflows.device import FrameDevice
+from workflows.errors import UserError
+from workflows.folders import read_json, write_json
+from workflows.progress import Stage, console, stage
+from workflows.state import read_categories
+
+Emit = Literal["parquet", "torch_tensor"]
+_WRITERS = {"parquet": (write_parquet, parquet_spec), "torch_tensor": (write_tensors, tensor_spec)}
+_STATS_NAME = "stats.json"
+_RESERVED = ("categories", "workflow", _STATS_NAME)
+_SPARSE = 16  # where fewer than one id in so many is used …
+_MANY_IDS = 1_000_000  # … and there are more ids than this, the tables of embeddings are mostly waste
+
+
+def is_transcoded_folder(folder: Path) -> bool:
+    """Whether a folder was written by `transcode`."""
+    return "transcoded_from" in read_json(folder / _STATS_NAME)
+
+
+def transcode(
+    source: Path,
+    spec_name: str,
+    output: Path,
+    out_spec_name: str,
+    emit: Emit,
+    device: FrameDevice,
+    cluster: ThreadCluster,
+) -> dict[str, Any]:
+    """Write a whole folder in the other format.
+
+    Args:
+        source, spec_name: the folder to read and the name of the spec in it.
+        output: empty; the caller renames it into place.
+        out_spec_name: name of the spec to write.
+        emit: the type of the chunks to write.
+    Returns:
+        What `stats.json` holds.
+
+    Raises:
+        UserError: the spec or the data is not what it should be; names feature, file and row.
+    """
+    spec = read_feature_spec(source, spec_name)
+    _check_names(spec, out_spec_name)
+    kinds = kinds_of(source, spec)
+    scratch = output / ".spill"
+    scratch.mkdir()
+    survey = Survey(kinds)
+    with stage("read", None, "rows") as running:
+        parts = {name: _spill(source, spec, name, kinds, survey, scratch, running) for name in spec.source_spec}
+
+    workflow = FeatureWorkflow(kinds, survey.ranges, device)
+    workflow.fit(parts["train"], [part for mapping in parts.values() for part in mapping])
+    found = survey.found | {name: len(values) for name, values in workflow.encoder.categories.items()}
+    _check_cardinalities(spec, found, survey)
+    spec = spec.with_cardinalities(found)
+    roles = Roles.of(spec)
+    workflow.save(output)
+    for name in kinds:
+        if kinds[name] == "id" and (source / "categories" / f"{Path(name).name}.parquet").is_file():
+            save_categories(output, name, read_categories(source, name))
+
+    write, describe = _WRITERS[emit]
+    rows = {mapping: [part.rows for part in mapping_parts] for mapping, mapping_parts in parts.items()}
+    with stage("write", sum(map(sum, rows.values())), "rows") as running:
+        target = Target(output, kinds, roles, device, cluster, running.advance)
+        chunks = {name: write(target, name, workflow.transform(parts[name]), rows[name]) for name in parts}
+    shutil.rmtree(scratch)
+    describe(spec, target, chunks).write(output, out_spec_name)
+    stats = {
+        "transcoded_from": source.resolve().name,
+        "emit": emit,
+        "rows": {mapping: sum(sizes) for mapping, sizes in rows.items()},
+        "cardinalities": {name: {"cardinality": spec.cardinality(name), "found": found[name]} for name in found},
+        "encoded": list(workflow.encoder.categories),
+        "normalized": workflow.moments,
+        "left_out": [name for name in spec.feature_spec if name not in kinds],
+    }
+    write_json(output / _STATS_NAME, stats)
+    return stats
+
+
+def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:
+    """Raises UserError where a name that becomes that of a file or folder cannot be one."""
+    if Path(out_spec_name).name != out_spec_name or out_spec_name in (*_RESERVED, *spec.source_spec):
+        raise UserError(f"--feature_spec_out {out_spec_name!r}: expected the name of a file, like feature_spec.yaml")
+    wrong = [name for name in spec.source_spec if Path(name).name != name or name in _RESERVED or name.startswith(".")]
+    if wrong:
+        raise UserError(
+            f"source_spec: {', '.join(map(repr, wrong))} cannot be the name of a folder; rename the mapping"
+        )
+
+
+def _spill(
+    source: Path,
+    spec: FeatureSpec,
+    mapping: str,
+    kinds: Mapping[str, Kind],
+    survey: Survey,
+    scratch: Path,
+    running: Stage,
+) -> list[Part]:
+    """Read and check a mapping, and write its parts as Arrow files.
+
+    Parts cut no test series, and no user where the spec promises so.
+    """
+    series = spec.metadata.test_samples_per_series if mapping == "test" else None
+    block_rows = max(series, BLOCK_ROWS // series * series) if series else BLOCK_ROWS
+
+    def tables() -> Iterator[pa.Table]:
+        for block in iter_values(source, spec, mapping, kinds, block_rows):
+            _refuse(source, spec, mapping, kinds, block)
+            survey.add(mapping, block)
+            table = pa.table(block.columns)
+            running.advance(table.num_rows)
+            yield table
+
+    whole_users = mapping == "train" and spec.metadata.time_ordered
+    parts: list[Part] = []
+    for table in _cut_between(tables(), spec.channel("user_ch")) if whole_users else tables():
+        if table.num_rows:
+            path = scratch / f"{mapping}-{len(parts):05d}.arrow"
+            feather.write_feather(table.cast(part_schema(kinds)), path, compression="uncompressed")
+            parts.append(Part(path, table.num_rows))
+    if not parts:
+        raise UserError(f"source_spec.{mapping} of {source} has no rows; expected at least one")
+    return parts
+
+
+def _cut_between(tables: Iterator[pa.Table], user: str) -> Iterator[pa.Table]:
+    """The same rows, cut only where one user ends and the next begins."""
+    held: list[pa.Table] = []
+    for table in tables:
+        joined = pa.concat_tables([*held, table])
+        users = joined.column(user).to_numpy()
+        changes = np.flatnonzero(users[1:] != users[:-1])
+        cut = int(changes[-1]) + 1 if len(changes) else 0
+        yield joined.slice(0, cut)
+        held = [joined.slice(cut)]
+    yield from held
+
+
+def _refuse(source: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, Kind], block: Block) -> None:
+    """Raises UserError for values that cannot be used: all features of a block in one."""
+    where = partial(locate, source, spec, mapping, text=text_of(kinds))
+    wrong = [
+        f"{where(w.feature, w.first)}: feature {w.feature!r} holds {w.value}, expected {w.expected}"
+        + (f"; so do {w.rows - 1:,} of the rows after it" if w.rows > 1 else "")
+        for w in block.wrong
+    ]
+    if wrong:
+        raise UserError("\n  ".join([*wrong, "mend or remove those rows"]))
+
+
+def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: Survey) -> None:
+    """Raises UserError where a declared number of ids is too small; warns where most of the ids are not used."""
+    small = {
+        name: n for name, n in found.items() if isinstance(d := spec.feature_spec[name].cardinality, int) and d < n
+    }
+    if small:
+        told = [f"{name}: declared {spec.cardinality(name):,}, found {n:,}" for name, n in small.items()]
+        raise UserError(
+            "a cardinality in the feature spec is smaller than the greatest id + 1: "
+            + "; ".join(told)
+            + ". Correct it, or write auto to have it found"
+        )
+    for name in survey.found:
+        used = survey.distinct(name)
+        if found[name] > max(_MANY_IDS, _SPARSE * used):
+            console.print(
+                f"warning: feature {name!r} uses {used:,} of {found[name]:,} ids, and each takes a row of the "
+                "embedding table; number them anew from 0 to save that memory"
+            )

@@ -1,0 +1,143 @@
+"""The values of a mapping, read as what each feature is, and which of them cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocessing.chunks import iter_mapping, text_features
+from preprocessing.feature_spec import MAX_IDS, FeatureSpec
+from preprocessing.sources.table import value_type
+
+Kind = Literal["id", "text", "number", "label"]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Values of one feature that cannot be used, in one block of rows.
+
+    Attributes:
+        feature: which one.
+        expected: what they should have been.
+        rows: how many rows.
+        first: the first of them, counted from 0 in the mapping.
+        value: what that row holds.
+    """
+
+    feature: str
+    expected: str
+    rows: int
+    first: int
+    value: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive rows of a mapping.
+
+    Attributes:
+        start: the first row's number in the mapping.
+        columns: int64 ids, float64 numbers and labels, Arrow strings; all of one length. Where a value is wrong,
+            there is 0 (or null).
+        wrong: what cannot be used.
+    """
+
+    start: int
+    columns: dict[str, np.ndarray | pa.ChunkedArray]
+    wrong: list[Wrong]
+
+
+def kinds_of(folder: Path, spec: FeatureSpec) -> dict[str, Kind]:
+    """What the features of all channels hold, in the order of the channels.
+
+    Raises:
+        UserError: a feature is text in one file and integers in another, or a file is not readable.
+    """
+    categorical = spec.categorical()
+    text = text_features(folder, spec, categorical)
+    used = dict.fromkeys(name for features in spec.channel_spec.values() for name in features)
+    kinds: dict[str, Kind] = dict.fromkeys(used, "number")
+    kinds |= {name: "text" if name in text else "id" for name in used if name in categorical}
+    return kinds | dict.fromkeys(spec.channel_spec.get("label_ch", []), "label")
+
+
+def iter_values(
+    folder: Path,
+    spec: FeatureSpec,
+    mapping: str,
+    kinds: Mapping[str, Kind],
+    rows: int,
+    cardinalities: Mapping[str, int] | None = None,
+) -> Iterator[Block]:
+    """The features `kinds` of a mapping in blocks of `rows` rows.
+
+    Args:
+        cardinalities: ids of these features should be below; those of the others below 2^31 - 1.
+
+    Raises:
+        UserError: as `iter_mapping`.
+    """
+    start = 0
+    for table in iter_mapping(folder, spec, mapping, list(kinds), rows, text_of(kinds)):
+        columns, wrong = {}, []
+        for name, kind in kinds.items():
+            bound = (cardinalities or {}).get(name, MAX_IDS)
+            columns[name], masks = _read(table.column(name), kind, bound)
+            for expected, mask in masks.items():
+                if mask.any():
+                    first = int(mask.argmax())
+                    value = str(table.column(name)[first].as_py())[:60]
+                    wrong.append(Wrong(name, expected, int(mask.sum()), start + first, value))
+        yield Block(start, columns, wrong)
+        start += table.num_rows
+
+
+def text_of(kinds: Mapping[str, Kind]) -> set[str]:
+    """The features that hold text."""
+    return {name for name, kind in kinds.items() if kind == "text"}
+
+
+_Masks = dict[str, np.ndarray]  # what was expected → where it is not so, bool [N]
+
+
+def _read(column: pa.ChunkedArray, kind: Kind, cardinality: int) -> tuple[np.ndarray | pa.ChunkedArray, _Masks]:
+    column = column.cast(value_type(column.type))
+    if kind == "text":
+        return column.cast(pa.large_string()), {"a value": column.is_null().to_numpy()}
+    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
+    if not (is_number or pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        expected = "a whole number" if kind == "id" else "a number"
+        return np.zeros(len(column)), {f"{expected}, not {column.type}": np.ones(len(column), dtype=bool)}
+    if kind == "id" and pa.types.is_integer(column.type):
+        return _whole_numbers(column, cardinality)
+    numbers = column.cast(pa.float64(), safe=False).to_numpy()
+    empty = np.isnan(numbers)  # nulls are NaN here
+    masks = {"a value": empty}
+    if kind == "id":
+        whole = numbers == np.floor(numbers)
+        masks["a whole number"] = ~(whole | empty)
+        masks[_id_range(cardinality)] = whole & ~((numbers >= 0) & (numbers < cardinality))
+    elif kind == "label":
+        masks["a label 0 .. 1"] = ~(empty | ((numbers >= 0) & (numbers <= 1)))
+    else:
+        masks["a finite number"] = np.isinf(numbers)
+    wrong = np.logical_or.reduce(list(masks.values()))
+    numbers = np.where(wrong, 0.0, numbers)
+    return numbers.astype(np.int64) if kind == "id" else numbers, masks
+
+
+def _whole_numbers(column: pa.ChunkedArray, cardinality: int) -> tuple[np.ndarray, _Masks]:
+    empty = column.is_null().to_numpy()
+    ids = pc.fill_null(column, 0).to_numpy()
+    outside = (ids < 0) | (ids >= cardinality)
+    return np.where(outside, 0, ids).astype(np.int64), {"a value": empty, _id_range(cardinality): outside}
+
+
+def _id_range(cardinality: int) -> str:
+    return f"an id 0 .. {cardinality - 1}"
