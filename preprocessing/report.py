@@ -24,7 +24,7 @@ _COMMON_COUNTS = 1 << 16  # counts below are tallied in a table; the few above a
 # Stand-ins that the page's style sheet colours, so that charts follow its light and dark themes.
 _INK, _USERS, _ITEMS = "#000001", "#000002", "#000003"
 _CSS_COLOURS = {_INK: "currentColor", _USERS: "var(--users)", _ITEMS: "var(--items)"}
-_STYLE: dict[str, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "savefig.transparent": True,
     "font.size": 11.0,
@@ -126,9 +126,7 @@ def write_report(folder: Path, stats: dict[str, Any], user_counts: np.ndarray, i
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.1f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{round(value, 2):,}" if isinstance(value, int | float) else str(value)
 
 
 def _percent(share: float) -> str:
@@ -161,7 +159,7 @@ def _svg(name: str, draw: Callable[[Axes, Spread, str], None], users: Spread, it
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' id="\w+_\d+"', "", svg)  # the same in each chart, and nothing refers to them
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in each chart, and nothing refers to them
     return re.sub("|".join(_CSS_COLOURS), lambda found: _CSS_COLOURS[found[0]], svg)
 
 
