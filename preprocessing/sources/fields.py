@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable
 from datetime import datetime
 
+import numpy as np
 import pyarrow as pa
 
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
 PADDED = r"^-?0[0-9]"  # 007 is not 7
+_BLOCK_BYTES = 1 << 17  # what a processor's cache holds
 
 
 def describe(kind: pa.DataType) -> str:
@@ -63,3 +65,32 @@ def time_type(values: list[str]) -> pa.DataType:
         zone = max(dates, key=lambda kind: sum(kind.tz == other.tz for other in dates)).tz
         return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
     return pa.int64() if all(holds(pa.int64())(value) for value in numbers) else pa.float64()
+
+
+def may_be_padded(data: bytes, delimiter: str) -> bool:
+    """Whether a field of delimited text may be one of `PADDED`: False is certain, and told in one quick pass.
+
+    Args:
+        delimiter: one character.
+    """
+    if re.match(rb'[\s"]*-?0[0-9]', data):
+        return True
+    text = np.frombuffer(data, dtype=np.uint8)
+    for start in range(0, len(text) - 2, _BLOCK_BYTES):
+        block = text[start : start + _BLOCK_BYTES + 2]
+        found = (block[1:-1] == ord("0")) & _begins_field(block[:-2], delimiter)
+        if not found.any():
+            continue
+        zeros = np.flatnonzero(found) + start + 1
+        zeros = zeros[(text[zeros + 1] >= ord("0")) & (text[zeros + 1] <= ord("9"))]
+        # The zeros of 2024-01-31 03:04 come after a sign or a blank, but that is within a field.
+        within = np.isin(text[zeros - 1], (ord("-"), ord(" "))) & ~_begins_field(text[zeros - 2], delimiter)
+        if not within.all():
+            return True
+    return False
+
+
+def _begins_field(before: np.ndarray, delimiter: str) -> np.ndarray:
+    """bool: whether a field may begin after these characters, or go on after a sign, a blank or a quote."""
+    low = before <= ord("-")  # \t \n \r " , - and the blank, and few others
+    return low if ord(delimiter) <= ord("-") else low | (before == ord(delimiter))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -33,8 +33,19 @@ class Piece(ABC):
     def read(self) -> pa.Table:
         """The piece's rows, with (at least) the columns of the log.
 
+        Ids are integers of any width or text; ratings are numbers. The times of all pieces of a log have one type:
+        integers (in whatever unit the log is written, the same in all its files), float64, or dates of one unit.
+
         Raises:
             UserError: the content is not what it should be; names file and row.
+        """
+
+    @abstractmethod
+    def place(self, row: int) -> str:
+        """Where a row of the table that `read` returns (from 0) stands in its file, for messages.
+
+        Returns:
+            "FILE, line N" for text, "FILE, row N" for Parquet, both counted from 1.
         """
 
     @property
@@ -52,12 +63,14 @@ class Log:
         columns: names within the tables that pieces read.
         pieces: cover every row exactly once.
         titles: a file with the items' names, where the source has one.
+        files: what is read, before anything is unpacked.
     """
 
     name: str
     columns: Columns
     pieces: list[Piece]
     titles: Path | None = None
+    files: list[Path] = field(default_factory=list)
 
     @property
     def size_bytes(self) -> int:

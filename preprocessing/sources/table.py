@@ -1,66 +1,141 @@
-"""Parquet logs as pieces: a row group each."""
+"""Parquet logs, one file or many, as pieces: a row group each."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocessing.sources.log import Columns, Piece
-from preprocessing.sources.text import require_columns
+from preprocessing.sources.columns import recognise, require_columns
+from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.times import as_time, common_time
+from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
+
+_MAX_EXACT = 2**53  # from here on not every integer is a float64
 
 
 @dataclass(frozen=True)
 class ParquetPiece(Piece):
-    """One row group of a Parquet file."""
+    """One row group of a Parquet file, whose first row is row `first_row` (from 0) of the file."""
 
     path: Path
-    columns: tuple[str, ...]
+    shown: str
+    columns: Columns
+    time: pa.DataType
     row_group: int
+    first_row: int
     size_bytes: int = 0
 
     def read(self) -> pa.Table:
+        names, columns = self.columns.names, self.columns
         try:
-            return pq.ParquetFile(self.path).read_row_group(self.row_group, list(self.columns), use_threads=False)
+            table = pq.ParquetFile(self.path).read_row_group(self.row_group, names, use_threads=False).select(names)
         except (pa.ArrowException, OSError) as err:
             raise UserError(
-                f"{self.path}, row group {self.row_group}: not readable ({err}); is the file whole?"
+                f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file whole?"
+            ) from None
+        for index, name in enumerate(names):
+            column = table.column(name)
+            column = pc.cast(column, value_type(column.type))
+            if name in (columns.user, columns.item):
+                column = self._ids(name, column)
+            elif name == columns.time:
+                column = as_time(column, self.time, self.shown)
+            elif pa.types.is_decimal(column.type):
+                column = pc.cast(column, pa.float64())
+            table = table.set_column(index, name, column)
+        return table
+
+    def place(self, row: int) -> str:
+        return f"{self.shown}, row {self.first_row + row + 1}"
+
+    def _ids(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        try:
+            return _as_ids(column)
+        except pa.ArrowInvalid as err:
+            # The first row that is refused is the last one of the shortest beginning that is.
+            bad = bisect_left(range(len(column)), True, key=lambda row: not _are_ids(column.slice(0, row + 1)))
+            raise UserError(
+                f"{self.place(bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as integers below "
+                f"2^63 (2^53 where they are floats) or as text in UTF-8 ({err}); convert that column to text"
             ) from None
 
 
-def parquet_pieces(path: Path, columns: Columns) -> list[Piece]:
-    """Pieces of a Parquet file.
+def parquet_log(sources: Sequence[SourceFile], columns: Columns | None, with_rating: bool) -> Log:
+    """A log of Parquet files.
 
     Raises:
-        UserError: unreadable, no rows, a column is missing or of a type that fits no id, time or rating.
+        UserError: a file is unreadable; none has rows; a column is missing, or of a type that fits no id, time or
+            rating, or that of another file.
     """
+    files = [(source, _open(source)) for source in sources]
+    files = [(source, file) for source, file in files if file.metadata.num_rows]
+    if not files:
+        raise UserError(f"{sources[0].shown} has no rows; expected a log of user, item and time")
+    columns = columns or recognise(files[0][0].shown, files[0][1].schema_arrow.names, with_rating)
+    types = [(source.shown, _column_types(source, file.schema_arrow, columns)) for source, file in files]
+    _require_one_kind_of_ids(types, columns)
+    time = common_time([(shown, kinds[columns.time]) for shown, kinds in types])
+    pieces = [piece for source, file in files for piece in _row_groups(source, file, columns, time)]
+    return Log("Parquet log", columns, pieces)
+
+
+def _open(source: SourceFile) -> pq.ParquetFile:
     try:
-        file = pq.ParquetFile(path)
+        return pq.ParquetFile(source.path)
     except (pa.ArrowException, OSError) as err:
-        raise UserError(f"{path}: not a readable Parquet file ({err}); is it whole?") from None
-    schema = file.schema_arrow
-    require_columns(str(path), schema.names, columns)
-    if not file.metadata.num_rows:
-        raise UserError(f"{path} has no rows; expected a log of user, item and time")
-    for name in columns.names:
+        raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it whole?") from None
+
+
+def _row_groups(source: SourceFile, file: pq.ParquetFile, columns: Columns, time: pa.DataType) -> list[Piece]:
+    pieces: list[Piece] = []
+    first_row = 0
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        if group.num_rows:
+            pieces.append(
+                ParquetPiece(source.path, source.shown, columns, time, index, first_row, group.total_byte_size)
+            )
+        first_row += group.num_rows
+    return pieces
+
+
+def _column_types(source: SourceFile, schema: pa.Schema, columns: Columns) -> dict[str, pa.DataType]:
+    """Types of the values of the log's columns, each fit for its role."""
+    require_columns(source.shown, schema.names, columns)
+    types = {name: value_type(schema.field(name).type) for name in columns.names}
+    for name, kind in types.items():
         if name in (columns.user, columns.item):
-            expected, fits = "integers or text", _is_id
+            expected, fits = "integers or text", _is_number(kind) or _is_text(kind)
+        elif name == columns.time:
+            expected, fits = (
+                "numbers or dates",
+                _is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind),
+            )
         else:
-            expected, fits = ("numbers or dates", _is_time) if name == columns.time else ("numbers", _is_number)
-        if not fits(value_type(schema.field(name).type)):
+            expected, fits = "numbers", _is_number(kind)
+        if not fits:
             raise UserError(
-                f"{path}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
+                f"{source.shown}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
                 "name another column or convert it"
             )
-    groups = (file.metadata.row_group(index) for index in range(file.num_row_groups))
-    return [
-        ParquetPiece(path, tuple(columns.names), index, group.total_byte_size)
-        for index, group in enumerate(groups)
-        if group.num_rows
-    ]
+    return types
+
+
+def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]], columns: Columns) -> None:
+    for name in (columns.user, columns.item):
+        text = [shown for shown, kinds in types if _is_text(kinds[name])]
+        numbers = [shown for shown, kinds in types if not _is_text(kinds[name])]
+        if text and numbers:
+            raise UserError(
+                f"column {name!r} holds integers in {numbers[0]} and text in {text[0]}; convert one to the other's type"
+            )
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
@@ -68,13 +143,42 @@ def value_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _is_id(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _is_text(kind: pa.DataType) -> bool:
+    # Plain binary is how Impala and old Spark write text.
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def _is_time(kind: pa.DataType) -> bool:
-    return _is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers of any width up to int64, or text.
+
+    Floats and decimals are integers where all are whole: pandas writes ids with gaps as float64, NaN for missing.
+
+    Raises:
+        pa.ArrowInvalid: a number is not whole or not exact, or bytes are no UTF-8.
+    """
+    kind = column.type
+    if pa.types.is_binary(kind):
+        return pc.cast(column, pa.string())
+    if pa.types.is_floating(kind):
+        column = pc.if_else(pc.is_nan(column), None, column)
+        if pc.any(pc.greater_equal(pc.abs(column), float(_MAX_EXACT))).as_py():
+            raise pa.ArrowInvalid("too large for a float to be exact")
+    awkward = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
+    return pc.cast(column, pa.int64()) if awkward else column
+
+
+def _are_ids(column: pa.ChunkedArray) -> bool:
+    try:
+        _as_ids(column)
+    except pa.ArrowInvalid:
+        return False
+    return True

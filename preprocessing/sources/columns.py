@@ -1,0 +1,46 @@
+"""Which columns of a file hold user, item, time and rating: by known names, or as the user named them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from preprocessing.sources.log import Columns
+from workflows.errors import UserError
+
+# Column names that need no --user, --item, --time: MovieLens', and those of the reference's own data sets.
+_KNOWN_COLUMNS = (
+    Columns(user="user_id", item="item_id", time="timestamp", rating="rating"),
+    Columns(user="userId", item="movieId", time="timestamp", rating="rating"),
+    Columns(user="user", item="item", time="time", rating="rating"),
+)
+
+
+def recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
+    """The columns of a log whose names are known.
+
+    Raises:
+        UserError: they are not.
+    """
+    for known in _KNOWN_COLUMNS:
+        columns = known if with_rating else known.without_rating()
+        if set(columns.names) <= set(names):
+            return columns
+    wanted = "user, item, time and rating" if with_rating else "user, item and time"
+    raise UserError(
+        f"{shown}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
+        f"its columns are {', '.join(map(repr, names))}; if those are a first row of text without header, "
+        "name all columns in their order with --columns"
+    )
+
+
+def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
+    """Raises UserError where a column of the log is missing from a file's columns or comes twice."""
+    twice = [name for name in columns.names if list(names).count(name) > 1]
+    if twice:
+        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
+    missing = [name for name in columns.names if name not in names]
+    if missing:
+        raise UserError(
+            f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}; "
+            "name yours with --user, --item, --time (and --rating)"
+        )

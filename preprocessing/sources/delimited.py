@@ -1,0 +1,102 @@
+"""CSV, TSV and their like, one file or many, as one log."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from preprocessing.sources.columns import recognise, require_columns
+from preprocessing.sources.fields import holds, id_type, time_type
+from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.sniff import column_heads, delimiter_for, header_of
+from preprocessing.sources.text import TextFormat, has_rows, text_pieces
+from preprocessing.sources.times import common_time
+from preprocessing.sources.unpack import SourceFile
+from workflows.errors import UserError
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a file is laid out, and which types its first rows suggest (no entry: they hold no value)."""
+
+    delimiter: str
+    names: tuple[str, ...]
+    guesses: dict[str, pa.DataType]
+
+
+def csv_log(
+    sources: Sequence[SourceFile], columns: Columns | None, with_rating: bool, names: Sequence[str] | None
+) -> Log:
+    """A log of text files.
+
+    The first rows of all files decide on types: ids are text in all where they are text in one, times have one type.
+    The minority of a column within a file is then reported as a mistake, row by row.
+
+    Args:
+        names: the columns in the order of the files, which then have no header; None where each has one.
+
+    Raises:
+        UserError: no file has rows; a column is missing, comes twice, or is not named; a quote is not closed; times
+            are neither numbers nor dates, or numbers in one file and dates in another.
+    """
+    header = names is None
+    sources = [source for source in sources if has_rows(source.path, header)] or sources[:1]
+    layouts = []
+    for source in sources:
+        if names is None:
+            delimiter, found = header_of(source.path, source.shown)
+        else:
+            delimiter, found = delimiter_for(source.path, source.shown, names), tuple(names)
+        columns = columns or recognise(source.shown, found, with_rating)
+        require_columns(source.shown, found, columns)
+        layouts.append(_Layout(delimiter, found, _guess_types(source, delimiter, found, header, columns)))
+    assert columns is not None  # there is at least one source
+    ids = _common_ids([layout.guesses for layout in layouts], columns)
+    times = [
+        (source.shown, layout.guesses[columns.time])
+        for source, layout in zip(sources, layouts, strict=True)
+        if columns.time in layout.guesses
+    ]
+    time = common_time(times or [("", pa.int64())])
+    pieces: list[Piece] = []
+    for source, layout in zip(sources, layouts, strict=True):
+        types = [*ids.items(), (columns.time, layout.guesses.get(columns.time, time))]
+        if columns.rating:
+            types.append((columns.rating, pa.float64()))
+        form = TextFormat(
+            layout.delimiter,
+            layout.names,
+            header,
+            tuple(types),
+            ids=tuple(name for name, kind in ids.items() if kind == pa.int64()),
+            time=(columns.time, time),
+            quoted_newlines=True,
+        )
+        pieces += text_pieces(source.path, form, source.shown)
+    return Log("CSV log", columns, pieces)
+
+
+def _guess_types(
+    source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: Columns
+) -> dict[str, pa.DataType]:
+    heads = column_heads(source.path, source.shown, delimiter, names, header, columns.names[:3])
+    guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}
+    times = heads[columns.time]
+    if times:
+        kind = time_type(times)
+        if not any(map(holds(kind), times)):
+            raise UserError(
+                f"{source.shown}: column {columns.time!r} holds {times[0][:60]!r}; expected times as integers, "
+                "numbers or ISO 8601 dates (2024-01-31, 2024-01-31T12:00:00); convert them"
+            )
+        guesses[columns.time] = kind
+    return guesses
+
+
+def _common_ids(guesses: Sequence[dict[str, pa.DataType]], columns: Columns) -> dict[str, pa.DataType]:
+    names = (columns.user, columns.item)
+    return {
+        name: pa.string() if any(guess.get(name) == pa.string() for guess in guesses) else pa.int64() for name in names
+    }

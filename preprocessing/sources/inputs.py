@@ -1,0 +1,97 @@
+"""What `--input` names: files, folders of files and glob patterns become one list of files."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from preprocessing.sources.unpack import RATINGS_FILES
+from workflows.errors import UserError
+
+_MAX_FILES = 100_000
+_TAKES = "--input takes a MovieLens file, folder or zip, or CSV, TSV or Parquet logs: files, a folder, a glob pattern"
+
+
+def input_files(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files that are meant, each once.
+
+    Args:
+        inputs: files; folders (MovieLens' ratings file where there is one, else every file below that is not
+            hidden); glob patterns, where nothing has that very name (`**` matches folders of any depth).
+
+    Raises:
+        UserError: nothing is there, nothing matches, or there are too many files.
+    """
+    if not inputs:
+        raise UserError(f"no input; {_TAKES}")
+    files: dict[Path, Path] = {}  # by what they are, so that a file which is named twice is read once
+    for given in inputs:
+        for file in _files_of(str(given)):
+            files.setdefault(file.resolve(), file)
+            if len(files) > _MAX_FILES:
+                raise UserError(f"{given} holds more than {_MAX_FILES:,} files; name a narrower folder or pattern")
+    return list(files.values())
+
+
+def _files_of(given: str) -> Iterator[Path]:
+    path = Path(given)
+    if path.is_dir():
+        yield from _files_in(path)
+    elif path.exists():
+        yield path
+    elif any(character in given for character in "*?["):
+        yield from _files_matching(given)
+    else:
+        raise UserError(f"{path} does not exist; {_TAKES}")
+
+
+def _files_matching(pattern: str) -> Iterator[Path]:
+    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if not _is_hidden(Path(match).name)]  # noqa: PTH207 (pathlib's takes no absolute pattern)
+    if not matches:
+        raise UserError(f"{pattern} matches no file; {_TAKES}")
+    deep = "**" in pattern  # then what lies in a folder matches by itself
+    for match in matches:
+        if match.is_file():
+            yield match
+        elif match.is_dir() and not deep:
+            yield from _files_in(match)
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """MovieLens' ratings file of a folder (or of the one folder in it that has one, as zips unpack), or every log."""
+    ratings = _ratings_file(folder)
+    if ratings is not None:
+        yield ratings
+        return
+    empty = True
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        for name in sorted(names):
+            file = Path(parent, name)
+            if not _is_hidden(name) and file.is_file():  # a pipe or a socket is none
+                empty = False
+                yield file
+    if empty:
+        raise UserError(f"{folder} holds no file to read; {_TAKES}")
+
+
+def _ratings_file(folder: Path) -> Path | None:
+    inner = sorted(child for child in folder.iterdir() if child.is_dir() and not _is_hidden(child.name))
+    found = [
+        next((place / name for name in RATINGS_FILES if (place / name).is_file()), None) for place in [folder, *inner]
+    ]
+    if found[0] is not None:
+        return found[0]
+    below = [file for file in found if file is not None]
+    if len(below) > 1:
+        raise UserError(
+            f"{folder} holds {below[0]} and {below[1]}; name the one you mean, or a pattern for all of them"
+        )
+    return below[0] if below else None
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is no log's: hidden files, and what Spark leaves beside its parts (_SUCCESS, .crc, _metadata)."""
+    return name.startswith((".", "_"))

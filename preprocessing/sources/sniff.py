@@ -1,0 +1,103 @@
+"""The beginning of a delimited text: what separates its fields, what its columns are called, what they hold."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from preprocessing.sources.fields import NULLS
+from preprocessing.sources.quoting import ends_in_quotes
+from workflows.errors import UserError
+
+_SNIFF_BYTES = 1 << 16
+_DELIMITERS = ("\t", ";", "|", ",")
+
+
+def sniff(path: Path, shown: str) -> str:
+    """The beginning of a text file.
+
+    Raises:
+        UserError: the file is empty or no text.
+    """
+    with path.open("rb") as file:
+        head = file.read(_SNIFF_BYTES)
+    if not head.strip():
+        raise UserError(f"{shown} is empty; expected a log of user, item and time")
+    if b"\0" in head:
+        raise UserError(f"{shown} is no text file in UTF-8; expected CSV, TSV, Parquet or a zip of MovieLens")
+    return head.decode("utf-8-sig", "replace")
+
+
+def first_line(path: Path, shown: str) -> str:
+    """The first line of a text file, without its end.
+
+    Raises:
+        UserError: the file is empty, no text, or has no line feeds.
+    """
+    line = sniff(path, shown).split("\n", 1)[0].rstrip("\r")
+    if "\r" in line:
+        raise UserError(f"{shown} ends its lines with a carriage return alone; convert it to line feeds")
+    return line
+
+
+def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
+    """(delimiter, column names) of a file with a header: the delimiter is the one that splits it furthest.
+
+    Raises:
+        UserError: the file is empty, no text, has no line feeds, or a name that holds one.
+    """
+    line = first_line(path, shown)
+    rows = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
+    delimiter = max(reversed(_DELIMITERS), key=lambda candidate: len(rows[candidate]))
+    if ends_in_quotes(line, delimiter):
+        raise UserError(f"{shown}, line 1: a column's name is not closed or holds a newline; rename that column")
+    return delimiter, tuple(name.strip() for name in rows[delimiter])
+
+
+def delimiter_for(path: Path, shown: str, names: Sequence[str]) -> str:
+    """The delimiter that splits the first line of a file without header into as many fields as there are names.
+
+    Raises:
+        UserError: none does, or the line is a header after all; the file is empty, no text, or has no line feeds.
+    """
+    line = first_line(path, shown)
+    rows = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
+    delimiter = next((one for one, fields in rows.items() if len(fields) == len(names)), None)
+    if delimiter is None:
+        most = max(map(len, rows.values()))
+        raise UserError(
+            f"{shown}, line 1: expected {len(names)} fields, as --columns names ({', '.join(names)}), "
+            f"got {most}: {line[:80]!r}; name every column in its order"
+        )
+    if [field.strip() for field in rows[delimiter]] == list(names):
+        raise UserError(f"{shown}, line 1 names its columns; leave out --columns, which is for text without header")
+    return delimiter
+
+
+def column_heads(
+    path: Path, shown: str, delimiter: str, names: Sequence[str], header: bool, wanted: Sequence[str]
+) -> dict[str, list[str]]:
+    """What the first rows hold in the wanted columns: fields that are not missing, without blanks around them.
+
+    Raises:
+        UserError: the file is empty, no text, or cannot be split into fields.
+    """
+    head = sniff(path, shown)
+    if len(head) > _SNIFF_BYTES // 2 and "\n" in head:
+        head = head[: head.rfind("\n") + 1]
+    try:
+        rows = list(csv.reader(io.StringIO(head, newline=None), delimiter=delimiter))[int(header) :]
+    except csv.Error as err:
+        raise UserError(f"{shown}: not readable as delimited text ({err}); check its quoting") from None
+    heads = {}
+    for name in wanted:
+        place = names.index(name)
+        values = (row[place].strip() for row in rows if len(row) > place)
+        heads[name] = [value for value in values if value not in NULLS]
+    return heads
+
+
+def _fields(line: str, delimiter: str) -> list[str]:
+    return next(csv.reader([line], delimiter=delimiter), [])

@@ -1,0 +1,60 @@
+"""Times of several files in one type, so that they compare rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from workflows.errors import UserError
+
+
+def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:
+    """The type in which the times of all files are compared.
+
+    Integers are taken in whatever unit they are written, which has to be the same in all files. Dates and times of
+    different units meet in microseconds, or nanoseconds where some are; without a zone they are taken as UTC.
+
+    Args:
+        kinds: (file, as people know it; type of its times: a number, date or timestamp), at least one.
+
+    Raises:
+        UserError: some are numbers and some are dates.
+    """
+    dates = [(shown, kind) for shown, kind in kinds if pa.types.is_temporal(kind)]
+    numbers = [(shown, kind) for shown, kind in kinds if not pa.types.is_temporal(kind)]
+    if dates and numbers:
+        raise UserError(
+            f"times are numbers in {numbers[0][0]} and dates in {dates[0][0]}; they do not compare, so convert one "
+            "or read the files apart"
+        )
+    found = {kind for _, kind in kinds}
+    if numbers:
+        if len(found) == 1 and not any(map(_is_awkward, found)):
+            return numbers[0][1]
+        return pa.int64() if all(map(pa.types.is_integer, found)) else pa.float64()
+    if len(found) == 1:
+        return dates[0][1]
+    stamps = [kind for kind in found if pa.types.is_timestamp(kind)]
+    unit = "ns" if any(kind.unit == "ns" for kind in stamps) else "us"
+    return pa.timestamp(unit, "UTC" if len(stamps) == len(found) and all(kind.tz for kind in stamps) else None)
+
+
+def _is_awkward(kind: pa.DataType) -> bool:
+    """Whether numbers of this type are for no arithmetic later on."""
+    return pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
+
+
+def as_time(column: pa.ChunkedArray, kind: pa.DataType, shown: str) -> pa.ChunkedArray:
+    """Cast times to the common type.
+
+    Raises:
+        UserError: one is beyond it (nanoseconds end in 2262).
+    """
+    if column.type == kind:
+        return column
+    try:
+        return pc.cast(column, kind, safe=not pa.types.is_floating(kind))  # an integer's last digits may go
+    except pa.ArrowInvalid as err:
+        raise UserError(f"{shown}: a time is beyond {kind}, in which all times are compared ({err})") from None
