@@ -4,78 +4,66 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from preprocessing.arguments import parse_args
+from preprocessing.check import print_check
+from preprocessing.encoding import Encoding
+from preprocessing.feature_spec import DEFAULT_NAME
 from preprocessing.prepare import PrepareConfig, is_prepared_folder, prepare
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
+from preprocessing.synthetic import parse_shape, write_log
+from preprocessing.transcode import is_transcoded_folder, transcode
 from workflows import device
-from workflows.cluster import thread_cluster
+from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.errors import UserError, run_command
 from workflows.folders import check_output, staged_folder
-from workflows.help import HelpFormatter
-from workflows.progress import console
-
-_DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
-
-Each user's last interaction is held out for testing and ranked against negatives the user never saw.
-The same log and seed give the same files, byte for byte."""
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m preprocessing",
-        description=_DESCRIPTION,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
-    source = parser.add_argument_group("the log").add_mutually_exclusive_group(required=True)
-    source.add_argument("--sample", choices=["ml-100k"], help="a real data set that comes with the set-up")
-    source.add_argument(
-        "--input", type=Path, metavar="PATH", help="MovieLens file, folder or zip; or a CSV, TSV or Parquet log"
-    )
-    columns = parser.add_argument_group("columns of a CSV or Parquet log")
-    for name in ("user", "item", "time", "rating"):
-        columns.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds the {name}")
-    columns.add_argument("--min-rating", type=float, metavar="R", help="leave out interactions rated lower")
-    output = parser.add_argument_group("the prepared folder")
-    output.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write")
-    output.add_argument("--overwrite", action="store_true", help="replace a folder written by this command")
-    output.add_argument(
-        "--test-negatives", "--valid_negative", type=int, default=100, metavar="N",
-        help="negatives of each test series",
-    )  # fmt: skip
-    output.add_argument(
-        "--train-negatives", type=int, default=0, metavar="K",
-        help="negatives written after each train positive; 0: drawn while training",
-    )  # fmt: skip
-    output.add_argument("-s", "--seed", type=int, default=1, help="seed of the negatives")
-    run = parser.add_argument_group("how it runs")
-    run.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live")
-    run.add_argument("--partitions", type=int, metavar="P", help="parts the users are spread over (default: by size)")
-    return parser.parse_args(argv)
+from workflows.progress import console, stage
+from workflows.sampling import Sampling
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.check is not None:
+        sys.exit(0 if print_check(args.check, args.feature_spec_in or DEFAULT_NAME) else 2)
+    if args.raw is not None:
+        _write_raw(args, args.raw)
+    elif _is_spec_folder(args):
+        _transcode(args)
+    else:
+        _prepare(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
     config = PrepareConfig(
         min_rating=args.min_rating,
+        strict=args.strict,
         test_negatives=args.test_negatives,
         train_negatives=args.train_negatives,
-        seed=args.seed,
+        sampling=Sampling(
+            kind=args.negatives, exponent=args.popularity_exponent, time_aware=args.time_aware, seed=args.seed
+        ),
         partitions=args.partitions,
+        memory_limit_bytes=args.memory_limit,
     )
     columns = _columns(args)
-    check_output(args.output, args.overwrite, is_prepared_folder, [args.input] if args.input else [])
+    _no_transcoding(args)
+    known = Encoding.of_folder(args.workflow, args.extend) if args.workflow is not None else None
+    inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
+    check_output(args.output, args.overwrite, is_prepared_folder, inputs)
     frames = device.frame_device(args.device)
-    with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, thread_cluster() as cluster:
+    with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder / ".unpacked"
         scratch.mkdir()
         log = _open(args, columns, scratch)
+        check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        stats = prepare(log, config, frames, cluster, folder)
+        stats = prepare(log, config, frames, cluster, folder, known)
         shutil.rmtree(scratch)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "
@@ -85,11 +73,71 @@ def main(argv: Sequence[str] | None = None) -> None:
     if dropped:
         reasons = ", ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in dropped.items())
         console.print(f"left out of {stats['rows_read']:,} rows: {reasons}")
+    if stats["new_users"] or stats["new_items"]:
+        console.print(f"added to the encoding: {stats['new_users']:,} users, {stats['new_items']:,} items")
+
+
+def _transcode(args: argparse.Namespace) -> None:
+    source = Path(args.input[0])
+    check_output(args.output, args.overwrite, is_transcoded_folder, [source])
+    frames = device.frame_device(args.device)
+    with (
+        staged_folder(args.output, args.overwrite, is_transcoded_folder) as folder,
+        thread_cluster() as cluster,
+    ):
+        stats = transcode(
+            source,
+            args.feature_spec_in or DEFAULT_NAME,
+            folder,
+            args.feature_spec_out or DEFAULT_NAME,
+            args.emit or "parquet",
+            frames,
+            cluster,
+        )
+    rows = ", ".join(f"{number:,} {mapping} rows" for mapping, number in stats["rows"].items())
+    console.print(f"{rows} as {stats['emit']} in {args.output}")
+
+
+def _write_raw(args: argparse.Namespace, path: Path) -> None:
+    if path.exists() and not args.overwrite:
+        raise UserError(f"{path} exists already; name another --raw, or add --overwrite to replace it")
+    shape = parse_shape(args.synthetic)
+    with stage("write", shape.rows, "rows") as running:
+        write_log(shape, path, args.seed, progress=running.advance)
+    console.print(f"{shape.users:,} users × {shape.items:,} items, {shape.rows:,} interactions in {path}")
+
+
+def _is_spec_folder(args: argparse.Namespace) -> bool:
+    """Whether the input is a folder with a feature spec (or one was named)."""
+    if args.input is None or len(args.input) != 1:
+        return False
+    return args.feature_spec_in is not None or (Path(args.input[0]) / DEFAULT_NAME).is_file()
+
+
+def _no_transcoding(args: argparse.Namespace) -> None:
+    """Raises UserError where flags of transcoding are given for a log."""
+    given = [name for name in ("feature_spec_in", "feature_spec_out", "emit") if getattr(args, name) is not None]
+    if given:
+        raise UserError(
+            f"--{given[0]} is for transcoding a folder with a feature spec, and a log was given: prepare it first, "
+            "then transcode the prepared folder (--input PREPARED --output DIR --emit torch_tensor)"
+        )
+
+
+def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractContextManager[Cluster]:
+    if args.scheduler is not None:
+        return running_cluster(args.scheduler)
+    return thread_cluster() if args.workers is None else worker_cluster(args.workers, frames)
 
 
 def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:
     with_rating = args.min_rating is not None
-    return ml_100k_sample(with_rating) if args.sample else open_log(args.input, columns, with_rating, scratch)
+    if args.sample:
+        return ml_100k_sample(with_rating)
+    if args.synthetic is None:
+        return open_log(args.input, columns, with_rating, scratch, args.columns)
+    _write_raw(args, scratch / "ratings.csv")
+    return open_log(scratch / "ratings.csv", columns, with_rating, scratch)
 
 
 def _columns(args: argparse.Namespace) -> Columns | None:
@@ -103,8 +151,8 @@ def _columns(args: argparse.Namespace) -> Columns | None:
     named = [args.user, args.item, args.time] + ([args.rating] if args.rating else [])
     if not any(named):
         return None
-    if args.sample:
-        raise UserError("--user, --item, --time and --rating are for --input; the sample's columns are known")
+    if args.input is None:
+        raise UserError("--user, --item, --time and --rating are for --input; the columns of other logs are known")
     if not all(named):
         raise UserError("name all of --user, --item and --time, or none of them where the log is MovieLens")
     if len(set(named)) < len(named):

@@ -14,7 +14,7 @@ Array = Any  # an int64 array of NumPy, CuPy or torch
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_LOW_32 = (1 << 32) - 1
+_LOW_21, _LOW_22 = (1 << 21) - 1, (1 << 22) - 1
 
 
 def _signed(value: int) -> int:
@@ -61,8 +61,9 @@ def below(bits: Array, bound: Array) -> Array:
 
     Args:
         bits: int64, all bits used.
-        bound: int64 in [1, 2**31), broadcastable; the bias is below bound / 2**64.
+        bound: int64 in [1, 2**40], broadcastable; the bias is below bound / 2**64.
     """
-    high = ((bits >> 32) & _LOW_32) * bound
-    low = ((bits & _LOW_32) * bound >> 32) & _LOW_32
-    return ((high + low) >> 32) & _LOW_32
+    # In digits of 22, 21 and 21 bits, so that no product passes 63.
+    carry = (bits & _LOW_21) * bound >> 21
+    carry = ((bits >> 21 & _LOW_21) * bound + carry) >> 21
+    return ((bits >> 42 & _LOW_22) * bound + carry) >> 22

@@ -35,11 +35,26 @@ class FrameDevice:
         """A dataframe on this device."""
         return table.to_pandas() if self.on_cpu else self.frames.DataFrame.from_arrow(table)
 
+    def from_columns(self, columns: dict[str, Any]) -> Any:
+        """A dataframe of NumPy arrays, which it may take over."""
+        return self.frames.DataFrame(columns, copy=False) if self.on_cpu else self.frames.DataFrame(columns)
+
     def to_arrow(self, df: Any) -> pa.Table:
         """The rows of a dataframe of this device as an Arrow table on the host, without its index."""
         if self.on_cpu:
             return pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata()
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
+
+    def local_cluster(self, workers: int) -> Any:
+        """A Dask cluster of worker processes on this machine: a GPU each, or one thread each on the CPU."""
+        if self.on_cpu:
+            from distributed import LocalCluster
+
+            return LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+            )
+        cuda = importlib.import_module("dask_cuda")
+        return cuda.LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0")
 
     def __reduce__(self):  # modules do not pickle; Dask sends this to its workers
         return frame_device, ("cpu" if self.on_cpu else "cuda",)

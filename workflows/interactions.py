@@ -34,12 +34,14 @@ def stable_order(*columns: Array) -> Array:
             return xp.zeros(0, dtype=xp.int64, device=device(column))
         low = int(xp.min(column))
         span = int(xp.max(column)) - low
-        shift = 0
-        while shift == 0 or span >> shift:
-            digits = xp.astype(((xp.astype(column, xp.int64) - low) >> shift) & 0xFFFF, xp.uint16)
+        # Modulo 2**64 (or 2**32, where that is enough), so that no difference overflows and no digit needs a mask.
+        unsigned = xp.uint64 if span >> 32 else xp.uint32
+        zero = xp.asarray(low % (1 << xp.iinfo(unsigned).bits), dtype=unsigned, device=device(column))
+        shifted = xp.astype(column, unsigned) - zero
+        for shift in range(0, max(span.bit_length(), 1), _DIGIT_BITS):
+            digits = xp.astype(shifted >> shift, xp.uint16)
             step = xp.argsort(digits if order is None else xp.take(digits, order), stable=True)
             order = step if order is None else xp.take(order, step)
-            shift += _DIGIT_BITS
     return order
 
 
@@ -52,27 +54,24 @@ def run_starts(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Histories:
-    """The interactions of S whole users, one row per (user, item), N rows.
+    """The interactions of S whole users, one row per (user, item), N rows; users ascending.
 
     Attributes:
         users: int64 [S] ids in ascending order.
         counts: int64 [S] rows of each user.
         starts: int64 [S] first row of each user, in either order below.
-        by_item: int64 [N] items, users in order, each user's items ascending.
-        by_time: int64 [N] items, users in order, each user's items by (time, item).
+        rows: int64 [N] which of the S users each row belongs to, in either order below.
+        items, times: integers [N], each user's items ascending, and the earliest time of each.
+        by_time: int64 [N] positions in `items` that order each user's rows by (time, item).
     """
 
     users: Array
     counts: Array
     starts: Array
-    by_item: Array
+    rows: Array
+    items: Array
+    times: Array
     by_time: Array
-
-    @property
-    def rows(self) -> Array:
-        """Which of the S users each row belongs to, int64 [N]."""
-        xp = array_namespace(self.users)
-        return xp.repeat(count(self.users.shape[0], self.users), self.counts)
 
 
 def histories(users: Array, items: Array, times: Array) -> Histories:
@@ -90,18 +89,39 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
     for column in (users, items, times):
         if not xp.isdtype(column.dtype, "integral"):
             raise TypeError(f"users, items and times should be integers, got {column.dtype}")
-    order = stable_order(times, items, users)
-    users, items = xp.take(users, order), xp.take(items, order)
+    order = stable_order(items, users)
+    users, items, times = (xp.take(column, order) for column in (users, items, times))
+    first = run_starts(users) | run_starts(items)
+    times = _earliest(times, first)
+    users, items = users[first], items[first]
     new_user = run_starts(users)
-    first = xp.nonzero(new_user | run_starts(items))[0]
-    users, items, times = xp.take(users, first), xp.take(items, first), xp.take(times, xp.take(order, first))
-    starts = xp.nonzero(run_starts(users))[0]
-    ends = xp.concat([starts[1:], xp.asarray([users.shape[0]], dtype=xp.int64, device=device(users))])
-    distinct = xp.take(users, starts)
+    rows = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
+    starts = xp.nonzero(new_user)[0]
+    distinct = xp.astype(xp.take(users, starts), xp.int64)
     return Histories(
-        users=xp.astype(distinct, xp.int64),
-        counts=(ends - starts)[: distinct.shape[0]],
-        starts=starts,
-        by_item=xp.astype(items, xp.int64),
-        by_time=xp.astype(xp.take(items, stable_order(times, users)), xp.int64),
+        distinct, run_lengths(starts, rows.shape[0]), starts, rows, items, times, stable_order(times, rows)
     )
+
+
+def run_lengths(starts: Array, total: int) -> Array:
+    """How many rows follow each start up to the next one, or up to `total`: int64, the shape of `starts`."""
+    xp = array_namespace(starts)
+    end = xp.full(min(1, starts.shape[0]), total, dtype=starts.dtype, device=device(starts))
+    return xp.concat([starts[1:], end]) - starts
+
+
+def _earliest(times: Array, first: Array) -> Array:
+    """The least time of each run, where `first` is true at the beginning of a run."""
+    xp = array_namespace(times, first)
+    least = times[first]
+    if least.shape == times.shape:
+        return least
+    run = xp.cumulative_sum(xp.astype(first, xp.int64)) - 1
+    several = run_lengths(xp.nonzero(first)[0], times.shape[0]) > 1
+    # Only rows of pairs that occur again are sorted: by time within their run, so that each run's least comes first.
+    rows = xp.nonzero(xp.take(several, run))[0]
+    run, times = xp.take(run, rows), xp.take(times, rows)
+    order = stable_order(times, run)
+    leads = xp.take(times, order)[run_starts(xp.take(run, order))]
+    place = xp.cumulative_sum(xp.astype(several, xp.int64)) - 1
+    return xp.where(several, xp.take(leads, xp.clip(place, min=0)), least)

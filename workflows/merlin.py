@@ -78,6 +78,14 @@ __all__ = [
 ]
 
 
+def check_dask() -> None:
+    """Raises RuntimeError where dask.dataframe was imported before its settings were made here."""
+    if getattr(dd, "DASK_EXPR_ENABLED", False) or dd._dask_expr_enabled():
+        raise RuntimeError(
+            "dask.dataframe was imported with query planning; start the worker with --preload workflows.merlin"
+        )
+
+
 class _RowSafeExecutor(LocalExecutor):
     """Repairs a leak: the stock executor drops an upstream output that has no rows, and the next operator
     then gets the raw, unfiltered rows of that partition (test rows end up in train)."""

@@ -1,13 +1,15 @@
-"""Exact negatives: items a user has not interacted with, drawn uniformly, never by luck alone.
+"""Negatives: items a user has not interacted with, drawn uniformly or by popularity, never by luck alone.
 
-The draw is by rank: number the unseen items of a user 0 .. m-1, draw a number, and find its item from the
-user's sorted positives p_0 < p_1 < …: unseen item number r is `r + j`, where j positives satisfy
-`p_j - j <= r`. No candidate is ever rejected, so nothing loops and no shape depends on the data, which keeps
-it exact for users who have seen nearly everything and free of host synchronisation on a GPU.
+Lay all items on a line, each as long as its weight (1 where all are equally likely), and take the user's own items
+out. A random number below what is left then is an item: its place on the whole line is found by one binary search
+in the user's items, whose keys say how much is left before each. No candidate is ever rejected, so nothing loops
+for luck, and a user who has seen nearly everything costs what any other does. All arithmetic is on integers, so
+that NumPy, CuPy and torch draw the same items.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -17,104 +19,240 @@ from workflows.interactions import Histories, count, run_starts
 
 Array = Any  # an array of NumPy, CuPy or torch
 
+# The weight of all items together, at most: with an owner's number (below 2**23) in front, a key fits 63 bits.
+MAX_WEIGHT = 1 << 39
 
-def rank_keys(owners: Array, by_item: Array, starts: Array, n_items: int) -> Array:
-    """The sorted table that `unseen_item` searches: int64 [N], ascending.
 
-    Args:
-        owners: int64 [N], 0 .. S-1, ascending: whose positive each row is.
-        by_item: int64 [N] items, ascending and distinct within an owner.
-        starts: int64 [S] first row of each owner.
+@dataclass(frozen=True)
+class Candidates:
+    """The items that can be drawn, laid on a line.
+
+    Attributes:
+        n_items: how many there are.
+        before: int64 [n_items + 1], the weight before each place, and of all; None: every item weighs 1.
+        items, places: int64 [n_items], the item at each place and the place of each item; None: in the order of ids.
+        since: int64 [n_items], ascending: when the item at each place first occurred. Where it is given, only items
+            that had appeared by the time of the positive are drawn.
     """
-    xp = array_namespace(owners, by_item, starts)
-    position = count(by_item.shape[0], by_item) - xp.take(starts, owners)
-    return owners * n_items + by_item - position
+
+    n_items: int
+    before: Array | None = None
+    items: Array | None = None
+    places: Array | None = None
+    since: Array | None = None
+
+    @property
+    def weight(self) -> int:
+        """Of all items together."""
+        return self.n_items if self.before is None else int(self.before[-1])
+
+    def place_of(self, items: Array) -> Array:
+        """The place of each item, int64 [M]."""
+        xp = array_namespace(items)
+        return xp.astype(items, xp.int64) if self.places is None else xp.take(self.places, items)
+
+    def item_at(self, places: Array) -> Array:
+        """The item at each place, int64, any shape."""
+        xp = array_namespace(places)
+        if self.items is None:
+            return places
+        return xp.reshape(xp.take(self.items, xp.reshape(places, (-1,))), places.shape)
+
+    def weight_before(self, places: Array) -> Array:
+        """The weight before each place (0 .. n_items), int64 [M]."""
+        return places if self.before is None else array_namespace(places).take(self.before, places)
+
+    def place_at(self, points: Array) -> Array:
+        """The place that holds each point of the line (0 <= point < weight), int64."""
+        if self.before is None:
+            return points
+        return array_namespace(points).searchsorted(self.before, points, side="right") - 1
+
+    def limits(self, times: Array) -> Array:
+        """How many places had an item by each time, int64 [M]; all of them where time is not asked."""
+        xp = array_namespace(times)
+        if self.since is None:
+            return xp.full(times.shape, self.n_items, dtype=xp.int64, device=device(times))
+        return xp.searchsorted(self.since, xp.astype(times, xp.int64), side="right")
 
 
-def unseen_item(table: Array, starts: Array, owners: Array, ranks: Array, n_items: int) -> Array:
-    """The unseen item number `ranks` of each owner, int64, the shape of `owners` (1-d).
+class Unseen:
+    """What is left of the line for each of S owners, once their own items are taken out."""
+
+    def __init__(self, owners: Array, places: Array, n_owners: int, candidates: Candidates) -> None:
+        """
+        Args:
+            owners, places: int64 [N], ordered by owner, then place, no pair twice; 0 <= owner < n_owners.
+        """
+        xp = array_namespace(owners, places)
+        before = candidates.weight_before(places)
+        if candidates.before is None:
+            taken = count(places.shape[0] + 1, places)
+        else:
+            weights = candidates.weight_before(places + 1) - before
+            taken = xp.concat([xp.zeros(1, dtype=xp.int64, device=device(places)), xp.cumulative_sum(weights)])
+        starts = xp.searchsorted(owners, count(n_owners, owners), side="left")
+        self._taken = taken  # the weight of all rows before each row
+        self._first = xp.take(taken, starts)  # the same before each owner's rows
+        self._pairs = owners * candidates.n_items + places
+        self._keys = owners * candidates.weight + before - (taken[:-1] - xp.take(self._first, owners))
+        self._candidates = candidates
+
+    def left(self, owners: Array, limits: Array) -> Array:
+        """The weight that is left to each owner of the places below its limit, int64 [M]."""
+        xp = array_namespace(owners, limits)
+        end = xp.searchsorted(self._pairs, owners * self._candidates.n_items + limits, side="left")
+        return self._candidates.weight_before(limits) - (xp.take(self._taken, end) - xp.take(self._first, owners))
+
+    def usable_limits(self, owners: Array, limits: Array) -> Array:
+        """The limits; where one leaves nothing, it does not count."""
+        return array_namespace(limits).where(self.left(owners, limits) > 0, limits, self._candidates.n_items)
+
+    def place(self, owners: Array, points: Array) -> Array:
+        """The place that holds each point (0 <= point < left) of what is left to its owner, int64 [M]."""
+        xp = array_namespace(owners, points)
+        row = xp.searchsorted(self._keys, owners * self._candidates.weight + points, side="right")
+        return self._candidates.place_at(points + xp.take(self._taken, row) - xp.take(self._first, owners))
+
+
+def _ordered(owners: Array, places: Array, candidates: Candidates) -> tuple[Array, Array]:
+    """The distinct (owner, place) pairs, in the order that `Unseen` takes."""
+    xp = array_namespace(owners, places)
+    pairs = xp.sort(owners * candidates.n_items + places)
+    pairs = pairs[run_starts(pairs)]
+    owners = pairs // candidates.n_items
+    return owners, pairs - owners * candidates.n_items
+
+
+def series_negatives(
+    history: Histories, which: Array, candidates: Candidates, length: int, seed: int, exact: bool = True
+) -> Array:
+    """Negatives of a test series for the last interaction of some users, ascending: int64 [T, length].
+
+    Exact ones lie outside all of the user's items and are distinct, as if drawn one after the other; a user with
+    fewer unseen items gets all of them and repeats. Others may be any item, repeats and positives included.
+    Where nothing unseen had appeared by the time of the positive, time is not asked.
 
     Args:
-        table: from `rank_keys`.
-        starts: int64 [S] first row of each owner.
-        owners: int64, 0 .. S-1.
-        ranks: int64, 0 <= rank < n_items - (number of the owner's positives).
-    """
-    xp = array_namespace(table, starts, owners, ranks)
-    below = xp.searchsorted(table, owners * n_items + ranks, side="right")
-    return ranks + below - xp.take(starts, owners)
-
-
-def distinct_numbers(seed: int, ids: Array, bounds: Array, length: int) -> Array:
-    """For each id, `length` numbers of [0, bound), drawn without replacement and in ascending order.
-
-    Where a bound is smaller than `length`, every number occurs and the rest are repeats.
-
-    Args:
-        seed: from `counters.stream_seed`.
-        ids: int64 [S]; equal ids draw equal numbers.
-        bounds: int64 [S], at least 1.
-    Returns:
-        int64 [S, length].
-    """
-    xp = array_namespace(ids, bounds)
-    if length == 0 or ids.shape[0] == 0:
-        return xp.zeros((ids.shape[0], length), dtype=xp.int64, device=device(ids))
-    key = counters.keys(seed, ids)[:, None]
-    slot = count(length, ids)[None, :]
-    wide = bounds >= 2 * length
-    # Narrow ranges: shuffle the whole range, so that the last free number is not awaited by chance.
-    done, places = [_shuffled(xp, key[~wide], bounds[~wide], length)], [xp.nonzero(~wide)[0]]
-    # Wide ranges: draw, and where a number came twice draw the second one again.
-    place = xp.nonzero(wide)[0]
-    key, bound = xp.take(key, place, axis=0), xp.take(bounds, place)[:, None]
-    rows, drawn = xp.sort(counters.below(counters.draws(key, slot), bound), axis=1), length
-    while True:
-        again = xp.concat([xp.zeros_like(rows[:, :1], dtype=xp.bool), rows[:, 1:] == rows[:, :-1]], axis=1)
-        repeated = xp.any(again, axis=1)
-        done.append(rows[~repeated])
-        places.append(place[~repeated])
-        again, rows, place = again[repeated], rows[repeated], place[repeated]
-        if not place.shape[0]:
-            break
-        key, bound = key[repeated], bound[repeated]
-        fresh = counters.below(counters.draws(key, slot + drawn), bound)
-        rows = xp.sort(xp.where(again, fresh, rows), axis=1)
-        drawn += length
-    return xp.take(xp.concat(done), xp.argsort(xp.concat(places)), axis=0)
-
-
-def _shuffled(xp: Any, key: Array, bounds: Array, length: int) -> Array:
-    """`length` distinct numbers of each small range (bound < 2 * length), ascending; repeats if it has fewer."""
-    number = count(2 * length, bounds)[None, :]
-    bound = bounds[:, None]
-    # 62 random bits order the range; numbers beyond it come last.
-    priority = (counters.draws(key, number) >> 2) & ((1 << 62) - 1)
-    priority = xp.where(number < bound, priority, (1 << 62) + number)
-    chosen = xp.argsort(priority, axis=1)[:, :length]
-    slot = count(length, bounds)[None, :]
-    return xp.sort(xp.where(slot < bound, chosen, slot % bound), axis=1)
-
-
-def series_negatives(history: Histories, which: Array, n_items: int, length: int, seed: int) -> Array:
-    """`length` distinct negatives outside all positives of some users, ascending: int64 [T, length].
-
-    A user with fewer unseen items gets all of them and repeats; each must have at least one.
-
-    Args:
-        which: int64 [T], which of the history's users.
+        which: int64 [T], ascending: which of the history's users; each must have an unseen item.
         seed: from `counters.stream_seed`.
     """
     xp = array_namespace(history.users)
-    table = rank_keys(history.rows, history.by_item, history.starts, n_items)
-    bounds = n_items - xp.take(history.counts, which)
-    ranks = distinct_numbers(seed, xp.take(history.users, which), bounds, length)
-    items = unseen_item(table, history.starts, xp.repeat(which, length), xp.reshape(ranks, (-1,)), n_items)
-    return xp.reshape(items, ranks.shape)
+    last = xp.take(history.by_time, xp.take(history.starts, which) + xp.take(history.counts, which) - 1)
+    limits = candidates.limits(xp.take(history.times, last))
+    key = counters.keys(seed, xp.take(history.users, which))
+    if not exact:
+        bits = counters.draws(key[:, None], count(length, which)[None, :])
+        chosen = candidates.place_at(counters.below(bits, candidates.weight_before(limits)[:, None]))
+        return xp.sort(candidates.item_at(chosen), axis=1)
+    owners, places = history.rows, candidates.place_of(history.items)
+    if candidates.places is not None:
+        owners, places = _ordered(owners, places, candidates)
+    chosen = _without_replacement(owners, places, history.users.shape[0], which, key, limits, candidates, length)
+    return chosen if candidates.items is None else xp.sort(candidates.item_at(chosen), axis=1)
 
 
-def row_negatives(users: Array, items: Array, n_items: int, per_row: int, seed: int) -> tuple[Array, Array]:
-    """Negatives for training: `per_row` for each row, outside all items the user has in these rows.
+def _without_replacement(
+    owners: Array,
+    places: Array,
+    n_owners: int,
+    which: Array,
+    key: Array,
+    limits: Array,
+    candidates: Candidates,
+    length: int,
+) -> Array:
+    """`length` distinct unseen places of each owner in `which`, ascending: int64 [T, length]; repeats where fewer.
+
+    Round after round, as many places as are missing are drawn of what is left, and those drawn twice count once.
+    That is the same as drawing one after the other: a place that was drawn before would not be drawn again.
+    """
+    xp = array_namespace(owners, places)
+    if not (which.shape[0] and length):
+        return xp.zeros((which.shape[0], length), dtype=xp.int64, device=device(which))
+    none = candidates.n_items  # a place that is missing, behind all others
+    unseen = Unseen(owners, places, n_owners, candidates)
+    limits = unseen.usable_limits(which, limits)
+    number, owner, drawn = count(which.shape[0], which), which, xp.zeros_like(which)
+    chosen = xp.zeros((which.shape[0], 0), dtype=xp.int64, device=device(which))
+    done, numbers = [], []
+    while True:
+        bound = unseen.left(owner, limits)
+        missing = xp.where(bound > 0, length - xp.sum(xp.astype(chosen < none, xp.int64), axis=1), 0)
+        found = _draw(unseen, owner, key, drawn, bound, missing, none)
+        merged = xp.sort(xp.concat([chosen, found], axis=1), axis=1) if chosen.shape[1] else found
+        again = merged[:, 1:] == merged[:, :-1]
+        merged = xp.concat([merged[:, :1], xp.where(again, none, merged[:, 1:])], axis=1)
+        gaps = xp.any(merged == none, axis=1) | (merged.shape[1] > length)
+        done.append(merged[~gaps][:, :length])
+        numbers.append(number[~gaps])
+        # The others: close the gaps; finished are those that now have all, or all there is.
+        chosen = xp.sort(merged[gaps], axis=1)[:, :length]
+        state = [column[gaps] for column in (number, owner, key, limits, drawn + missing, bound)]
+        finished = (chosen[:, -1] < none) | (state[-1] == 0)
+        done.append(_repeated(chosen[finished], none))
+        numbers.append(state[0][finished])
+        chosen = chosen[~finished]
+        number, owner, key, limits, drawn, bound = (column[~finished] for column in state)
+        if not number.shape[0]:
+            break
+        owners, places, pairs = _drawn_too(owners, places, n_owners, owner, chosen, candidates)
+        n_owners = owner.shape[0]
+        owner = count(n_owners, owner)
+        unseen = Unseen(*pairs, n_owners, candidates)
+    return xp.take(xp.concat(done), xp.argsort(xp.concat(numbers)), axis=0)
+
+
+def _drawn_too(owners: Array, places: Array, n_owners: int, owner: Array, chosen: Array, candidates: Candidates):
+    """Narrow (owners, places) down to some owners, numbered anew in their order; and the same with what they drew.
+
+    Args:
+        owner: int64 [T], ascending; chosen: int64 [T, L], `n_items` where a place is missing.
+    Returns:
+        owners, places, and the (owners, places) that the next round must not draw.
+    """
+    xp = array_namespace(owners, places)
+    everyone = count(n_owners, owners)
+    new = xp.searchsorted(owner, everyone, side="left")
+    of_these = xp.take(xp.take(owner, xp.clip(new, max=owner.shape[0] - 1)) == everyone, owners)
+    owners, places = xp.take(new, owners[of_these]), places[of_these]
+    taken = chosen < candidates.n_items
+    drawers = xp.broadcast_to(count(owner.shape[0], owner)[:, None], chosen.shape)[taken]
+    return owners, places, _ordered(xp.concat([owners, drawers]), xp.concat([places, chosen[taken]]), candidates)
+
+
+def _draw(unseen: Unseen, owner: Array, key: Array, drawn: Array, bound: Array, missing: Array, none: int) -> Array:
+    """The next `missing` draws of each owner, with replacement, ascending: int64 [T, max missing]; then `none`."""
+    xp = array_namespace(owner)
+    slot = count(int(xp.max(missing)), owner)[None, :]
+    points = counters.below(counters.draws(key[:, None], drawn[:, None] + slot), xp.clip(bound, min=1)[:, None])
+    # Sorted before the search, which then goes through its table once.
+    points = xp.reshape(xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1), (-1,))
+    owners = xp.repeat(owner, slot.shape[1])
+    places = xp.where(points < MAX_WEIGHT, unseen.place(owners, points % MAX_WEIGHT), none)
+    return xp.reshape(places, (owner.shape[0], slot.shape[1]))
+
+
+def _repeated(chosen: Array, none: int) -> Array:
+    """Fill missing places (`none`, at the end of each row) with repeats of the others; ascending."""
+    xp = array_namespace(chosen)
+    rows, length = chosen.shape
+    there = xp.sum(xp.astype(chosen < none, xp.int64), axis=1)
+    at = count(rows, chosen)[:, None] * length + count(length, chosen)[None, :] % xp.clip(there, min=1)[:, None]
+    filled = xp.take(xp.reshape(chosen, (-1,)), xp.reshape(at, (-1,)))
+    return xp.sort(xp.reshape(filled, chosen.shape), axis=1)
+
+
+def row_negatives(
+    users: Array,
+    items: Array,
+    candidates: Candidates,
+    per_row: int,
+    seed: int,
+    times: Array | None = None,
+    exact: bool = True,
+) -> tuple[Array, Array]:
+    """Negatives for training: `per_row` for each row; exact ones lie outside all items the user has in these rows.
 
     Draw number n of a user is the same wherever the user's rows lie, as long as they are in the same order.
 
@@ -122,27 +260,23 @@ def row_negatives(users: Array, items: Array, n_items: int, per_row: int, seed: 
         users: int64 [N], each user's rows consecutive and all there.
         items: int64 [N].
         seed: from `counters.stream_seed`; include the epoch for fresh draws.
+        times: integers [N], where `candidates` asks for them.
     Returns:
         int64 [N, per_row] items, and bool [N]: False where the user has seen every item, so that there is no
         negative (what stands in such a row is to be left out).
     """
     xp = array_namespace(users, items)
-    n_rows = users.shape[0]
     new_user = run_starts(users)
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]
-    place = count(n_rows, users) - xp.take(starts, owner)
-    # Each user's distinct items in ascending order; a repeated pair is counted once.
-    pairs = xp.sort(owner * n_items + items)
-    pairs = pairs[run_starts(pairs)]
-    pair_owner = pairs // n_items
-    pair_starts = xp.nonzero(run_starts(pair_owner))[0]
-    table = rank_keys(pair_owner, pairs - pair_owner * n_items, pair_starts, n_items)
-    ends = xp.concat([pair_starts[1:], xp.asarray([pairs.shape[0]], dtype=xp.int64, device=device(pairs))])
-    unseen = n_items - (ends - pair_starts)
-    bound = xp.take(unseen, owner)
-    number = place[:, None] * per_row + count(per_row, users)[None, :]
+    row = count(users.shape[0], users) - xp.take(starts, owner)
+    pairs = _ordered(owner, candidates.place_of(items), candidates)
+    unseen = Unseen(*(column if exact else column[:0] for column in pairs), starts.shape[0], candidates)
+    limits = unseen.usable_limits(owner, candidates.limits(users if times is None else times))
+    bound = unseen.left(owner, limits)
+    number = row[:, None] * per_row + count(per_row, users)[None, :]
     bits = counters.draws(counters.keys(seed, users)[:, None], number)
-    ranks = xp.reshape(counters.below(bits, xp.clip(bound, min=1)[:, None]), (-1,))
-    found = unseen_item(table, pair_starts, xp.repeat(owner, per_row), ranks, n_items)
-    return xp.reshape(xp.clip(found, max=n_items - 1), (n_rows, per_row)), bound > 0
+    points = xp.reshape(counters.below(bits, xp.clip(bound, min=1)[:, None]), (-1,))
+    owners = xp.reshape(xp.broadcast_to(owner[:, None], bits.shape), (-1,))
+    places = xp.clip(unseen.place(owners, points), max=candidates.n_items - 1)
+    return xp.reshape(candidates.item_at(places), bits.shape), bound > 0

@@ -1,87 +1,115 @@
-"""NVTabular operators that turn a log into a leave-one-out data set; usable in anyone's own workflow."""
+"""NVTabular operators that turn a log into a leave-one-out data set, and draw negatives; for anyone's own workflow.
+
+All but `ItemStatistics` take partitions that hold whole users, with ids encoded by `EncodeIds`.
+"""
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import Any
 
-import dask
 import numpy as np
-import pandas as pd
 from array_api_compat import array_namespace
 
 from workflows.counters import stream_seed
-from workflows.device import frames_of
-from workflows.interactions import Histories, count, histories
-from workflows.merlin import ColumnSchema, Operator, StatOperator
-from workflows.negatives import row_negatives, series_negatives
+from workflows.encode import EncodeIds
+from workflows.interactions import Histories, count, histories, stable_order
+from workflows.merlin import ColumnSchema, Operator
+from workflows.negatives import Candidates, row_negatives, series_negatives
+from workflows.sampling import EXACT, KINDS, ItemStatistics, Sampling, line_of
 
 TRAIN, TEST = 0, 1
 _TEST_STREAM, _TRAIN_STREAM = 1, 2
+_OUTPUT = {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}
 
 
-class EncodeIds(StatOperator):
-    """Replace ids by 0 .. n-1 in the order of the original ids (numbers by value, strings by code point).
+class _Negatives(Operator):
+    """What operators that draw negatives share."""
 
-    `fit` collects the distinct ids of all partitions, so the encoding does not depend on how rows are
-    partitioned. An id that was not there in `fit` becomes -1.
-    """
-
-    def __init__(self, categories: dict[str, pd.Series] | None = None) -> None:
-        """Args: categories: the sorted distinct ids of each column, where a fit is to be restored."""
+    def __init__(self, encoder: EncodeIds, item: str, sampling: Sampling, statistics: ItemStatistics | None) -> None:
         super().__init__()
-        self.categories = dict(categories or {})
-        self.fitted = categories is not None
-        self._lookups: dict[str, Any] = {}
-        self._building = Lock()
+        if sampling.kind not in KINDS:
+            raise ValueError(f"the kind of negatives should be one of {', '.join(KINDS)}, got {sampling.kind!r}")
+        if sampling.needs_statistics and statistics is None:
+            raise ValueError("popularity and time-aware negatives need ItemStatistics before them in the workflow")
+        self.encoder, self.item, self.sampling, self.statistics = encoder, item, sampling, statistics
+        self._line: Candidates | None = None
 
-    def fit(self, col_selector, ddf):
-        columns = list(col_selector.names)
+    @property
+    def n_items(self) -> int:
+        return len(self.encoder.categories[self.item])
 
-        def distinct(df):
-            return {name: _on_host(df[name].drop_duplicates()) for name in columns}
+    def _candidates(self, like) -> Candidates:
+        if self._line is None or self._line.n_items != self.n_items:
+            self._line = line_of(self.n_items, self.sampling, self.statistics, like)
+        return self._line
 
-        def merge(parts):
-            merged = {name: pd.concat([part[name] for part in parts]).drop_duplicates() for name in columns}
-            return {name: ids.sort_values().reset_index(drop=True) for name, ids in merged.items()}
-
-        return dask.delayed(merge)([dask.delayed(distinct)(part) for part in ddf.to_delayed()])
-
-    def fit_finalize(self, dask_stats) -> None:
-        self.categories = dask_stats
-        self._lookups = {}
-
-    def clear(self) -> None:
-        self.categories, self._lookups, self.fitted = {}, {}, False
-
-    def transform(self, col_selector, df):
-        frames = frames_of(df)
-        columns = {}
-        for name in col_selector.names:
-            with self._building:  # one thread builds the hash table, and shows it when it is whole
-                if name not in self._lookups:
-                    lookup = frames.Index(self.categories[name])
-                    lookup.get_indexer(lookup[:1])
-                    self._lookups[name] = lookup
-            columns[name] = self._lookups[name].get_indexer(df[name]).astype("int32")
-        return type(df)(columns)
-
-    def compute_column_schema(self, col_name, input_schema):
-        return super().compute_column_schema(col_name, input_schema).with_dtype(np.int32)
+    def _train_rows(self, users, items, times, per_positive: int) -> dict[str, Any]:
+        """Each row, followed by its negatives (none where the user has interacted with every item)."""
+        xp = array_namespace(users, items)
+        if not per_positive:
+            return {"user": users, "item": items, "label": xp.ones(users.shape, dtype=xp.float32)}
+        seed, exact = stream_seed(self.sampling.seed, _TRAIN_STREAM), self.sampling.kind != "uniform"
+        users, items = xp.astype(users, xp.int64), xp.astype(items, xp.int64)
+        negatives, exists = row_negatives(users, items, self._candidates(items), per_positive, seed, times, exact)
+        samples = xp.concat([items[:, None], negatives], axis=1)
+        labels = xp.broadcast_to(count(1 + per_positive, items)[None, :] == 0, samples.shape)
+        keep = labels | exists[:, None]
+        rows = xp.broadcast_to(users[:, None], labels.shape)
+        return {"user": rows[keep], "item": samples[keep], "label": labels[keep]}
 
     def __getstate__(self):
-        # Lookups are rebuilt where they are used: they may hold device memory.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lookups", "_building")}
-
-    def __setstate__(self, state):
-        self.__dict__.update(state, _lookups={}, _building=Lock())
+        return {**self.__dict__, "_line": None}  # built where it is used: it may lie on a device
 
 
-def _on_host(series) -> pd.Series:
-    return series if isinstance(series, pd.Series) else series.to_pandas()
+class AppendNegatives(_Negatives):
+    """Follow each row by negatives: emits `user`, `item` (int32) and `label` (float32, 1 or 0) under your names.
+
+    Negatives lie outside all the items that the user has in the partition (with `uniform`: anywhere). Rows come out
+    ordered by user, a user's rows as they were; rows with an id that the encoder does not know (-1) are left out.
+    """
+
+    def __init__(
+        self,
+        encoder: EncodeIds,
+        user: str,
+        item: str,
+        per_positive: int = 4,
+        sampling: Sampling = EXACT,
+        statistics: ItemStatistics | None = None,
+        time: str | None = None,
+        label: str = "label",
+    ) -> None:
+        """
+        Args:
+            encoder: the fitted-before operator that knows how many items there are.
+            user, item, time: names of the input columns; time only where negatives are time-aware.
+            per_positive: negatives of each row.
+            statistics: where `sampling` needs them.
+        """
+        super().__init__(encoder, item, sampling, statistics)
+        if sampling.time_aware and time is None:
+            raise ValueError("time-aware negatives need the name of the time column")
+        self.user, self.time, self.label, self.per_positive = user, time, label, per_positive
+
+    def transform(self, col_selector, df):
+        users, items = df[self.user].values, df[self.item].values
+        times = users if self.time is None else df[self.time].values
+        xp = array_namespace(users)
+        known = xp.nonzero((users >= 0) & (items >= 0))[0]
+        order = xp.take(known, stable_order(xp.take(users, known)))
+        users, items, times = (xp.take(column, order) for column in (users, items, times))
+        rows = self._train_rows(users, items, times, self.per_positive)
+        names = {self.user: "user", self.item: "item", self.label: "label"}
+        return type(df)({name: xp.astype(rows[role], getattr(xp, _OUTPUT[role])) for name, role in names.items()})
+
+    def column_mapping(self, col_selector):
+        return {name: list(col_selector.names) for name in (self.user, self.item, self.label)}
+
+    def compute_column_schema(self, col_name, input_schema):
+        return ColumnSchema(col_name, dtype=np.float32 if col_name == self.label else np.int32)
 
 
-class LeaveOneOut(Operator):
+class LeaveOneOut(_Negatives):
     """Hold out each user's last interaction and draw the negatives it is ranked against.
 
     Takes encoded user, item and time columns whose partitions hold whole users, and emits rows of `user`,
@@ -100,76 +128,64 @@ class LeaveOneOut(Operator):
         time: str,
         test_negatives: int = 100,
         train_negatives: int = 0,
-        seed: int = 1,
+        sampling: Sampling = EXACT,
+        statistics: ItemStatistics | None = None,
     ) -> None:
         """
         Args:
             encoder: the fitted-before operator that knows how many items there are.
             user, item, time: names of the input columns.
-            test_negatives: distinct negatives of each series, outside all of the user's interactions.
+            test_negatives: negatives of each series, outside all of the user's interactions and distinct (with
+                `uniform`: any items).
             train_negatives: negatives written after each train positive, outside the user's train
                 interactions. The held-out item may be among them: a trainer must not know it.
-            seed: same seed, same negatives, however the rows are partitioned.
+            statistics: where `sampling` needs them.
         """
-        super().__init__()
-        self.encoder, self.user, self.item, self.time = encoder, user, item, time
-        self.test_negatives, self.train_negatives, self.seed = test_negatives, train_negatives, seed
+        super().__init__(encoder, item, sampling, statistics)
+        self.user, self.time = user, time
+        self.test_negatives, self.train_negatives = test_negatives, train_negatives
 
     def transform(self, col_selector, df):
-        n_items = len(self.encoder.categories[self.item])
         users, items, times = (df[name].values for name in (self.user, self.item, self.time))
         known = (users >= 0) & (items >= 0)
-        users, items, times = users[known], items[known], times[known]
+        xp = array_namespace(users)
+        if not xp.all(known):
+            users, items, times = users[known], items[known], times[known]
         history = histories(users, items, times)
-        train, test = self._split(history, n_items)
-        parts = [
-            self._train_rows(train[0], train[1], n_items),
-            self._test_rows(history, test[0], test[1], n_items),
-        ]
-        xp = array_namespace(history.users)
-        frame = {}
-        for name, dtype in _OUTPUT.items():
-            frame[name] = xp.concat([xp.astype(part[name], getattr(xp, dtype)) for part in parts])
-        return type(df)(frame)
+        held_out, train = self._split(history)
+        rows = xp.take(history.by_time, train)
+        users = xp.take(xp.astype(history.users, xp.int32), xp.take(history.rows, train))
+        items, times = xp.take(history.items, rows), xp.take(history.times, rows)
+        parts = [self._train_rows(users, items, times, self.train_negatives), self._test_rows(history, held_out)]
+        columns = {
+            name: xp.concat([xp.astype(part[name], getattr(xp, _OUTPUT[name])) for part in parts]) for name in parts[0]
+        }
+        n_train = parts[0]["user"].shape[0]
+        columns["split"] = xp.astype(count(columns["user"].shape[0], users) >= n_train, xp.int8)
+        return type(df)(columns)
 
-    def _split(self, history: Histories, n_items: int):
-        """((users, items) of train rows, (rows of the S users, their last item) of the held-out ones)."""
+    def _split(self, history: Histories):
+        """(which of the S users have a held-out interaction, positions in time order of the train rows)."""
         xp = array_namespace(history.users)
-        has_test = (history.counts > 1) & (history.counts < n_items)
-        held_out = xp.nonzero(has_test)[0]
-        last = history.starts + history.counts - 1
-        rows = history.rows
-        keep = ~(xp.take(has_test, rows) & (xp.take(last, rows) == count(rows.shape[0], rows)))
-        users = xp.take(history.users, rows)
-        return (users[keep], history.by_time[keep]), (held_out, xp.take(history.by_time, xp.take(last, held_out)))
+        has_test = (history.counts > 1) & (history.counts < self.n_items)
+        position = count(history.rows.shape[0], history.rows)
+        last = xp.where(has_test, history.starts + history.counts - 1, -1)
+        return xp.nonzero(has_test)[0], position[xp.take(last, history.rows) != position]
 
-    def _train_rows(self, users, items, n_items: int) -> dict[str, Any]:
-        xp = array_namespace(users, items)
-        if not self.train_negatives:
-            return {"user": users, "item": items, "label": xp.ones(users.shape), "split": xp.full(users.shape, TRAIN)}
-        seed = stream_seed(self.seed, _TRAIN_STREAM)
-        negatives, exists = row_negatives(users, items, n_items, self.train_negatives, seed)
-        labels = xp.concat([xp.ones((users.shape[0], 1)), xp.zeros(negatives.shape)], axis=1)
-        keep = (labels > 0) | exists[:, None]
-        rows = xp.broadcast_to(users[:, None], labels.shape)[keep]
-        samples = xp.concat([items[:, None], negatives], axis=1)[keep]
-        return {"user": rows, "item": samples, "label": labels[keep], "split": xp.full(rows.shape, TRAIN)}
-
-    def _test_rows(self, history: Histories, held_out, positives, n_items: int) -> dict[str, Any]:
+    def _test_rows(self, history: Histories, held_out) -> dict[str, Any]:
         xp = array_namespace(history.users)
-        seed = stream_seed(self.seed, _TEST_STREAM)
-        negatives = series_negatives(history, held_out, n_items, self.test_negatives, seed)
+        last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
+        positives = xp.astype(xp.take(history.items, xp.take(history.by_time, last)), xp.int64)
+        seed, exact = stream_seed(self.sampling.seed, _TEST_STREAM), self.sampling.kind != "uniform"
+        line = self._candidates(history.items)
+        negatives = series_negatives(history, held_out, line, self.test_negatives, seed, exact)
         series = xp.concat([positives[:, None], negatives], axis=1)
         users = xp.broadcast_to(xp.take(history.users, held_out)[:, None], series.shape)
-        labels = xp.concat([xp.ones((series.shape[0], 1)), xp.zeros(negatives.shape)], axis=1)
-        flat = {"user": users, "item": series, "label": labels, "split": xp.full(series.shape, TEST)}
-        return {name: xp.reshape(column, (-1,)) for name, column in flat.items()}
+        labels = xp.broadcast_to(count(series.shape[1], positives)[None, :] == 0, series.shape)
+        return {name: xp.reshape(rows, (-1,)) for name, rows in (("user", users), ("item", series), ("label", labels))}
 
     def column_mapping(self, col_selector):
         return {name: [self.user, self.item, self.time] for name in _OUTPUT}
 
     def compute_column_schema(self, col_name, input_schema):
         return ColumnSchema(col_name, dtype=getattr(np, _OUTPUT[col_name]))
-
-
-_OUTPUT = {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}

@@ -1,46 +1,63 @@
 """A fitted workflow on disk, as JSON and Parquet: Merlin's own `Workflow.save` writes a pickle, and we load none.
 
-In a prepared folder, `categories/<column>.parquet` holds the encoding (`id`, `original`) and
-`workflow/workflow.json` the operators and their parameters.
+In a prepared folder, `categories/<column>.parquet` holds the encoding (`id`, `original`),
+`workflow/workflow.json` the operators and their parameters, and, where negatives need them,
+`workflow/items.parquet` the statistics of items.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflows.encode import EncodeIds
 from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.merlin import Workflow
-from workflows.operators import EncodeIds, LeaveOneOut
+from workflows.operators import LeaveOneOut
+from workflows.sampling import ItemStatistics, Sampling
 
-_FORMAT = 1
-_PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives", "seed")
+_FORMAT = 2
+_PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")
 
 
 def leave_one_out_workflow(encoder: EncodeIds, split: LeaveOneOut) -> Workflow:
-    """log → encoded ids → train and test rows."""
-    encoded = [split.user, split.item] >> encoder
-    return Workflow((encoded + [split.time]) >> split)  # noqa: RUF005 - a graph, not a list
+    """log → encoded ids (→ statistics of items, where negatives need them) → train and test rows."""
+    log = ([split.user, split.item] >> encoder) + [split.time]
+    if split.statistics is not None:
+        log = log >> split.statistics
+    return Workflow(log >> split)
 
 
-def save_workflow(folder: Path, encoder: EncodeIds, split: LeaveOneOut) -> None:
-    """Write the state of a fitted leave-one-out workflow into a prepared folder."""
+def save_workflow(folder: Path, originals: Mapping[str, Any], split: LeaveOneOut) -> None:
+    """Write the state of a fitted leave-one-out workflow into a prepared folder.
+
+    Args:
+        originals: of each encoded column, the original ids in the order of their numbers (Arrow or pandas).
+    """
     (folder / "categories").mkdir()
     (folder / "workflow").mkdir()
-    for name, ids in encoder.categories.items():
+    for name, ids in originals.items():
         table = pa.table({"id": np.arange(len(ids), dtype=np.int32), "original": pa.array(ids)})
         pq.write_table(table, folder / "categories" / f"{name}.parquet")
-    operators = [
-        {"operator": "EncodeIds", "columns": list(encoder.categories)},
-        {"operator": "LeaveOneOut", **{name: getattr(split, name) for name in _PARAMETERS}},
-    ]
-    write_json(folder / "workflow" / "workflow.json", {"format": _FORMAT, "operators": operators})
+    content = {
+        "format": _FORMAT,
+        "encoded": list(originals),
+        "leave_one_out": {name: getattr(split, name) for name in _PARAMETERS},
+        "sampling": asdict(split.sampling),
+    }
+    if split.statistics is not None:
+        items = pa.table({"count": split.statistics.counts, "since": split.statistics.since})
+        pq.write_table(items, folder / "workflow" / "items.parquet")
+    write_json(folder / "workflow" / "workflow.json", content)
 
 
 def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
@@ -52,14 +69,21 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
     path = folder / "workflow" / "workflow.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        encode, split = content["operators"]
-        if content["format"] != _FORMAT or (encode["operator"], split["operator"]) != ("EncodeIds", "LeaveOneOut"):
+        if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
-        encoder = EncodeIds({name: read_categories(folder, name) for name in encode["columns"]})
-        operator = LeaveOneOut(encoder, **{name: split[name] for name in _PARAMETERS})
-    except (OSError, ValueError, KeyError, TypeError) as err:
+        encoder = EncodeIds({name: read_categories(folder, name) for name in content["encoded"]})
+        parameters = {name: content["leave_one_out"][name] for name in _PARAMETERS}
+        sampling = Sampling(**content["sampling"])
+        statistics = None
+        if sampling.needs_statistics:
+            statistics = ItemStatistics(encoder, parameters["item"], parameters["time"])
+            items = pq.read_table(folder / "workflow" / "items.parquet", columns=["count", "since"])
+            statistics.fit_finalize(tuple(column.to_numpy() for column in items.columns))
+            statistics.fitted = True
+        split = LeaveOneOut(encoder, **parameters, sampling=sampling, statistics=statistics)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
         raise UserError(f"{path} is no saved workflow of this program ({err!r}); prepare the folder again") from None
-    return leave_one_out_workflow(encoder, operator), encoder, operator
+    return leave_one_out_workflow(encoder, split), encoder, split
 
 
 def read_categories(folder: Path, column: str) -> pd.Series:

@@ -1,0 +1,162 @@
+"""The command line of `python -m preprocessing`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from preprocessing.feature_spec import DEFAULT_NAME
+from preprocessing.memory import parse_bytes
+from workflows import device
+from workflows.errors import UserError
+from workflows.help import HelpFormatter
+from workflows.sampling import EXACT, KINDS
+
+_DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
+
+Each user's last interaction is held out for testing and ranked against negatives the user never saw.
+The same log and seed give the same files, byte for byte.
+A folder with a feature_spec.yaml as --input is transcoded instead: other chunk types in, Parquet out."""
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags as given.
+
+    Raises:
+        UserError: flags that exclude each other, or lack another one.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m preprocessing",
+        description=_DESCRIPTION,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    _add_source(parser)
+    _add_columns(parser.add_argument_group("columns and rows of the log"))
+    _add_output(parser.add_argument_group("the prepared folder"))
+    _add_negatives(parser.add_argument_group("negatives"))
+    _add_transcoding(parser.add_argument_group("a folder with a feature spec"))
+    _add_run(parser.add_argument_group("how it runs"))
+    args = parser.parse_args(argv)
+    _check(args)
+    return args
+
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to read")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--sample", choices=["ml-100k"], help="a real data set that comes with the set-up")
+    source.add_argument(
+        "--input", nargs="+", metavar="PATH",
+        help="MovieLens file, folder or zip; CSV, TSV or Parquet logs, gzip too, folders or globs of them; "
+        "or a folder with a feature spec",
+    )  # fmt: skip
+    source.add_argument(
+        "--synthetic", metavar="SHAPE", help="a made-up log: ml-20m, small or USERSxITEMSxROWS, such as 1000x500x50000"
+    )
+    source.add_argument(
+        "--check", type=Path, metavar="DIR", help="validate the spec and data of a prepared folder, write nothing"
+    )
+    group.add_argument("--raw", type=Path, metavar="FILE", help="write the --synthetic log as CSV, and stop")
+    group.add_argument(
+        "--features", action="store_true", help="with --sample: gender and age of users as side features"
+    )
+    group.add_argument(
+        "--workflow",
+        type=Path,
+        metavar="DIR",
+        help="apply the encoding of this prepared folder; unknown ids are left out",
+    )
+    group.add_argument("--extend", action="store_true", help="with --workflow: append unknown ids to its encoding")
+
+
+def _add_columns(group: argparse._ArgumentGroup) -> None:
+    for name in ("user", "item", "time", "rating"):
+        group.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds the {name}")
+    group.add_argument(
+        "--columns", type=lambda text: text.split(","), metavar="A,B,…", help="columns of text that has no header"
+    )
+    group.add_argument("--min-rating", type=float, metavar="R", help="leave out interactions rated lower")
+    group.add_argument("--strict", action="store_true", help="a missing value is an error (else the row is left out)")
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--output", type=Path, metavar="DIR", help="folder to write")
+    group.add_argument("--overwrite", action="store_true", help="replace a folder written by this command")
+
+
+def _add_negatives(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--test-negatives", "--valid_negative", type=int, default=100, metavar="N",
+        help="negatives of each test series",
+    )  # fmt: skip
+    group.add_argument(
+        "--train-negatives", type=int, default=0, metavar="K",
+        help="negatives written after each train positive; 0: drawn while training",
+    )  # fmt: skip
+    group.add_argument(
+        "--negatives", choices=KINDS, default=EXACT.kind,
+        help="exact: unseen items, all alike; popularity: unseen items by their interactions; uniform: any items",
+    )  # fmt: skip
+    group.add_argument(
+        "--popularity-exponent", type=float, default=EXACT.exponent, metavar="A",
+        help="of the interactions, for --negatives popularity",
+    )  # fmt: skip
+    group.add_argument(
+        "--time-aware", action="store_true", help="only items that had occurred by the time of the positive"
+    )
+    group.add_argument("-s", "--seed", type=int, default=EXACT.seed, help="seed of the negatives")
+
+
+def _add_transcoding(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--feature_spec_in", metavar="NAME", help=f"spec to read (default: {DEFAULT_NAME})")
+    group.add_argument("--feature_spec_out", metavar="NAME", help=f"spec to write (default: {DEFAULT_NAME})")
+    group.add_argument(
+        "--emit", choices=["parquet", "torch_tensor"],
+        help="chunks to write (default: parquet); torch_tensor is what NVIDIA's ncf.py reads",
+    )  # fmt: skip
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live")
+    group.add_argument("--partitions", type=int, metavar="P", help="parts the users are spread over (default: by size)")
+    group.add_argument(
+        "--memory-limit", type=_checked(parse_bytes), metavar="SIZE", help="of all processes together, such as 1GiB"
+    )
+    where = group.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, metavar="N", help="worker processes (default: threads of this one)")
+    where.add_argument("--scheduler", metavar="HOST:PORT", help="a running Dask cluster, which sees --output's folder")
+
+
+def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """`parse` as argparse wants it: its message is shown."""
+
+    def checked(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as err:
+            raise argparse.ArgumentTypeError(str(err)) from None
+
+    return checked
+
+
+def _check(args: argparse.Namespace) -> None:
+    wrong = []
+    if args.check is None and args.raw is None and args.output is None:
+        wrong.append("--output DIR is missing: the folder to write")
+    if args.raw is not None and args.synthetic is None:
+        wrong.append("--raw is for --synthetic")
+    if args.raw is not None and args.output is not None:
+        wrong.append("--raw writes the log only; leave out --output")
+    if args.features and args.sample is None:
+        wrong.append(
+            "--features is for --sample; describe your own side features in a feature spec (docs/side-features.md)"
+        )
+    if args.extend and args.workflow is None:
+        wrong.append("--extend needs --workflow")
+    if args.workers is not None and args.workers < 1:
+        wrong.append(f"--workers should be 1 or more, got {args.workers}")
+    if wrong:
+        raise UserError("; ".join(wrong))

@@ -1,0 +1,118 @@
+"""Which id gets which number: found in the log, or taken over from a folder that was prepared before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocessing.partition import ITEM, USER, Spill, texts_path
+from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
+from workflows.cluster import Cluster
+from workflows.encode import EncodeIds, IdTable
+from workflows.errors import UserError
+from workflows.merlin import Workflow
+from workflows.state import read_categories
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The original ids of users and items in the order of their numbers.
+
+    Attributes:
+        originals: Arrow integers or text of `user` and `item`.
+        added: how many of them another encoding, which this one goes on from, did not have.
+        extend: whether ids that are not there may be added.
+    """
+
+    originals: Mapping[str, pa.Array]
+    added: Mapping[str, int]
+    extend: bool = False
+
+    @staticmethod
+    def of_folder(folder: Path, extend: bool) -> Encoding:
+        """The encoding of a prepared folder.
+
+        Raises:
+            UserError: the folder has none.
+        """
+        originals = {name: pa.array(read_categories(folder, name)) for name in (USER, ITEM)}
+        return Encoding(originals, {USER: 0, ITEM: 0}, extend)
+
+
+def _is_text(ids: pa.Array) -> bool:
+    return not pa.types.is_integer(ids.type)
+
+
+def _keys(ids: pa.Array) -> pd.Series:
+    """What stands for each id in the spill files."""
+    return pd.Series(text_keys(ids) if _is_text(ids) else ids.to_numpy())
+
+
+def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
+    """The lookup of each column, for all workers."""
+    return {name: IdTable(_keys(ids)).store(scratch / f"known-{name}.npy") for name, ids in known.originals.items()}
+
+
+def find_encoding(
+    dataset: Any, spills: Sequence[Spill], partitions: int, scratch: Path, cluster: Cluster, known: Encoding | None
+) -> tuple[Encoding, EncodeIds]:
+    """The encoding of the spilled log, and the operator that applies it to its partitions.
+
+    Raises:
+        UserError: text and integers where the known encoding has the other one.
+    """
+    if known is not None:
+        _check_kinds(known, spills)
+    encoding = (
+        known if known is not None and not known.extend else _found(dataset, spills, partitions, scratch, cluster)
+    )
+    if known is not None and known.extend:
+        encoding = _extended(known, encoding)
+    encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()})
+    encoder.tables = {name: table.store(scratch / f"{name}.npy") for name, table in encoder.tables.items()}
+    return encoding, encoder
+
+
+def _found(dataset: Any, spills: Sequence[Spill], partitions: int, scratch: Path, cluster: Cluster) -> Encoding:
+    """All ids of the log: text in the order of its code points, numbers by value."""
+    originals = {}
+    for name in (USER, ITEM):
+        paths = [texts_path(scratch, spill.number, name) for spill in spills if name in spill.text]
+        if paths:
+            parts: list[pa.Array] = []
+            cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in range(partitions)], parts.append)
+            originals[name] = in_order(parts)
+    numbers = [name for name in (USER, ITEM) if name not in originals]
+    if numbers:
+        encoder = EncodeIds()
+        Workflow(numbers >> encoder).fit(dataset)
+        originals |= {name: pa.array(ids) for name, ids in encoder.categories.items()}
+    return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
+
+
+def _check_kinds(known: Encoding, spills: Sequence[Spill]) -> None:
+    for name, ids in known.originals.items():
+        text = any(name in spill.text for spill in spills)
+        if text != _is_text(ids):
+            kinds = ("text", "integers") if text else ("integers", "text")
+            raise UserError(
+                f"the log's {name} ids are {kinds[0]}, and the encoding of --workflow has {kinds[1]}; convert them"
+            )
+
+
+def _extended(known: Encoding, found: Encoding) -> Encoding:
+    """The known ids under their numbers, then those that are new."""
+    originals, added = {}, {}
+    for name, old in known.originals.items():
+        new = found.originals[name].cast(old.type)
+        new = new.filter(pc.invert(pc.is_in(new, value_set=old)))
+        originals[name] = pa.concat_arrays([old, new])
+        added[name] = len(new)
+    return Encoding(originals, added)

@@ -1,0 +1,96 @@
+"""Write one partition's train and test rows, and count what they came to."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workflows.device import FrameDevice
+from workflows.interactions import run_lengths, run_starts
+from workflows.operators import TEST
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one partition came to.
+
+    Attributes:
+        train_file, test_file: relative to the folder; None where there is no such row.
+        user_counts: int64, interactions of each user of the partition (train and held-out).
+        item_counts: int64 [n_items], interactions of each item.
+    """
+
+    index: int
+    train_file: str | None
+    test_file: str | None
+    train_positives: int
+    train_rows: int
+    test_series: int
+    users_with_one_interaction: int
+    users_with_all_items: int
+    series_with_repeated_negatives: int
+    user_counts: np.ndarray
+    item_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes partitions into a prepared folder.
+
+    Attributes:
+        series: rows of a test series.
+        n_items: the number of items in all.
+        train_negatives: negatives after each train positive.
+    """
+
+    folder: Path
+    device: FrameDevice
+    series: int
+    n_items: int
+    train_negatives: int
+
+    def __call__(self, df: Any, index: int) -> Written:
+        """Args: df: the rows of `LeaveOneOut`, for one partition."""
+        table = self.device.to_arrow(df)
+        n_train = int(np.searchsorted(table.column("split").to_numpy(), TEST))
+        table = table.drop_columns("split")
+        train, test = table.slice(0, n_train), table.slice(n_train)
+        files = [self._write(part, name, index) for part, name in ((train, "train"), (test, "test"))]
+        users, items = (train.column(name).to_numpy() for name in ("user", "item"))
+        if self.train_negatives:
+            positive = train.column("label").to_numpy() > 0
+            users, items = users[positive], items[positive]
+        starts = np.flatnonzero(run_starts(users))
+        counts = run_lengths(starts, len(users))
+        series = test.column("item").to_numpy().reshape(-1, self.series)
+        held_out = np.zeros(len(counts), dtype=bool)
+        held_out[np.searchsorted(users[starts], test.column("user").to_numpy()[:: self.series])] = True
+        alone = ~held_out & (counts == 1)
+        return Written(
+            index,
+            *files,
+            train_positives=len(users),
+            train_rows=n_train,
+            test_series=len(series),
+            users_with_one_interaction=int(alone.sum()),
+            users_with_all_items=int((~held_out & ~alone).sum()),
+            series_with_repeated_negatives=int((series[:, 2:] == series[:, 1:-1]).any(axis=1).sum()),
+            user_counts=counts + held_out,
+            item_counts=np.bincount(items, minlength=self.n_items) + np.bincount(series[:, 0], minlength=self.n_items),
+        )
+
+    def _write(self, part: pa.Table, name: str, index: int) -> str | None:
+        if not part.num_rows:
+            return None
+        file = f"{name}/part-{index:05d}.parquet"
+        # A worker that is thought dead may still write the same part: each writes its own, and the last one stays.
+        partial = self.folder / f"{file}.{os.getpid()}.partial"
+        pq.write_table(part, partial, use_dictionary=["label"])
+        partial.replace(self.folder / file)
+        return file
