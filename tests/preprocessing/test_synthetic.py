@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing import synthetic
+from preprocessing import synthetic, synthetic_rows
 from preprocessing.synthetic import Ids, Shape, parse_shape, write_log
 from workflows.errors import UserError
 
@@ -19,7 +19,7 @@ from workflows.errors import UserError
 @pytest.fixture
 def little_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and buckets so small that a small log has many."""
-    monkeypatch.setattr(synthetic, "_BLOCK_ROWS", 5_000)
+    monkeypatch.setattr(synthetic_rows, "_BLOCK_ROWS", 5_000)
     monkeypatch.setattr(synthetic, "_BUCKET_ROWS", 7_000)
 
 
@@ -155,18 +155,3 @@ def test_nothing_is_left_of_a_log_that_was_interrupted(tmp_path: Path) -> None:
         write_log(Shape(20, 30, 400), tmp_path / "log.csv", 1, progress=interrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
     assert (tmp_path / "log.csv").read_text() == "old"
-
-
-@pytest.mark.parametrize("n_items", [20, 48])  # by race, and by drawing again: two of 48 are few
-def test_items_are_drawn_without_replacement_by_weight(n_items: int) -> None:
-    n_users = 20_000
-    weights = np.random.default_rng(0).uniform(1, 5, n_items)
-    none = np.empty(0, dtype=np.int64)
-    keys = synthetic._distinct_pairs(np.full(n_users, 2), none, weights, np.random.default_rng(1))
-    assert len(np.unique(keys)) == 2 * n_users
-    assert (np.bincount(keys // n_items) == 2).all()
-    # An item is the first of two, or the second after any other one.
-    p = weights / weights.sum()
-    included = p + p * ((p / (1 - p)).sum() - p / (1 - p))
-    found = np.bincount(keys % n_items, minlength=n_items) / n_users
-    assert (np.abs(found - included) < 5 * np.sqrt(included * (1 - included) / n_users)).all()
