@@ -148,6 +148,10 @@ class FeatureSpec(BaseModel):
             raise UserError(f"source_spec has no {mapping!r}; mappings: {', '.join(self.source_spec)}")
         return self.source_spec[mapping]
 
+    def features(self, mapping: str) -> list[str]:
+        """The features that the chunks of a mapping hold; raises as `chunks`."""
+        return [name for chunk in self.chunks(mapping) for name in chunk.features]
+
     def write(self, folder: Path, name: str = DEFAULT_NAME) -> None:
         """Write the spec into a folder, as YAML that NVIDIA's own scripts read."""
         content = self.model_dump(exclude_unset=True, exclude_none=True)

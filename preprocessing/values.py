@@ -43,12 +43,14 @@ class Block:
 
     Attributes:
         start: the first row's number in the mapping.
+        rows: how many.
         columns: int64 ids, float64 numbers and labels, Arrow strings; all of one length. Where a value is wrong,
             there is 0 (or null).
         wrong: what cannot be used.
     """
 
     start: int
+    rows: int
     columns: dict[str, np.ndarray | pa.ChunkedArray]
     wrong: list[Wrong]
 
@@ -94,7 +96,7 @@ def iter_values(
                     first = int(mask.argmax())
                     value = str(table.column(name)[first].as_py())[:60]
                     wrong.append(Wrong(name, expected, int(mask.sum()), start + first, value))
-        yield Block(start, columns, wrong)
+        yield Block(start, table.num_rows, columns, wrong)
         start += table.num_rows
 
 

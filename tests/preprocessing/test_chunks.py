@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.chunks import read_mapping
+from preprocessing.chunks import iter_mapping, locate, read_mapping, save_tensor, text_features
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec
+from preprocessing.sources import text
 from workflows.errors import UserError
 
 torch = pytest.importorskip("torch")
@@ -230,3 +231,112 @@ def test_an_empty_csv_part_has_no_rows(tmp_path: Path) -> None:
     assert _read(tmp_path, _spec(Chunk(type="csv", features=["user"], files=["a.csv", "b.csv"])), "user") == {
         "user": [1]
     }
+
+
+@settings(max_examples=30, deadline=None)
+@given(layout=_layouts(), rows=st.integers(1, 40))
+def test_blocks_have_the_rows_asked_for_and_all_of_them(fresh: Callable[[], Path], layout: Any, rows: int) -> None:
+    n, chunks, features = layout
+    folder, table = fresh(), _table(n)
+    spec = _spec(*(_chunk(folder, kind, table[names], cuts, str(i)) for i, (kind, names, cuts) in enumerate(chunks)))
+    blocks = list(iter_mapping(folder, spec, "train", features, rows))
+    assert [block.num_rows for block in blocks] == [min(rows, n - start) for start in range(0, n, rows)]
+    found = pa.concat_tables(blocks, promote_options="permissive")
+    assert found.to_pydict() == {name: table[name].tolist() for name in features}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "torch_tensor"])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5])
+def test_lengths_are_told_in_full_whichever_block_differs(tmp_path: Path, kind: str, rows: int) -> None:
+    spec = _spec(
+        _chunk(tmp_path, kind, _table(9)[["label"]], [2], "labels"),
+        _chunk(tmp_path, kind, _table(4)[["user", "item"]], [], "ids"),
+    )
+    with pytest.raises(UserError, match=r"labels-0\.dat .*9 rows, ids-0\.dat .*4 rows"):
+        list(iter_mapping(tmp_path, spec, "train", ["user", "label"], rows))
+
+
+def test_a_csv_file_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PIECE_BYTES", 64)
+    sizes: list[int] = []
+    read = text.TextPiece.read
+    monkeypatch.setattr(text.TextPiece, "read", lambda piece: sizes.append(piece.size_bytes) or read(piece))
+    table = _table(100)
+    spec = _spec(_chunk(tmp_path, "csv", table[["user", "label"]], [], "a"))
+    blocks = iter_mapping(tmp_path, spec, "train", ["user"], rows=10)
+    assert next(blocks).column("user").to_pylist() == table["user"][:10].tolist()
+    assert sum(sizes) < 200  # of about 700 bytes
+    assert sum(block.num_rows for block in blocks) == 90
+
+
+def test_a_mapping_without_rows_is_one_empty_block_of_the_right_types(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    pq.write_table(pa.table({"item": pa.array([], pa.int32())}), tmp_path / "a.parquet")
+    spec = _spec(
+        Chunk(type="csv", features=["user", "label"], files=["a.csv"]),
+        Chunk(type="parquet", features=["item"], files=["a.parquet"]),
+    )
+    (block,) = iter_mapping(tmp_path, spec, "train", ["item", "user", "label"], rows=5)
+    assert block.num_rows == 0
+    assert block.schema.types == [pa.int32(), pa.int64(), pa.float64()]
+
+
+def test_a_leading_zero_among_ids_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1\n007\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 2: .*'007'"):
+        _read(tmp_path, _spec(Chunk(type="csv", features=["user"], files=["a.csv"])), "user")
+
+
+def test_text_may_hold_delimiters_and_newlines(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"Paris, ""rive\ngauche""",1\nLyon,2\n')
+    spec = _spec(Chunk(type="csv", features=["item", "user"], files=["a.csv"]))
+    assert text_features(tmp_path, spec, ["user", "item"]) == {"item"}
+    (block,) = iter_mapping(tmp_path, spec, "train", ["item", "user"], 5, text={"item"})
+    assert block.to_pydict() == {"item": ['Paris, "rive\ngauche"', "Lyon"], "user": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "expected"),
+    [
+        ("csv", ["M", "F"], True),
+        ("csv", ["1", "2", "x"], False),  # a mistake, which the reader names
+        ("csv", ["01", "02"], True),
+        ("csv", ["", "NULL"], False),
+        ("parquet", ["M", "F"], True),
+        ("parquet", pd.Categorical(["M", "F"]), True),
+        ("parquet", [1, 2], False),
+        ("torch_tensor", [1, 2], False),
+    ],
+)
+def test_text_is_told_from_numbers(tmp_path: Path, kind: str, values: Any, expected: bool) -> None:
+    spec = _spec(_chunk(tmp_path, kind, pd.DataFrame({"user": values}), [], "a"))
+    assert text_features(tmp_path, spec, ["user", "item"]) == ({"user"} if expected else set())
+
+
+def test_a_feature_that_is_text_in_one_file_only_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("M\nF\n")
+    (tmp_path / "b.csv").write_text("0\n1\n")
+    spec = _spec(Chunk(type="csv", features=["user"], files=["a.csv", "b.csv"]))
+    with pytest.raises(UserError, match=r"'user' holds text in .*a\.csv and integers in .*b\.csv"):
+        text_features(tmp_path, spec, ["user"])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "torch_tensor"])
+def test_a_row_is_located_in_its_file(tmp_path: Path, kind: str) -> None:
+    spec = _spec(_chunk(tmp_path, kind, _table(7)[["user", "item"]], [3, 5], "ids"))
+    found = [locate(tmp_path, spec, "train", "item", row) for row in range(7)]
+    names = [
+        f"{tmp_path.resolve()}/ids-{file}.dat, row {row}"
+        for file, rows in enumerate((3, 2, 2))
+        for row in range(1, rows + 1)
+    ]
+    assert found == names
+
+
+def test_a_tensor_on_disk_is_saved_as_torch_loads_it(tmp_path: Path) -> None:
+    matrix = np.memmap(tmp_path / "raw", dtype=np.int64, mode="w+", shape=(3, 2))
+    matrix[:] = [[1, 2], [3, 4], [5, 6]]
+    save_tensor(tmp_path / "a.pt", matrix)
+    loaded = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert loaded.dtype is torch.int64
+    assert loaded.tolist() == [[1, 2], [3, 4], [5, 6]]

@@ -313,3 +313,73 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "feature_spec.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="not readable YAML"):
         read_feature_spec(tmp_path)
+
+
+def test_missing_channels_and_mappings_are_told(tmp_path: Path) -> None:
+    message = _refused(tmp_path, _edited(channel_spec={"user_ch": [], "item_ch": ["item_id", "label"]}, source_spec={}))
+    for place in (
+        "channel_spec.user_ch: expected exactly one feature, got none",
+        "channel_spec.item_ch: expected exactly one feature, got ['item_id', 'label']",
+        "channel_spec.label_ch: expected exactly one feature, got none",
+        "source_spec.train: expected at least one chunk",
+    ):
+        assert place in message
+
+
+def test_a_feature_comes_once_in_a_channel_and_once_in_a_chunk(tmp_path: Path) -> None:
+    content = yaml.safe_load(_NVIDIA)
+    content["channel_spec"]["others"] = ["user_id", "item_id", "user_id"]
+    content["source_spec"]["train"][0]["features"] = ["item_id", "item_id"]
+    message = _refused(tmp_path, yaml.safe_dump(content))
+    assert "channel_spec.others: feature 'user_id' comes twice" in message
+    assert "source_spec.train.0.features: feature 'item_id' comes twice in this mapping" in message
+    assert message.count("twice") == 2
+
+
+@pytest.mark.parametrize("value", [0, -1, 2**31, True, 3.0, "3", "many", [3]])
+def test_a_cardinality_is_a_positive_number_or_auto(tmp_path: Path, value: object) -> None:
+    content = yaml.safe_load(_NVIDIA)
+    content["feature_spec"]["item_id"]["cardinality"] = value
+    message = _refused(tmp_path, yaml.safe_dump(content))
+    assert (
+        f"feature_spec.item_id.cardinality: expected a whole number 1 .. 2147483647, auto or nothing, got {value!r}"
+        in message
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("test_samples_per_series", True),
+        ("test_samples_per_series", "101"),
+        ("train_negatives", 1.0),
+        ("time_ordered", "yes"),
+        ("time_ordered", 1),
+    ],
+)
+def test_values_of_metadata_are_not_bent_into_shape(tmp_path: Path, key: str, value: object) -> None:
+    message = _refused(tmp_path, _edited(metadata={key: value}))
+    assert f"metadata.{key}" in message
+    assert f"got {value!r}" in message
+
+
+def test_any_mapping_may_stand_beside_train(tmp_path: Path) -> None:
+    sources = yaml.safe_load(_NVIDIA)["source_spec"]
+    spec = _read(tmp_path, _edited(source_spec={"train": sources["train"], "holdout": sources["test"]}))
+    assert spec.features("holdout") == ["user_id", "item_id", "label"]
+
+
+def test_which_features_hold_ids(tmp_path: Path) -> None:
+    assert _read(tmp_path, _NVIDIA).categorical() == ("item_id", "user_id")
+    content = yaml.safe_load(_RICH)
+    content["feature_spec"]["label"] = {"cardinality": 2}  # a label is a label, whatever it says of itself
+    del content["feature_spec"]["user_gender"]["cardinality"]  # its channel tells
+    content["feature_spec"]["user_age"] = {"cardinality": "auto"}  # its cardinality tells
+    spec = _read(tmp_path, yaml.safe_dump(content))
+    assert set(spec.categorical()) == {"user_gender", "user_age", "user_id", "item_id"}
+
+
+def test_found_cardinalities_fill_what_is_open(tmp_path: Path) -> None:
+    spec = _read(tmp_path, _RICH).with_cardinalities({"user_gender": 2, "user_id": 7, "item_id": 8})
+    assert [spec.cardinality(name) for name in ("user_gender", "user_id", "item_id")] == [3, 7, 8]
+    assert spec.feature_spec["user_id"].dtype == "torch.int32"
