@@ -1,24 +1,29 @@
-"""`python -m preprocessing`: a raw interaction log becomes a prepared folder."""
+"""`python -m preprocessing`: a raw interaction log becomes a prepared folder.
+
+Merlin takes a second to import, so nothing here imports it before it is needed; while a log is read, it is imported
+beside that work.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from preprocessing.arguments import parse_args
-from preprocessing.check import print_check
-from preprocessing.encoding import Encoding
+from preprocessing.config import PrepareConfig, is_prepared_folder
 from preprocessing.feature_spec import DEFAULT_NAME
-from preprocessing.prepare import PrepareConfig, is_prepared_folder, prepare
+from preprocessing.memory import Plan
+from preprocessing.partition import Selection, spill_log
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
-from preprocessing.synthetic import parse_shape, write_log
-from preprocessing.transcode import is_transcoded_folder, transcode
 from workflows import device
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.errors import UserError, run_command
@@ -26,10 +31,16 @@ from workflows.folders import check_output, staged_folder
 from workflows.progress import console, stage
 from workflows.sampling import Sampling
 
+if TYPE_CHECKING:
+    from preprocessing.encoding import Encoding
+    from workflows.encode import IdTable
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.check is not None:
+        from preprocessing.check import print_check
+
         sys.exit(0 if print_check(args.check, args.feature_spec_in or DEFAULT_NAME) else 2)
     if args.raw is not None:
         _write_raw(args, args.raw)
@@ -53,17 +64,23 @@ def _prepare(args: argparse.Namespace) -> None:
     )
     columns = _columns(args)
     _no_transcoding(args)
-    known = Encoding.of_folder(args.workflow, args.extend) if args.workflow is not None else None
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
     frames = device.frame_device(args.device)
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
-        scratch = folder / ".unpacked"
-        scratch.mkdir()
-        log = _open(args, columns, scratch)
-        check_output(args.output, args.overwrite, is_prepared_folder, log.files)
-        console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        stats = prepare(log, config, frames, cluster, folder, known)
+        scratch = folder.absolute() / ".spill"
+        (scratch / "unpacked").mkdir(parents=True)
+        with _importing("preprocessing.prepare"):
+            log = _open(args, columns, scratch / "unpacked")
+            check_output(args.output, args.overwrite, is_prepared_folder, log.files)
+            console.print(f"{log.name}: {log.size_bytes:,} bytes")
+            plan = Plan.of(log.size_bytes, config.partitions, config.memory_limit_bytes, cluster.workers)
+            known, tables = _known(args, scratch)
+            selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
+            spilled = spill_log(log, selection, plan.partitions, cluster, scratch)
+        from preprocessing.prepare import prepare
+
+        stats = prepare(spilled, config, frames, cluster, folder.absolute(), known)
         shutil.rmtree(scratch)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "
@@ -77,13 +94,38 @@ def _prepare(args: argparse.Namespace) -> None:
         console.print(f"added to the encoding: {stats['new_users']:,} users, {stats['new_items']:,} items")
 
 
+@contextmanager
+def _importing(module: str) -> Iterator[None]:
+    """Import a module in a thread of its own during the block."""
+    thread = threading.Thread(target=importlib.import_module, args=(module,))
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, dict[str, IdTable] | None]:
+    """The encoding that --workflow names, and the ids to read where no others count."""
+    if args.workflow is None:
+        return None, None
+    from preprocessing.encoding import Encoding, known_tables
+
+    known = Encoding.of_folder(args.workflow, args.extend)
+    return known, None if args.extend else known_tables(known, scratch)
+
+
 def _transcode(args: argparse.Namespace) -> None:
+    from preprocessing.transcode import is_transcoded_folder, transcode
+    from workflows.merlin import merlin_client
+
     source = Path(args.input[0])
     check_output(args.output, args.overwrite, is_transcoded_folder, [source])
     frames = device.frame_device(args.device)
     with (
         staged_folder(args.output, args.overwrite, is_transcoded_folder) as folder,
         thread_cluster() as cluster,
+        merlin_client(cluster),
     ):
         stats = transcode(
             source,
@@ -99,6 +141,8 @@ def _transcode(args: argparse.Namespace) -> None:
 
 
 def _write_raw(args: argparse.Namespace, path: Path) -> None:
+    from preprocessing.synthetic import parse_shape, write_log
+
     if path.exists() and not args.overwrite:
         raise UserError(f"{path} exists already; name another --raw, or add --overwrite to replace it")
     shape = parse_shape(args.synthetic)

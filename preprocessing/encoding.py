@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.partition import ITEM, USER, Spill, texts_path
+from preprocessing.partition import ITEM, USER, SpilledLog, texts_path
 from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
 from workflows.encode import EncodeIds, IdTable
@@ -61,33 +61,33 @@ def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
 
 
 def find_encoding(
-    dataset: Any, spills: Sequence[Spill], partitions: int, scratch: Path, cluster: Cluster, known: Encoding | None
+    spilled: SpilledLog, dataset: Any, cluster: Cluster, known: Encoding | None
 ) -> tuple[Encoding, EncodeIds]:
     """The encoding of the spilled log, and the operator that applies it to its partitions.
 
     Raises:
         UserError: text and integers where the known encoding has the other one.
     """
-    if known is not None:
-        _check_kinds(known, spills)
-    encoding = (
-        known if known is not None and not known.extend else _found(dataset, spills, partitions, scratch, cluster)
-    )
-    if known is not None and known.extend:
-        encoding = _extended(known, encoding)
+    if known is None:
+        encoding = _found(spilled, dataset, cluster)
+    else:
+        _check_kinds(known, spilled)
+        encoding = _extended(known, _found(spilled, dataset, cluster)) if known.extend else known
     encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()})
-    encoder.tables = {name: table.store(scratch / f"{name}.npy") for name, table in encoder.tables.items()}
+    encoder.tables = {name: table.store(spilled.folder / f"{name}.npy") for name, table in encoder.tables.items()}
     return encoding, encoder
 
 
-def _found(dataset: Any, spills: Sequence[Spill], partitions: int, scratch: Path, cluster: Cluster) -> Encoding:
+def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
     """All ids of the log: text in the order of its code points, numbers by value."""
     originals = {}
     for name in (USER, ITEM):
-        paths = [texts_path(scratch, spill.number, name) for spill in spills if name in spill.text]
+        paths = [texts_path(spilled.folder, spill.number, name) for spill in spilled.pieces if name in spill.text]
         if paths:
             parts: list[pa.Array] = []
-            cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in range(partitions)], parts.append)
+            cluster.collect(
+                [dask.delayed(texts_of_bucket)(bucket, paths) for bucket in range(spilled.partitions)], parts.append
+            )
             originals[name] = in_order(parts)
     numbers = [name for name in (USER, ITEM) if name not in originals]
     if numbers:
@@ -97,9 +97,9 @@ def _found(dataset: Any, spills: Sequence[Spill], partitions: int, scratch: Path
     return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
 
 
-def _check_kinds(known: Encoding, spills: Sequence[Spill]) -> None:
+def _check_kinds(known: Encoding, spilled: SpilledLog) -> None:
     for name, ids in known.originals.items():
-        text = any(name in spill.text for spill in spills)
+        text = any(name in spill.text for spill in spilled.pieces)
         if text != _is_text(ids):
             kinds = ("text", "integers") if text else ("integers", "text")
             raise UserError(

@@ -11,19 +11,24 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import dask
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.sources.log import Columns, Piece
+from preprocessing.sources.log import Columns, Log, Piece
 from preprocessing.sources.table import value_type
 from preprocessing.vocabulary import bucket_of, spill_texts
+from workflows.cluster import Cluster
 from workflows.device import FrameDevice
-from workflows.encode import IdTable
 from workflows.errors import UserError
+from workflows.progress import stage
+
+if TYPE_CHECKING:
+    from workflows.encode import IdTable
 
 USER, ITEM, TIME = "user", "item", "time"
 _COLUMNS = (USER, ITEM, TIME)
@@ -68,6 +73,54 @@ class Selection:
     min_rating: float | None = None
     strict: bool = False
     known: dict[str, IdTable] | None = None
+
+
+@dataclass(frozen=True)
+class SpilledLog:
+    """A log on disk, partitioned.
+
+    Attributes:
+        source, titles: of the log.
+        folder: holds the spill files.
+        pieces: in the order of the log.
+        partitions: how many there are.
+    """
+
+    source: str
+    titles: Path | None
+    folder: Path
+    pieces: list[Spill]
+    partitions: int
+
+    @property
+    def rows(self) -> int:
+        """Rows that count."""
+        return sum(int(spill.offsets[-1]) for spill in self.pieces)
+
+
+def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster, folder: Path) -> SpilledLog:
+    """Read a log once, and write its rows grouped by partition.
+
+    Raises:
+        UserError: the log is not what it should be.
+    """
+    tasks = [
+        dask.delayed(spill_piece)(piece, number, selection, partitions, folder)
+        for number, piece in enumerate(log.pieces)
+    ]
+    spills: list[Spill] = []
+
+    def spilled(spill: Spill) -> None:
+        spills.append(spill)
+        running.advance(spill.size_bytes)
+
+    with stage("read", log.size_bytes, "bytes") as running:
+        cluster.collect(tasks, spilled)
+    spills.sort(key=lambda spill: spill.number)
+    # Every worker reads from here where each partition lies in each file.
+    np.save(folder / "offsets.npy", np.stack([spill.offsets for spill in spills]))
+    np.save(folder / "item_sizes.npy", np.array([spill.item_sizes for spill in spills], dtype=np.int64))
+    return SpilledLog(log.name, log.titles, folder, spills, partitions)
 
 
 def spill_piece(piece: Piece, number: int, selection: Selection, partitions: int, folder: Path) -> Spill:
@@ -189,12 +242,6 @@ def _time_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
     bits = numbers.view(np.int64)
     ordered = np.where(bits < 0, bits ^ np.int64(2**63 - 1), bits)
     return pa.chunked_array([pa.array(ordered, mask=~np.isfinite(numbers))])
-
-
-def write_index(folder: Path, spills: list[Spill]) -> None:
-    """Say, beside the spill files, where each partition lies in each of them: every worker reads it from there."""
-    np.save(folder / "offsets.npy", np.stack([spill.offsets for spill in spills]))
-    np.save(folder / "item_sizes.npy", np.array([spill.item_sizes for spill in spills], dtype=np.int64))
 
 
 @lru_cache(maxsize=4)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,57 +11,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.encoding import Encoding, find_encoding, known_tables
+from preprocessing.config import STATS_NAME, PrepareConfig
+from preprocessing.encoding import Encoding, find_encoding
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata
-from preprocessing.memory import Plan
-from preprocessing.partition import ITEM, TIME, USER, Selection, Spill, load_partition, spill_piece, write_index
+from preprocessing.partition import ITEM, TIME, USER, SpilledLog, load_partition
 from preprocessing.report import write_report
-from preprocessing.sources.log import Log
 from preprocessing.titles import read_titles
 from preprocessing.write import Writer, Written
 from workflows.cluster import Cluster
 from workflows.device import FrameDevice
 from workflows.errors import UserError
-from workflows.folders import read_json, write_json
-from workflows.merlin import frame_dataset
+from workflows.folders import write_json
+from workflows.merlin import frame_dataset, merlin_client
 from workflows.operators import LeaveOneOut
 from workflows.progress import console, stage
-from workflows.sampling import ItemStatistics, Sampling
 from workflows.state import leave_one_out_workflow, save_workflow
-
-_STATS_NAME = "stats.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """How a log becomes train and test; nothing about where it lies or which device does it."""
-
-    min_rating: float | None = None  # interactions rated lower are left out
-    strict: bool = False  # a row with a missing value is an error
-    test_negatives: int = 100  # of each test series
-    train_negatives: int = 0  # written after each train positive
-    sampling: Sampling = field(default_factory=Sampling)
-    partitions: int | None = None  # None: by the size of the log and the memory limit
-    memory_limit_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        numbers = {"test-negatives": self.test_negatives, "train-negatives": self.train_negatives}
-        for name, number in {**numbers, "seed": self.sampling.seed}.items():
-            if number < 0:
-                raise UserError(f"--{name} should be 0 or more, got {number}")
-        if self.partitions is not None and not 0 < self.partitions <= 1 << 16:
-            raise UserError(f"--partitions should be 1 .. {1 << 16}, got {self.partitions}")
-        if not 0.0 <= self.sampling.exponent <= 10.0:
-            raise UserError(f"--popularity-exponent should be 0 .. 10, got {self.sampling.exponent}")
-
-
-def is_prepared_folder(folder: Path) -> bool:
-    """Whether a folder was written by `prepare`."""
-    return {"rows_read", "test_negatives"} <= read_json(folder / _STATS_NAME).keys()
+from workflows.statistics import ItemStatistics
 
 
 def prepare(
-    log: Log,
+    spilled: SpilledLog,
     config: PrepareConfig,
     device: FrameDevice,
     cluster: Cluster,
@@ -74,29 +40,47 @@ def prepare(
     """Write a whole prepared folder.
 
     Args:
-        folder: empty; the caller renames it into place. On a cluster, all its workers must see it.
+        folder: the caller renames it into place. On a cluster, all its workers must see it.
         known: the encoding of another prepared folder, to be used again.
     Returns:
         What `stats.json` holds.
 
     Raises:
-        UserError: the log is not what it should be, or nothing is left of it.
+        UserError: nothing is left of the log.
     """
-    folder = folder.absolute()
-    scratch = folder / ".spill"
-    scratch.mkdir()
-    plan = Plan.of(log.size_bytes, config.partitions, config.memory_limit_bytes, cluster.workers)
-    spills = _spill(log, config, plan, cluster, scratch, known)
-    kept = sum(int(spill.offsets[-1]) for spill in spills)
-    if not kept:
-        raise UserError(_nothing_left(_read_stats(spills)))
-    write_index(scratch, spills)
-    load = partial(load_partition, folder=scratch, device=device)
-    # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
-    dataset = frame_dataset(load, plan.partitions, load(0).iloc[:0], cpu=device.on_cpu)
+    with merlin_client(cluster.client):
+        encoding, total = _write_rows(spilled, config, device, cluster, folder, known)
+    stats = _stats(spilled, config, total, encoding)
+    if not total.counts["train_positives"]:
+        raise UserError(_nothing_left(stats))
+    _spec(config, total, encoding).write(folder)
+    if spilled.titles is not None:
+        try:
+            _write_titles(spilled.titles, folder / "titles.parquet")
+        except UserError as err:  # titles are for people only
+            console.print(f"no titles.parquet: {err}")
+    write_json(folder / STATS_NAME, stats)
+    write_report(folder, stats, np.concatenate(total.user_counts), total.item_counts)
+    return stats
 
-    with stage("encode", kept, "rows") as running:
-        encoding, encoder = find_encoding(dataset, spills, plan.partitions, scratch, cluster, known)
+
+def _write_rows(
+    spilled: SpilledLog,
+    config: PrepareConfig,
+    device: FrameDevice,
+    cluster: Cluster,
+    folder: Path,
+    known: Encoding | None,
+) -> tuple[Encoding, _Total]:
+    """Fit the workflow, run it, and write what comes out."""
+    if not spilled.rows:
+        raise UserError(_nothing_left(_read_stats(spilled)))
+    load = partial(load_partition, folder=spilled.folder, device=device)
+    # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
+    dataset = frame_dataset(load, spilled.partitions, load(0).iloc[:0], cpu=device.on_cpu)
+
+    with stage("encode", spilled.rows, "rows") as running:
+        encoding, encoder = find_encoding(spilled, dataset, cluster, known)
         sampling = config.sampling
         statistics = ItemStatistics(encoder, ITEM, TIME) if sampling.needs_statistics else None
         split = LeaveOneOut(
@@ -104,7 +88,7 @@ def prepare(
         )
         workflow = leave_one_out_workflow(encoder, split)
         workflow.fit(dataset)
-        running.advance(kept)
+        running.advance(spilled.rows)
     save_workflow(folder, encoding.originals, split)
 
     for name in ("train", "test"):
@@ -120,42 +104,9 @@ def prepare(
         total.add(part)
         running.advance(part.train_positives + part.test_series)
 
-    with stage("split", kept, "rows") as running:
+    with stage("split", spilled.rows, "rows") as running:
         cluster.collect(tasks, written)
-    shutil.rmtree(scratch)
-    stats = _stats(log, config, _read_stats(spills), total, encoding)
-    if not total.train_positives:
-        raise UserError(_nothing_left(stats))
-    _spec(config, total, encoding).write(folder)
-    if log.titles is not None:
-        try:
-            _write_titles(log.titles, folder / "titles.parquet")
-        except UserError as err:  # titles are for people only
-            console.print(f"no titles.parquet: {err}")
-    write_json(folder / _STATS_NAME, stats)
-    write_report(folder, stats, np.concatenate(total.user_counts), total.item_counts)
-    return stats
-
-
-def _spill(
-    log: Log, config: PrepareConfig, plan: Plan, cluster: Cluster, scratch: Path, known: Encoding | None
-) -> list[Spill]:
-    """Partition the log on disk; the spills are in the order of the pieces."""
-    tables = known_tables(known, scratch) if known is not None and not known.extend else None
-    selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
-    tasks = [
-        dask.delayed(spill_piece)(piece, number, selection, plan.partitions, scratch)
-        for number, piece in enumerate(log.pieces)
-    ]
-    spills: list[Spill] = []
-
-    def spilled(spill: Spill) -> None:
-        spills.append(spill)
-        running.advance(spill.size_bytes)
-
-    with stage("read", log.size_bytes, "bytes") as running:
-        cluster.collect(tasks, spilled)
-    return sorted(spills, key=lambda spill: spill.number)
+    return encoding, total
 
 
 class _Total:
@@ -176,10 +127,6 @@ class _Total:
         self.item_counts += part.item_counts
 
     @property
-    def train_positives(self) -> int:
-        return self.counts["train_positives"]
-
-    @property
     def interactions(self) -> int:
         return self.counts["train_positives"] + self.counts["test_series"]
 
@@ -194,7 +141,8 @@ _COUNTED = (
 )
 
 
-def _read_stats(spills: Sequence[Spill]) -> dict[str, int]:
+def _read_stats(spilled: SpilledLog) -> dict[str, int]:
+    spills = spilled.pieces
     return {
         "rows_read": sum(spill.rows_read for spill in spills),
         "dropped_missing": sum(spill.missing for spill in spills),
@@ -211,11 +159,12 @@ def _nothing_left(read: dict[str, Any]) -> str:
     )
 
 
-def _stats(log: Log, config: PrepareConfig, read: dict[str, int], total: _Total, encoding: Encoding) -> dict[str, Any]:
+def _stats(spilled: SpilledLog, config: PrepareConfig, total: _Total, encoding: Encoding) -> dict[str, Any]:
+    read = _read_stats(spilled)
     dropped = sum(number for name, number in read.items() if name.startswith("dropped"))
     users = sum(len(counts) for counts in total.user_counts)
     return {
-        "source": log.name,
+        "source": spilled.source,
         **read,
         "dropped_duplicates": read["rows_read"] - dropped - total.interactions,
         "interactions": total.interactions,

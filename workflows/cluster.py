@@ -1,8 +1,8 @@
 """Where Dask tasks run: threads of this process, worker processes of a local cluster, or a cluster that is running.
 
-Merlin runs every partition one after the other unless it is given a client; threads are handed to it as if they
-were one. They are the default: the heavy work (pyarrow, NumPy sorts, hash tables) frees the GIL, and each process
-costs 0.25 to 0.4 GiB for its imports.
+Merlin runs every partition one after the other unless it is given a client (`workflows.merlin.merlin_client`);
+threads pass for one. They are the default: the heavy work (pyarrow, NumPy sorts, hash tables) frees the GIL, and each
+process costs 0.25 to 0.4 GiB for its imports.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dask.delayed import Delayed
 
 from workflows.device import FrameDevice
 from workflows.errors import UserError
-from workflows.merlin import set_dask_client
 from workflows.progress import console
 
 OnResult = Callable[[Any], None]
@@ -29,6 +28,7 @@ class Cluster(Protocol):
     """What the pipeline asks of a cluster."""
 
     workers: int
+    client: Any  # what Merlin is given
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
         """Compute independent tasks; each result is handed to `on_result`, in this thread, as it comes.
@@ -55,7 +55,7 @@ class ThreadCluster:
         workers = (0,)
 
     def __init__(self, workers: int) -> None:
-        self.workers = workers
+        self.workers, self.client = workers, self
         self._pool = ThreadPoolExecutor(workers)
 
     def compute(self, collections: Any, **_: Any) -> Any:
@@ -87,31 +87,29 @@ class DaskCluster:
     """Runs tasks on the workers of a `distributed.Client`."""
 
     def __init__(self, client: Any) -> None:
-        self._client = client
+        self.client = client
         self.workers = sum(client.nthreads().values())
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
         from distributed import as_completed as as_finished
 
-        futures = self._client.compute(list(tasks))
+        futures = self.client.compute(list(tasks))
         try:
             for future in as_finished(futures):
                 on_result(future.result())
                 future.release()
         finally:
-            self._client.cancel(futures)
+            self.client.cancel(futures)
 
 
 @contextmanager
 def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
-    """A cluster of threads, as many as this process may use cores; Merlin uses it inside the block."""
+    """A cluster of threads, as many as this process may use cores."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     cluster = ThreadCluster(workers or len(usable))
-    set_dask_client(cluster)
     try:
         yield cluster
     finally:
-        set_dask_client(None)
         cluster.close()
 
 
@@ -169,9 +167,5 @@ def _client(address: Any) -> Iterator[Any]:
             client.register_plugin(plugin)
         except (ImportError, RuntimeError) as err:
             raise UserError(f"the workers cannot run this program ({err}); install it there as here") from None
-        set_dask_client(client)
         console.print(f"dashboard: {client.dashboard_link}")
-        try:
-            yield client
-        finally:
-            set_dask_client(None)
+        yield client

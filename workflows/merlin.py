@@ -74,8 +74,18 @@ __all__ = [
     "Workflow",
     "frame_dataset",
     "loader_class",
-    "set_dask_client",
+    "merlin_client",
 ]
+
+
+@contextmanager
+def merlin_client(client: Any):
+    """Merlin runs its Dask collections on this client inside the block, in this thread."""
+    set_dask_client(client)
+    try:
+        yield
+    finally:
+        set_dask_client(None)
 
 
 def check_dask() -> None:

@@ -15,7 +15,8 @@ from workflows.encode import EncodeIds
 from workflows.interactions import Histories, count, histories, stable_order
 from workflows.merlin import ColumnSchema, Operator
 from workflows.negatives import Candidates, row_negatives, series_negatives
-from workflows.sampling import EXACT, KINDS, ItemStatistics, Sampling, line_of
+from workflows.sampling import EXACT, KINDS, Sampling, line_of
+from workflows.statistics import ItemStatistics
 
 TRAIN, TEST = 0, 1
 _TEST_STREAM, _TRAIN_STREAM = 1, 2
@@ -40,7 +41,8 @@ class _Negatives(Operator):
 
     def _candidates(self, like) -> Candidates:
         if self._line is None or self._line.n_items != self.n_items:
-            self._line = line_of(self.n_items, self.sampling, self.statistics, like)
+            counts, since = (None, None) if self.statistics is None else (self.statistics.counts, self.statistics.since)
+            self._line = line_of(self.n_items, self.sampling, counts, since, like)
         return self._line
 
     def _train_rows(self, users, items, times, per_positive: int) -> dict[str, Any]:

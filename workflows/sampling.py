@@ -1,17 +1,13 @@
-"""How negatives are to be drawn, and what has to be known of all items for it."""
+"""How negatives are to be drawn."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-import dask
 import numpy as np
 from array_api_compat import array_namespace
 
-from workflows.encode import EncodeIds
-from workflows.interactions import run_lengths, run_starts, stable_order
-from workflows.merlin import StatOperator
 from workflows.negatives import MAX_WEIGHT, Candidates
 
 KINDS = ("exact", "uniform", "popularity")
@@ -42,73 +38,26 @@ class Sampling:
 EXACT = Sampling()
 
 
-class ItemStatistics(StatOperator):
-    """Find how often each encoded item occurs, and since when; hands its columns on as they are.
+def line_of(
+    n_items: int, sampling: Sampling, counts: np.ndarray | None, since: np.ndarray | None, like: Any
+) -> Candidates:
+    """The line of items to draw from, in the array library of `like`.
 
-    Attributes:
-        counts: int64 [n_items], rows of each item.
-        since: int64 [n_items], the earliest time of each item; the latest possible one where it does not occur.
+    Args:
+        counts, since: int64 [n_items], interactions of each item and its earliest time, where `sampling` needs them.
     """
-
-    def __init__(self, encoder: EncodeIds, item: str, time: str) -> None:
-        """Args: encoder: the fitted-before operator that knows how many items there are."""
-        super().__init__()
-        self.encoder, self.item, self.time = encoder, item, time
-        self.counts = self.since = np.zeros(0, dtype=np.int64)
-
-    def fit(self, col_selector, ddf):
-        parts = [dask.delayed(_item_statistics)(part, self.item, self.time) for part in ddf.to_delayed()]
-        return dask.delayed(_merged_statistics)(parts, len(self.encoder.categories[self.item]))
-
-    def fit_finalize(self, dask_stats) -> None:
-        self.counts, self.since = dask_stats
-
-    def clear(self) -> None:
-        self.counts, self.since, self.fitted = self.counts[:0], self.since[:0], False
-
-    def transform(self, col_selector, df):
-        return df[col_selector.names]
-
-
-def _item_statistics(df: Any, item: str, time: str) -> tuple[np.ndarray, ...]:
-    """(items of a partition, rows of each, earliest time of each), on the host."""
-    items, times = df[item].values, df[time].values
-    xp = array_namespace(items)
-    known = items >= 0
-    items, times = items[known], times[known]
-    order = stable_order(times, items)
-    items, times = xp.take(items, order), xp.take(times, order)
-    starts = xp.nonzero(run_starts(items))[0]
-    found = (xp.take(items, starts), run_lengths(starts, items.shape[0]), xp.take(times, starts))
-    return tuple(column if isinstance(column, np.ndarray) else column.get() for column in found)
-
-
-def _merged_statistics(parts: list[tuple[np.ndarray, ...]], n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    counts = np.zeros(n_items, dtype=np.int64)
-    since = np.full(n_items, np.iinfo(np.int64).max)
-    for items, rows, times in parts:
-        counts[items] += rows
-        since[items] = np.minimum(since[items], times)
-    return counts, since
-
-
-def line_of(n_items: int, sampling: Sampling, statistics: ItemStatistics | None, like: Any) -> Candidates:
-    """The line to draw from, in the array library of `like`."""
-    if not sampling.needs_statistics:
-        return Candidates(n_items)
-    assert statistics is not None
-    before = items = places = since = None
-    weights = np.ones(n_items, dtype=np.int64)
+    before = items = places = appeared = None
     if sampling.time_aware:
-        items = np.lexsort((np.arange(n_items), statistics.since))
+        assert since is not None
+        items = np.lexsort((np.arange(n_items), since))
         places = np.argsort(items)
-        since = statistics.since[items]
+        appeared = since[items]
     if sampling.kind == "popularity":
-        share = statistics.counts.astype(np.float64) ** sampling.exponent
+        assert counts is not None
+        share = counts.astype(np.float64) ** sampling.exponent
         # Whole numbers, so that sums are exact; at least 1, so that every item can be drawn.
         weights = np.maximum(1, share / share.sum() * (MAX_WEIGHT - n_items)).astype(np.int64)
-        weights = weights if items is None else weights[items]
-        before = np.concatenate([[0], np.cumsum(weights)])
+        before = np.concatenate([[0], np.cumsum(weights if items is None else weights[items])])
     xp = array_namespace(like)
-    moved = (None if array is None else xp.asarray(array) for array in (before, items, places, since))
+    moved = (None if array is None else xp.asarray(array) for array in (before, items, places, appeared))
     return Candidates(n_items, *moved)

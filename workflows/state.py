@@ -23,7 +23,8 @@ from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.merlin import Workflow
 from workflows.operators import LeaveOneOut
-from workflows.sampling import ItemStatistics, Sampling
+from workflows.sampling import Sampling
+from workflows.statistics import ItemStatistics
 
 _FORMAT = 2
 _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")

@@ -1,0 +1,40 @@
+"""How a log becomes a prepared folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workflows.errors import UserError
+from workflows.folders import read_json
+from workflows.sampling import Sampling
+
+STATS_NAME = "stats.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """How a log becomes train and test; nothing about where it lies or which device does it."""
+
+    min_rating: float | None = None  # interactions rated lower are left out
+    strict: bool = False  # a row with a missing value is an error
+    test_negatives: int = 100  # of each test series
+    train_negatives: int = 0  # written after each train positive
+    sampling: Sampling = field(default_factory=Sampling)
+    partitions: int | None = None  # None: by the size of the log and the memory limit
+    memory_limit_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {"test-negatives": self.test_negatives, "train-negatives": self.train_negatives}
+        for name, number in {**numbers, "seed": self.sampling.seed}.items():
+            if number < 0:
+                raise UserError(f"--{name} should be 0 or more, got {number}")
+        if self.partitions is not None and not 0 < self.partitions <= 1 << 16:
+            raise UserError(f"--partitions should be 1 .. {1 << 16}, got {self.partitions}")
+        if not 0.0 <= self.sampling.exponent <= 10.0:
+            raise UserError(f"--popularity-exponent should be 0 .. 10, got {self.sampling.exponent}")
+
+
+def is_prepared_folder(folder: Path) -> bool:
+    """Whether a folder was written from a log."""
+    return {"rows_read", "test_negatives"} <= read_json(folder / STATS_NAME).keys()

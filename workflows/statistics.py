@@ -1,0 +1,63 @@
+"""The operator that finds how often each item occurs, and since when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask
+import numpy as np
+from array_api_compat import array_namespace
+
+from workflows.encode import EncodeIds
+from workflows.interactions import run_lengths, run_starts, stable_order
+from workflows.merlin import StatOperator
+
+
+class ItemStatistics(StatOperator):
+    """Find how often each encoded item occurs, and since when; hands its columns on as they are.
+
+    Attributes:
+        counts: int64 [n_items], rows of each item.
+        since: int64 [n_items], the earliest time of each item; the latest possible one where it does not occur.
+    """
+
+    def __init__(self, encoder: EncodeIds, item: str, time: str) -> None:
+        """Args: encoder: the fitted-before operator that knows how many items there are."""
+        super().__init__()
+        self.encoder, self.item, self.time = encoder, item, time
+        self.counts = self.since = np.zeros(0, dtype=np.int64)
+
+    def fit(self, col_selector, ddf):
+        parts = [dask.delayed(_item_statistics)(part, self.item, self.time) for part in ddf.to_delayed()]
+        return dask.delayed(_merged_statistics)(parts, len(self.encoder.categories[self.item]))
+
+    def fit_finalize(self, dask_stats) -> None:
+        self.counts, self.since = dask_stats
+
+    def clear(self) -> None:
+        self.counts, self.since, self.fitted = self.counts[:0], self.since[:0], False
+
+    def transform(self, col_selector, df):
+        return df[col_selector.names]
+
+
+def _item_statistics(df: Any, item: str, time: str) -> tuple[np.ndarray, ...]:
+    """(items of a partition, rows of each, earliest time of each), on the host."""
+    items, times = df[item].values, df[time].values
+    xp = array_namespace(items)
+    known = items >= 0
+    items, times = items[known], times[known]
+    order = stable_order(times, items)
+    items, times = xp.take(items, order), xp.take(times, order)
+    starts = xp.nonzero(run_starts(items))[0]
+    found = (xp.take(items, starts), run_lengths(starts, items.shape[0]), xp.take(times, starts))
+    return tuple(column if isinstance(column, np.ndarray) else column.get() for column in found)
+
+
+def _merged_statistics(parts: list[tuple[np.ndarray, ...]], n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    counts = np.zeros(n_items, dtype=np.int64)
+    since = np.full(n_items, np.iinfo(np.int64).max)
+    for items, rows, times in parts:
+        counts[items] += rows
+        since[items] = np.minimum(since[items], times)
+    return counts, since
