@@ -17,7 +17,7 @@ from model.data import Rows
 from workflows import counters
 from workflows.device import torch_generator
 from workflows.errors import UserError
-from workflows.negatives import row_negatives
+from workflows.negatives import Candidates, row_negatives
 
 NEGATIVE_KINDS = ("exact", "uniform", "static")
 _BLOCK_ROWS = 1 << 20
@@ -152,7 +152,7 @@ class EpochBatches:
         users, items = positives.users.long(), positives.items.long()
         n_items, seed = self.rows.columns.n_items, counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
         if config.kind == "exact":
-            negatives, exists = row_negatives(users, items, n_items, config.per_positive, seed)
+            negatives, exists = row_negatives(users, items, Candidates(n_items), config.per_positive, seed)
             kept = exists.nonzero().squeeze(1)
             positives, negatives = positives.take(kept), negatives[kept]
         else:

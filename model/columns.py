@@ -108,9 +108,4 @@ def _refuse_auto(spec: FeatureSpec) -> None:
 
 
 def _side_feature(spec: FeatureSpec, name: str) -> SideFeature:
-    """A feature with a cardinality is categorical; in a channel that is called so it must have one."""
-    channels = [channel for channel, features in spec.channel_spec.items() if name in features]
-    if any(channel.lower().startswith("categorical") for channel in channels):
-        return SideFeature(name, spec.cardinality(name))
-    size = spec.feature_spec[name].cardinality
-    return SideFeature(name, size if isinstance(size, int) else None)
+    return SideFeature(name, spec.cardinality(name) if name in spec.categorical() else None)

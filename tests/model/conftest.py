@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from model.data import Rows, open_train
 from model.series import open_test
@@ -87,3 +89,29 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
         return opened.rows
 
     return rows
+
+
+@pytest.fixture
+def write_frames(tmp_path: Path) -> Callable[..., Path]:
+    """`write_frames({"train": frame, "test": frame}, channels, cardinalities)`: a Parquet folder of any features."""
+
+    def write(
+        frames: Mapping[str, pd.DataFrame],
+        channels: Mapping[str, list[str]],
+        cardinalities: Mapping[str, int | str],
+        name: str = "frames",
+        **metadata: object,
+    ) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        sources = {}
+        for mapping, frame in frames.items():
+            frame.to_parquet(folder / f"{mapping}.parquet", index=False)
+            sources[mapping] = [{"type": "parquet", "features": list(frame), "files": [f"{mapping}.parquet"]}]
+        features = {name: {} for names in channels.values() for name in names}
+        features |= {name: {"cardinality": size} for name, size in cardinalities.items()}
+        spec = {"channel_spec": dict(channels), "feature_spec": features, "metadata": metadata, "source_spec": sources}
+        (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+        return folder
+
+    return write

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,9 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model import source
-from model.batches import Batch, EpochBatches, SamplingConfig
+from model.batches import Batch, EpochBatches, SamplingConfig, check_labels
 from model.data import Rows, open_train
 from preprocessing.feature_spec import read_feature_spec
+from workflows.errors import UserError
 
 CPU = torch.device("cpu")
 Row = tuple[int, int, float]
@@ -285,3 +287,44 @@ def test_batch_dtypes(train_rows: Callable) -> None:
         assert batch.users.dtype == batch.items.dtype == torch.int32
         assert batch.labels.dtype == torch.float32
         assert batch.users.shape == batch.items.shape == batch.labels.shape == (len(batch),)
+
+
+@pytest.mark.parametrize("kind", ["exact", "uniform"])
+@pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
+def test_a_negative_keeps_the_side_features_of_its_positive(
+    write_frames: Callable[..., Path], kind: str, in_memory: bool
+) -> None:
+    # The hour tells the row it belongs to, and the age the user.
+    users = np.repeat(np.arange(6), 5)
+    columns = {"user": users, "item": np.tile(np.arange(5), 6), "label": 1.0, "hour": np.arange(30), "age": users / 10}
+    frame = pd.DataFrame(columns)
+    frame.loc[frame["hour"] % 10 == 9, "label"] = 0.0
+    channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_context": ["hour", "age"]}
+    sizes = {"user": 6, "item": N_ITEMS, "hour": 30}
+    folder = write_frames({"train": frame.sample(frac=1.0, random_state=1)}, channels, sizes)
+    rows = open_train(folder, read_feature_spec(folder), CPU)
+    assert rows.names == ("user", "item", "label", "hour", "age")
+    batches = list(EpochBatches(rows, config(kind=kind, in_memory=in_memory, batch_size=17), CPU).epoch(0))
+    assert [column.dtype for column in batches[0].side] == [torch.int32, torch.float32]
+    found = [row for batch in batches for row in zip(*(column.tolist() for column in batch.columns), strict=True)]
+    positives = frame[frame["label"] > 0]
+    on_disk = Counter((r.user, r.item, r.label, r.hour, round(r.age, 3)) for r in frame.itertuples())
+    rounded = Counter((user, item, label, hour, round(age, 3)) for user, item, label, hour, age in found)
+    assert on_disk <= rounded
+    drawn = rounded - on_disk
+    assert sum(drawn.values()) == 4 * len(positives)
+    assert all(label == 0.0 and hour // 5 == user == round(10 * age) for user, _, label, hour, age in drawn.elements())
+    assert Counter(hour for _, _, _, hour, _ in drawn.elements()) == dict.fromkeys(positives["hour"], 4)
+
+
+@pytest.mark.parametrize("change", [{"kind": "static"}, {"per_positive": 0}])
+@pytest.mark.parametrize("label", [1.0, 0.0])
+def test_rows_of_one_label_and_no_negatives_are_refused(
+    train_rows: Callable, change: dict[str, object], label: float
+) -> None:
+    rows = train_rows([[(0, 1, label)], [(1, 2, label), (1, 3, label)]], 2, N_ITEMS)
+    with pytest.raises(UserError, match=f"all train rows have the label {label:g}.*--negatives exact"):
+        check_labels(rows, config(**change), CPU)
+    check_labels(rows, config(), CPU)
+    mixed = train_rows([[(0, 1, label)], [(1, 2, label), (1, 3, 1.0 - label)]], 2, N_ITEMS, name="mixed")
+    check_labels(mixed, config(**change), CPU)

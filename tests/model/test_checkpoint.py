@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from model.checkpoint import load_run, load_weights, save_model, save_reference
+from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
 from workflows.errors import UserError
 
@@ -204,6 +205,12 @@ _SHAPE = {"n_users": 5, "n_items": 6, "factors": 3, "layers": [8, 4], "dropout":
         json.dumps({**ABOUT, "model": {**_SHAPE, "n_users": 0}}),
         json.dumps({**ABOUT, "model": {**_SHAPE, "surprise": 1}}),
         json.dumps({**ABOUT, "model": {name: value for name, value in _SHAPE.items() if name != "n_items"}}),
+        json.dumps({**ABOUT, "model": {**_SHAPE, "row_side": 3}}),
+        json.dumps({**ABOUT, "model": {**_SHAPE, "row_side": [{"name": "x", "cardinality": "2"}]}}),
+        json.dumps({**ABOUT, "model": {**_SHAPE, "item_side": [{"cardinality": 2}]}}),
+        json.dumps({**ABOUT, "model": {**_SHAPE, "item_side": [["x", 2]]}}),
+        json.dumps({**ABOUT, "model": _SHAPE, "features": {"user": 3}}),
+        json.dumps({**ABOUT, "model": _SHAPE, "features": "user"}),
         json.dumps({"model": _SHAPE}),
         json.dumps({**ABOUT, "model": _SHAPE, "data": 3}),
     ],
@@ -221,4 +228,40 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_model(tmp_path, network(), ABOUT)
     safetensors.torch.save_file(dict(network(factors=2).state_dict()), tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="mf_user_embed"):
+        load_run(tmp_path, CPU)
+
+
+def side_network(seed: int = 0) -> NeuMF:
+    sides = {"row_side": (SideFeature("age"),), "item_side": (SideFeature("kind", 3), SideFeature("price"))}
+    model = network(seed, **sides)
+    model.set_item_tables((torch.tensor([0, 1, 2, 3, 0, 1]), torch.arange(6.0)))
+    return model
+
+
+def side_scores(model: NeuMF) -> torch.Tensor:
+    ids = torch.arange(5)
+    return model.eval()(ids, ids, torch.linspace(-1, 1, 5)).detach()
+
+
+def test_a_run_with_side_features_comes_back_with_its_item_tables(tmp_path: Path) -> None:
+    save_model(tmp_path, side_network(), ABOUT)
+    config = json.loads((tmp_path / "config.json").read_text())["model"]
+    assert config["row_side"] == [{"name": "age", "cardinality": None}]
+    assert config["item_side"] == [{"name": "kind", "cardinality": 3}, {"name": "price", "cardinality": None}]
+    model = load_run(tmp_path, CPU).model
+    assert model.config == side_network().config
+    assert [table.tolist() for table in model.item_tables] == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 3, 4, 5]]
+    torch.testing.assert_close(side_scores(model), side_scores(side_network()), rtol=0.0, atol=0.0)
+    save_reference(tmp_path, model)
+    loaded = side_network(seed=9)
+    load_weights(tmp_path / "model.pth", loaded)
+    torch.testing.assert_close(side_scores(loaded), side_scores(model), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("value", [-1, 4])
+def test_an_item_table_beyond_its_cardinality_is_refused(tmp_path: Path, value: int) -> None:
+    model = side_network()
+    model.item_tables[0][2] = value
+    save_model(tmp_path, model, ABOUT)
+    with pytest.raises(UserError, match=r"item_side_0 holds values of 'kind' beyond"):
         load_run(tmp_path, CPU)

@@ -8,11 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
 
-from model.evaluation import Evaluation, evaluate, item_popularity
+from model.columns import Columns
+from model.data import open_train
+from model.evaluation import Evaluation, evaluate, evaluate_rows, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
 from model.series import open_test
 from preprocessing.feature_spec import read_feature_spec
@@ -131,3 +134,74 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
         assert Evaluation(streamed, 3, k, 6, CPU).popularity(popular).hit_rate == pytest.approx(hits)
+
+
+def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata: int) -> tuple[Path, pd.DataFrame]:
+    """A folder whose test rows have a label and the hour of the row."""
+    rng = np.random.default_rng(8)
+    n = len(labels)
+    columns = {"user": rng.integers(0, 9, n), "item": rng.integers(0, 12, n), "label": labels, "hour": np.arange(n) % 4}
+    frame = pd.DataFrame(columns)
+    channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_hours": ["hour"]}
+    sizes = {"user": 9, "item": 12, "hour": 4}
+    return write_frames({"train": frame, "test": frame}, channels, sizes, **metadata), frame
+
+
+def evaluation_of(folder: Path, batch_size: int) -> Evaluation:
+    spec = read_feature_spec(folder)
+    test = open_test(folder, spec, CPU)
+    assert test is not None
+    return Evaluation.of(test, Columns.of(spec), 2, batch_size, CPU)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10**6])
+def test_rows_that_are_no_series_have_loss_and_auc(write_frames: Callable[..., Path], batch_size: int) -> None:
+    labels = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
+    folder, frame = labelled(write_frames, labels)
+    table = np.random.default_rng(5).integers(-2, 3, (9, 12, 4)).astype(np.float32)  # ties abound
+    scores = torch.from_numpy(table)
+    evaluation = evaluation_of(folder, batch_size)
+    assert evaluation.length is None
+    assert evaluation.rows.names == ("user", "item", "label", "hour")
+    found = evaluate_rows(lambda users, items, hours: scores[users, items, hours], evaluation.rows, batch_size, CPU)
+    known = table[frame["user"], frame["item"], frame["hour"]].astype(float)
+    positives, negatives = known[frame["label"] > 0], known[frame["label"] == 0]
+    pairs = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
+    assert found.auc == pytest.approx(np.mean(pairs))
+    probability = 1 / (1 + np.exp(-known))
+    losses = -(frame["label"] * np.log(probability) + (1 - frame["label"]) * np.log(1 - probability))
+    assert found.loss == pytest.approx(losses.mean(), rel=1e-6)
+    assert (found.hit_rate, found.ndcg, found.quality) == (None, None, found.auc)
+    assert found.named(2) == {"auc": found.auc}
+    assert found.samples_per_s == pytest.approx(len(labels) / found.seconds)
+
+
+def test_rows_of_one_label_have_a_loss_alone(write_frames: Callable[..., Path]) -> None:
+    folder, _ = labelled(write_frames, [1.0] * 5)
+    evaluation = evaluation_of(folder, 10)
+    found = evaluate_rows(lambda users, *_: torch.zeros(len(users)), evaluation.rows, 10, CPU)
+    assert (found.quality, found.named(2)) == (None, {})
+    assert found.loss == pytest.approx(math.log(2))
+
+
+def test_series_are_scored_with_the_side_features_of_their_rows(write_frames: Callable[..., Path]) -> None:
+    folder, frame = labelled(write_frames, [1.0, 0.0, 0.0] * 4, test_samples_per_series=3)
+    evaluation = evaluation_of(folder, 6)
+    assert evaluation.rows.names == ("user", "item", "hour")
+    seen: list[int] = []
+
+    def score(users: torch.Tensor, items: torch.Tensor, hours: torch.Tensor) -> torch.Tensor:
+        seen.extend(hours.tolist())
+        return torch.zeros(len(users))
+
+    evaluate(score, evaluation.rows, 3, 2, 6, CPU)
+    assert seen == frame["hour"].tolist()
+
+
+def test_popularity_ranks_rows_that_are_no_series_too(write_frames: Callable[..., Path]) -> None:
+    folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    found = evaluation_of(folder, 100).popularity(open_train(folder, read_feature_spec(folder), CPU))
+    counts = Counter(frame.loc[frame["label"] > 0, "item"])
+    known = np.array([counts[item] for item in frame["item"]])
+    pairs = [(p > n) + (p == n) / 2 for p in known[frame["label"] > 0] for n in known[frame["label"] == 0]]
+    assert found.auc == pytest.approx(np.mean(pairs))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.metrics import hit_rate, ndcg, positive_ranks
+from model.metrics import auc, hit_rate, ndcg, positive_ranks
 
 # Few distinct values, so that ties are common.
 _SCORE = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
@@ -94,3 +94,33 @@ def test_k_above_the_length_hits_always() -> None:
 
 def test_series_of_one_sample() -> None:
     assert positive_ranks(torch.tensor([[0.3], [math.nan]]), torch.tensor([[1], [2]])).tolist() == [0, 0]
+
+
+@given(st.lists(st.tuples(_SCORE, st.booleans()), max_size=30))
+def test_auc_is_the_share_of_pairs_in_order(samples: list[tuple[float, bool]]) -> None:
+    positives = [score for score, positive in samples if positive]
+    negatives = [score for score, positive in samples if not positive]
+    won = [
+        (p > n) + (p == n) / 2
+        for p in (p if not math.isnan(p) else -math.inf for p in positives)
+        for n in (n if not math.isnan(n) else math.inf for n in negatives)
+    ]
+    found = auc(torch.tensor([s for s, _ in samples]), torch.tensor([p for _, p in samples], dtype=torch.bool))
+    assert found == (pytest.approx(sum(won) / len(won), abs=1e-12) if won else None)
+
+
+def test_auc_by_hand() -> None:
+    # Pairs (0.8, 0.1), (0.8, 0.4) and (0.4, 0.1) are in order, (0.4, 0.4) is a tie.
+    scores, positive = torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True])
+    assert auc(scores, positive) == 3.5 / 4
+    assert auc(-scores, positive) == 0.5 / 4
+    assert auc(torch.full((4,), math.nan), positive) == 0.0
+    assert auc(torch.zeros(4), positive) == 0.5
+
+
+def test_auc_is_exact_for_many_rows() -> None:
+    # Positive number i of n lies above i + 1 of n negatives.
+    n = 300_000
+    scores = torch.cat((torch.arange(n) + 0.25, torch.arange(n).float())).double()
+    positive = torch.arange(2 * n) < n
+    assert auc(scores, positive) == pytest.approx((n + 1) / (2 * n), abs=1e-12)

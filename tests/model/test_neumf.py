@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from model.neumf import NeuMF, NeuMFConfig
+from model.columns import SideFeature
+from model.neumf import NeuMF, NeuMFConfig, side_width
 from workflows.errors import UserError
 
 
@@ -147,3 +148,92 @@ def test_all_mistakes_are_named_at_once() -> None:
     with pytest.raises(UserError) as error:
         NeuMFConfig(n_users=1, n_items=1, factors=0, layers=(3,), dropout=2.0)
     assert all(flag in str(error.value) for flag in ("--factors", "--layers", "--dropout"))
+
+
+ROW_SIDE = (SideFeature("gender", 2), SideFeature("age"), SideFeature("type", 40))
+ITEM_SIDE = (SideFeature("kind.of[item]", 3), SideFeature("price"))
+KINDS, PRICES = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3]), torch.linspace(-1, 1, 9)  # of item 8 nothing is known
+
+
+def with_side(layers: tuple[int, ...] = (6, 5, 3), dropout: float = 0.0) -> NeuMF:
+    shape = NeuMFConfig(
+        n_users=7, n_items=9, factors=4, layers=layers, dropout=dropout, row_side=ROW_SIDE, item_side=ITEM_SIDE
+    )
+    model = network(shape)
+    model.set_item_tables((KINDS, PRICES))
+    return model
+
+
+def rows(count: int = 50) -> tuple[torch.Tensor, ...]:
+    """users, items and the side features of rows."""
+    g = torch.Generator().manual_seed(4)
+    ids = [torch.randint(high, (count,), generator=g, dtype=torch.int32) for high in (7, 9, 2, 40)]
+    return ids[0], ids[1], ids[2], torch.randn(count, generator=g), ids[3]
+
+
+@pytest.mark.parametrize(("cardinality", "width"), [(None, 1), (1, 1), (2, 2), (3, 2), (40, 6), (10**6, 20)])
+def test_a_side_feature_gets_an_input_for_each_bit(cardinality: int | None, width: int) -> None:
+    assert side_width(SideFeature("x", cardinality)) == width
+
+
+def test_side_features_widen_the_first_layer_alone() -> None:
+    plain, wide = network(small()).state_dict(), with_side().state_dict()
+    extra = 2 + 1 + 6 + 2 + 1
+    added = {name: tuple(value.shape) for name, value in wide.items() if name not in plain}
+    assert added == {
+        "side_embed.0.weight": (2, 2),
+        "side_embed.1.weight": (40, 6),
+        "side_embed.2.weight": (4, 2),  # one more than there are kinds, for items of none
+        "item_side_0": (9,),
+        "item_side_1": (9,),
+    }
+    widened = {name for name, value in plain.items() if wide[name].shape != value.shape}
+    assert widened == {"mlp.0.weight"}
+    assert wide["mlp.0.weight"].shape == (5, 6 + extra)
+
+
+@pytest.mark.parametrize("layers", [(6, 5, 3), (4,)])
+def test_with_no_weight_on_side_features_the_network_is_the_plain_one(layers: tuple[int, ...]) -> None:
+    wide, plain = with_side(layers).eval(), network(small(layers=layers), seed=1).eval()
+    weights = {name: value for name, value in wide.state_dict().items() if name in plain.state_dict()}
+    first, before = ("mlp.0.weight", 0) if len(layers) > 1 else ("final.weight", 4)
+    used = before + layers[0]
+    assert weights[first].shape[1] == used + 12
+    plain.load_state_dict({**weights, first: weights[first][:, :used]})
+    users, items, *side = rows()
+    assert not torch.allclose(wide(users, items, *side), plain(users, items), atol=1e-4)
+    with torch.no_grad():
+        dict(wide.named_parameters())[first][:, used:] = 0.0
+    torch.testing.assert_close(wide(users, items, *side), plain(users, items), rtol=0.0, atol=1e-6)
+
+
+def test_side_features_enter_behind_the_ids_in_their_order() -> None:
+    model = with_side().eval()
+    users, items, *side = rows()
+    w = model.state_dict()
+    tables = [w[f"side_embed.{number}.weight"] for number in range(3)]
+    ids = w["mlp_user_embed.weight"][users], w["mlp_item_embed.weight"][items]
+    of_row = tables[0][side[0]], side[1][:, None], tables[1][side[2]]
+    of_item = tables[2][KINDS[items]], PRICES[items][:, None]
+    hidden = torch.cat((*ids, *of_row, *of_item), dim=1)
+    for number in range(2):
+        hidden = torch.relu(hidden @ w[f"mlp.{number}.weight"].T + w[f"mlp.{number}.bias"])
+    gmf = w["mf_user_embed.weight"][users] * w["mf_item_embed.weight"][items]
+    expected = torch.cat((gmf, hidden), dim=1) @ w["final.weight"][0] + w["final.bias"]
+    torch.testing.assert_close(model(users, items, *side), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_reach_the_side_embeddings_of_the_categories_met() -> None:
+    model = with_side((4,))  # without a hidden layer, so that no unit is off
+    users, items, *side = rows(20)
+    model(users, items, *side).sum().backward()
+    for embedding, met in zip(model.side_embed, (side[0], side[2], KINDS[items]), strict=True):
+        touched = embedding.weight.grad.abs().sum(dim=1) > 0
+        assert set(touched.nonzero().flatten().tolist()) == set(met.tolist())
+    assert not any(name.startswith("item_side") for name, _ in model.named_parameters())
+
+
+def test_the_ids_start_as_they_do_without_side_features() -> None:
+    plain, wide = network(small()).state_dict(), with_side().state_dict()
+    for name in ("mf_user_embed", "mf_item_embed", "mlp_user_embed", "mlp_item_embed"):
+        assert torch.equal(plain[f"{name}.weight"], wide[f"{name}.weight"])

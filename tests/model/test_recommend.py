@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from model import known, recommend
 from model.checkpoint import load_run, save_model
+from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
 from model.recommend import Recommender
 from preprocessing.chunks import read_mapping
@@ -156,3 +158,86 @@ def test_a_config_without_its_data_is_told(run: Path, missing: str) -> None:
 def test_k_below_one_is_refused(run: Path) -> None:
     with pytest.raises(UserError, match="-k"):
         recommend.main(["--run", str(run), "--user", "3", "-k", "0"])
+
+
+# User 2 has no train row; ages and hours change from row to row, and the last train row counts.
+SIDE_TRAIN = pd.DataFrame(
+    {
+        "reader": [1, 0, 0, 1, 0],
+        "book": [4, 2, 3, 5, 0],
+        "label": [1.0, 1.0, 1.0, 1.0, 0.0],
+        "hour": [1, 2, 0, 3, 1],
+        "age": [0.1, 0.2, 0.3, 0.4, 0.5],
+        "kind": [1, 0, 1, 0, 0],
+    }
+)
+SIDE_TEST = pd.DataFrame(
+    {
+        "reader": [0, 0, 2, 2, 2],
+        "book": [4, 1, 3, 2, 0],
+        "label": [1.0, 0.0, 0.0, 1.0, 1.0],
+        "hour": [3, 3, 0, 1, 2],
+        "age": [0.6, 0.6, 0.7, 0.8, 0.9],
+        "kind": [1, 1, 1, 0, 0],
+    }
+)
+SIDE_CHANNELS = {
+    "categorical_user_inputs": ["hour", "reader"],
+    "user_numbers": ["age"],
+    "categorical_item_inputs": ["kind", "book"],
+    "label_ch": ["label"],
+}
+
+
+@pytest.fixture
+def side_run(write_frames: Callable[..., Path]) -> Path:
+    sizes = {"reader": 4, "book": 6, "hour": 4, "kind": 2}
+    data = write_frames({"train": SIDE_TRAIN, "test": SIDE_TEST}, SIDE_CHANNELS, sizes)
+    shape = NeuMFConfig(
+        n_users=4, n_items=6, factors=4, layers=(8, 4),
+        row_side=(SideFeature("hour", 4), SideFeature("age")), item_side=(SideFeature("kind", 2),),
+    )  # fmt: skip
+    model = NeuMF(shape, torch.Generator().manual_seed(3))
+    model.set_item_tables((torch.tensor([0, 1, 0, 1, 1, 0]),))
+    folder = data.parent / "side-run"
+    folder.mkdir()
+    about = {
+        "data": str(data),
+        "feature_spec_file": "feature_spec.yaml",
+        "features": {"user": "reader", "item": "book"},
+    }
+    save_model(folder, model, about)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("user", "hour", "age", "unseen"),
+    [(0, 1, 0.5, [0, 1, 5]), (1, 3, 0.4, [0, 1, 2, 3]), (2, 2, 0.9, [1, 3, 4, 5])],
+)
+def test_side_features_are_those_of_the_last_train_row(
+    side_run: Path, user: int, hour: int, age: float, unseen: list[int]
+) -> None:
+    run = load_run(side_run, CPU)
+    found = Recommender(run, Path(run.config["data"]), CPU).recommend([str(user)], 10)[0]
+    items = torch.tensor(unseen)
+    scores = run.model(
+        torch.full_like(items, user), items, torch.full_like(items, hour), torch.full((len(items),), age)
+    )
+    expected = sorted(zip(torch.sigmoid(scores).tolist(), unseen, strict=True), reverse=True)
+    assert [int(str(one.item)) for one in found] == [item for _, item in expected]
+    assert [one.score for one in found] == pytest.approx([score for score, _ in expected])
+
+
+def test_a_user_whose_side_features_nobody_knows_is_told(side_run: Path) -> None:
+    with pytest.raises(UserError, match=r"no row of the user with the encoded id 3.*hour, age"):
+        recommend.main(["--run", str(side_run), "--user", "3"])
+
+
+def test_a_folder_without_the_side_features_of_the_run_is_refused(
+    side_run: Path, write_frames: Callable[..., Path]
+) -> None:
+    channels = {**SIDE_CHANNELS, "categorical_item_inputs": ["book"]}
+    sizes = {"reader": 4, "book": 6, "hour": 4, "kind": 2}  # the kind is in no channel
+    other = write_frames({"train": SIDE_TRAIN, "test": SIDE_TEST}, channels, sizes, name="other")
+    with pytest.raises(UserError, match=r"side feature 'kind' \(cardinality 2\), which .*other does not have"):
+        recommend.main(["--run", str(side_run), "--user", "1", "--data", str(other)])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
 
 from model.batches import Batch, EpochBatches, SamplingConfig
+from model.columns import SideFeature
 from model.config import TrainConfig
 from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
@@ -192,3 +193,44 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
     # Users without a sample do not move: their gradient is zero from the first step on.
     assert torch.equal(before["mf_user_embed.weight"][3:], model.state_dict()["mf_user_embed.weight"][3:])
+
+
+def test_epochs_are_compared_by_auc_where_there_are_no_series() -> None:
+    areas, told = iter([0.4, 0.7, 0.6, 0.8]), []
+    report = fit(
+        network(),
+        cast(Any, FixedBatches(batches(1))),
+        lambda _: Scores(None, None, 0.5, 1.0, 1.0, auc=next(areas)),
+        TrainConfig(epochs=4, threshold=0.75),
+        CPU,
+        lambda epoch, best: told.append(best),
+    )
+    assert told == [True, True, False, True]
+    assert (report.best.epoch, report.best.quality) == (3, 0.8)
+    assert report.time_to_target_s is not None
+
+
+def test_where_only_the_loss_is_known_the_last_epoch_is_kept() -> None:
+    scores = Scores(None, None, 0.5, 1.0, 1.0)
+    source = cast(Any, FixedBatches(batches(1)))
+    report = fit(network(), source, lambda _: scores, TrainConfig(epochs=3, threshold=0.0), CPU, lambda *_: None)
+    assert report.best.epoch == 2
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_a_step_takes_the_side_features_of_its_rows(pieces: int) -> None:
+    side = (SideFeature("kind", 5), SideFeature("age"))
+    model = NeuMF(NeuMFConfig(n_users=20, n_items=30, factors=4, layers=(16, 8), dropout=0.0, row_side=side))
+    plain = copy.deepcopy(model)
+    g = torch.Generator().manual_seed(1)
+    (batch,) = batches(1)
+    columns = (torch.randint(5, (50,), generator=g), torch.randn(50, generator=g))
+    step = Step(model, TrainConfig(eps=1e-3, grads_accumulated=pieces), CPU)
+    loss = step(Batch(batch.users, batch.items, batch.labels, columns)).item()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.0045, betas=(0.25, 0.5), eps=1e-3)
+    logits = plain(batch.users, batch.items, *columns)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)
+    expected.backward()
+    optimizer.step()
+    assert loss == pytest.approx(50 * expected.item(), rel=1e-5)
+    assert_close(model, plain, atol=1e-5)
