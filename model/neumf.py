@@ -43,7 +43,7 @@ class NeuMFConfig:
 
 
 def side_width(feature: SideFeature) -> int:
-    """How many inputs of the MLP a side feature takes: one for a number, one for each bit of the ids of a category.
+    """How many inputs of the MLP a side feature takes: 1 for a number, as many as its cardinality has bits for ids.
 
     So many are enough to tell all categories apart, and so few that no feature crowds out the user and the item.
     """

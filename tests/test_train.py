@@ -755,6 +755,22 @@ def test_the_references_example_trains_tests_and_recommends(tmp_path: Path, ages
     assert len(shown.stdout.splitlines()) == 6
 
 
+def test_the_references_example_with_auto_and_text_trains_once_transcoded(tmp_path: Path) -> None:
+    source, data = example_folder(tmp_path / "source", True), str(tmp_path / "data")
+    spec = yaml.safe_load((source / "feature_spec.yaml").read_text())
+    for name in EXAMPLE_SIZES:
+        spec["feature_spec"][name]["cardinality"] = "auto"
+    (source / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    for path in (source / "train_0_0.csv", source / "train_0_1.csv", source / "test.csv"):
+        lines = [line.split(",", 1) for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{'fm'[int(gender)]},{rest}\n" for gender, rest in lines))
+    preprocessing.__main__.main(["--input", str(source), "--output", data])
+    train.main(["--data", data, "--output", str(tmp_path / "run"), *FLAGS, "-e", "1", "-k", "3"])
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["model"]
+    assert (config["n_users"], config["n_items"]) == (20, 30)
+    assert [side["cardinality"] for side in config["row_side"]] == [2, None]
+
+
 def test_an_id_can_be_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = example_folder(tmp_path / "data", True, test_samples_per_series=5), tmp_path / "run"
     places = ["--data", str(data), "--output", str(run), *FLAGS, "-e", "1", "-k", "3"]
