@@ -212,10 +212,12 @@ def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bo
     """Of each feature whether this file holds text; of none where a file says nothing."""
     if chunk.type == "parquet":
         try:
-            schema = pq.read_schema(path)
-            kinds = {name: value_type(schema.field(name).type) for name in wanted}
+            file = pq.ParquetFile(path)
+            kinds = {name: value_type(file.schema_arrow.field(name).type) for name in wanted}
         except (pa.ArrowException, KeyError, OSError) as err:
             raise UserError(f"{path}: no readable Parquet file with columns {', '.join(wanted)} ({err})") from None
+        if not file.metadata.num_rows:  # whose writer may not have known the type
+            return {}
         return {name: pa.types.is_string(kind) or pa.types.is_large_string(kind) for name, kind in kinds.items()}
     if chunk.type == "csv":
         columns = {name: _first_values(path, chunk.features.index(name)) for name in wanted}

@@ -112,8 +112,13 @@ def save_categories(folder: Path, name: str, originals: pd.Series) -> None:
     Raises:
         UserError: the feature's name cannot be that of a file.
     """
-    if Path(name).name != name:
+    if not is_file_name(name):
         raise UserError(f"feature {name!r} cannot be the name of a file in categories/; rename it in the feature spec")
     (folder / "categories").mkdir(exist_ok=True)
     table = pa.table({"id": np.arange(len(originals), dtype=np.int32), "original": pa.array(originals)})
     pq.write_table(table, folder / "categories" / f"{name}.parquet")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a name stands for a file of a folder, and for nothing outside it."""
+    return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -19,7 +19,7 @@ from pyarrow import feather
 from preprocessing.chunks import BLOCK_ROWS, locate
 from preprocessing.emit import Target, parquet_spec, tensor_spec, write_parquet, write_tensors
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
-from preprocessing.features import FeatureWorkflow, Part, part_schema, save_categories
+from preprocessing.features import FeatureWorkflow, Part, is_file_name, part_schema, save_categories
 from preprocessing.roles import Roles
 from preprocessing.survey import Survey
 from preprocessing.values import Block, Kind, iter_values, kinds_of, text_of
@@ -107,9 +107,9 @@ def transcode(
 
 def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:
     """Raises UserError where a name that becomes that of a file or folder cannot be one."""
-    if Path(out_spec_name).name != out_spec_name or out_spec_name in (*_RESERVED, *spec.source_spec):
+    if not is_file_name(out_spec_name) or out_spec_name in (*_RESERVED, *spec.source_spec):
         raise UserError(f"--feature_spec_out {out_spec_name!r}: expected the name of a file, like feature_spec.yaml")
-    wrong = [name for name in spec.source_spec if Path(name).name != name or name in _RESERVED or name.startswith(".")]
+    wrong = [name for name in spec.source_spec if not is_file_name(name) or name in _RESERVED or name.startswith(".")]
     if wrong:
         raise UserError(
             f"source_spec: {', '.join(map(repr, wrong))} cannot be the name of a folder; rename the mapping"
