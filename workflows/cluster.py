@@ -113,13 +113,18 @@ def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
         cluster.close()
 
 
+def _import_merlin() -> None:
+    """Make Dask's settings that Merlin needs, before a process of the cluster imports what reads them."""
+    importlib.import_module("workflows.merlin").check_dask()
+
+
 class _ImportMerlin:
-    """A worker plugin: Dask's settings that Merlin needs are made before a worker imports anything that reads them."""
+    """A worker plugin: so that workers which come later are made ready, too."""
 
     name = "workflows.merlin"
 
     def setup(self, worker: Any) -> None:
-        importlib.import_module("workflows.merlin").check_dask()
+        _import_merlin()
 
 
 @contextmanager
@@ -164,8 +169,12 @@ def _client(address: Any) -> Iterator[Any]:
         ) from None
     with client:
         try:
+            client.run_on_scheduler(_import_merlin)
             client.register_plugin(plugin)
-        except (ImportError, RuntimeError) as err:
-            raise UserError(f"the workers cannot run this program ({err}); install it there as here") from None
+        except Exception as err:  # whatever a process without this project, or with another Python, raises
+            raise UserError(
+                f"the scheduler and workers at {client.scheduler.address} cannot run this program ({err!r}); "
+                "start them in an environment in which it is installed (make setup), as this one"
+            ) from None
         console.print(f"dashboard: {client.dashboard_link}")
         yield client
