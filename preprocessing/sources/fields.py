@@ -78,11 +78,12 @@ def may_be_padded(data: bytes, delimiter: str) -> bool:
     text = np.frombuffer(data, dtype=np.uint8)
     for start in range(0, len(text) - 2, _BLOCK_BYTES):
         block = text[start : start + _BLOCK_BYTES + 2]
-        found = (block[1:-1] == ord("0")) & _begins_field(block[:-2], delimiter)
+        found = block[1:-1] == ord("0")
+        found &= _begins_field(block[:-2], delimiter)
+        found &= block[2:] - ord("0") < 10  # below "0" this wraps around
         if not found.any():
             continue
         zeros = np.flatnonzero(found) + start + 1
-        zeros = zeros[(text[zeros + 1] >= ord("0")) & (text[zeros + 1] <= ord("9"))]
         # The zeros of 2024-01-31 03:04 come after a sign or a blank, but that is within a field.
         within = np.isin(text[zeros - 1], (ord("-"), ord(" "))) & ~_begins_field(text[zeros - 2], delimiter)
         if not within.all():

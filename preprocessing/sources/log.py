@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,12 +34,16 @@ class Piece(ABC):
     def read(self) -> pa.Table:
         """The piece's rows, with (at least) the columns of the log.
 
-        Ids are integers of any width or text; ratings are numbers. The times of all pieces of a log have one type:
-        integers (in whatever unit the log is written, the same in all its files), float64, or dates of one unit.
+        Ids are int64 or text, ratings are numbers; times are integers (in whatever unit the log is written, the same
+        in all its files), floats, or dates of one unit. Each column has one type in all pieces of a log.
 
         Raises:
             UserError: the content is not what it should be; names file and row.
         """
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The piece's rows as `read` gives them, in parts where the whole would be large."""
+        yield self.read()
 
     @abstractmethod
     def place(self, row: int) -> str:

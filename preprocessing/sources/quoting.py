@@ -9,7 +9,7 @@ import numpy as np
 from workflows.errors import UserError
 
 _BLOCK_BYTES = 1 << 18  # what a processor's cache holds
-_QUOTE = ord('"')
+_QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
 def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int] | None:
@@ -76,7 +76,6 @@ class _QuoteScan:
         self.found = False
         self.opened = 0
         self._delimiter = delimiter.encode()
-        self._edges = np.isin(np.arange(256), np.frombuffer(b'\n\r"' + self._delimiter, dtype=np.uint8))
         self._lines = 0
 
     def feed(self, lines: bytes) -> None:
@@ -90,21 +89,26 @@ class _QuoteScan:
         """All at once, where every quote stands at an edge of its field or is doubled; False where some does not."""
         text = np.frombuffer(lines, dtype=np.uint8)
         quotes = np.flatnonzero(text == _QUOTE)
-        opening = (np.arange(len(quotes)) + self.inside) % 2 == 0
-        # A doubled quote is one that closes and one that opens at once.
-        before = text[quotes - 1] if quotes[0] else np.append(ord("\n"), text[quotes[1:] - 1])
-        after = text[quotes + 1] if quotes[-1] + 1 < len(text) else np.append(text[quotes[:-1] + 1], ord("\n"))
-        if not self._edges[np.where(opening, before, after)].all():
+        opening, closing = quotes[int(self.inside) :: 2], quotes[int(not self.inside) :: 2]
+        # A doubled quote is one that closes and one that opens. Where the text begins or ends, so does a line.
+        before = text[opening[opening > 0] - 1]
+        after = text[closing[closing < len(text) - 1] + 1]
+        if not (self._are_edges(before) and self._are_edges(after)):
             return False
-        newlines = np.flatnonzero(text == ord("\n"))
-        inside = (np.searchsorted(quotes, newlines) + self.inside) % 2 == 1
-        self.found = self.found or bool(inside.any())
-        begins = quotes[opening & (before != _QUOTE)]
+        newlines = np.flatnonzero(text == _NEWLINE)
+        quotes_before = np.searchsorted(quotes, newlines)
+        self.found = self.found or bool(((quotes_before + self.inside) % 2).any())
         self.inside = self.inside != (len(quotes) % 2 == 1)
+        begins = opening[(opening == 0) | (text[opening - 1] != _QUOTE)]
         if self.inside and len(begins):
             self.opened = self._lines + 1 + int(np.searchsorted(newlines, begins[-1]))
         self._lines += len(newlines)
         return True
+
+    def _are_edges(self, characters: np.ndarray) -> bool:
+        """Whether all are what stands beside a field that is quoted, or another quote."""
+        edges = (characters == ord(self._delimiter)) | (characters == _NEWLINE) | (characters == _QUOTE)
+        return bool((edges | (characters == _RETURN)).all())
 
     def _feed_fields(self, lines: bytes) -> None:
         """Field by field, for inches (5" pipe) and the like."""

@@ -30,25 +30,13 @@ def sniff(path: Path, shown: str) -> str:
     return head.decode("utf-8-sig", "replace")
 
 
-def first_line(path: Path, shown: str) -> str:
-    """The first line of a text file, without its end.
-
-    Raises:
-        UserError: the file is empty, no text, or has no line feeds.
-    """
-    line = sniff(path, shown).split("\n", 1)[0].rstrip("\r")
-    if "\r" in line:
-        raise UserError(f"{shown} ends its lines with a carriage return alone; convert it to line feeds")
-    return line
-
-
 def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
     """(delimiter, column names) of a file with a header: the delimiter is the one that splits it furthest.
 
     Raises:
         UserError: the file is empty, no text, has no line feeds, or a name that holds one.
     """
-    line = first_line(path, shown)
+    line = _first_line(sniff(path, shown), shown)
     rows = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
     delimiter = max(reversed(_DELIMITERS), key=lambda candidate: len(rows[candidate]))
     if ends_in_quotes(line, delimiter):
@@ -57,22 +45,23 @@ def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
 
 
 def delimiter_for(path: Path, shown: str, names: Sequence[str]) -> str:
-    """The delimiter that splits the first line of a file without header into as many fields as there are names.
+    """The delimiter that splits the first row of a file without header into as many fields as there are names.
 
     Raises:
-        UserError: none does, or the line is a header after all; the file is empty, no text, or has no line feeds.
+        UserError: none does, or the row is a header after all; the file is empty, no text, or has no line feeds.
     """
-    line = first_line(path, shown)
-    rows = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
+    head = sniff(path, shown).lstrip("\r\n")
+    line = _first_line(head, shown)
+    rows = {delimiter: _fields(head, delimiter) for delimiter in _DELIMITERS}
     delimiter = next((one for one, fields in rows.items() if len(fields) == len(names)), None)
     if delimiter is None:
         most = max(map(len, rows.values()))
         raise UserError(
-            f"{shown}, line 1: expected {len(names)} fields, as --columns names ({', '.join(names)}), "
+            f"{shown}: expected {len(names)} fields in a row, as --columns names ({', '.join(names)}), "
             f"got {most}: {line[:80]!r}; name every column in its order"
         )
     if [field.strip() for field in rows[delimiter]] == list(names):
-        raise UserError(f"{shown}, line 1 names its columns; leave out --columns, which is for text without header")
+        raise UserError(f"{shown} names its columns in its first line; leave out --columns")
     return delimiter
 
 
@@ -99,5 +88,13 @@ def column_heads(
     return heads
 
 
-def _fields(line: str, delimiter: str) -> list[str]:
-    return next(csv.reader([line], delimiter=delimiter), [])
+def _first_line(head: str, shown: str) -> str:
+    line = head.split("\n", 1)[0].rstrip("\r")
+    if "\r" in line:
+        raise UserError(f"{shown} ends its lines with a carriage return alone; convert it to line feeds")
+    return line
+
+
+def _fields(text: str, delimiter: str) -> list[str]:
+    """The fields of the first row, which may take several lines."""
+    return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])

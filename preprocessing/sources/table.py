@@ -17,7 +17,7 @@ from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
 
-_MAX_EXACT = 2**53  # from here on not every integer is a float64
+_MAX_EXACT = 2.0**53  # from here on not every integer is a float64
 
 
 @dataclass(frozen=True)
@@ -158,22 +158,20 @@ def _is_number(kind: pa.DataType) -> bool:
 
 
 def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers of any width up to int64, or text.
+    """Integers as int64, text as large_string.
 
     Floats and decimals are integers where all are whole: pandas writes ids with gaps as float64, NaN for missing.
 
     Raises:
         pa.ArrowInvalid: a number is not whole or not exact, or bytes are no UTF-8.
     """
-    kind = column.type
-    if pa.types.is_binary(kind):
-        return pc.cast(column, pa.string())
-    if pa.types.is_floating(kind):
+    if _is_text(column.type):
+        return pc.cast(column, pa.large_string())
+    if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
-        if pc.any(pc.greater_equal(pc.abs(column), float(_MAX_EXACT))).as_py():
+        if pc.any(pc.greater_equal(pc.abs(column), _MAX_EXACT)).as_py():
             raise pa.ArrowInvalid("too large for a float to be exact")
-    awkward = pa.types.is_floating(kind) or pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
-    return pc.cast(column, pa.int64()) if awkward else column
+    return pc.cast(column, pa.int64())
 
 
 def _are_ids(column: pa.ChunkedArray) -> bool:

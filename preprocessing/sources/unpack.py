@@ -102,6 +102,8 @@ def _unzip_ratings(archive: Path, into: Path) -> Path:
             ratings = by_name[name]
             titles = str(Path(ratings.filename).parent / TITLES_FILES[name])
             for info in [ratings] + [info for info in members if str(Path(info.filename)) == titles]:
+                if info.file_size > _MAX_UNPACKED_BYTES:
+                    raise _too_large(f"{info.filename} in {archive}")
                 with zipped.open(info) as packed:
                     _copy(packed, into / Path(info.filename).name, f"{info.filename} in {archive}")
             return into / name
@@ -124,10 +126,14 @@ def _copy(packed: IO[bytes], target: Path, shown: str) -> None:
         while block := packed.read(_BLOCK_BYTES):
             written += file.write(block)
             if written > _MAX_UNPACKED_BYTES:
-                raise UserError(
-                    f"{shown} unpacks to more than {_MAX_UNPACKED_BYTES:,} bytes; unpack it yourself and pass the log "
-                    "as --input"
-                )
+                raise _too_large(shown)
+
+
+def _too_large(shown: str) -> UserError:
+    return UserError(
+        f"{shown} would unpack to more than {_MAX_UNPACKED_BYTES:,} bytes; unpack it yourself and pass "
+        "the log as --input"
+    )
 
 
 def _unreadable(archive: Path, kind: str, err: Exception) -> Exception:

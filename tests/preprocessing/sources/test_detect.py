@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
@@ -86,15 +90,111 @@ def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
         open_log(tmp_path / "gone.csv", None, False, tmp_path)
 
 
-def test_a_folder_without_ratings(tmp_path: Path) -> None:
-    (tmp_path / "log.csv").write_text("user,item,time\n1,2,3\n")
-    with pytest.raises(UserError, match=r"holds none of ratings\.csv"):
-        open_log(tmp_path, None, False, tmp_path)
+@settings(max_examples=25)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.one_of(st.integers(-99, 99), st.sampled_from(["ann", 'b"ob', "c,d"])), st.integers(), st.integers(0, 9)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    forms=st.lists(st.sampled_from([",", "\t", ";", "|"]), min_size=1, max_size=4),
+    packed=st.lists(st.booleans(), min_size=4, max_size=4),
+    parquet=st.booleans(),
+    how=st.sampled_from(["files", "folder", "pattern", "nested"]),
+)
+def test_a_log_in_any_files_is_the_same_log(
+    fresh: Callable[[], Path],
+    log_rows: Callable[[Log], pd.DataFrame],
+    rows: list[tuple[Any, int, int]],
+    forms: list[str],
+    packed: list[bool],
+    parquet: bool,
+    how: str,
+) -> None:
+    # Ids of the second column are small or text, so that every form can hold them; text where any user is text.
+    frame = pd.DataFrame(rows, columns=["who", "what", "when"])
+    frame["what"] = "i" + frame["what"].astype(str)
+    if frame["who"].map(type).eq(str).any():
+        frame["who"] = "u" + frame["who"].astype(str)
+    folder = fresh()
+    paths = []
+    for number, delimiter in enumerate(forms):
+        part = frame.iloc[number :: len(forms)]
+        path = folder / ("day=1" if how == "nested" else "") / f"part-{number}"
+        path.parent.mkdir(exist_ok=True)
+        if parquet:
+            part.to_parquet(path, row_group_size=2)
+        else:
+            data = part.sample(frac=1, axis=1, random_state=number).to_csv(sep=delimiter, index=False).encode()
+            path.write_bytes(gzip.compress(data) if packed[number] else data)
+        paths.append(path)
+    (folder / "_SUCCESS").touch()
+    inputs: Any = {"files": paths, "folder": folder, "pattern": str(folder / "part-*"), "nested": [folder]}[how]
+    log = open_log(inputs, _OWN, False, fresh())
+    assert log.files == paths
+    expected = pd.concat(frame.iloc[number :: len(forms)] for number in range(len(forms)))
+    assert log_rows(log).to_numpy().tolist() == expected.to_numpy().tolist()
+    assert len({str(piece.read().schema.field("when").type) for piece in log.pieces}) == 1
+
+
+def test_files_are_counted_in_the_name(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+    paths = [write_lines("log.csv", ["user,item,time", "1,2,3"]) for _ in range(3)]
+    assert open_log(paths, None, False, tmp_path).name == "CSV log, 3 files"
+
+
+def test_text_and_parquet_are_not_mixed(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+    text = write_lines("log.csv", ["user,item,time", "1,2,3"])
+    table = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
+    with pytest.raises(UserError) as caught:
+        open_log([text, table], None, False, tmp_path)
+    assert f"{table} is Parquet, {text} is not" in str(caught.value)
+
+
+def test_empty_files_among_others_have_no_format(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
+) -> None:
+    table = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
+    empty = write_lines("log.csv", [])
+    log = open_log([empty, table], None, False, tmp_path)
+    assert (len(log_rows(log)), log.files) == (1, [empty, table])
+    with pytest.raises(UserError, match=r"log\.csv is empty"):
+        open_log([empty, empty], None, False, tmp_path)
+
+
+def test_names_are_for_text_and_each_for_one_column(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+    table = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
+    with pytest.raises(UserError, match=r"log\.parquet is Parquet, which names its columns; leave out --columns"):
+        open_log(table, None, False, tmp_path, ["user", "item", "time"])
+    with pytest.raises(UserError, match="--columns should name each column once, got user,item,item"):
+        open_log(write_lines("log", ["1,2,3"]), None, False, tmp_path, ["user", "item", "item"])
+
+
+def test_names_win_over_what_looks_like_movielens(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
+) -> None:
+    path = write_lines("u.data", ["1\t2\t3\t4"])
+    log = open_log(path, None, False, tmp_path, ["item", "user", "x", "time"])
+    assert log_rows(log).to_numpy().tolist() == [[2, 1, 4]]
 
 
 @pytest.mark.parametrize("columns", [None, _OWN])
 @pytest.mark.parametrize(
-    "content", [b"", b"\n\n", bytes(range(256)) * 9, b"\x89PNG\r\n\x1a\n\xff\xd8", b"PAR1", b"PK\x03\x04"]
+    "content",
+    [
+        b"",
+        b"\n\n",
+        bytes(range(256)) * 9,
+        "user,item\n".encode("utf-16"),
+        b"\x1f\x8b\x08",
+        b"\x89PNG\r\n\x1a\n\xff\xd8",
+        b"PAR1",
+        b"PK\x03\x04",
+    ],
 )
 def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes, columns: Columns | None) -> None:
     (tmp_path / "log").write_bytes(content)

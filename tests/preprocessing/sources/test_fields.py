@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from preprocessing.sources.fields import date_type, describe, holds, id_type, time_type
+from preprocessing.sources import fields
+from preprocessing.sources.fields import PADDED, date_type, describe, holds, id_type, may_be_padded, time_type
 
 _US, _NS, _UTC = pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("us", "UTC")
 
@@ -80,3 +85,27 @@ def test_the_type_of_times(values: list[str], expected: pa.DataType) -> None:
 def test_types_are_described_for_people() -> None:
     described = [describe(kind) for kind in (pa.int64(), pa.float64(), _UTC, pa.string())]
     assert described == ["an integer below 2^63", "a number", "a date and time", "text"]
+
+
+_CELLS = st.from_regex(r"( ?-?[0-9]{1,3}|0?\.[0-9]|2024-01-0[1-9]( 0[1-9]:00)?|a0[0-9]|)", fullmatch=True)
+
+
+@given(
+    rows=st.lists(st.lists(_CELLS, min_size=1, max_size=3), min_size=1, max_size=6),
+    delimiter=st.sampled_from([",", "\t", ";", "|"]),
+    quote=st.booleans(),
+    last=st.sampled_from(["", "\n"]),
+    block=st.integers(1, 20),
+)
+def test_no_padded_field_is_overlooked(
+    rows: list[list[str]], delimiter: str, quote: bool, last: str, block: int
+) -> None:
+    spelled = [delimiter.join(f'"{cell}"' if quote else cell for cell in row) for row in rows]
+    padded = any(re.match(PADDED, cell.strip()) for row in rows for cell in row)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fields, "_BLOCK_BYTES", block)
+        assert may_be_padded(("\n".join(spelled) + last).encode(), delimiter) == padded
+
+
+def test_dates_and_fractions_are_not_padded() -> None:
+    assert not may_be_padded(b"1,2024-01-02 03:04:05,0.05\n0,2024-01-02T03:04:05,-0\n" * 9, ",")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.sources import movielens, text
+from preprocessing.sources import movielens, text, unpack
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log
 from workflows.errors import UserError
@@ -78,7 +79,16 @@ def _scratch(folder: Path) -> Path:
     return scratch
 
 
+def _gzipped(ratings: Path) -> Path:
+    packed = ratings.with_name(ratings.name + ".gz")
+    packed.write_bytes(gzip.compress(ratings.read_bytes()))
+    ratings.unlink()
+    return packed
+
+
 def _input(folder: Path, layout: str, form: str) -> Path:
+    if form == "gzip":
+        return _gzipped(_lay_out(folder, layout))
     if form == "file":
         return _lay_out(folder, layout)
     if form == "file with CRLF":
@@ -90,7 +100,9 @@ def _input(folder: Path, layout: str, form: str) -> Path:
     return _zipped(folder, layout, "ml-inner/" if form == "zip with folder" else "")
 
 
-@pytest.mark.parametrize("form", ["file", "file with CRLF", "folder", "nested folder", "zip", "zip with folder"])
+@pytest.mark.parametrize(
+    "form", ["file", "gzip", "file with CRLF", "folder", "nested folder", "zip", "zip with folder"]
+)
 @pytest.mark.parametrize("layout", list(_LAYOUTS))
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
 def test_every_layout_in_every_form(
@@ -110,6 +122,8 @@ def test_every_layout_in_every_form(
     assert log_rows(log).to_numpy().tolist() == expected
     assert log.titles is not None
     assert log.titles.name == _LAYOUTS[layout][2]
+    assert [path.is_file() for path in log.files] == [True]
+    assert not log.files[0].is_relative_to(tmp_path / "scratch")
     if piece_bytes == 1:
         assert len(log.pieces) == len(_ROWS)
 
@@ -131,7 +145,9 @@ def test_names_in_a_zip_cannot_leave_the_scratch_folder(tmp_path: Path) -> None:
     scratch = _scratch(tmp_path)
     before = set(tmp_path.rglob("*"))
     open_log(archive, None, False, scratch)
-    assert set(tmp_path.rglob("*")) - before == {scratch / "u.data", scratch / "u.item"}
+    written = {path for path in set(tmp_path.rglob("*")) - before if path.is_file()}
+    assert {path.name for path in written} == {"u.data", "u.item"}
+    assert all(path.is_relative_to(scratch) for path in written)
 
 
 def test_a_zip_without_ratings_is_refused(tmp_path: Path) -> None:
@@ -167,10 +183,10 @@ def test_a_damaged_zip_is_refused(tmp_path: Path, method: int) -> None:
 def test_a_zip_that_would_unpack_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "")
     scratch = _scratch(tmp_path)
-    monkeypatch.setattr(movielens, "_MAX_UNZIPPED_BYTES", 10)
-    with pytest.raises(UserError, match=r"u\.data would unpack to"):
+    monkeypatch.setattr(unpack, "_MAX_UNPACKED_BYTES", 10)
+    with pytest.raises(UserError, match=r"u\.data in .* would unpack to"):
         open_log(archive, None, False, scratch)
-    assert not list(scratch.iterdir())
+    assert not [path for path in scratch.rglob("*") if path.is_file()]
 
 
 def test_a_mistake_inside_a_zip_names_the_zip(tmp_path: Path) -> None:
@@ -178,6 +194,40 @@ def test_a_mistake_inside_a_zip_names_the_zip(tmp_path: Path) -> None:
         file.writestr("ratings.csv", "")
     with pytest.raises(UserError, match=r"a\.zip"):
         open_log(tmp_path / "a.zip", None, False, _scratch(tmp_path))
+
+
+def test_files_of_one_layout_are_one_log(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+    first = _lay_out(tmp_path / "a", "MovieLens 1M/10M")
+    second = _lay_out(tmp_path / "b", "MovieLens 1M/10M, half stars")
+    log = open_log([first, second], None, False, _scratch(tmp_path))
+    assert log.name == "MovieLens 1M/10M, 2 files"
+    assert log.titles == tmp_path / "a" / "movies.dat"
+    assert log_rows(log)["movieId"].tolist() == 2 * [item for _, item, _, _ in _ROWS]
+
+
+@pytest.mark.parametrize("other", ["MovieLens 100K", "MovieLens 20M or newer", None])
+def test_files_of_different_layouts_are_refused(tmp_path: Path, other: str | None) -> None:
+    first = _lay_out(tmp_path / "a", "MovieLens 1M/10M")
+    if other:
+        second = _lay_out(tmp_path / "b", other)
+    else:
+        second = tmp_path / "log.csv"
+        second.write_text("user,item,time\n1,2,3\n")
+    scratch = _scratch(tmp_path)
+    for paths in ([first, second], [second, first]):
+        with pytest.raises(UserError, match="name files of one format") as caught:
+            open_log(paths, None, False, scratch)
+        assert str(first) in str(caught.value)
+        assert str(second) in str(caught.value)
+
+
+def test_movielens_header_among_others_is_a_header(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+    first = _lay_out(tmp_path, "MovieLens 20M or newer")
+    second = tmp_path / "more.csv"
+    second.write_text("timestamp,movieId,userId\n7,8,9\n")
+    log = open_log([first, second], None, False, _scratch(tmp_path))
+    assert log.name == "CSV log, 2 files"
+    assert log_rows(log).to_numpy().tolist()[-1] == [9, 8, 7]
 
 
 def test_the_sample_is_movielens_100k(log_rows: Callable[[Log], pd.DataFrame]) -> None:

@@ -14,16 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.sources import text
+from preprocessing.sources import quoting, sniff, text
+from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.log import Columns, Log
-from preprocessing.sources.text import TextFormat, csv_pieces, has_quoted_newlines, text_pieces
+from preprocessing.sources.text import TextFormat, text_pieces
+from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
 
 _COLUMNS = Columns(user="who", item="what", time="when")
 
 
 def _open(path: Path, columns: Columns = _COLUMNS) -> Log:
-    return Log("CSV log", columns, csv_pieces(path, columns, str(path)))
+    return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False, names=None)
 
 
 def _written(rows: list[list[Any]], delimiter: str = ",", newline: str = "\n", always_quote: bool = False) -> str:
@@ -92,7 +94,6 @@ def test_quoted_newlines_cut_no_row(
     rows = [[f"u{number}", note, f"i{number}", number] for number, note in enumerate(notes)]
     path = fresh() / "log.csv"
     path.write_text(_written([["who", "note", "what", "when"], *rows]), newline="")
-    assert has_quoted_newlines(path, ",", "log.csv")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PIECE_BYTES", piece_bytes)
         found = log_rows(_open(path))
@@ -108,45 +109,12 @@ def test_a_quote_that_is_never_closed_loses_no_rows(
         _open(path)
 
 
-def test_quotes_without_newlines_do_not_keep_a_file_whole(write_lines: Callable[..., Path]) -> None:
-    path = write_lines("log.csv", ["who,what,when", '"a ""b""","c, d",1', 'e"",f,2', "g,h,3"])
-    assert not has_quoted_newlines(path, ",", "log.csv")
-
-
-@pytest.mark.parametrize(
-    ("rows", "delimiter", "expected"),
-    [
-        (['5" pipe,x,1', '6" pipe,y,2'], ",", False),  # inches, not an opening quote
-        (['a,5",1', 'b,7",2'], ",", False),
-        (['5" pipe,"two', 'lines",1'], ",", True),
-        (['"a, b"\tx\t1', '"c"\ty\t2'], "\t", False),
-        (['x,"y\tz', 'w",z\t1'], "\t", False),  # no field of this delimiter begins with the quote
-        (['"a ""b"" c","d', 'e",1'], ",", True),
-        (['"","",1', '"""",x,2'], ",", False),
-    ],
-)
-def test_a_quote_counts_where_a_field_begins_with_it(
-    write_lines: Callable[..., Path], rows: list[str], delimiter: str, expected: bool
-) -> None:
-    path = write_lines("log.csv", [delimiter.join(["who", "what", "when"]), *rows])
-    assert has_quoted_newlines(path, delimiter, "log.csv") is expected
-
-
 def test_inches_within_text_are_read_as_they_are(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", 'ann,5" pipe,1', 'bob,7" pipe,2', 'cid,9",3'])))
     assert found["what"].tolist() == ['5" pipe', '7" pipe', '9"']
     assert found["who"].tolist() == ["ann", "bob", "cid"]
-
-
-def test_a_quoted_newline_is_found_across_blocks(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    filler = "a,b,1\n" * (1 << 18)  # more than the block that is looked at
-    path.write_text("who,what,when\n" + filler + '"a\nb",c,1\n' + filler)
-    assert has_quoted_newlines(path, ",", "log.csv")
-    path.write_text("who,what,when\n" + filler + '"a b",c,1\n' + filler)
-    assert not has_quoted_newlines(path, ",", "log.csv")
 
 
 @pytest.mark.parametrize("spelling", ["", '""', "NULL", "null", "NaN", "nan", "\\N"])
@@ -231,7 +199,7 @@ def test_a_leading_zero_far_down_among_integers_is_refused(
     column: str,
     piece_bytes: int,
 ) -> None:
-    monkeypatch.setattr(text, "_SNIFF_BYTES", 60)  # the types are settled long before
+    monkeypatch.setattr(sniff, "_SNIFF_BYTES", 60)  # the types are settled long before
     monkeypatch.setattr(text, "PIECE_BYTES", piece_bytes)
     bad = f"{padded},5,6" if column == "who" else f"5,{padded},6"
     path = write_lines("log.csv", ["who,what,when", *["10,200,03"] * 40, bad, *["4,0,6"] * 10])
@@ -382,27 +350,27 @@ def test_blank_lines_at_the_end_are_no_rows(
 def test_what_has_no_text_is_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "log.csv").write_text(content)
     with pytest.raises(UserError, match=rf"log\.csv.*{message}"):
-        csv_pieces(tmp_path / "log.csv", _COLUMNS, str(tmp_path / "log.csv"))
+        _open(tmp_path / "log.csv")
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
 def test_a_header_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
     (tmp_path / "log.csv").write_text("who,what,when" + ending, newline="")
     with pytest.raises(UserError, match=r"log\.csv has no rows"):
-        csv_pieces(tmp_path / "log.csv", _COLUMNS, str(tmp_path / "log.csv"))
+        _open(tmp_path / "log.csv")
 
 
 def test_all_missing_columns_are_listed_beside_those_that_are_there(write_lines: Callable[..., Path]) -> None:
     path = write_lines("log.csv", ["who,b,c", "1,2,3"])
     with pytest.raises(UserError, match=r"log\.csv has no column 'what', 'when'; its columns are 'who', 'b', 'c'"):
-        csv_pieces(path, _COLUMNS, str(path))
+        _open(path)
 
 
 @pytest.mark.parametrize("header", ["who,what,when,what", "who,what, when,when"])
 def test_a_column_that_comes_twice_is_refused(write_lines: Callable[..., Path], header: str) -> None:
     path = write_lines("log.csv", [header, ",".join("12345"[: header.count(",") + 1])])
     with pytest.raises(UserError, match=r"log\.csv: column '\w+' comes more than once; rename one"):
-        csv_pieces(path, _COLUMNS, str(path))
+        _open(path)
 
 
 def test_a_name_that_comes_twice_among_other_columns_does_no_harm(
@@ -424,3 +392,48 @@ def test_a_two_character_delimiter_without_header(tmp_path: Path) -> None:
     path.write_bytes(b"\xef\xbb\xbf1::2\n3::4\n")
     layout = TextFormat("::", ("a", "b"), header=False, types=(("b", pa.int64()),))
     assert [piece.read().to_pydict() for piece in text_pieces(path, layout, "a.dat")] == [{"b": [2, 4]}]
+
+
+@settings(max_examples=60)
+@given(
+    rows=st.lists(
+        st.one_of(st.just(""), st.text(st.sampled_from('a",\n'), max_size=6).map(lambda note: note + "x")), min_size=1
+    ),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    header=st.booleans(),
+    piece_bytes=st.integers(1, 60),
+)
+def test_the_place_of_a_row_is_its_first_line(
+    fresh: Callable[[], Path], rows: list[str], newline: str, header: bool, piece_bytes: int
+) -> None:
+    # Blank lines ("") are no rows; notes hold newlines and quotes; each row tells the line it was written at.
+    content = "who,note,what,when" + newline if header else ""
+    for note in rows:
+        line = content.count("\n") + 1
+        content += _written([[f"u{line}", note, "tea", line]], newline=newline) if note else newline
+    if not any(rows):
+        return
+    path = fresh() / "log.csv"
+    path.write_text(content, newline="")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text, "PIECE_BYTES", piece_bytes)
+        patch.setattr(quoting, "_BLOCK_BYTES", piece_bytes)
+        names = None if header else ["who", "note", "what", "when"]
+        pieces = csv_log([SourceFile(path, "log.csv", path)], _COLUMNS, with_rating=False, names=names).pieces
+    for piece in pieces:
+        for row, line in enumerate(piece.read().column("when").to_pylist()):
+            assert piece.place(row) == f"log.csv, line {line}"
+
+
+@pytest.mark.parametrize("blank", [" ", "\t ", "\u3000"])
+def test_text_of_blanks_alone_is_missing(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], blank: str
+) -> None:
+    found = log_rows(_open(write_lines("log.csv", ["who,what,when", f"{blank},tea,1", f"{blank}ann{blank},x,2"])))
+    assert found["who"].tolist() == [None, "ann"]
+
+
+def test_blanks_alone_are_no_number(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
+    path = write_lines("log.csv", ["who,what,when", "1,2,3", " ,2,3"])
+    with pytest.raises(UserError, match=r"log\.csv, line 3: column 'who' should hold an integer .*, got ' '"):
+        log_rows(_open(path))

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from preprocessing.sources import inputs
+from preprocessing.sources.inputs import input_files
+from workflows.errors import UserError
+
+
+def _touch(folder: Path, *names: str) -> list[Path]:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return [folder / name for name in names]
+
+
+def test_a_folder_is_its_files_in_order_without_what_spark_leaves(tmp_path: Path) -> None:
+    logs = _touch(tmp_path, "a.csv", "b.csv", "year=2024/month=1/part-0.csv", "year=2024/month=2/part-0.csv")
+    _touch(tmp_path, "_SUCCESS", ".a.csv.crc", "_metadata", "_temporary/0/part-0.csv", ".hidden/x.csv")
+    (tmp_path / "nothing").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert input_files([tmp_path]) == logs
+
+
+def test_a_pattern_is_its_matches_in_order(tmp_path: Path) -> None:
+    b, a, c = _touch(tmp_path, "2024-02.csv", "2024-01.csv", "2025/part-0.csv")
+    _touch(tmp_path, "2024-03.txt", "_2024.csv", ".2024.csv", "2025/_SUCCESS")
+    assert input_files([f"{tmp_path}/2024-*.csv"]) == [a, b]
+    assert input_files([f"{tmp_path}/*.csv"]) == [a, b]
+    assert input_files([f"{tmp_path}/202[45]*"])[-1] == c  # a folder that matches is read as one
+    assert input_files([f"{tmp_path}/**/*.csv"]) == [a, b, c]
+
+
+def test_a_relative_pattern_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _touch(tmp_path, "a.csv")
+    monkeypatch.chdir(tmp_path)
+    assert input_files(["*.csv"]) == [Path("a.csv")]
+
+
+def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
+    bracketed, _ = _touch(tmp_path, "log[1].csv", "log1.csv")
+    assert input_files([bracketed]) == [bracketed]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+    a, b = _touch(tmp_path, "a.csv", "b.csv")
+    (tmp_path / "c.csv").symlink_to(b)
+    assert input_files([b, tmp_path, f"{tmp_path}/*.csv"]) == [b, a]
+
+
+@pytest.mark.parametrize("name", ["ratings.csv", "ratings.dat", "u.data"])
+@pytest.mark.parametrize("inner", ["", "ml/"])
+def test_movielens_in_a_folder_is_its_ratings_alone(tmp_path: Path, name: str, inner: str) -> None:
+    ratings, *_ = _touch(tmp_path, inner + name, inner + "movies.csv", "README.txt")
+    assert input_files([tmp_path]) == [ratings]
+
+
+def test_two_data_sets_in_one_folder_are_not_told_apart(tmp_path: Path) -> None:
+    ratings = _touch(tmp_path, "ml-1m/ratings.dat", "ml-20m/ratings.csv")
+    with pytest.raises(UserError, match=r"holds .*ml-1m/ratings\.dat and .*ml-20m/ratings\.csv; name the one you mean"):
+        input_files([tmp_path])
+    assert input_files([f"{tmp_path}/*/ratings.*"]) == ratings
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("gone.csv", r"gone\.csv does not exist; --input takes"),
+        ("gone-*.csv", r"gone-\*\.csv matches no file; --input takes"),
+        ("empty", r"empty holds no file to read; --input takes"),
+        ("_*", r"_\* matches no file"),
+    ],
+)
+def test_what_is_not_there_is_refused(tmp_path: Path, given: str, message: str) -> None:
+    _touch(tmp_path, "empty/_SUCCESS", "_metadata", "fine.csv")
+    with pytest.raises(UserError, match=message):
+        input_files([tmp_path / "fine.csv", tmp_path / given])
+
+
+def test_no_input_and_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no input"):
+        input_files([])
+    _touch(tmp_path, "a", "b", "c")
+    monkeypatch.setattr(inputs, "_MAX_FILES", 2)
+    with pytest.raises(UserError, match="holds more than 2 files"):
+        input_files([tmp_path])
