@@ -82,7 +82,7 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
     """All ids of the log: text in the order of its code points, numbers by value."""
     originals = {}
     for name in (USER, ITEM):
-        paths = [texts_path(spilled.folder, spill.number, name) for spill in spilled.pieces if name in spill.text]
+        paths = [texts_path(spilled.folder, spill.name, name) for spill in spilled.spills if name in spill.text]
         if paths:
             parts: list[pa.Array] = []
             cluster.collect(
@@ -99,7 +99,7 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
 
 def _check_kinds(known: Encoding, spilled: SpilledLog) -> None:
     for name, ids in known.originals.items():
-        text = any(name in spill.text for spill in spilled.pieces)
+        text = any(name in spill.text for spill in spilled.spills)
         if text != _is_text(ids):
             kinds = ("text", "integers") if text else ("integers", "text")
             raise UserError(

@@ -36,18 +36,17 @@ _COLUMNS = (USER, ITEM, TIME)
 
 @dataclass(frozen=True)
 class Spill:
-    """What one piece came to.
+    """What one table of a piece came to.
 
     Attributes:
-        number: of the piece.
-        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the piece's spill file.
+        name: of its files.
+        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table's spill file.
         item_sizes: bytes of a value of each column, 4 or 8.
         text: which of the id columns hold text.
-        rows_read, missing, below_rating, unknown: rows of the piece, and how many of them were left out and why.
-        size_bytes: of the piece, for progress.
+        rows_read, missing, below_rating, unknown: rows of the table, and how many of them were left out and why.
     """
 
-    number: int
+    name: str
     offsets: np.ndarray
     item_sizes: tuple[int, ...]
     text: tuple[str, ...]
@@ -55,7 +54,6 @@ class Spill:
     missing: int
     below_rating: int
     unknown: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,20 +80,20 @@ class SpilledLog:
     Attributes:
         source, titles: of the log.
         folder: holds the spill files.
-        pieces: in the order of the log.
+        spills: in the order of the log.
         partitions: how many there are.
     """
 
     source: str
     titles: Path | None
     folder: Path
-    pieces: list[Spill]
+    spills: list[Spill]
     partitions: int
 
     @property
     def rows(self) -> int:
         """Rows that count."""
-        return sum(int(spill.offsets[-1]) for spill in self.pieces)
+        return sum(int(spill.offsets[-1]) for spill in self.spills)
 
 
 def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster, folder: Path) -> SpilledLog:
@@ -105,72 +103,79 @@ def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster,
         UserError: the log is not what it should be.
     """
     tasks = [
-        dask.delayed(spill_piece)(piece, number, selection, partitions, folder)
-        for number, piece in enumerate(log.pieces)
+        dask.delayed(_numbered)(piece, number, selection, partitions, folder) for number, piece in enumerate(log.pieces)
     ]
-    spills: list[Spill] = []
+    by_piece: dict[int, list[Spill]] = {}
 
-    def spilled(spill: Spill) -> None:
-        spills.append(spill)
-        running.advance(spill.size_bytes)
+    def spilled(result: tuple[int, list[Spill]]) -> None:
+        by_piece[result[0]] = result[1]
+        running.advance(log.pieces[result[0]].size_bytes)
 
     with stage("read", log.size_bytes, "bytes") as running:
         cluster.collect(tasks, spilled)
-    spills.sort(key=lambda spill: spill.number)
+    spills = [spill for number in range(len(log.pieces)) for spill in by_piece[number]]
     # Every worker reads from here where each partition lies in each file.
     np.save(folder / "offsets.npy", np.stack([spill.offsets for spill in spills]))
     np.save(folder / "item_sizes.npy", np.array([spill.item_sizes for spill in spills], dtype=np.int64))
+    (folder / "names.txt").write_text("\n".join(spill.name for spill in spills), encoding="ascii")
     return SpilledLog(log.name, log.titles, folder, spills, partitions)
 
 
-def spill_piece(piece: Piece, number: int, selection: Selection, partitions: int, folder: Path) -> Spill:
-    """Read a piece, drop what does not count, and write it grouped by partition as piece `number` of the spill.
+def _numbered(piece: Piece, number: int, *rest: Any) -> tuple[int, list[Spill]]:
+    return number, spill_piece(piece, number, *rest)
+
+
+def spill_piece(piece: Piece, number: int, selection: Selection, partitions: int, folder: Path) -> list[Spill]:
+    """Read a piece, drop what does not count, and write it grouped by partition, a spill file for each of its tables.
 
     Raises:
         UserError: the piece is not what it should be, or a row is incomplete where none may be.
     """
-    table = piece.read()
+    spills, rows_before = [], 0
+    for part, table in enumerate(piece.tables()):
+        name = f"{number:06d}-{part:06d}"
+        spills.append(_spill_table(table, piece, rows_before, name, selection, partitions, folder))
+        rows_before += table.num_rows
+    return spills
+
+
+def _spill_table(
+    table: pa.Table, piece: Piece, rows_before: int, name: str, selection: Selection, partitions: int, folder: Path
+) -> Spill:
     rows_read = table.num_rows
-    table, missing, below_rating = _select(table, piece, selection)
-    text = tuple(name for name in (USER, ITEM) if not pa.types.is_integer(table.column(name).type))
-    arrays = {name: table.column(name).to_numpy() for name in _COLUMNS if name not in text}
-    arrays |= {name: spill_texts(table.column(name), texts_path(folder, number, name), partitions) for name in text}
+    table, missing, below_rating = _select(table, piece, rows_before, selection)
+    text = tuple(column for column in (USER, ITEM) if not pa.types.is_integer(table.column(column).type))
+    arrays = {column: table.column(column).to_numpy() for column in _COLUMNS if column not in text}
+    arrays |= {
+        column: spill_texts(table.column(column), texts_path(folder, name, column), partitions) for column in text
+    }
     unknown = 0
     if selection.known is not None:
-        known = np.logical_and(*(selection.known[name].numbers(pd.Series(arrays[name])) >= 0 for name in (USER, ITEM)))
+        known = np.logical_and(*(selection.known[ids].numbers(pd.Series(arrays[ids])) >= 0 for ids in (USER, ITEM)))
         unknown = len(known) - int(known.sum())
-        arrays = {name: values[known] for name, values in arrays.items()}
-    columns = [_narrow(arrays[name]) for name in _COLUMNS]
+        arrays = {column: values[known] for column, values in arrays.items()}
+    columns = [_narrow(arrays[column]) for column in _COLUMNS]
     bucket = bucket_of(arrays[USER], partitions)
     order = np.argsort(bucket, kind="stable")
     offsets = np.zeros(partitions + 1, dtype=np.int64)
     np.cumsum(np.bincount(bucket, minlength=partitions), out=offsets[1:])
-    path = _spill_path(folder, number)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker that is thought dead may write the same piece
+    path = _rows_path(folder, name)
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker that is thought dead may write the same rows
     with partial.open("wb") as file:
-        for column in columns:
-            column[order].tofile(file)
+        for values in columns:
+            values[order].tofile(file)
     partial.replace(path)
-    return Spill(
-        number=number,
-        offsets=offsets,
-        item_sizes=tuple(column.itemsize for column in columns),
-        text=text,
-        rows_read=rows_read,
-        missing=missing,
-        below_rating=below_rating,
-        unknown=unknown,
-        size_bytes=piece.size_bytes,
-    )
+    item_sizes = tuple(values.itemsize for values in columns)
+    return Spill(name, offsets, item_sizes, text, rows_read, missing, below_rating, unknown)
 
 
-def _spill_path(folder: Path, number: int) -> Path:
-    return folder / f"{number:06d}.rows"
+def _rows_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.rows"
 
 
-def texts_path(folder: Path, number: int, name: str) -> Path:
-    """Where the texts of a column of piece `number` are."""
-    return folder / f"{number:06d}.{name}"
+def texts_path(folder: Path, name: str, column: str) -> Path:
+    """Where the texts of a column of a spilled table are."""
+    return folder / f"{name}.{column}"
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:
@@ -179,7 +184,7 @@ def _narrow(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int32 if fits else np.int64, copy=False)
 
 
-def _select(table: pa.Table, piece: Piece, selection: Selection) -> tuple[pa.Table, int, int]:
+def _select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection) -> tuple[pa.Table, int, int]:
     """(user, item, time columns of the rows that count; rows with a missing value; rows rated too low)."""
     rows, columns = table.num_rows, selection.columns
     selected = {
@@ -194,7 +199,7 @@ def _select(table: pa.Table, piece: Piece, selection: Selection) -> tuple[pa.Tab
     result = pa.table(selected)
     if any(column.null_count for column in result.columns):
         if selection.strict:
-            raise _incomplete(result, piece, dict(zip(selected, columns.names, strict=True)))
+            raise _incomplete(result, piece, rows_before, dict(zip(selected, columns.names, strict=True)))
         result = result.drop_null()
     missing = rows - result.num_rows
     if rating is None:
@@ -204,12 +209,12 @@ def _select(table: pa.Table, piece: Piece, selection: Selection) -> tuple[pa.Tab
     return result, missing, complete - result.num_rows
 
 
-def _incomplete(table: pa.Table, piece: Piece, names: dict[str, str]) -> UserError:
+def _incomplete(table: pa.Table, piece: Piece, rows_before: int, names: dict[str, str]) -> UserError:
     """The first row that lacks something."""
     first = {name: pc.index(pc.is_null(table.column(name)), True).as_py() for name in names}
     name, row = min(((name, row) for name, row in first.items() if row >= 0), key=lambda found: found[1])
     return UserError(
-        f"{piece.place(row)}: column {names[name]!r} is empty, and --strict allows no missing value; "
+        f"{piece.place(rows_before + row)}: column {names[name]!r} is empty, and --strict allows no missing value; "
         "fill it, remove the row, or leave out --strict, which drops and counts such rows"
     )
 
@@ -245,19 +250,22 @@ def _time_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 @lru_cache(maxsize=4)
-def _read_index(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    return np.load(folder / "offsets.npy", mmap_mode="r"), np.load(folder / "item_sizes.npy")
+def _index(folder: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
+    """(spill files, offsets [files, P + 1], item sizes [files, 3]) of a spilled log."""
+    names = (folder / "names.txt").read_text(encoding="ascii").split("\n")
+    offsets = np.load(folder / "offsets.npy", mmap_mode="r")
+    return [_rows_path(folder, name) for name in names], offsets, np.load(folder / "item_sizes.npy")
 
 
 def load_partition(partition: int, folder: Path, device: FrameDevice) -> Any:
     """The rows of one partition as a dataframe (pandas or cuDF) of integers, in no particular order."""
-    offsets, item_sizes = _read_index(folder)
+    paths, offsets, item_sizes = _index(folder)
     starts, counts = offsets[:, partition], offsets[:, partition + 1] - offsets[:, partition]
     places = np.concatenate([[0], np.cumsum(counts)])
     columns = [np.empty(places[-1], dtype=f"i{size}") for size in item_sizes.max(axis=0)]
-    for number in np.flatnonzero(counts):
+    for number in np.flatnonzero(counts).tolist():
         column_start, to = 0, slice(places[number], places[number + 1])
-        with _spill_path(folder, int(number)).open("rb", buffering=0) as file:
+        with paths[number].open("rb", buffering=0) as file:
             for column, size in zip(columns, item_sizes[number].tolist(), strict=True):
                 file.seek(column_start + int(starts[number]) * size)
                 if size == column.itemsize:

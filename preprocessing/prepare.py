@@ -142,7 +142,7 @@ _COUNTED = (
 
 
 def _read_stats(spilled: SpilledLog) -> dict[str, int]:
-    spills = spilled.pieces
+    spills = spilled.spills
     return {
         "rows_read": sum(spill.rows_read for spill in spills),
         "dropped_missing": sum(spill.missing for spill in spills),
