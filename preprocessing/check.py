@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.chunks import BLOCK_ROWS, locate
+from preprocessing.chunks import BLOCK_ROWS, locate, text_features
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.findings import Finding, error, note
 from preprocessing.roles import Roles
@@ -40,6 +40,8 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
     """
     try:
         spec = read_feature_spec(folder, spec_name)
+        if unreadable := _unreadable(folder, spec):
+            return unreadable
         kinds = kinds_of(folder, spec)
     except UserError as err:
         return [error(str(folder / spec_name), str(err))]
@@ -57,6 +59,18 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
     except UserError as err:
         # Before transcoding, text has no cardinality, so the roles may not be told yet.
         findings.append(Finding("note" if text_of(kinds) else "error", str(folder / spec_name), str(err)))
+    return findings
+
+
+def _unreadable(folder: Path, spec: FeatureSpec) -> list[Finding]:
+    """Chunks whose files cannot be opened."""
+    findings = []
+    for mapping, chunks in spec.source_spec.items():
+        for index, chunk in enumerate(chunks):
+            try:
+                text_features(folder, spec.model_copy(update={"source_spec": {mapping: [chunk]}}), chunk.features)
+            except UserError as err:
+                findings.append(error(f"source_spec.{mapping}.{index}", str(err)))
     return findings
 
 

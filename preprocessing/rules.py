@@ -41,7 +41,7 @@ def check_rules(folder: Path, spec: FeatureSpec, roles: Roles, kinds: Mapping[st
         there = {name: kind for name, kind in kinds.items() if name in spec.features(mapping)}
         for block in iter_values(folder, spec, mapping, there, rows):
             for values in items:
-                values.add(block, roles.item)
+                values.add(block, roles.item, mapping)
             yield block
 
     has_test = bool(spec.source_spec.get("test"))
@@ -91,9 +91,8 @@ class _TestPairs:
 
     def sort(self) -> None:
         for is_positive, kept in self._kept.items():
-            keys = np.concatenate([np.zeros(0, dtype=np.int64), *kept])
+            keys = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *kept]))
             kept.clear()
-            keys.sort()
             self._sorted[is_positive] = keys
             self._hit[is_positive] = np.zeros(len(keys), dtype=bool)
 
@@ -171,7 +170,7 @@ class _ItemValues:
         self._table: np.ndarray | None = None
         self._example = ""
 
-    def add(self, block: Block, item: str) -> None:
+    def add(self, block: Block, item: str, mapping: str) -> None:
         column = block.columns.get(self._name)
         if column is None:
             return
@@ -185,7 +184,8 @@ class _ItemValues:
         wrong = np.flatnonzero(self._table[items] != values)
         self._wrong[items[wrong]] = True
         if len(wrong) and not self._example:
-            self._example = f"item {items[wrong[0]]}, in row {block.start + int(wrong[0]) + 1:,} {column[wrong[0]]}"
+            row = int(wrong[0])
+            self._example = f"item {items[row]}, with {column[row]} in row {block.start + row + 1:,} of {mapping}"
 
     def findings(self) -> list[Finding]:
         if not self._wrong.any():

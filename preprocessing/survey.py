@@ -26,8 +26,8 @@ class Survey:
         self.ranges: dict[str, tuple[float, float]] = {}
 
     def add(self, mapping: str, block: Block) -> None:
-        for name, kind in self._kinds.items():
-            values = block.columns[name]
+        for name, values in block.columns.items():
+            kind = self._kinds[name]
             if not len(values):
                 continue
             if kind == "id":

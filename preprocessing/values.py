@@ -94,10 +94,14 @@ def iter_values(
             for expected, mask in masks.items():
                 if mask.any():
                     first = int(mask.argmax())
-                    value = str(table.column(name)[first].as_py())[:60]
-                    wrong.append(Wrong(name, expected, int(mask.sum()), start + first, value))
+                    value = table.column(name)[first].as_py()
+                    wrong.append(Wrong(name, expected, int(mask.sum()), start + first, _shown(value)))
         yield Block(start, table.num_rows, columns, wrong)
         start += table.num_rows
+
+
+def _shown(value: object) -> str:
+    return "nothing" if value is None else str(value)[:60]
 
 
 def text_of(kinds: Mapping[str, Kind]) -> set[str]:

@@ -46,20 +46,20 @@ def test_ids_of_any_number_type(tmp_path: Path, column: pa.Array) -> None:
     [
         ("id", pa.array([0, -1, 4, 3]), [("an id 0 .. 3", 2, 1, "-1")]),
         ("id", pa.array([0, 2**64 - 1], pa.uint64()), [("an id 0 .. 3", 1, 1, str(2**64 - 1))]),
-        ("id", pa.array([0, None, None]), [("a value", 2, 1, "None")]),
+        ("id", pa.array([0, None, None]), [("a value", 2, 1, "nothing")]),
         ("id", pa.array([0.5, math.nan, math.inf, 3.0]), [
             ("a value", 1, 1, "nan"), ("a whole number", 1, 0, "0.5"), ("an id 0 .. 3", 1, 2, "inf"),
         ]),
         ("id", pa.array(["a", "b"]), [("a whole number, not string", 2, 0, "a")]),
-        ("id", pa.nulls(2), [("a value", 2, 0, "None")]),
+        ("id", pa.nulls(2), [("a value", 2, 0, "nothing")]),
         ("label", pa.array([0.0, 1.0, 5.0, -0.5, None]), [
-            ("a value", 1, 4, "None"), ("a label 0 .. 1", 2, 2, "5.0"),
+            ("a value", 1, 4, "nothing"), ("a label 0 .. 1", 2, 2, "5.0"),
         ]),
         ("number", pa.array([1.0, -math.inf, math.nan]), [
             ("a value", 1, 2, "nan"), ("a finite number", 1, 1, "-inf"),
         ]),
         ("number", pa.array(["1", "2"]), [("a number, not string", 2, 0, "1")]),
-        ("text", pa.array(["a", None]), [("a value", 1, 1, "None")]),
+        ("text", pa.array(["a", None]), [("a value", 1, 1, "nothing")]),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_told(
