@@ -20,7 +20,8 @@ from preprocessing.arguments import parse_args
 from preprocessing.config import PrepareConfig, is_prepared_folder
 from preprocessing.feature_spec import DEFAULT_NAME
 from preprocessing.memory import Plan
-from preprocessing.partition import Selection, spill_log
+from preprocessing.partition import spill_log
+from preprocessing.selection import Selection
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample

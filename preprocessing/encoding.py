@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.partition import ITEM, USER, SpilledLog, texts_path
+from preprocessing.partition import SpilledLog, texts_path
+from preprocessing.selection import ITEM, USER
 from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
 from workflows.encode import EncodeIds, IdTable

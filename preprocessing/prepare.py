@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from preprocessing.config import STATS_NAME, PrepareConfig
 from preprocessing.encoding import Encoding, find_encoding
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata
-from preprocessing.partition import ITEM, TIME, USER, SpilledLog, load_partition
+from preprocessing.partition import SpilledLog, load_partition
 from preprocessing.report import write_report
+from preprocessing.selection import ITEM, TIME, USER
 from preprocessing.titles import read_titles
 from preprocessing.write import Writer, Written
 from workflows.cluster import Cluster
