@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from preprocessing.arguments import parse_args
 from preprocessing.config import PrepareConfig, is_prepared_folder
 from preprocessing.feature_spec import DEFAULT_NAME
-from preprocessing.memory import Plan
+from preprocessing.memory import check_workers, partitions_of, threads_within
 from preprocessing.partition import spill_log
 from preprocessing.selection import Selection
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
 from workflows import device
-from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
+from workflows.cluster import Cluster, running_cluster, thread_cluster, usable_cores, worker_cluster
 from workflows.errors import UserError, run_command
 from workflows.folders import check_output, staged_folder
 from workflows.progress import console, stage
@@ -60,8 +60,6 @@ def _prepare(args: argparse.Namespace) -> None:
         sampling=Sampling(
             kind=args.negatives, exponent=args.popularity_exponent, time_aware=args.time_aware, seed=args.seed
         ),
-        partitions=args.partitions,
-        memory_limit_bytes=args.memory_limit,
     )
     columns = _columns(args)
     _no_transcoding(args)
@@ -75,10 +73,10 @@ def _prepare(args: argparse.Namespace) -> None:
             log = _open(args, columns, scratch / "unpacked")
             check_output(args.output, args.overwrite, is_prepared_folder, log.files)
             console.print(f"{log.name}: {log.size_bytes:,} bytes")
-            plan = Plan.of(log.size_bytes, config.partitions, config.memory_limit_bytes, cluster.workers)
+            partitions = args.partitions or partitions_of(log.size_bytes, args.memory_limit, cluster.workers)
             known, tables = _known(args, scratch)
             selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
-            spilled = spill_log(log, selection, plan.partitions, cluster, scratch)
+            spilled = spill_log(log, selection, partitions, cluster, scratch)
         from preprocessing.prepare import prepare
 
         stats = prepare(spilled, config, frames, cluster, folder.absolute(), known)
@@ -172,7 +170,10 @@ def _no_transcoding(args: argparse.Namespace) -> None:
 def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractContextManager[Cluster]:
     if args.scheduler is not None:
         return running_cluster(args.scheduler)
-    return thread_cluster() if args.workers is None else worker_cluster(args.workers, frames)
+    if args.workers is not None:
+        check_workers(args.memory_limit, args.workers)
+        return worker_cluster(args.workers, frames)
+    return thread_cluster(threads_within(args.memory_limit, usable_cores()))
 
 
 def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:

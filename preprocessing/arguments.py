@@ -156,6 +156,12 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.extend and args.workflow is None:
         wrong.append("--extend needs --workflow")
+    if args.partitions is not None and not 0 < args.partitions <= 1 << 16:
+        wrong.append(f"--partitions should be 1 .. {1 << 16}, got {args.partitions}")
+    if args.memory_limit is not None and args.scheduler is not None:
+        wrong.append(
+            "--memory-limit is for the processes that this command starts; set the limits of --scheduler's there"
+        )
     if args.workers is not None and args.workers < 1:
         wrong.append(f"--workers should be 1 or more, got {args.workers}")
     if wrong:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.chunks import BLOCK_ROWS, locate, text_features
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from preprocessing.features import is_file_name
 from preprocessing.findings import Finding, error, note
 from preprocessing.roles import Roles
 from preprocessing.rules import check_rules
@@ -40,7 +41,8 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
     """
     try:
         spec = read_feature_spec(folder, spec_name)
-        if unreadable := _unreadable(folder, spec):
+        unreadable = _unreadable(folder, spec)
+        if unreadable:
             return unreadable
         kinds = kinds_of(folder, spec)
     except UserError as err:
@@ -110,9 +112,9 @@ def _cardinalities(spec: FeatureSpec, survey: Survey) -> list[Finding]:
 
 def _categories(folder: Path, spec: FeatureSpec, name: str, found: int | None) -> list[Finding]:
     """The table of a feature's original values, where there is one."""
-    path = folder / "categories" / f"{Path(name).name}.parquet"
+    path = folder / "categories" / f"{name}.parquet"
     cardinality = spec.feature_spec[name].cardinality
-    if not path.is_file() or not isinstance(cardinality, int):
+    if not is_file_name(name) or not path.is_file() or not isinstance(cardinality, int):
         return []
     try:
         rows = pq.read_metadata(path).num_rows

@@ -21,16 +21,12 @@ class PrepareConfig:
     test_negatives: int = 100  # of each test series
     train_negatives: int = 0  # written after each train positive
     sampling: Sampling = field(default_factory=Sampling)
-    partitions: int | None = None  # None: by the size of the log and the memory limit
-    memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         numbers = {"test-negatives": self.test_negatives, "train-negatives": self.train_negatives}
         for name, number in {**numbers, "seed": self.sampling.seed}.items():
             if number < 0:
                 raise UserError(f"--{name} should be 0 or more, got {number}")
-        if self.partitions is not None and not 0 < self.partitions <= 1 << 16:
-            raise UserError(f"--partitions should be 1 .. {1 << 16}, got {self.partitions}")
         if not 0.0 <= self.sampling.exponent <= 10.0:
             raise UserError(f"--popularity-exponent should be 0 .. 10, got {self.sampling.exponent}")
 

@@ -6,7 +6,6 @@ folder, and everything that is wrong with it is reported in one error, each with
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -24,13 +23,13 @@ from pydantic import (
     field_validator,
 )
 
+from preprocessing.spec_errors import ONE_FEATURE, n_values, told, wrong_names
 from workflows.errors import UserError
 
 DEFAULT_NAME = "feature_spec.yaml"
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 MAX_IDS = 2**31 - 1
-_ONE_FEATURE = ("user_ch", "item_ch", "label_ch")
 
 
 class Feature(BaseModel):
@@ -123,7 +122,7 @@ class FeatureSpec(BaseModel):
         Those with a cardinality, and those of `user_ch`, `item_ch` and of channels whose names begin with
         "categorical"; the label never is one.
         """
-        channels = [name for name in self.channel_spec if name in _ONE_FEATURE or name.startswith("categorical")]
+        channels = [name for name in self.channel_spec if name in ONE_FEATURE or name.startswith("categorical")]
         named = {feature for channel in channels for feature in self.channel_spec[channel]}
         labels = self.channel_spec.get("label_ch", [])
         return tuple(
@@ -177,80 +176,16 @@ def read_feature_spec(folder: Path, name: str = DEFAULT_NAME) -> FeatureSpec:
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
         # PyYAML's constructors of dates and numbers raise whatever Python does.
         raise UserError(f"{path} is not readable YAML: {err}") from None
-    if _size(content, _MAX_VALUES) > _MAX_VALUES:
+    if n_values(content, _MAX_VALUES) > _MAX_VALUES:
         raise UserError(f"{path} holds more than {_MAX_VALUES:,} values (do aliases repeat each other?)")
-    wrong = _wrong_names(content)
+    wrong = wrong_names(content)
     try:
         spec = FeatureSpec.model_validate(content)
     except ValidationError as err:
-        wrong = [_told(error) for error in err.errors()] + wrong
+        wrong = [told(error) for error in err.errors()] + wrong
     if wrong:
         raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *wrong]))
     return spec
-
-
-def _told(error: Any) -> str:
-    """One error of pydantic: its path in the file, what was expected, what came."""
-    where = ".".join(map(str, error["loc"])) or "file"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
-
-
-def _size(value: Any, limit: int) -> int:
-    """How many values a document has, aliases counted as often as they stand for something; stops at the limit."""
-    open_values, size = [value], 0
-    while open_values and size <= limit:
-        current = open_values.pop()
-        size += 1
-        if isinstance(current, dict):
-            open_values.extend(current.values())
-        elif isinstance(current, list):
-            open_values.extend(current)
-    return size
-
-
-def _wrong_names(content: Any) -> list[str]:
-    """Channels and mappings that are missing, features that are used and not declared or come twice; whatever else
-    is wrong with the file."""
-
-    def part(name: str) -> dict[Any, Any]:
-        value = content.get(name) if isinstance(content, dict) else None
-        return value if isinstance(value, dict) else {}
-
-    def names(value: Any) -> list[str]:
-        return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
-
-    channels, sources = part("channel_spec"), part("source_spec")
-    wrong = [
-        f"channel_spec.{channel}: expected exactly one feature, got {names(channels.get(channel)) or 'none'}"
-        for channel in _ONE_FEATURE
-        if (channel in channels or channel == "label_ch") and len(names(channels.get(channel))) != 1
-    ]
-    if not sources.get("train"):
-        wrong.append(
-            f"source_spec.train: expected at least one chunk, got none; mappings: {', '.join(map(str, sources))}"
-        )
-    used = [(f"channel_spec.{channel}", names(value)) for channel, value in channels.items()]
-    for where, features in used:
-        wrong += [f"{where}: feature {name!r} comes twice" for name in _repeated(features)]
-    for mapping, chunks in sources.items():
-        in_mapping: list[tuple[str, list[str]]] = [
-            (f"source_spec.{mapping}.{index}.features", names(chunk.get("features")) if isinstance(chunk, dict) else [])
-            for index, chunk in enumerate(chunks if isinstance(chunks, list) else [])
-        ]
-        seen: list[str] = []
-        for where, features in in_mapping:
-            repeated = [name for name in features if name in seen] + _repeated(features)
-            wrong += [f"{where}: feature {name!r} comes twice in this mapping" for name in dict.fromkeys(repeated)]
-            seen += features
-        used += in_mapping
-    declared = part("feature_spec")
-    unknown = [f"{where}: feature {n!r} is not in feature_spec" for where, ns in used for n in ns if n not in declared]
-    return unknown + wrong
-
-
-def _repeated(names: list[str]) -> list[str]:
-    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:

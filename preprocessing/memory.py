@@ -1,13 +1,17 @@
-"""How much memory the pipeline may take, and how finely a log is partitioned for it."""
+"""How much memory the pipeline may take, and how many tasks and partitions keep it within that."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, _MAX_PARTITIONS = 8, 1 << 14
 _PARTITION_BYTES = 8 << 20  # of the log: a few hundred thousand rows, which sort in a core's cache
+# Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
+# peak (a piece of 16 MiB of text with its columns), and what a task takes for each byte of the log in its partition.
+_PROCESS_BYTES, _TASK_BYTES, _PER_PARTITION_BYTE = 304 << 20, 72 << 20, 9
 
 
 def parse_bytes(text: str) -> int:
@@ -22,20 +26,37 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Into how many partitions users are spread."""
+def threads_within(limit_bytes: int | None, cores: int) -> int:
+    """How many tasks may run at a time in this process.
 
-    partitions: int
+    Raises:
+        UserError: not even one.
+    """
+    if limit_bytes is None:
+        return cores
+    threads = (limit_bytes - _PROCESS_BYTES) // _TASK_BYTES
+    if threads < 1:
+        raise UserError(_too_little(limit_bytes, _PROCESS_BYTES + _TASK_BYTES, "one task at a time"))
+    return min(cores, threads)
 
-    @staticmethod
-    def of(size_bytes: int, partitions: int | None, memory_limit_bytes: int | None, workers: int) -> Plan:
-        """
-        Args:
-            size_bytes: of the log.
-            partitions: how many were asked for; None: as many as suit the size.
-            memory_limit_bytes: for all processes together; None: no limit.
-        """
-        if partitions is not None:
-            return Plan(partitions)
-        return Plan(min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, size_bytes // _PARTITION_BYTES)))
+
+def check_workers(limit_bytes: int | None, workers: int) -> None:
+    """Raises UserError where so many worker processes, beside this one, take more than the limit."""
+    needed = (1 + workers) * _PROCESS_BYTES + workers * _TASK_BYTES
+    if limit_bytes is not None and limit_bytes < needed:
+        raise UserError(_too_little(limit_bytes, needed, f"{workers} worker processes") + "; or run fewer, or none")
+
+
+def _too_little(limit_bytes: int, needed_bytes: int, what: str) -> str:
+    return (
+        f"--memory-limit of {limit_bytes / 2**20:.0f} MiB is too little for {what}; "
+        f"allow {-(-needed_bytes // 2**20)} MiB or more"
+    )
+
+
+def partitions_of(size_bytes: int, limit_bytes: int | None, tasks: int) -> int:
+    """Into how many partitions to spread a log of so many bytes, of which `tasks` are worked on at a time."""
+    part = _PARTITION_BYTES
+    if limit_bytes is not None:
+        part = max(1 << 16, min(part, (limit_bytes - _PROCESS_BYTES) // tasks // _PER_PARTITION_BYTE))
+    return min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, size_bytes // part))

@@ -1,7 +1,7 @@
 """Rules between the rows of a folder: test series, leaks of test into train, order, and features of items.
 
 Values are usable when this is called: ids lie below their cardinalities, labels within 0 .. 1. The rows are streamed;
-what is kept of them is 8 bytes for each test row, a bit of state for each user, a value for each item and feature.
+what is kept of them is 8 bytes for each test row, a byte for each user, a value for each item and feature.
 """
 
 from __future__ import annotations
@@ -107,17 +107,15 @@ class _TestPairs:
     def findings(self) -> list[Finding]:
         found = []
         for is_positive, hit in self._hit.items():
+            if not hit.any():
+                continue
             keys = self._sorted[is_positive][hit][:_EXAMPLES]
             examples = ", ".join(f"user {key // self._n_items} and item {key % self._n_items}" for key in keys)
-            told = f"{hit.sum():,} of {len(hit):,}"
-            if is_positive and len(keys):
-                found.append(
-                    error("test", f"positives are positives of train too (expected none, found {told}: {examples})")
-                )
-            elif len(keys):
-                found.append(
-                    note("test", f"negatives are the same user's positives in train (found {told}: {examples})")
-                )
+            told = f"found {hit.sum():,} of {len(hit):,}: {examples}"
+            if is_positive:
+                found.append(error("test", f"positives are positives of train too (expected none, {told})"))
+            else:
+                found.append(note("test", f"negatives are the same user's positives in train ({told})"))
         return found
 
 
@@ -148,13 +146,8 @@ class _WholeUsers:
     def findings(self) -> list[Finding]:
         where, found = "metadata.time_ordered", []
         if self._again:
-            found.append(
-                error(
-                    where,
-                    f"a user's train rows are not together (expected once, found again {self._again:,} times, "
-                    f"first in row {self._first + 1:,} of train)",
-                )
-            )
+            told = f"expected once, found again {self._again:,} times, first in row {self._first + 1:,} of train"
+            found.append(error(where, f"a user's train rows are not together ({told})"))
         if self._cut:
             found.append(error(where, f"train files cut users in two (expected none, found {self._cut:,})"))
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +68,8 @@ def transcode(
     """
     spec = read_feature_spec(source, spec_name)
     _check_names(spec, out_spec_name)
+    # Whether there are roles at all is told before the rows are read, which they are after all ids are known.
+    Roles.of(spec.with_cardinalities(dict.fromkeys(spec.categorical(), 1)))
     kinds = kinds_of(source, spec)
     scratch = output / ".spill"
     scratch.mkdir()
@@ -75,15 +78,13 @@ def transcode(
         parts = {name: _spill(source, spec, name, kinds, survey, scratch, running) for name in spec.source_spec}
 
     workflow = FeatureWorkflow(kinds, survey.ranges, device)
-    workflow.fit(parts["train"], [part for mapping in parts.values() for part in mapping])
+    workflow.fit(parts["train"], list(chain.from_iterable(parts.values())))
     found = survey.found | {name: len(values) for name, values in workflow.encoder.categories.items()}
     _check_cardinalities(spec, found, survey)
     spec = spec.with_cardinalities(found)
     roles = Roles.of(spec)
     workflow.save(output)
-    for name in kinds:
-        if kinds[name] == "id" and (source / "categories" / f"{Path(name).name}.parquet").is_file():
-            save_categories(output, name, read_categories(source, name))
+    _keep_categories(source, output, kinds)
 
     write, describe = _WRITERS[emit]
     rows = {mapping: [part.rows for part in mapping_parts] for mapping, mapping_parts in parts.items()}
@@ -175,6 +176,13 @@ def _refuse(source: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, K
     ]
     if wrong:
         raise UserError("\n  ".join([*wrong, "mend or remove those rows"]))
+
+
+def _keep_categories(source: Path, output: Path, kinds: Mapping[str, Kind]) -> None:
+    """Take over the original values of ids that the source has tables of."""
+    for name, kind in kinds.items():
+        if kind == "id" and is_file_name(name) and (source / "categories" / f"{name}.parquet").is_file():
+            save_categories(output, name, read_categories(source, name))
 
 
 def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: Survey) -> None:

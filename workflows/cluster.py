@@ -102,11 +102,15 @@ class DaskCluster:
             self.client.cancel(futures)
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
-    """A cluster of threads, as many as this process may use cores."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cluster = ThreadCluster(workers or len(usable))
+    """A cluster of threads, as many as there are usable cores where no number is given."""
+    cluster = ThreadCluster(workers or usable_cores())
     try:
         yield cluster
     finally:

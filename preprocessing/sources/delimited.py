@@ -21,6 +21,7 @@ from workflows.errors import UserError
 class _Layout:
     """How a file is laid out, and which types its first rows suggest (no entry: they hold no value)."""
 
+    source: SourceFile
     delimiter: str
     names: tuple[str, ...]
     guesses: dict[str, pa.DataType]
@@ -51,31 +52,34 @@ def csv_log(
             delimiter, found = delimiter_for(source.path, source.shown, names), tuple(names)
         columns = columns or recognise(source.shown, found, with_rating)
         require_columns(source.shown, found, columns)
-        layouts.append(_Layout(delimiter, found, _guess_types(source, delimiter, found, header, columns)))
+        layouts.append(_Layout(source, delimiter, found, _guess_types(source, delimiter, found, header, columns)))
     assert columns is not None  # there is at least one source
-    ids = _common_ids([layout.guesses for layout in layouts], columns)
-    times = [
-        (source.shown, layout.guesses[columns.time])
-        for source, layout in zip(sources, layouts, strict=True)
-        if columns.time in layout.guesses
-    ]
-    time = common_time(times or [("", pa.int64())])
+    return Log("CSV log", columns, _pieces(layouts, columns, header))
+
+
+def _pieces(layouts: Sequence[_Layout], columns: Columns, header: bool) -> list[Piece]:
+    ids = {
+        name: pa.string() if any(layout.guesses.get(name) == pa.string() for layout in layouts) else pa.int64()
+        for name in (columns.user, columns.item)
+    }
+    times = [(one.source.shown, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
+    time = common_time(times) if times else pa.int64()
     pieces: list[Piece] = []
-    for source, layout in zip(sources, layouts, strict=True):
-        types = [*ids.items(), (columns.time, layout.guesses.get(columns.time, time))]
+    for layout in layouts:
+        types = ids | {columns.time: layout.guesses.get(columns.time, time)}
         if columns.rating:
-            types.append((columns.rating, pa.float64()))
+            types[columns.rating] = pa.float64()
         form = TextFormat(
             layout.delimiter,
             layout.names,
             header,
-            tuple(types),
+            types=tuple(types.items()),
             ids=tuple(name for name, kind in ids.items() if kind == pa.int64()),
             time=(columns.time, time),
             quoted_newlines=True,
         )
-        pieces += text_pieces(source.path, form, source.shown)
-    return Log("CSV log", columns, pieces)
+        pieces += text_pieces(layout.source.path, form, layout.source.shown)
+    return pieces
 
 
 def _guess_types(
@@ -93,10 +97,3 @@ def _guess_types(
             )
         guesses[columns.time] = kind
     return guesses
-
-
-def _common_ids(guesses: Sequence[dict[str, pa.DataType]], columns: Columns) -> dict[str, pa.DataType]:
-    names = (columns.user, columns.item)
-    return {
-        name: pa.string() if any(guess.get(name) == pa.string() for guess in guesses) else pa.int64() for name in names
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,10 +29,13 @@ def input_files(inputs: Sequence[str | Path]) -> list[Path]:
         raise UserError(f"no input; {_TAKES}")
     files: dict[Path, Path] = {}  # by what they are, so that a file which is named twice is read once
     for given in inputs:
-        for file in _files_of(str(given)):
+        found = list(itertools.islice(_files_of(str(given)), _MAX_FILES + 1))
+        if not found:
+            raise UserError(f"{given}: no file to read; {_TAKES}")
+        if len(found) > _MAX_FILES:
+            raise UserError(f"{given}: more than {_MAX_FILES:,} files; name a narrower folder or pattern")
+        for file in found:
             files.setdefault(file.resolve(), file)
-            if len(files) > _MAX_FILES:
-                raise UserError(f"{given} holds more than {_MAX_FILES:,} files; name a narrower folder or pattern")
     return list(files.values())
 
 
@@ -39,8 +43,10 @@ def _files_of(given: str) -> Iterator[Path]:
     path = Path(given)
     if path.is_dir():
         yield from _files_in(path)
-    elif path.exists():
+    elif path.is_file():
         yield path
+    elif path.exists():
+        raise UserError(f"{path} is neither file nor folder, and is read more than once; write it to a file first")
     elif any(character in given for character in "*?["):
         yield from _files_matching(given)
     else:
@@ -48,11 +54,11 @@ def _files_of(given: str) -> Iterator[Path]:
 
 
 def _files_matching(pattern: str) -> Iterator[Path]:
-    matches = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if not _is_hidden(Path(match).name)]  # noqa: PTH207 (pathlib's takes no absolute pattern)
-    if not matches:
-        raise UserError(f"{pattern} matches no file; {_TAKES}")
     deep = "**" in pattern  # then what lies in a folder matches by itself
-    for match in matches:
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (pathlib's takes no absolute pattern)
+        match = Path(name)
+        if _is_hidden(match.name):
+            continue
         if match.is_file():
             yield match
         elif match.is_dir() and not deep:
@@ -65,16 +71,12 @@ def _files_in(folder: Path) -> Iterator[Path]:
     if ratings is not None:
         yield ratings
         return
-    empty = True
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
             file = Path(parent, name)
             if not _is_hidden(name) and file.is_file():  # a pipe or a socket is none
-                empty = False
                 yield file
-    if empty:
-        raise UserError(f"{folder} holds no file to read; {_TAKES}")
 
 
 def _ratings_file(folder: Path) -> Path | None:

@@ -47,15 +47,13 @@ def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | Non
         UserError: files of different layouts, or no rows.
     """
     layouts = [_layout_of(source) for source in sources]
-    for source, layout in zip(sources, layouts, strict=True):
-        other = next((one for one, found in zip(sources, layouts, strict=True) if found != layout), None)
-        if layout is not None and not layout.header and other is not None:
-            raise UserError(f"{source.shown} is {layout.name}, {other.shown} is not; name files of one format")
-    if len(set(layouts)) > 1:
+    layout = next((layout for layout in layouts if layout is not None and not layout.header), layouts[0])
+    other = next((source for source, found in zip(sources, layouts, strict=True) if found != layout), None)
+    if layout is None or (layout.header and other is not None):
         return None  # MovieLens' header among others is a header like any other
-    layout = layouts[0]
-    if layout is None:
-        return None
+    if other is not None:
+        own = sources[layouts.index(layout)]
+        raise UserError(f"{own.shown} is {layout.name}, {other.shown} is not; name files of one format")
     columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
     types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
     form = TextFormat(layout.delimiter, _NAMES, layout.header, types)

@@ -17,7 +17,7 @@ from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
 
-_MAX_EXACT = 2.0**53  # from here on not every integer is a float64
+_MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on not every integer is one of these
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class ParquetPiece(Piece):
     def read(self) -> pa.Table:
         names, columns = self.columns.names, self.columns
         try:
-            table = pq.ParquetFile(self.path).read_row_group(self.row_group, names, use_threads=False).select(names)
+            with pq.ParquetFile(self.path) as file:
+                table = file.read_row_group(self.row_group, names, use_threads=False).select(names)
         except (pa.ArrowException, OSError) as err:
             raise UserError(
                 f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file whole?"
             ) from None
         for index, name in enumerate(names):
-            column = table.column(name)
-            column = pc.cast(column, value_type(column.type))
+            column = pc.cast(table.column(name), value_type(table.schema.field(name).type))
             if name in (columns.user, columns.item):
                 column = self._ids(name, column)
             elif name == columns.time:
@@ -63,7 +63,7 @@ class ParquetPiece(Piece):
             bad = bisect_left(range(len(column)), True, key=lambda row: not _are_ids(column.slice(0, row + 1)))
             raise UserError(
                 f"{self.place(bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as integers below "
-                f"2^63 (2^53 where they are floats) or as text in UTF-8 ({err}); convert that column to text"
+                f"2^63 (2^53 in float64, 2^24 in float32) or as text in UTF-8 ({err}); convert that column to text"
             ) from None
 
 
@@ -74,30 +74,31 @@ def parquet_log(sources: Sequence[SourceFile], columns: Columns | None, with_rat
         UserError: a file is unreadable; none has rows; a column is missing, or of a type that fits no id, time or
             rating, or that of another file.
     """
-    files = [(source, _open(source)) for source in sources]
-    files = [(source, file) for source, file in files if file.metadata.num_rows]
+    files = [(source, *_footer(source)) for source in sources]
+    files = [(source, schema, metadata) for source, schema, metadata in files if metadata.num_rows]
     if not files:
         raise UserError(f"{sources[0].shown} has no rows; expected a log of user, item and time")
-    columns = columns or recognise(files[0][0].shown, files[0][1].schema_arrow.names, with_rating)
-    types = [(source.shown, _column_types(source, file.schema_arrow, columns)) for source, file in files]
+    columns = columns or recognise(files[0][0].shown, files[0][1].names, with_rating)
+    types = [(source.shown, _column_types(source, schema, columns)) for source, schema, _ in files]
     _require_one_kind_of_ids(types, columns)
     time = common_time([(shown, kinds[columns.time]) for shown, kinds in types])
-    pieces = [piece for source, file in files for piece in _row_groups(source, file, columns, time)]
+    pieces = [piece for source, _, metadata in files for piece in _row_groups(source, metadata, columns, time)]
     return Log("Parquet log", columns, pieces)
 
 
-def _open(source: SourceFile) -> pq.ParquetFile:
+def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
     try:
-        return pq.ParquetFile(source.path)
+        with pq.ParquetFile(source.path) as file:  # closed at once: there may be more files than may be open
+            return file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as err:
         raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it whole?") from None
 
 
-def _row_groups(source: SourceFile, file: pq.ParquetFile, columns: Columns, time: pa.DataType) -> list[Piece]:
+def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns, time: pa.DataType) -> list[Piece]:
     pieces: list[Piece] = []
     first_row = 0
-    for index in range(file.num_row_groups):
-        group = file.metadata.row_group(index)
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
         if group.num_rows:
             pieces.append(
                 ParquetPiece(source.path, source.shown, columns, time, index, first_row, group.total_byte_size)
@@ -111,15 +112,11 @@ def _column_types(source: SourceFile, schema: pa.Schema, columns: Columns) -> di
     require_columns(source.shown, schema.names, columns)
     types = {name: value_type(schema.field(name).type) for name in columns.names}
     for name, kind in types.items():
+        expected, fits = "numbers", _is_number(kind)
         if name in (columns.user, columns.item):
-            expected, fits = "integers or text", _is_number(kind) or _is_text(kind)
+            expected, fits = "integers or text", fits or _is_text(kind)
         elif name == columns.time:
-            expected, fits = (
-                "numbers or dates",
-                _is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind),
-            )
-        else:
-            expected, fits = "numbers", _is_number(kind)
+            expected, fits = "numbers or dates", fits or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
         if not fits:
             raise UserError(
                 f"{source.shown}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
@@ -154,7 +151,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    return pa.types.is_integer(kind) or kind in _MAX_EXACT or pa.types.is_decimal(kind)
 
 
 def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -167,9 +164,9 @@ def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """
     if _is_text(column.type):
         return pc.cast(column, pa.large_string())
-    if pa.types.is_floating(column.type):
+    if column.type in _MAX_EXACT:
         column = pc.if_else(pc.is_nan(column), None, column)
-        if pc.any(pc.greater_equal(pc.abs(column), _MAX_EXACT)).as_py():
+        if pc.any(pc.greater_equal(pc.abs(column), _MAX_EXACT[column.type])).as_py():
             raise pa.ArrowInvalid("too large for a float to be exact")
     return pc.cast(column, pa.int64())
 

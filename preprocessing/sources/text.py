@@ -132,7 +132,7 @@ class TextPiece(Piece):
                 )
             row = dict(zip(self.format.names, fields, strict=True))
             for name, kind in self.format.types:
-                # As Arrow does: blanks around numbers count for nothing, but nothing else than blanks is no number.
+                # As Arrow does: blanks around a number count for nothing, but blanks alone are no number.
                 value = row[name] if pa.types.is_timestamp(kind) else row[name].strip()
                 if row[name] not in NULLS and not holds(kind)(value):
                     return UserError(
