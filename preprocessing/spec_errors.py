@@ -1,0 +1,72 @@
+"""What is wrong with the content of a feature spec, besides the types of its values."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+ONE_FEATURE = ("user_ch", "item_ch", "label_ch")  # channels of exactly one feature
+
+
+def told(error: Any) -> str:
+    """One error of pydantic: its path in the file, what was expected, what came."""
+    where = ".".join(map(str, error["loc"])) or "file"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
+
+
+def n_values(value: Any, limit: int) -> int:
+    """How many values a document has, aliases counted as often as they stand for something; stops at the limit."""
+    open_values, size = [value], 0
+    while open_values and size <= limit:
+        current = open_values.pop()
+        size += 1
+        if isinstance(current, dict):
+            open_values.extend(current.values())
+        elif isinstance(current, list):
+            open_values.extend(current)
+    return size
+
+
+def wrong_names(content: Any) -> list[str]:
+    """Channels and mappings that are missing, features that are used and not declared or come twice; whatever else
+    is wrong with the file."""
+
+    def part(name: str) -> dict[Any, Any]:
+        value = content.get(name) if isinstance(content, dict) else None
+        return value if isinstance(value, dict) else {}
+
+    def names(value: Any) -> list[str]:
+        return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+    channels, sources = part("channel_spec"), part("source_spec")
+    wrong = [
+        f"channel_spec.{channel}: expected exactly one feature, got {names(channels.get(channel)) or 'none'}"
+        for channel in ONE_FEATURE
+        if (channel in channels or channel == "label_ch") and len(names(channels.get(channel))) != 1
+    ]
+    if not sources.get("train"):
+        wrong.append(
+            f"source_spec.train: expected at least one chunk, got none; mappings: {', '.join(map(str, sources))}"
+        )
+    used = [(f"channel_spec.{channel}", names(value)) for channel, value in channels.items()]
+    for where, features in used:
+        wrong += [f"{where}: feature {name!r} comes twice" for name in _repeated(features)]
+    for mapping, chunks in sources.items():
+        in_mapping: list[tuple[str, list[str]]] = [
+            (f"source_spec.{mapping}.{index}.features", names(chunk.get("features")) if isinstance(chunk, dict) else [])
+            for index, chunk in enumerate(chunks if isinstance(chunks, list) else [])
+        ]
+        seen: list[str] = []
+        for where, features in in_mapping:
+            repeated = [name for name in features if name in seen] + _repeated(features)
+            wrong += [f"{where}: feature {name!r} comes twice in this mapping" for name in dict.fromkeys(repeated)]
+            seen += features
+        used += in_mapping
+    declared = part("feature_spec")
+    unknown = [f"{where}: feature {n!r} is not in feature_spec" for where, ns in used for n in ns if n not in declared]
+    return unknown + wrong
+
+
+def _repeated(names: list[str]) -> list[str]:
+    return [name for name, times in Counter(names).items() if times > 1]
