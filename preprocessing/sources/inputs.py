@@ -71,7 +71,7 @@ def _files_in(folder: Path) -> Iterator[Path]:
     if ratings is not None:
         yield ratings
         return
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
             file = Path(parent, name)

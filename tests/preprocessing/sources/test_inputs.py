@@ -51,6 +51,15 @@ def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
     assert input_files([b, tmp_path, f"{tmp_path}/*.csv"]) == [b, a]
 
 
+def test_a_folder_behind_a_link_is_read_and_a_loop_ends(tmp_path: Path) -> None:
+    (linked,) = _touch(tmp_path, "elsewhere/a.csv")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "part").symlink_to(linked.parent)
+    (tmp_path / "logs" / "loop").symlink_to(tmp_path / "logs")
+    (found,) = input_files([tmp_path / "logs"])
+    assert found.resolve() == linked
+
+
 @pytest.mark.parametrize("name", ["ratings.csv", "ratings.dat", "u.data"])
 @pytest.mark.parametrize("inner", ["", "ml/"])
 def test_movielens_in_a_folder_is_its_ratings_alone(tmp_path: Path, name: str, inner: str) -> None:
@@ -69,13 +78,16 @@ def test_two_data_sets_in_one_folder_are_not_told_apart(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ("gone.csv", r"gone\.csv does not exist; --input takes"),
-        ("gone-*.csv", r"gone-\*\.csv matches no file; --input takes"),
-        ("empty", r"empty holds no file to read; --input takes"),
-        ("_*", r"_\* matches no file"),
+        ("gone-*.csv", r"gone-\*\.csv: no file to read; --input takes"),
+        ("empty", r"empty: no file to read; --input takes"),
+        ("_*", r"_\*: no file to read"),
+        ("**/fine", r"fine: no file to read"),
+        ("pipe", r"pipe is neither file nor folder"),
     ],
 )
 def test_what_is_not_there_is_refused(tmp_path: Path, given: str, message: str) -> None:
-    _touch(tmp_path, "empty/_SUCCESS", "_metadata", "fine.csv")
+    _touch(tmp_path, "empty/_SUCCESS", "_metadata", "fine.csv", "a/fine/x.csv")
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=message):
         input_files([tmp_path / "fine.csv", tmp_path / given])
 
@@ -85,5 +97,5 @@ def test_no_input_and_too_many_files_are_refused(tmp_path: Path, monkeypatch: py
         input_files([])
     _touch(tmp_path, "a", "b", "c")
     monkeypatch.setattr(inputs, "_MAX_FILES", 2)
-    with pytest.raises(UserError, match="holds more than 2 files"):
+    with pytest.raises(UserError, match="more than 2 files"):
         input_files([tmp_path])
