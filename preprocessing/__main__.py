@@ -78,8 +78,10 @@ def _prepare(args: argparse.Namespace) -> None:
             selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
             spilled = spill_log(log, selection, partitions, cluster, scratch)
         from preprocessing.prepare import prepare
+        from preprocessing.user_features import ml_100k_users
 
-        stats = prepare(spilled, config, frames, cluster, folder.absolute(), known)
+        user_table = ml_100k_users() if args.features else None
+        stats = prepare(spilled, config, frames, cluster, folder.absolute(), known, user_table)
         shutil.rmtree(scratch)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "

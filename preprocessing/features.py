@@ -84,7 +84,7 @@ class FeatureWorkflow:
         for name, originals in self.encoder.categories.items():
             save_categories(folder, name, originals)
         if self._numbers:
-            (folder / "workflow").mkdir()
+            (folder / "workflow").mkdir(exist_ok=True)
             write_json(folder / "workflow" / "normalize.json", {"format": _FORMAT, "features": self.moments})
 
     @property

@@ -18,12 +18,13 @@ from preprocessing.partition import SpilledLog, load_partition
 from preprocessing.report import write_report
 from preprocessing.selection import ITEM, TIME, USER
 from preprocessing.titles import read_titles
+from preprocessing.user_features import UserFeatures
 from preprocessing.write import Writer, Written
 from workflows.cluster import Cluster
 from workflows.device import FrameDevice
 from workflows.errors import UserError
 from workflows.folders import write_json
-from workflows.merlin import frame_dataset, merlin_client
+from workflows.merlin import Workflow, frame_dataset, merlin_client
 from workflows.operators import LeaveOneOut
 from workflows.progress import console, stage
 from workflows.state import leave_one_out_workflow, save_workflow
@@ -37,24 +38,38 @@ def prepare(
     cluster: Cluster,
     folder: Path,
     known: Encoding | None = None,
+    user_table: pa.Table | None = None,
 ) -> dict[str, Any]:
     """Write a whole prepared folder.
 
     Args:
         folder: the caller renames it into place. On a cluster, all its workers must see it.
         known: the encoding of another prepared folder, to be used again.
+        user_table: side features of users (`id` and others), to be written with each row.
     Returns:
         What `stats.json` holds.
 
     Raises:
         UserError: nothing is left of the log.
     """
+    if not spilled.rows:
+        raise UserError(_nothing_left(_read_stats(spilled)))
+    load = partial(load_partition, folder=spilled.folder, device=device)
+    # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
+    dataset = frame_dataset(load, spilled.partitions, load(0).iloc[:0], cpu=device.on_cpu)
     with merlin_client(cluster.client):
-        encoding, total = _write_rows(spilled, config, device, cluster, folder, known)
+        encoding, split, workflow = _fit(spilled, config, dataset, cluster, known)
+        save_workflow(folder, encoding.originals, split)
+        side = None
+        if user_table is not None:
+            side = UserFeatures(user_table, encoding.originals[USER], device, folder, spilled.folder)
+        n_items, series = len(encoding.originals[ITEM]), 1 + config.test_negatives
+        writer = Writer(folder, device, series, n_items, config.train_negatives, side.columns if side else {})
+        total = _write_rows(workflow.transform(dataset), writer, cluster, spilled.rows)
     stats = _stats(spilled, config, total, encoding)
     if not total.counts["train_positives"]:
         raise UserError(_nothing_left(stats))
-    _spec(config, total, encoding).write(folder)
+    _spec(config, total, encoding, side).write(folder)
     if spilled.titles is not None:
         try:
             _write_titles(spilled.titles, folder / "titles.parquet")
@@ -65,21 +80,10 @@ def prepare(
     return stats
 
 
-def _write_rows(
-    spilled: SpilledLog,
-    config: PrepareConfig,
-    device: FrameDevice,
-    cluster: Cluster,
-    folder: Path,
-    known: Encoding | None,
-) -> tuple[Encoding, _Total]:
-    """Fit the workflow, run it, and write what comes out."""
-    if not spilled.rows:
-        raise UserError(_nothing_left(_read_stats(spilled)))
-    load = partial(load_partition, folder=spilled.folder, device=device)
-    # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
-    dataset = frame_dataset(load, spilled.partitions, load(0).iloc[:0], cpu=device.on_cpu)
-
+def _fit(
+    spilled: SpilledLog, config: PrepareConfig, dataset: Any, cluster: Cluster, known: Encoding | None
+) -> tuple[Encoding, LeaveOneOut, Workflow]:
+    """The encoding, and the workflow that applies it and splits, fitted."""
     with stage("encode", spilled.rows, "rows") as running:
         encoding, encoder = find_encoding(spilled, dataset, cluster, known)
         sampling = config.sampling
@@ -90,24 +94,23 @@ def _write_rows(
         workflow = leave_one_out_workflow(encoder, split)
         workflow.fit(dataset)
         running.advance(spilled.rows)
-    save_workflow(folder, encoding.originals, split)
+    return encoding, split, workflow
 
+
+def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -> _Total:
+    """Run the workflow, and write what comes out of it."""
     for name in ("train", "test"):
-        (folder / name).mkdir()
-    writer = Writer(folder, device, 1 + config.test_negatives, len(encoding.originals[ITEM]), config.train_negatives)
-    tasks = [
-        dask.delayed(writer)(part, index)
-        for index, part in enumerate(workflow.transform(dataset).to_ddf().to_delayed())
-    ]
-    total = _Total(len(encoding.originals[ITEM]))
+        (writer.folder / name).mkdir()
+    tasks = [dask.delayed(writer)(part, index) for index, part in enumerate(transformed.to_ddf().to_delayed())]
+    total = _Total(writer.n_items)
 
     def written(part: Written) -> None:
         total.add(part)
         running.advance(part.train_positives + part.test_series)
 
-    with stage("split", spilled.rows, "rows") as running:
+    with stage("split", rows, "rows") as running:
         cluster.collect(tasks, written)
-    return encoding, total
+    return total
 
 
 class _Total:
@@ -185,19 +188,20 @@ def _stats(spilled: SpilledLog, config: PrepareConfig, total: _Total, encoding: 
     }
 
 
-def _spec(config: PrepareConfig, total: _Total, encoding: Encoding) -> FeatureSpec:
-    features = ["user", "item", "label"]
+def _spec(config: PrepareConfig, total: _Total, encoding: Encoding, side: UserFeatures | None) -> FeatureSpec:
     ids = {name: Feature(dtype="int32", cardinality=len(encoding.originals[name])) for name in ("user", "item")}
+    features = {**ids, "label": Feature(dtype="float32"), **(side.features if side else {})}
+    channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], **(side.channels if side else {})}
     return FeatureSpec(
-        channel_spec={"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
-        feature_spec={**ids, "label": Feature(dtype="float32")},
+        channel_spec=channels,
+        feature_spec=features,
         metadata=Metadata(
             test_samples_per_series=1 + config.test_negatives,
             train_negatives=config.train_negatives,
             time_ordered=True,
         ),
         source_spec={
-            name: [Chunk(type="parquet", features=features, files=sorted(files))]
+            name: [Chunk(type="parquet", features=list(features), files=sorted(files))]
             for name, files in total.files.items()
             if files
         },

@@ -47,6 +47,7 @@ class Writer:
         series: rows of a test series.
         n_items: the number of items in all.
         train_negatives: negatives after each train positive.
+        user_features: of each side feature, the values by encoded user.
     """
 
     folder: Path
@@ -54,12 +55,15 @@ class Writer:
     series: int
     n_items: int
     train_negatives: int
+    user_features: dict[str, np.ndarray]
 
     def __call__(self, df: Any, index: int) -> Written:
         """Args: df: the rows of `LeaveOneOut`, for one partition."""
         table = self.device.to_arrow(df)
         n_train = int(np.searchsorted(table.column("split").to_numpy(), TEST))
         table = table.drop_columns("split")
+        for name, values in self.user_features.items():
+            table = table.append_column(name, pa.array(values[table.column("user").to_numpy()]))
         train, test = table.slice(0, n_train), table.slice(n_train)
         files = [self._write(part, name, index) for part, name in ((train, "train"), (test, "test"))]
         users, items = (train.column(name).to_numpy() for name in ("user", "item"))
