@@ -42,3 +42,14 @@ def test_row_counts_add_up_between_floor_and_cap() -> None:
         assert counts.min() >= 20
         assert counts.max() <= 300
     assert counts.min() == 300  # every user knows every item
+
+
+def test_the_times_of_the_keenest_users_end_within_the_log() -> None:
+    counts = np.array([60_000, 1, 20])
+    keys = np.concatenate([user * 100_000 + np.arange(count) for user, count in enumerate(counts)])
+    rows = synthetic_rows._with_times(keys, counts, 5, 100_000, np.random.default_rng(1))
+    times = rows["time"]
+    assert synthetic_rows._FIRST_S <= times.min() <= times.max() <= synthetic_rows._LAST_S
+    assert (np.diff(times)[np.diff(rows["user"]) == 0] >= 0).all()
+    assert np.ptp(times[:60_000]) > 0.9 * (synthetic_rows._LAST_S - synthetic_rows._FIRST_S)
+    assert list(np.unique(rows["user"])) == [5, 6, 7]
