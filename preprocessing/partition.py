@@ -181,7 +181,7 @@ def load_partition(partition: int, folder: Path, device: FrameDevice) -> Any:
             for column, size in zip(columns, item_sizes[number].tolist(), strict=True):
                 file.seek(column_start + int(starts[number]) * size)
                 if size == column.itemsize:
-                    file.readinto(column[to].data)  # type: ignore[attr-defined] - of an unbuffered file
+                    file.readinto(column[to].data)
                 else:
                     column[to] = np.fromfile(file, f"i{size}", counts[number])
                 column_start += int(offsets[number, -1]) * size

@@ -16,7 +16,7 @@ from workflows.interactions import run_lengths, run_starts
 from workflows.operators import TEST
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Written:
     """What one partition came to.
 
@@ -65,7 +65,6 @@ class Writer:
         for name, values in self.user_features.items():
             table = table.append_column(name, pa.array(values[table.column("user").to_numpy()]))
         train, test = table.slice(0, n_train), table.slice(n_train)
-        files = [self._write(part, name, index) for part, name in ((train, "train"), (test, "test"))]
         users, items = (train.column(name).to_numpy() for name in ("user", "item"))
         if self.train_negatives:
             positive = train.column("label").to_numpy() > 0
@@ -77,8 +76,9 @@ class Writer:
         held_out[np.searchsorted(users[starts], test.column("user").to_numpy()[:: self.series])] = True
         alone = ~held_out & (counts == 1)
         return Written(
-            index,
-            *files,
+            index=index,
+            train_file=self._write(train, "train", index),
+            test_file=self._write(test, "test", index),
             train_positives=len(users),
             train_rows=n_train,
             test_series=len(series),

@@ -177,7 +177,7 @@ def _client(address: Any) -> Iterator[Any]:
             client.register_plugin(plugin)
         except Exception as err:  # whatever a process without this project, or with another Python, raises
             raise UserError(
-                f"the scheduler and workers at {client.scheduler.address} cannot run this program ({err!r}); "
+                f"the scheduler and workers at {address} cannot run this program ({err!r}); "
                 "start them in an environment in which it is installed (make setup), as this one"
             ) from None
         console.print(f"dashboard: {client.dashboard_link}")

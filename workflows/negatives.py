@@ -91,18 +91,22 @@ class Unseen:
         else:
             weights = candidates.weight_before(places + 1) - before
             taken = xp.concat([xp.zeros(1, dtype=xp.int64, device=device(places)), xp.cumulative_sum(weights)])
-        starts = xp.searchsorted(owners, count(n_owners, owners), side="left")
+        owner = count(n_owners, owners)
         self._taken = taken  # the weight of all rows before each row
-        self._first = xp.take(taken, starts)  # the same before each owner's rows
+        self._first = xp.take(taken, xp.searchsorted(owners, owner, side="left"))  # … before each owner's rows
+        self._last = xp.take(taken, xp.searchsorted(owners, owner, side="right"))  # … and behind them
         self._pairs = owners * candidates.n_items + places
         self._keys = owners * candidates.weight + before - (taken[:-1] - xp.take(self._first, owners))
         self._candidates = candidates
 
-    def left(self, owners: Array, limits: Array) -> Array:
-        """The weight that is left to each owner of the places below its limit, int64 [M]."""
-        xp = array_namespace(owners, limits)
+    def left(self, owners: Array, limits: Array | None = None) -> Array:
+        """The weight that is left to each owner, int64 [M]; of the places below its limit, where there is one."""
+        xp = array_namespace(owners)
+        first = xp.take(self._first, owners)
+        if limits is None:
+            return self._candidates.weight - (xp.take(self._last, owners) - first)
         end = xp.searchsorted(self._pairs, owners * self._candidates.n_items + limits, side="left")
-        return self._candidates.weight_before(limits) - (xp.take(self._taken, end) - xp.take(self._first, owners))
+        return self._candidates.weight_before(limits) - (xp.take(self._taken, end) - first)
 
     def usable_limits(self, owners: Array, limits: Array) -> Array:
         """The limits; where one leaves nothing, it does not count."""
@@ -199,7 +203,7 @@ def _without_replacement(
         owners, places, pairs = _drawn_too(owners, places, n_owners, owner, chosen, candidates)
         n_owners = owner.shape[0]
         owner = count(n_owners, owner)
-        unseen = Unseen(*pairs, n_owners, candidates)
+        unseen = Unseen(pairs[0], pairs[1], n_owners, candidates)
     return xp.take(xp.concat(done), xp.argsort(xp.concat(numbers)), axis=0)
 
 
@@ -270,9 +274,12 @@ def row_negatives(
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]
     row = count(users.shape[0], users) - xp.take(starts, owner)
-    pairs = _ordered(owner, candidates.place_of(items), candidates)
-    unseen = Unseen(*(column if exact else column[:0] for column in pairs), starts.shape[0], candidates)
-    limits = unseen.usable_limits(owner, candidates.limits(users if times is None else times))
+    owners, places = _ordered(owner, candidates.place_of(items), candidates)
+    taken = owners.shape[0] if exact else 0
+    unseen = Unseen(owners[:taken], places[:taken], starts.shape[0], candidates)
+    limits = None
+    if candidates.since is not None:
+        limits = unseen.usable_limits(owner, candidates.limits(times))
     bound = unseen.left(owner, limits)
     number = row[:, None] * per_row + count(per_row, users)[None, :]
     bits = counters.draws(counters.keys(seed, users)[:, None], number)
