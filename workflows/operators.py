@@ -91,7 +91,7 @@ class AppendNegatives(_Negatives):
         super().__init__(encoder, item, sampling, statistics)
         if sampling.time_aware and time is None:
             raise ValueError("time-aware negatives need the name of the time column")
-        self.user, self.time, self.label, self.per_positive = user, time, label, per_positive
+        self.user, self.time, self.label_name, self.per_positive = user, time, label, per_positive
 
     def transform(self, col_selector, df):
         users, items = df[self.user].values, df[self.item].values
@@ -101,14 +101,14 @@ class AppendNegatives(_Negatives):
         order = xp.take(known, stable_order(xp.take(users, known)))
         users, items, times = (xp.take(column, order) for column in (users, items, times))
         rows = self._train_rows(users, items, times, self.per_positive)
-        names = {self.user: "user", self.item: "item", self.label: "label"}
+        names = {self.user: "user", self.item: "item", self.label_name: "label"}
         return type(df)({name: xp.astype(rows[role], getattr(xp, _OUTPUT[role])) for name, role in names.items()})
 
     def column_mapping(self, col_selector):
-        return {name: list(col_selector.names) for name in (self.user, self.item, self.label)}
+        return {name: list(col_selector.names) for name in (self.user, self.item, self.label_name)}
 
     def compute_column_schema(self, col_name, input_schema):
-        return ColumnSchema(col_name, dtype=np.float32 if col_name == self.label else np.int32)
+        return ColumnSchema(col_name, dtype=np.float32 if col_name == self.label_name else np.int32)
 
 
 class LeaveOneOut(_Negatives):
