@@ -97,7 +97,7 @@ def _cache(folder: Path | None) -> Iterator[Path]:
             yield Path(temporary)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        yield folder.resolve()  # the commands run in another folder
 
 
 def _log(shape: Shape, case: Case, cache: Path) -> Path:

@@ -91,12 +91,16 @@ def test_growth_is_the_cost_of_a_further_row(
     assert growth["marginal_ratio"] == 2.0
 
 
-def test_generated_logs_are_kept_in_the_cache(commands: list[list[str]], tmp_path: Path) -> None:
+def test_generated_logs_are_kept_in_the_cache(
+    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
-    argv = ["--rows", "30x40x300", "--repeats", "1", "--output", str(tmp_path), "--cache", str(cache)]
+    argv = ["--rows", "30x40x300", "--repeats", "1", "--output", "results", "--cache", "cache"]
     pipeline.main(_args(*argv))
     kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
     assert len(kept) == len(pipeline.CASES)
+    assert {Path(command[command.index("--input") + 1]) for command in commands if "--input" in command} == set(kept)
     pipeline.main(_args(*argv))
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
