@@ -122,6 +122,11 @@ _EDITS: dict[str, tuple[str, Edit, list[str]]] = {
     "cut series": ("test", lambda rows: rows.iloc[:-1], ["test rows beyond the last whole series"]),
     "no series": ("test", lambda rows: rows.iloc[_LENGTH:], ["user without a series", "pair of the log is lost"]),
     "two series": ("test", lambda rows: pd.concat([rows.iloc[:_LENGTH], rows]), ["user with a series too many"]),
+    "series of a user with one interaction": (
+        "test",
+        lambda rows: rows.assign(user=rows["user"].where(rows.index >= _LENGTH, 0)),  # _ALONE is the first of all ids
+        ["user with a series too many", "user without a series"],
+    ),
     "mixed series": (
         "test",
         lambda rows: _swap(rows, 1, _LENGTH + 1),
