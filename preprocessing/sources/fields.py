@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
 PADDED = r"^-?0[0-9]"  # 007 is not 7
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
+_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _BLOCK_BYTES = 1 << 17  # what a processor's cache holds
 
 
@@ -26,9 +29,9 @@ def describe(kind: pa.DataType) -> str:
 def holds(kind: pa.DataType) -> Callable[[str], bool]:
     """Whether a column of this type can hold a field."""
     if pa.types.is_integer(kind):
-        return lambda value: bool(re.fullmatch(r"-?[0-9]{1,19}", value)) and -(2**63) <= int(value) < 2**63
+        return lambda value: bool(_INTEGER.fullmatch(value)) and -(2**63) <= int(value) < 2**63
     if pa.types.is_floating(kind):
-        return lambda value: bool(re.fullmatch(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", value, re.ASCII))
+        return lambda value: bool(_NUMBER.fullmatch(value))
     if pa.types.is_timestamp(kind):
         return lambda value: date_type(value) in (kind, pa.timestamp("us", kind.tz))
     return lambda _: True
@@ -52,19 +55,19 @@ def date_type(value: str) -> pa.DataType | None:
 
 def id_type(values: list[str]) -> pa.DataType:
     """Integers, unless most ids are not, or one has a leading zero (007 is not 7)."""
-    whole = sum(holds(pa.int64())(value) for value in values)
-    padded = any(re.match(PADDED, value) for value in values)
+    whole = sum(map(holds(pa.int64()), values))
+    padded = any(map(re.compile(PADDED).match, values))
     return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
 
 
 def time_type(values: list[str]) -> pa.DataType:
     """Dates or numbers, whichever are more; what is neither does not count."""
     dates = [kind for kind in map(date_type, values) if kind is not None]
-    numbers = [value for value in values if holds(pa.float64())(value)]
+    numbers = list(filter(holds(pa.float64()), values))
     if len(dates) > len(numbers):
-        zone = max(dates, key=lambda kind: sum(kind.tz == other.tz for other in dates)).tz
+        ((zone, _),) = Counter(kind.tz for kind in dates).most_common(1)
         return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
-    return pa.int64() if all(holds(pa.int64())(value) for value in numbers) else pa.float64()
+    return pa.int64() if all(map(holds(pa.int64()), numbers)) else pa.float64()
 
 
 def may_be_padded(data: bytes, delimiter: str) -> bool:

@@ -54,14 +54,13 @@ def _files_of(given: str) -> Iterator[Path]:
 
 
 def _files_matching(pattern: str) -> Iterator[Path]:
-    deep = "**" in pattern  # then what lies in a folder matches by itself
     for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (pathlib's takes no absolute pattern)
         match = Path(name)
         if _is_hidden(match.name):
             continue
         if match.is_file():
             yield match
-        elif match.is_dir() and not deep:
+        elif match.is_dir():
             yield from _files_in(match)
 
 

@@ -79,6 +79,15 @@ def test_a_quote_that_is_never_closed_is_named_by_line(
             quoted_cuts(path, ",", "log.csv", 1)
 
 
+@pytest.mark.parametrize("block", [1, 1 << 18])
+def test_a_doubled_quote_opens_no_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(quoting, "_BLOCK_BYTES", block)
+    path = tmp_path / "log.csv"
+    path.write_text('a,b\n1,"x\ny""z\n2,3\n')
+    with pytest.raises(UserError, match="line 2: a quoted field is not closed"):
+        quoted_cuts(path, ",", "log.csv", 1)
+
+
 @pytest.mark.parametrize(
     ("line", "expected"), [('a,"b', True), ('a,"b"', False), ('a,5"', False), ('"a;b', True), ('a;"b', False)]
 )
