@@ -1,9 +1,13 @@
-"""Exact negatives against plain loops over sets."""
+"""Negatives against plain loops over sets, and their chances against enumeration."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any
 
 import array_api_strict
 import numpy as np
@@ -11,252 +15,439 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
+from workflows import counters
 from workflows.counters import stream_seed
 from workflows.interactions import Histories, histories
-from workflows.negatives import distinct_numbers, rank_keys, row_negatives, series_negatives, unseen_item
+from workflows.negatives import MAX_WEIGHT, Candidates, row_negatives, series_negatives
 
 SEED = stream_seed(1, 2, 3)
+OTHER_DEVICE = array_api_strict.Device("device1")
 
-# Items seen by each of some users, out of 0 .. n_items - 1; a user may have seen all of them.
-N_ITEMS = st.integers(1, 9)
+
+@dataclass(frozen=True)
+class Case:
+    """A log, and what may be drawn.
+
+    Attributes:
+        users, items, times: int64 [N]; pairs may occur again.
+        weights: of each item; None: all alike.
+        first: when each item first occurred; None: time is not asked.
+    """
+
+    n_items: int
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    weights: np.ndarray | None = None
+    first: np.ndarray | None = None
+
+    @property
+    def history(self) -> Histories:
+        return histories(self.users, self.items, self.times)
+
+    @property
+    def candidates(self) -> Candidates:
+        order = None if self.first is None else np.lexsort((np.arange(self.n_items), self.first))
+        before = items = places = since = None
+        if order is not None and self.first is not None:
+            items, places, since = order, np.argsort(order), self.first[order]
+        if self.weights is not None:
+            weights = self.weights if order is None else self.weights[order]
+            before = np.concatenate([[0], np.cumsum(weights)])
+        return Candidates(self.n_items, before, items, places, since)
+
+    @property
+    def seen(self) -> dict[int, set[int]]:
+        seen: dict[int, set[int]] = {}
+        for user, item in zip(self.users.tolist(), self.items.tolist(), strict=True):
+            seen.setdefault(user, set()).add(item)
+        return seen
+
+    def available(self, user: int, time: int) -> set[int]:
+        """What may be drawn for a positive of a user at a time."""
+        unseen = set(range(self.n_items)) - self.seen[user]
+        return (unseen & self.appeared(time)) or unseen
+
+    def appeared(self, time: int) -> set[int]:
+        return {item for item in range(self.n_items) if self.first is None or self.first[item] <= time}
+
+    def last_times(self) -> dict[int, int]:
+        """The time of each user's last interaction; of a pair that occurs again the earliest counts."""
+        earliest: dict[tuple[int, int], int] = {}
+        for user, item, time in zip(self.users.tolist(), self.items.tolist(), self.times.tolist(), strict=True):
+            earliest[user, item] = min(time, earliest.get((user, item), time))
+        return {user: max(time for (who, _), time in earliest.items() if who == user) for user, _ in earliest}
 
 
 @st.composite
-def seen_sets(draw) -> tuple[int, list[set[int]]]:
-    n_items = draw(N_ITEMS)
+def cases(draw: st.DrawFn) -> Case:
+    """Few items, so that users with all of them and ties are common; weights up to a thousand times apart or more."""
+    n_items = draw(st.integers(1, 9))
     item = st.integers(0, n_items - 1)
-    return n_items, draw(st.lists(st.sets(item, min_size=1), min_size=1, max_size=6))
+    rows = draw(st.lists(st.tuples(st.integers(-2, 5), item, st.integers(0, 6)), min_size=1, max_size=30))
+    users, items, times = np.array(sorted(rows, key=lambda row: row[0]), dtype=np.int64).T
+    each = {"min_size": n_items, "max_size": n_items}
+    weights = draw(st.none() | st.lists(st.sampled_from([1, 2, 1000, 10**9]), **each).map(np.array))
+    first = draw(st.none() | st.lists(st.integers(0, 8), **each).map(np.array))
+    return Case(n_items, users, items, times, weights, first)
 
 
-def rows_of(seen: list[set[int]]) -> tuple[np.ndarray, np.ndarray]:
-    users = np.array([user for user, items in enumerate(seen) for _ in items], dtype=np.int64)
-    return users, np.array([item for items in seen for item in sorted(items)], dtype=np.int64)
+def with_unseen(case: Case) -> np.ndarray:
+    """Which of the history's users have an item that they have not seen."""
+    return np.flatnonzero(case.history.counts < case.n_items)
 
 
-def history_of(seen: list[set[int]]) -> Histories:
-    users, items = rows_of(seen)
-    return histories(users, items, np.zeros_like(users))
+def library_copy(value: Any, convert: Callable[[np.ndarray], Any]) -> Any:
+    """A `Histories` or `Candidates` with its arrays in another library."""
+    arrays = {name: convert(array) for name, array in vars(value).items() if isinstance(array, np.ndarray)}
+    return replace(value, **arrays)
 
 
-@given(seen_sets())
-def test_unseen_item_enumerates_the_unseen_items_in_order(case: tuple[int, list[set[int]]]) -> None:
-    n_items, seen = case
-    owners, by_item = rows_of(seen)
-    counts = np.array([len(items) for items in seen])
-    starts = np.cumsum(counts) - counts
-    table = rank_keys(owners, by_item, starts, n_items)
-    assert (np.diff(table) >= 0).all()
-    for owner, items in enumerate(seen):
-        unseen = sorted(set(range(n_items)) - items)
-        ranks = np.arange(len(unseen))
-        assert unseen_item(table, starts, np.full(len(unseen), owner), ranks, n_items).tolist() == unseen
+def strict(values: np.ndarray) -> Any:
+    return array_api_strict.asarray(values, device=OTHER_DEVICE)
 
 
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 12), st.integers(0, 100))
-def test_distinct_numbers_are_ascending_in_range_and_distinct(bounds: list[int], length: int, seed: int) -> None:
-    ids = np.arange(len(bounds))
-    numbers = distinct_numbers(stream_seed(seed), ids, np.array(bounds), length)
-    assert numbers.shape == (len(bounds), length)
-    for row, bound in zip(numbers.tolist(), bounds, strict=True):
+def to_numpy(values: Any) -> np.ndarray:
+    assert values.device == OTHER_DEVICE
+    return np.asarray(array_api_strict.from_dlpack(values, device=array_api_strict.Device("CPU_DEVICE")))
+
+
+# --- Test series ------------------------------------------------------------------------------------------------
+
+
+@given(cases(), st.integers(0, 12), st.integers(0, 1000))
+def test_series_are_distinct_unseen_items_as_long_as_there_are_any(case: Case, length: int, seed: int) -> None:
+    history, which, last = case.history, with_unseen(case), case.last_times()
+    series = series_negatives(history, which, case.candidates, length, stream_seed(seed))
+    assert series.shape == (len(which), length)
+    for user, row in zip(history.users[which].tolist(), series.tolist(), strict=True):
+        available = case.available(user, last[user])
         assert row == sorted(row)
-        if bound >= length:
-            assert len(set(row)) == length
-            assert set(row) <= set(range(bound))
-        else:  # all there is, and the rest repeats, spread evenly
-            assert set(row) == set(range(bound))
+        assert set(row) <= available
+        assert len(set(row)) == min(length, len(available))
+        if row:  # where there are fewer, repeats are spread evenly
             times = Counter(row).values()
-            assert max(times) - min(times) <= 1
+            assert max(times) - min(times) <= (len(available) < length)
 
 
-@pytest.mark.parametrize("length", [1, 2, 100])
-def test_distinct_numbers_of_one_are_all_zero(length: int) -> None:
-    assert distinct_numbers(SEED, np.arange(3), np.ones(3, dtype=np.int64), length).tolist() == [[0] * length] * 3
+@given(cases(), st.integers(0, 5), st.integers(0, 1000))
+def test_series_that_are_not_exact_are_any_items_that_had_appeared(case: Case, length: int, seed: int) -> None:
+    history, which, last = case.history, with_unseen(case), case.last_times()
+    series = series_negatives(history, which, case.candidates, length, stream_seed(seed), exact=False)
+    assert series.shape == (len(which), length)
+    for user, row in zip(history.users[which].tolist(), series.tolist(), strict=True):
+        assert row == sorted(row)
+        assert set(row) <= (case.appeared(last[user]) or set(range(case.n_items)))
 
 
-def test_distinct_numbers_of_exactly_the_range_are_the_range() -> None:
-    assert distinct_numbers(SEED, np.arange(4), np.full(4, 50), 50).tolist() == [list(range(50))] * 4
+def alike(n_users: int, seen: Iterable[int], n_items: int, weights: list[int] | None = None) -> Case:
+    """Many users who have seen the same items."""
+    items = np.array(sorted(seen))
+    users = np.repeat(np.arange(n_users), len(items))
+    items = np.tile(items, n_users)
+    return Case(n_items, users, items, np.zeros_like(users), None if weights is None else np.array(weights))
 
 
-@pytest.mark.parametrize(("ids", "length"), [(0, 5), (5, 0), (0, 0)])
-def test_distinct_numbers_of_nothing(ids: int, length: int) -> None:
-    assert distinct_numbers(SEED, np.arange(ids), np.full(ids, 9), length).shape == (ids, length)
+def series_of(case: Case, length: int, **options: Any) -> np.ndarray:
+    return series_negatives(case.history, with_unseen(case), case.candidates, length, SEED, **options)
 
 
-@pytest.mark.parametrize("bound", [5, 7, 8, 9, 40])  # below, at and above twice the length, where the method changes
-def test_distinct_numbers_cover_all_subsets_evenly(bound: int, assert_uniform: Callable) -> None:
-    if bound == 40:  # too many subsets to count: single numbers and pairs of them
-        numbers = distinct_numbers(SEED, np.arange(40_000), np.full(40_000, bound), 4)
-        together = np.zeros((bound, bound), dtype=np.int64)
-        for first in range(4):
-            for second in range(first + 1, 4):
-                np.add.at(together, (numbers[:, first], numbers[:, second]), 1)
-        assert_uniform(together[np.triu_indices(bound, k=1)])
-        return
-    numbers = distinct_numbers(SEED, np.arange(40_000), np.full(40_000, bound), 4)
-    subsets = Counter(map(tuple, numbers.tolist()))
-    assert len(subsets) == len({tuple(sorted(s)) for s in subsets})
-    possible = 1
-    for k in range(4):
-        possible = possible * (bound - k) // (k + 1)
-    assert len(subsets) == possible
+@pytest.mark.parametrize("n_unseen", [5, 7, 8, 9])
+def test_series_cover_all_subsets_evenly(n_unseen: int, assert_uniform: Callable) -> None:
+    series = series_of(alike(20_000, {0, 2}, n_unseen + 2), 4)
+    subsets = Counter(map(tuple, series.tolist()))
+    unseen = set(range(n_unseen + 2)) - {0, 2}
+    assert set(subsets) == set(itertools.combinations(sorted(unseen), 4))
     assert_uniform(np.array(list(subsets.values())))
 
 
-def test_distinct_numbers_follow_the_id_alone() -> None:
-    # Neither the other ids of the block nor their bounds matter: partitions cannot change a draw.
-    ids, bounds = np.arange(30), np.tile([3, 12, 500], 10)
-    whole = distinct_numbers(SEED, ids, bounds, 8)
-    order = np.random.default_rng(0).permutation(30)
-    np.testing.assert_array_equal(distinct_numbers(SEED, ids[order], bounds[order], 8), whole[order])
-    for place in range(30):
-        alone = distinct_numbers(SEED, ids[place : place + 1], bounds[place : place + 1], 8)
-        np.testing.assert_array_equal(alone[0], whole[place])
-    assert (distinct_numbers(SEED + 1, ids, bounds, 8) != whole).any()
+def test_pairs_in_longer_series_are_even(assert_uniform: Callable) -> None:
+    series = series_of(alike(10_000, {39, 40}, 41), 6)
+    together = np.zeros((39, 39), dtype=np.int64)
+    # One pair of each series, so that counts are independent.
+    chosen = np.sort(np.argsort(np.random.default_rng(0).random((10_000, 6)), axis=1)[:, :2], axis=1)
+    pairs = np.take_along_axis(series, chosen, axis=1)
+    np.add.at(together, (pairs[:, 0], pairs[:, 1]), 1)
+    assert_uniform(together[np.triu_indices(39, k=1)])
 
 
-def test_distinct_numbers_elsewhere_are_those_of_numpy() -> None:
-    # 200 of 400: nearly every row collides and is drawn again.
-    ids, bounds = np.arange(40), np.repeat([1, 150, 399, 400, 10_000], 8)
-    in_numpy = distinct_numbers(SEED, ids, bounds, 200)
-    for library in (torch, array_api_strict):
-        found = distinct_numbers(SEED, library.asarray(ids), library.asarray(bounds), 200)
-        np.testing.assert_array_equal(in_numpy, np.asarray(found))
+def successive_sampling(weights: dict[int, int], length: int) -> dict[tuple[int, ...], float]:
+    """The chance of each set when items are drawn one after the other, each by its weight among those left."""
+    chances: dict[tuple[int, ...], float] = {}
+    for order in itertools.permutations(weights, length):
+        chance, left = 1.0, float(sum(weights.values()))
+        for item in order:
+            chance *= weights[item] / left
+            left -= weights[item]
+        subset = tuple(sorted(order))
+        chances[subset] = chances.get(subset, 0.0) + chance
+    return chances
 
 
-def test_distinct_numbers_use_only_the_array_standard_on_one_device() -> None:
-    other = array_api_strict.Device("device1")
-    ids, bounds = (array_api_strict.asarray(values, device=other) for values in (np.arange(9), np.full(9, 30)))
-    numbers = distinct_numbers(SEED, ids, bounds, 15)  # nine series of 15 out of 30: each collides, some twice
-    assert numbers.device == other
-    on_cpu = array_api_strict.from_dlpack(numbers, device=array_api_strict.Device("CPU_DEVICE"))
-    np.testing.assert_array_equal(np.asarray(on_cpu), distinct_numbers(SEED, np.arange(9), np.full(9, 30), 15))
+def assert_chances(counts: Counter, chances: dict[Any, float]) -> None:
+    """A chi-square test that errs once in a million."""
+    total = sum(counts.values())
+    assert set(counts) <= set(chances)
+    expected = np.array(list(chances.values())) * total
+    assert expected.min() >= 5, "too few draws for a chi-square test"
+    assert stats.chisquare([counts[outcome] for outcome in chances], expected).pvalue > 1e-6
 
 
-@given(seen_sets(), st.integers(1, 12), st.integers(0, 1000))
-def test_series_negatives_are_outside_all_positives(case: tuple[int, list[set[int]]], length: int, seed: int) -> None:
-    n_items, seen = case
-    which = np.array([user for user, items in enumerate(seen) if len(items) < n_items], dtype=np.int64)
-    series = series_negatives(history_of(seen), which, n_items, length, stream_seed(seed))
-    assert series.shape == (len(which), length)
-    for user, row in zip(which, series.tolist(), strict=True):
-        unseen = set(range(n_items)) - seen[user]
-        assert set(row) <= unseen
-        assert len(set(row)) == min(length, len(unseen))
+@pytest.mark.parametrize("weights", [[5, 1, 2, 3, 9, 4, 30], [1, 1, 1, 1, 1, 1, 1], [30, 7, 5, 5, 5, 150, 20]])
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_popular_series_are_drawn_one_after_the_other_by_weight(weights: list[int], length: int) -> None:
+    # The last rounds of a series with a heavy item are drawn without it: that is where a wrong chance would show.
+    case = alike(40_000, {1, 6}, 7, weights)
+    found = Counter(map(tuple, series_of(case, length).tolist()))
+    assert_chances(found, successive_sampling({item: weights[item] for item in (0, 2, 3, 4, 5)}, length))
 
 
-def test_series_negatives_are_uniform_over_the_unseen(assert_uniform: Callable) -> None:
-    seen = [{0, 3, 4, 9, 19}] * 6000
-    series = series_negatives(history_of(seen), np.arange(6000), 20, 5, SEED)
-    counts = np.bincount(series.ravel(), minlength=20)
-    unseen = sorted(set(range(20)) - seen[0])
-    assert counts[sorted(seen[0])].sum() == 0
-    # Drawn without replacement, counts vary less than independent ones would, so compare one draw of each series.
-    column = np.random.default_rng(0).integers(0, 5, 6000)
-    assert_uniform(np.bincount(series[np.arange(6000), column], minlength=20)[unseen])
+def test_popular_items_in_the_order_of_their_time_keep_their_weights() -> None:
+    weights, first = [9, 1, 4, 2, 6], np.array([3, 0, 9, 1, 3])
+    case = replace(alike(30_000, {3}, 5, weights), first=first)
+    case = replace(case, times=case.times + 5)  # item 2 appeared at 9
+    found = Counter(map(tuple, series_of(case, 2).tolist()))
+    assert_chances(found, successive_sampling({0: 9, 1: 1, 4: 6}, 2))
 
 
-def row_rows(users: np.ndarray, items: np.ndarray, negatives: np.ndarray, exists: np.ndarray) -> list[tuple]:
-    zipped = zip(users.tolist(), items.tolist(), exists.tolist(), negatives.tolist(), strict=True)
-    return [(user, item, there, row if there else None) for user, item, there, row in zipped]
+def test_series_that_are_not_exact_follow_the_weights_of_all_items() -> None:
+    weights = [9, 1, 4, 2]
+    case = alike(10_000, {0}, 4, weights)
+    found = Counter(series_of(case, 3, exact=False).ravel().tolist())
+    assert_chances(found, {item: weight / 16 for item, weight in enumerate(weights)})
 
 
-@given(seen_sets(), st.integers(1, 5), st.integers(0, 1000))
-def test_row_negatives_are_outside_the_users_positives(
-    case: tuple[int, list[set[int]]], per_row: int, seed: int
-) -> None:
-    n_items, seen = case
-    users, items = rows_of(seen)
-    negatives, exists = row_negatives(users, items, n_items, per_row, stream_seed(seed))
-    assert negatives.shape == (len(users), per_row)
-    assert ((negatives >= 0) & (negatives < n_items)).all()  # valid ids even where they are to be left out
-    for user, there, row in zip(users.tolist(), exists.tolist(), negatives.tolist(), strict=True):
-        assert there == (len(seen[user]) < n_items)  # False for a user who has seen everything
-        assert not there or not set(row) & seen[user]
+def random_case(n_users: int, n_items: int, per_user: int, kind: str, seed: int = 4) -> Case:
+    """Users of all sorts: one has all items, one all but one, the others up to `per_user`."""
+    rng = np.random.default_rng(seed)
+    users = np.repeat(np.arange(n_users), rng.integers(1, per_user, n_users))
+    items = rng.integers(0, n_items, len(users))
+    users = np.concatenate([users, np.full(n_items, n_users), np.full(n_items - 1, n_users + 1)])
+    items = np.concatenate([items, np.arange(n_items), np.arange(n_items - 1)])
+    times = rng.integers(0, 50, len(users))
+    weights = rng.integers(1, 1000, n_items) ** 2 if "popularity" in kind else None
+    first = rng.integers(0, 60, n_items) if "time" in kind else None
+    return Case(n_items, users * 7, items, times, weights, first)
 
 
-def test_row_negatives_are_uniform_over_the_unseen(assert_uniform: Callable) -> None:
-    users = np.repeat(np.arange(3000), 4)
-    items = np.tile([2, 7, 8, 11], 3000)
-    negatives, exists = row_negatives(users, items, 12, 4, SEED)
+KINDS = pytest.mark.parametrize("kind", ["exact", "popularity", "time", "popularity and time"])
+EXACT = pytest.mark.parametrize("exact", [True, False])
+
+
+@KINDS
+@EXACT
+def test_series_follow_the_user_alone(kind: str, exact: bool) -> None:
+    # Whoever else is in the partition cannot change a draw.
+    case = random_case(30, 40, 25, kind)
+    whole = dict(zip(case.history.users[with_unseen(case)], series_of(case, 12, exact=exact), strict=True))
+    for blocks in (2, 7, 31):
+        for block in range(blocks):
+            mine = case.users // 7 % blocks == block
+            part = replace(case, users=case.users[mine], items=case.items[mine], times=case.times[mine])
+            found = series_of(part, 12, exact=exact)
+            for user, row in zip(part.history.users[with_unseen(part)], found, strict=True):
+                np.testing.assert_array_equal(row, whole[user])
+    reseeded = series_negatives(case.history, with_unseen(case), case.candidates, 12, SEED + 1, exact)
+    assert (reseeded != np.array(list(whole.values()))).any()
+
+
+def test_series_of_some_users_are_those_of_all() -> None:
+    case = random_case(30, 40, 25, "popularity")
+    which = with_unseen(case)
+    some = which[::3]
+    found = series_negatives(case.history, some, case.candidates, 12, SEED)
+    np.testing.assert_array_equal(found, series_of(case, 12)[::3])
+
+
+@KINDS
+@EXACT
+def test_series_use_only_the_array_standard_on_one_device(kind: str, exact: bool) -> None:
+    case = random_case(12, 40, 35, kind)  # nearly all series collide and take several rounds
+    which = with_unseen(case)
+    history, candidates = library_copy(case.history, strict), library_copy(case.candidates, strict)
+    found = series_negatives(history, strict(which), candidates, 20, SEED, exact)
+    np.testing.assert_array_equal(to_numpy(found), series_of(case, 20, exact=exact))
+
+
+@pytest.mark.parametrize(("users", "length"), [(0, 5), (5, 0), (0, 0)])
+@EXACT
+def test_series_of_nothing(users: int, length: int, exact: bool) -> None:
+    case = alike(5, {0}, 4)
+    found = series_negatives(case.history, np.arange(users), case.candidates, length, SEED, exact)
+    assert found.shape == (users, length)
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The shape of each block of random bits that was drawn."""
+    drawn: list[tuple[int, ...]] = []
+    draws = counters.draws
+
+    def counted(*args: Any) -> Any:
+        bits = draws(*args)
+        drawn.append(bits.shape)
+        return bits
+
+    monkeypatch.setattr(counters, "draws", counted)
+    return drawn
+
+
+@KINDS
+def test_all_but_one_item_seen_needs_no_luck(kind: str, rounds: list) -> None:
+    n_items = 50_000
+    case = replace(random_case(1, n_items, 2, kind), users=np.zeros(n_items - 1, dtype=np.int64))
+    case = replace(case, items=np.delete(np.arange(n_items), 777), times=np.zeros(n_items - 1, dtype=np.int64))
+    assert series_of(case, 100).tolist() == [[777] * 100]
+    assert len(rounds) <= 2
+    rounds.clear()
+    negatives, exists = row_negatives(case.users, case.items, case.candidates, 2, SEED, case.times)
     assert exists.all()
-    counts = np.bincount(negatives.ravel(), minlength=12)
-    assert counts[[2, 7, 8, 11]].sum() == 0
-    assert_uniform(np.delete(counts, [2, 7, 8, 11]))
+    assert (negatives == 777).all()
+    assert rounds == [(n_items - 1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("weights", "most"),
+    [([MAX_WEIGHT - 299] + [1] * 299, 12), ([1 << min(place, 37) for place in range(38)] + [1] * 200, 25)],
+    ids=["one item has it all", "each twice the one before"],
+)
+def test_extreme_weights_end_after_few_rounds(weights: list[int], most: int, rounds: list) -> None:
+    # A loop that tried again until it was lucky would draw some 10^11 times.
+    n_items = len(weights)
+    case = alike(50, {n_items - 1}, n_items, weights)
+    series = series_of(case, n_items - 2)  # all but one of what is left
+    for row in series.tolist():
+        assert len(set(row)) == n_items - 2
+    assert len(rounds) <= most
+    assert sum(users * drawn for users, drawn in rounds) < 50 * n_items * 10
+
+
+# --- Rows of training -------------------------------------------------------------------------------------------
+
+
+def rows_of(case: Case, per_row: int, xp: ModuleType = np, seed: int = SEED, exact: bool = True):
+    columns = [xp.asarray(column) for column in (case.users, case.items, case.times)]
+    users, items, times = columns
+    candidates = library_copy(case.candidates, xp.asarray)
+    return row_negatives(users, items, candidates, per_row, seed, times, exact)
+
+
+@given(cases(), st.integers(1, 5), st.integers(0, 1000))
+def test_row_negatives_are_unseen_items_that_had_appeared(case: Case, per_row: int, seed: int) -> None:
+    negatives, exists = rows_of(case, per_row, seed=stream_seed(seed))
+    assert negatives.shape == (len(case.users), per_row)
+    assert ((negatives >= 0) & (negatives < case.n_items)).all()  # valid ids even where they are to be left out
+    for user, time, there, row in zip(case.users, case.times, exists, negatives.tolist(), strict=True):
+        assert there == (len(case.seen[user]) < case.n_items)  # False for a user who has seen everything
+        assert not there or set(row) <= case.available(user, time)
+
+
+@given(cases(), st.integers(0, 1000))
+def test_row_negatives_that_are_not_exact_are_any_items_that_had_appeared(case: Case, seed: int) -> None:
+    negatives, exists = rows_of(case, 3, seed=stream_seed(seed), exact=False)
+    assert exists.all()
+    for time, row in zip(case.times, negatives.tolist(), strict=True):
+        assert set(row) <= (case.appeared(time) or set(range(case.n_items)))
+
+
+@pytest.mark.parametrize("weights", [None, [3, 1, 8, 2, 2, 5, 90, 1, 1, 4, 6, 7]])
+def test_row_negatives_follow_the_weights_of_the_unseen(weights: list[int] | None) -> None:
+    case = alike(3000, {2, 7, 8, 11}, 12, weights)
+    negatives, exists = rows_of(case, 4)
+    assert exists.all()
+    unseen = {item: 1 if weights is None else weights[item] for item in range(12) if item not in {2, 7, 8, 11}}
+    total = sum(unseen.values())
+    assert_chances(Counter(negatives.ravel().tolist()), {item: weight / total for item, weight in unseen.items()})
+
+
+def test_users_rows_and_draws_are_independent(assert_uniform: Callable) -> None:
+    # Sixteen unseen items: pairs of draws fill a 16 x 16 board evenly only if one says nothing about the other.
+    case = alike(20_000, {16, 17}, 18)
+    negatives, _ = rows_of(case, 2)
+    of_user = negatives.reshape(20_000, 2, 2)
+
+    def board(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        return np.bincount(one * 16 + other, minlength=256)
+
+    assert_uniform(board(of_user[:, 0, 0], of_user[:, 0, 1]))  # draws of a row
+    assert_uniform(board(of_user[:, 0, 0], of_user[:, 1, 0]))  # rows of a user
+    assert_uniform(board(of_user[:, 0, 1], of_user[:, 1, 0]))  # where one row ends and the next one starts
+    assert_uniform(board(of_user[:-1, 0, 0], of_user[1:, 0, 0]))  # users
+    series = series_of(case, 1)[:, 0]
+    assert_uniform(board(series[:-1], series[1:]))
 
 
 def test_row_negatives_count_a_repeated_pair_once() -> None:
     # Two distinct positives of three items: the third is the only negative.
     users, items = np.zeros(5, dtype=np.int64), np.array([2, 0, 2, 2, 0])
-    negatives, exists = row_negatives(users, items, 3, 3, SEED)
+    negatives, exists = row_negatives(users, items, Candidates(3), 3, SEED)
     assert exists.all()
     assert (negatives == 1).all()
 
 
-def test_row_negatives_do_not_depend_on_how_users_are_split_over_blocks() -> None:
-    rng = np.random.default_rng(4)
-    seen = [set(rng.integers(0, 30, rng.integers(1, 25)).tolist()) for _ in range(60)]
-    seen[7] = set(range(30))
-    users, items = rows_of(seen)
-    whole = Counter(map(repr, row_rows(users, items, *row_negatives(users, items, 30, 4, SEED))))
-    for blocks in (2, 7, 60):
-        parts: Counter = Counter()
-        for block in rng.permutation(blocks):
-            mine = users % blocks == block
-            parts += Counter(
-                map(repr, row_rows(users[mine], items[mine], *row_negatives(users[mine], items[mine], 30, 4, SEED)))
-            )
-        assert parts == whole
+@KINDS
+@EXACT
+def test_row_negatives_do_not_depend_on_how_users_are_split_over_blocks(kind: str, exact: bool) -> None:
+    case = random_case(60, 30, 25, kind)
+    whole, exists = rows_of(case, 4, exact=exact)
+    for blocks in (2, 7, 62):
+        for block in range(blocks):
+            mine = case.users // 7 % blocks == block
+            part = replace(case, users=case.users[mine], items=case.items[mine], times=case.times[mine])
+            found, there = rows_of(part, 4, exact=exact)
+            np.testing.assert_array_equal(there, exists[mine])
+            np.testing.assert_array_equal(found[there], whole[mine][there])
 
 
 def test_row_negatives_take_users_in_any_order() -> None:
     users, items = np.array([5, 5, 2, 9, 9]), np.array([0, 1, 3, 2, 0])
-    negatives, exists = row_negatives(users, items, 5, 3, SEED)
+    negatives, exists = row_negatives(users, items, Candidates(5), 3, SEED)
     assert exists.all()
     for user in (5, 2, 9):
         mine = users == user
-        alone, _ = row_negatives(users[mine], items[mine], 5, 3, SEED)
+        alone, _ = row_negatives(users[mine], items[mine], Candidates(5), 3, SEED)
         np.testing.assert_array_equal(negatives[mine], alone)
 
 
 def test_row_negatives_are_new_with_each_seed_and_draw() -> None:
-    users, items = np.repeat(np.arange(50), 3), np.tile([0, 1, 2], 50)
-    first, _ = row_negatives(users, items, 10_000, 4, stream_seed(1, 0))
-    second, _ = row_negatives(users, items, 10_000, 4, stream_seed(1, 1))
+    case = alike(50, {0, 1, 2}, 10_000)
+    (first, _), (second, _) = (rows_of(case, 4, seed=stream_seed(1, epoch)) for epoch in range(2))
     assert (first == second).mean() < 0.01
     assert len(np.unique(first)) > 0.9 * first.size
 
 
-def test_row_negatives_in_torch_and_in_the_array_standard_are_those_of_numpy() -> None:
-    rng = np.random.default_rng(9)
-    seen = [set(rng.integers(0, 40, 30).tolist()) for _ in range(20)] + [set(range(40)), {39}, {0}]
-    users, items = rows_of(seen)
-    expected = row_negatives(users, items, 40, 4, SEED)
-    for library in (torch, array_api_strict):
-        found = row_negatives(library.asarray(users), library.asarray(items), 40, 4, SEED)
-        for ours, theirs in zip(expected, found, strict=True):
-            np.testing.assert_array_equal(ours, np.asarray(theirs))
+@KINDS
+@EXACT
+@pytest.mark.parametrize("library", [torch, array_api_strict])
+def test_row_negatives_in_other_libraries_are_those_of_numpy(library: ModuleType, kind: str, exact: bool) -> None:
+    case = random_case(20, 40, 30, kind)
+    expected = rows_of(case, 4, exact=exact)
+    for ours, theirs in zip(expected, rows_of(case, 4, library, exact=exact), strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
-def test_row_negatives_stay_on_the_device_of_the_rows() -> None:
-    users, items = map(torch.from_numpy, rows_of([{0, 2}, {1}]))
+@KINDS
+def test_row_negatives_stay_on_the_device_of_the_rows(kind: str) -> None:
+    case = random_case(4, 9, 5, kind)
+    columns = [strict(column) for column in (case.users, case.items, case.times)]
+    found = row_negatives(*columns[:2], library_copy(case.candidates, strict), 2, SEED, columns[2])
+    for ours, theirs in zip(rows_of(case, 2), found, strict=True):
+        np.testing.assert_array_equal(ours, to_numpy(theirs))
+
+
+def test_row_negatives_of_torch_stay_on_the_device_of_the_rows() -> None:
+    users, items = torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1])
     with torch.device("meta"):  # where an array that names no device would go
-        negatives, exists = row_negatives(users, items, 4, 2, SEED)
+        negatives, exists = row_negatives(users, items, Candidates(4), 2, SEED)
     assert negatives.device == exists.device == users.device
 
 
-@pytest.mark.parametrize("length", [0, 3])
-def test_distinct_numbers_stay_on_the_device_of_the_ids(length: int) -> None:
-    ids, bounds = torch.arange(50), torch.full((50,), 7)  # narrow enough for collisions
-    with torch.device("meta"):
-        numbers = distinct_numbers(SEED, ids, bounds, length)
-    assert numbers.device == ids.device
-
-
 @pytest.mark.parametrize("library", [np, torch])
-def test_row_negatives_of_nothing(library) -> None:
+def test_row_negatives_of_nothing(library: ModuleType) -> None:
     nothing = library.asarray(np.array([], dtype=np.int64))
-    negatives, exists = row_negatives(nothing, nothing, 5, 3, SEED)
+    negatives, exists = row_negatives(nothing, nothing, Candidates(5), 3, SEED)
     assert tuple(negatives.shape) == (0, 3)
     assert tuple(exists.shape) == (0,)
 
@@ -264,9 +455,18 @@ def test_row_negatives_of_nothing(library) -> None:
 def test_ids_near_the_largest_catalogue_do_not_overflow() -> None:
     n_items = 2**31 - 1
     users, items = np.array([0, 10**6, 10**6]), np.array([n_items - 1, 0, n_items - 1])
-    negatives, exists = row_negatives(users, items, n_items, 50, SEED)
+    negatives, exists = row_negatives(users, items, Candidates(n_items), 50, SEED)
     assert exists.all()
     assert ((negatives >= 0) & (negatives < n_items)).all()
-    series = series_negatives(histories(users, items, users), np.array([0, 1]), n_items, 50, SEED)
+    series = series_negatives(histories(users, items, users), np.array([0, 1]), Candidates(n_items), 50, SEED)
     assert not set(series[0].tolist()) & {n_items - 1}
     assert not set(series[1].tolist()) & {0, n_items - 1}
+
+
+def test_the_heaviest_line_does_not_overflow_for_the_users_of_a_large_block() -> None:
+    # 300,000 users on a line of the greatest weight: keys near 2^57. Half of it belongs to the item that all have seen.
+    case = alike(300_000, {1}, 3, [MAX_WEIGHT // 4, MAX_WEIGHT // 2, MAX_WEIGHT // 4])
+    negatives, exists = rows_of(case, 1)
+    assert exists.all()
+    found = Counter(negatives.ravel().tolist())
+    assert_chances(found, {0: 0.5, 2: 0.5})
