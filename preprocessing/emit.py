@@ -30,7 +30,7 @@ class Target:
         folder: the new folder.
         kinds: what each feature holds; the order of the columns.
         roles: what each feature is to the network.
-        advance: told the rows of each part that was written.
+        advance: told the rows of each part that was written, in this thread.
     """
 
     folder: Path
@@ -46,13 +46,12 @@ class Target:
     def each(self, write: Callable[[int, pa.Table], None], frames: Sequence[Any]) -> None:
         """Call `write` with the number and the rows of each frame, a task each."""
 
-        def task(index: int, df: Any) -> None:
+        def task(index: int, df: Any) -> int:
             table = self.device.to_arrow(df)
             write(index, table)
-            self.advance(table.num_rows)
+            return table.num_rows
 
-        for done in self.cluster.compute([dask.delayed(task)(index, df) for index, df in enumerate(frames)]):
-            done.result()
+        self.cluster.collect([dask.delayed(task)(index, df) for index, df in enumerate(frames)], self.advance)
 
 
 def write_parquet(target: Target, mapping: str, frames: Sequence[Any], rows: Sequence[int]) -> list[Chunk]:

@@ -17,10 +17,10 @@ from pyarrow import feather
 
 from preprocessing.values import Kind
 from workflows.device import FrameDevice
+from workflows.encode import EncodeIds
 from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.merlin import Normalize, Workflow, frame_dataset
-from workflows.operators import EncodeIds
 
 _FORMAT = 1
 

@@ -20,6 +20,7 @@ from preprocessing.transcode import is_transcoded_folder, transcode
 from workflows.cluster import ThreadCluster, thread_cluster
 from workflows.device import frame_device
 from workflows.errors import UserError
+from workflows.merlin import merlin_client
 
 torch = pytest.importorskip("torch")
 
@@ -65,7 +66,7 @@ Run = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[ThreadCluster]:
-    with thread_cluster() as threads:
+    with thread_cluster() as threads, merlin_client(threads):
         yield threads
 
 
@@ -315,7 +316,7 @@ def _write(folder: Path, table: pd.DataFrame, chunks: Any, channels: dict[str, l
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(content))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(layout=_layouts(), emit=st.sampled_from(["parquet", "torch_tensor"]))
 def test_however_the_rows_are_laid_out_the_result_is_the_same(
     fresh: Callable[[], Path], cluster: ThreadCluster, layout: Any, emit: Any
