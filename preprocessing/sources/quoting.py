@@ -86,14 +86,14 @@ class _QuoteScan:
             self._feed_fields(lines)
 
     def _feed_regular(self, lines: bytes) -> bool:
-        """All at once, where every quote stands at an edge of its field or is doubled; False where some does not."""
+        """All at once, where every quote that may open a field stands at its beginning; False where one does not."""
         text = np.frombuffer(lines, dtype=np.uint8)
         quotes = np.flatnonzero(text == _QUOTE)
-        opening, closing = quotes[int(self.inside) :: 2], quotes[int(not self.inside) :: 2]
-        # A doubled quote is one that closes and one that opens. Where the text begins or ends, so does a line.
-        before = text[opening[opening > 0] - 1]
-        after = text[closing[closing < len(text) - 1] + 1]
-        if not (self._are_edges(before) and self._are_edges(after)):
+        # Every other quote opens: a field, or as the second of a doubled one the field that the first has closed.
+        opening = quotes[int(self.inside) :: 2]
+        before = text[opening[opening > 0] - 1]  # where the text begins, so does a line
+        edges = (before == ord(self._delimiter)) | (before == _NEWLINE) | (before == _RETURN) | (before == _QUOTE)
+        if not edges.all():
             return False
         newlines = np.flatnonzero(text == _NEWLINE)
         quotes_before = np.searchsorted(quotes, newlines)
@@ -104,11 +104,6 @@ class _QuoteScan:
             self.opened = self._lines + 1 + int(np.searchsorted(newlines, begins[-1]))
         self._lines += len(newlines)
         return True
-
-    def _are_edges(self, characters: np.ndarray) -> bool:
-        """Whether all are what stands beside a field that is quoted, or another quote."""
-        edges = (characters == ord(self._delimiter)) | (characters == _NEWLINE) | (characters == _QUOTE)
-        return bool((edges | (characters == _RETURN)).all())
 
     def _feed_fields(self, lines: bytes) -> None:
         """Field by field, for inches (5" pipe) and the like."""
