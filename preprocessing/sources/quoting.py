@@ -8,7 +8,7 @@ import numpy as np
 
 from workflows.errors import UserError
 
-_BLOCK_BYTES = 1 << 18  # what a processor's cache holds
+_BLOCK_BYTES = 1 << 17  # what a processor's cache holds
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
