@@ -1,23 +1,45 @@
-"""The thread cluster: results in order, and Merlin hands it the work of a workflow."""
+"""The thread cluster: every result once, and Merlin hands it the work of a workflow."""
 
 from __future__ import annotations
 
 import os
 import threading
-import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import dask
 import pandas as pd
 import pytest
 
 from workflows.cluster import ThreadCluster, thread_cluster
-from workflows.merlin import Workflow, frame_dataset
-from workflows.operators import EncodeIds
+from workflows.encode import EncodeIds
+from workflows.merlin import Workflow, frame_dataset, merlin_client
 
 
-def test_map_keeps_the_order_of_the_items() -> None:
-    assert ThreadCluster(2).map(lambda number: number * number, range(50)) == [number**2 for number in range(50)]
-    assert ThreadCluster(1).map(str, []) == []
+def collected(cluster: ThreadCluster, function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:
+    results: list[Any] = []
+    cluster.collect([dask.delayed(function)(item) for item in items], results.append)
+    return results
+
+
+def test_every_result_is_handed_over_in_this_thread() -> None:
+    with thread_cluster(2) as cluster:
+        assert sorted(collected(cluster, lambda number: number * number, range(50))) == [n**2 for n in range(50)]
+        assert collected(cluster, str, []) == []
+        threads: set[int] = set()
+        cluster.collect([dask.delayed(int)(3)] * 4, lambda _: threads.add(threading.get_ident()))
+    assert threads == {threading.get_ident()}
+
+
+def test_an_error_of_the_callback_calls_the_other_tasks_off() -> None:
+    ran = []
+
+    def refuse(_: Any) -> None:
+        raise ValueError("full")
+
+    with thread_cluster(1) as cluster, pytest.raises(ValueError, match="full"):
+        cluster.collect([dask.delayed(ran.append)(number) for number in range(1000)], refuse)
+    assert len(ran) < 1000
 
 
 def test_tasks_run_at_the_same_time_on_different_threads() -> None:
@@ -28,7 +50,8 @@ def test_tasks_run_at_the_same_time_on_different_threads() -> None:
         barrier.wait()
         return threading.get_ident()
 
-    assert len(set(ThreadCluster(2).map(meet, range(2)))) == 2
+    with thread_cluster(2) as cluster:
+        assert len(set(collected(cluster, meet, range(2)))) == 2
 
 
 def test_an_error_of_a_task_comes_out() -> None:
@@ -37,8 +60,8 @@ def test_an_error_of_a_task_comes_out() -> None:
             raise ValueError("item 3")
         return number
 
-    with pytest.raises(ValueError, match="item 3"):
-        ThreadCluster(2).map(fail, range(5))
+    with thread_cluster(2) as cluster, pytest.raises(ValueError, match="item 3"):
+        collected(cluster, fail, range(5))
 
 
 def test_compute_gives_a_future_for_each_collection_or_for_the_only_one() -> None:
@@ -52,23 +75,26 @@ def test_run_is_called_once_as_on_a_single_worker() -> None:
     assert ThreadCluster(4).run(max, 3, 8) == {0: 8}
 
 
-def test_no_task_runs_on_after_the_cluster_is_closed() -> None:
-    began, ended = threading.Event(), threading.Event()
+def test_no_task_runs_on_after_an_error() -> None:
+    began, failed = threading.Event(), threading.Event()
+    ended = []
 
     def work(number: int) -> None:
         if number == 0:
             began.wait(30)
+            failed.set()
             raise ValueError("item 0")
         began.set()
-        time.sleep(0.5)  # still at work when item 0 fails
-        ended.set()
+        failed.wait(30)  # still at work when item 0 fails
+        ended.append(number)
 
-    cluster = ThreadCluster(2)
-    with pytest.raises(ValueError, match="item 0"):
-        cluster.map(work, range(2))
-    assert not ended.is_set()
-    cluster.close()
-    assert ended.is_set()
+    with thread_cluster(2) as cluster:
+        with pytest.raises(ValueError, match="item 0"):
+            collected(cluster, work, range(100))
+        at_the_end = list(ended)  # whoever removes what tasks wrote may do so now
+    assert 1 in ended
+    assert ended == at_the_end
+    assert len(ended) < 99
 
 
 @pytest.fixture
@@ -96,7 +122,8 @@ def fit_ids() -> list[int]:
 def test_merlin_uses_the_cluster_inside_the_block_only(computed: list[ThreadCluster]) -> None:
     with thread_cluster() as cluster:
         assert 1 <= cluster.workers <= (os.cpu_count() or 1)
-        assert fit_ids() == list(range(7))
+        with merlin_client(cluster.client):
+            assert fit_ids() == list(range(7))
         assert set(computed) == {cluster}
     computed.clear()
     assert fit_ids() == list(range(7))
@@ -115,7 +142,7 @@ def test_a_pinned_process_takes_no_more_threads_than_its_cores() -> None:
 
 
 def test_an_error_in_the_block_lets_go_of_the_cluster(computed: list[ThreadCluster]) -> None:
-    with pytest.raises(ValueError, match="no"), thread_cluster():
+    with pytest.raises(ValueError, match="no"), thread_cluster() as cluster, merlin_client(cluster.client):
         raise ValueError("no")
     fit_ids()
     assert computed == []

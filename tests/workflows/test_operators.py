@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workflows.encode import EncodeIds
 from workflows.merlin import Workflow, frame_dataset
-from workflows.operators import TEST, TRAIN, EncodeIds, LeaveOneOut
+from workflows.operators import TEST, TRAIN, AppendNegatives, LeaveOneOut
+from workflows.sampling import Sampling
+from workflows.state import leave_one_out_workflow
+from workflows.statistics import ItemStatistics
+
+import nvtabular as nvt  # isort: skip - behind the door, which makes the settings it needs
 
 
 def make_log(rows: int, users: int, items: int, times: int, seed: int = 0) -> pd.DataFrame:
@@ -36,10 +41,11 @@ def dataset_of(log: pd.DataFrame, partitions: int):
     return frame_dataset(lambda number: parts[number], partitions, meta=log.iloc[:0], cpu=True)
 
 
-def make_workflow(**options) -> Workflow:
-    encoder, time = EncodeIds(), ["time"]
-    encoded = ["user", "item"] >> encoder
-    return Workflow(encoded + time >> LeaveOneOut(encoder, "user", "item", "time", **options))
+def make_workflow(sampling: Sampling = Sampling(), **options) -> Workflow:  # noqa: B008 - it is frozen
+    encoder = EncodeIds()
+    statistics = ItemStatistics(encoder, "item", "time") if sampling.needs_statistics else None
+    split = LeaveOneOut(encoder, "user", "item", "time", **options, sampling=sampling, statistics=statistics)
+    return leave_one_out_workflow(encoder, split)
 
 
 def split_log(log: pd.DataFrame, partitions: int = 1, **options) -> pd.DataFrame:
@@ -135,7 +141,7 @@ LOGS = st.lists(
 
 @given(LOGS, st.integers(0, 5), st.integers(0, 3), st.integers(0, 9))
 def test_any_log_is_split_as_by_plain_loops(log: pd.DataFrame, tests: int, trains: int, seed: int) -> None:
-    rows = transform(log, test_negatives=tests, train_negatives=trains, seed=seed)
+    rows = transform(log, test_negatives=tests, train_negatives=trains, sampling=Sampling(seed=seed))
     check_split(log, rows, tests, trains)
 
 
@@ -253,7 +259,7 @@ def test_ids_may_be_strings() -> None:
 def test_same_seed_same_output_and_another_seed_other_negatives_of_the_same_split() -> None:
     log = make_log(1500, users=60, items=200, times=15)
     options = {"test_negatives": 10, "train_negatives": 2}
-    one, again, other = (split_log(log, **options, seed=seed) for seed in (5, 5, 6))
+    one, again, other = (split_log(log, **options, sampling=Sampling(seed=seed)) for seed in (5, 5, 6))
     pd.testing.assert_frame_equal(one, again)
     assert len(one) == len(other)
     positives = one["label"] == 1
@@ -277,80 +283,161 @@ def test_a_dataframe_is_transformed_like_a_dataset() -> None:
     pd.testing.assert_frame_equal(multiset(workflow.transform(log)), multiset(split_log(log, test_negatives=3)))
 
 
-@pytest.mark.parametrize("partitions", [1, 4])
-@pytest.mark.parametrize("kind", ["int64", "str"])
-def test_encoded_ids_count_the_sorted_distinct_originals(partitions: int, kind: str) -> None:
-    log = make_log(400, users=30, items=50, times=5)
-    log["item"] = log["item"].astype(kind)  # as strings, "10" is before "9"
-    encoder = EncodeIds()
-    workflow = Workflow(["user", "item"] >> encoder)
-    workflow.fit(dataset_of(log, partitions))
-    assert encoder.fitted
-    for name in ("user", "item"):
-        assert encoder.categories[name].tolist() == sorted(set(log[name]))
-    encoded = workflow.transform(log)
-    assert encoded.dtypes.tolist() == [np.int32, np.int32]
-    for name in ("user", "item"):
-        codes = {original: code for code, original in enumerate(sorted(set(log[name])))}
-        assert encoded[name].tolist() == [codes[original] for original in log[name]]
-
-
-@pytest.mark.parametrize("ids", [[30, 10, 20], ["b", "", "ab"], [2**63 - 1, -(2**63), 0]])
-def test_unknown_ids_become_minus_one(ids: list) -> None:
-    encoder = EncodeIds()
-    workflow = Workflow(["id"] >> encoder)
-    known = pd.DataFrame({"id": ids})
-    workflow.fit(frame_dataset(lambda _: known, 1, meta=known.iloc[:0], cpu=True))
-    unknown = "zz" if isinstance(ids[0], str) else 11
-    order = {original: code for code, original in enumerate(sorted(ids))}
-    encoded = workflow.transform(pd.DataFrame({"id": [ids[0], unknown, ids[1], ids[2]]}))
-    assert encoded["id"].tolist() == [order[ids[0]], -1, order[ids[1]], order[ids[2]]]
-
-
-def test_fitting_again_forgets_the_first_log() -> None:
-    encoder = EncodeIds()
-    workflow = Workflow(["id"] >> encoder)
-    for ids in ([1, 2, 3], [5, 3]):
-        frame = pd.DataFrame({"id": ids})
-        workflow.fit(frame_dataset(lambda _, frame=frame: frame, 1, meta=frame.iloc[:0], cpu=True))
-        assert workflow.transform(frame)["id"].tolist() == [sorted(ids).index(value) for value in ids]
-    assert workflow.transform(pd.DataFrame({"id": [1]}))["id"].tolist() == [-1]
-
-
-def test_a_restored_encoder_needs_no_fit() -> None:
-    encoder = EncodeIds({"id": pd.Series([3, 5, 9])})
-    assert encoder.fitted
-    assert encoder.transform(_Columns(["id"]), pd.DataFrame({"id": [9, 4, 3]}))["id"].tolist() == [2, -1, 0]
-
-
-def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
-    encoder = EncodeIds({"id": pd.Series([3, 5, 9])})
-    frame = pd.DataFrame({"id": [9, 4, 3]})
-    encoder.transform(_Columns(["id"]), frame)
-    copy = pickle.loads(pickle.dumps(encoder))
-    assert copy._lookups == {}
-    assert copy.transform(_Columns(["id"]), frame)["id"].tolist() == [2, -1, 0]
-
-
-def test_many_threads_may_use_a_restored_encoder_at_once() -> None:
-    ids = np.random.default_rng(0).permutation(200_000)
-    encoder = EncodeIds({name: pd.Series(np.arange(200_000)) for name in ("a", "b")})  # nothing is looked up yet
-    frame = pd.DataFrame({"a": ids, "b": ids[::-1]})
-    threads = 8
-    together = Barrier(threads)
-
-    def encode(_: int) -> pd.DataFrame:
-        together.wait()
-        return encoder.transform(_Columns(["a", "b"]), frame)
-
-    with ThreadPoolExecutor(threads) as pool:
-        for found in pool.map(encode, range(threads)):
-            pd.testing.assert_frame_equal(found, frame.astype("int32"))
-
-
 def test_schema_says_what_comes_out() -> None:
     log = make_log(50, users=5, items=9, times=5)
     workflow = make_workflow(test_negatives=3)
     workflow.fit(dataset_of(log, 2))
     dtypes = {name: str(dtype.to_numpy) for name, dtype in workflow.output_dtypes.items()}
     assert dtypes == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}
+
+
+# --- Popularity and time ----------------------------------------------------------------------------------------
+
+
+def encoded(log: pd.DataFrame) -> pd.DataFrame:
+    """Ids by their rank, as `EncodeIds` numbers them."""
+    codes = {name: {value: code for code, value in enumerate(sorted(set(log[name])))} for name in ("user", "item")}
+    return log.assign(**{name: log[name].map(code) for name, code in codes.items()})
+
+
+def times_of(log: pd.DataFrame) -> tuple[dict[tuple[int, int], int], dict[int, int]]:
+    """(earliest time of each encoded pair, of each encoded item)."""
+    rows = encoded(log)
+    return rows.groupby(["user", "item"])["time"].min().to_dict(), rows.groupby("item")["time"].min().to_dict()
+
+
+KINDS = [
+    Sampling(kind=kind, time_aware=time_aware, seed=3)
+    for kind in ("exact", "popularity", "uniform")
+    for time_aware in (False, True)
+]
+
+
+@pytest.mark.parametrize("sampling", KINDS, ids=repr)
+def test_a_whole_workflow_with_each_kind_of_negatives(sampling: Sampling) -> None:
+    log = make_log(1200, users=40, items=60, times=200)
+    options: dict[str, Any] = {"test_negatives": 8, "train_negatives": 2, "sampling": sampling}
+    rows = split_log(log, 1, **options)
+    for partitions in (3, 8):
+        pd.testing.assert_frame_equal(multiset(split_log(log, partitions, **options)), multiset(rows))
+    if sampling.kind != "uniform":
+        check_split(log, rows, 8, 2)
+    pairs, since = times_of(log)
+    if not sampling.time_aware:
+        return
+    seen = defaultdict(set)
+    for user, item in pairs:
+        seen[user].add(item)
+    time = None
+    for user, item, label in rows[["user", "item", "label"]].itertuples(index=False):
+        if label:
+            time = pairs[user, item]
+        else:
+            appeared = {other for other, first in since.items() if first <= time}
+            assert item in appeared or (sampling.kind != "uniform" and appeared <= seen[user])
+
+
+def test_popular_items_are_drawn_in_proportion_to_their_power() -> None:
+    # Items 0, 1, 2, 3 occur 1, 16, 81 and 256 times; others have seen only item 4, and draw among the four.
+    counts = {0: 1, 1: 16, 2: 81, 3: 256}
+    rows = [(10_000 + item, item) for item, times in counts.items() for _ in range(times)]
+    log = pd.DataFrame(rows + [(user, 4) for user in range(5000)], columns=["user", "item"]).assign(time=0)
+    options = {"test_negatives": 0, "train_negatives": 3}
+    rows = split_log(log, 2, **options, sampling=Sampling(kind="popularity", exponent=0.5)).query("user < 5000")
+    drawn = Counter(rows.query("label == 0")["item"].tolist())
+    assert set(drawn) == set(counts)
+    total = sum(drawn.values())
+    for item, weight in ((0, 1), (1, 4), (2, 9), (3, 16)):
+        chance = weight / 30
+        assert abs(drawn[item] / total - chance) < 5 * (chance * (1 - chance) / total) ** 0.5
+
+
+def test_negatives_by_statistics_need_the_operator_that_finds_them() -> None:
+    encoder = EncodeIds()
+    for sampling in (Sampling(kind="popularity"), Sampling(time_aware=True)):
+        with pytest.raises(ValueError, match="ItemStatistics"):
+            LeaveOneOut(encoder, "user", "item", "time", sampling=sampling)
+    statistics = ItemStatistics(encoder, "item", "time")
+    with pytest.raises(ValueError, match="time column"):
+        AppendNegatives(encoder, "user", "item", sampling=Sampling(time_aware=True), statistics=statistics)
+    with pytest.raises(ValueError, match=r"exact, uniform, popularity, got 'popular'"):
+        AppendNegatives(encoder, "user", "item", sampling=Sampling(kind="popular"))
+
+
+def test_an_operator_travels_without_the_line_of_items_that_it_built() -> None:
+    log = make_log(200, users=10, items=20, times=9)
+    workflow = make_workflow(Sampling(kind="popularity"), test_negatives=3)
+    workflow.fit(dataset_of(log, 2))
+    rows = workflow.transform(log)
+    operator = workflow.output_node.op
+    copy = pickle.loads(pickle.dumps(operator))
+    assert copy._line is None
+    assert operator._line is not None
+    inputs = encoded(log).astype({"user": "int32", "item": "int32"})
+    pd.testing.assert_frame_equal(copy.transform(None, inputs), rows)
+
+
+# --- Negatives behind each row ----------------------------------------------------------------------------------
+
+
+def append_workflow(kind: type = Workflow, **options: Any) -> Any:
+    encoder = EncodeIds()
+    sampling = options.get("sampling", Sampling())
+    columns = (["user", "item"] >> encoder) + ["time"]
+    if sampling.needs_statistics:
+        options["statistics"] = ItemStatistics(encoder, "item", "time")
+        columns = columns >> options["statistics"]
+    return kind(columns >> AppendNegatives(encoder, "user", "item", time="time", **options))
+
+
+def run(workflow: Any, log: pd.DataFrame, partitions: int = 1) -> pd.DataFrame:
+    dataset = dataset_of(log, partitions)
+    workflow.fit(dataset)
+    return workflow.transform(dataset).to_ddf().compute(scheduler="synchronous").reset_index(drop=True)
+
+
+@pytest.mark.parametrize("kind", [Workflow, nvt.Workflow], ids=["ours", "stock"])
+@pytest.mark.parametrize("sampling", KINDS, ids=repr)
+def test_rows_are_followed_by_their_negatives(kind: type, sampling: Sampling) -> None:
+    log = make_log(300, users=25, items=14, times=30)
+    everything = pd.DataFrame({"user": 999, "item": sorted(set(log["item"])), "time": 40})
+    log = pd.concat([log, everything], ignore_index=True)
+    rows = run(append_workflow(kind, per_positive=3, sampling=sampling, label="clicked"), log)
+    assert rows.dtypes.astype(str).to_dict() == {"user": "int32", "item": "int32", "clicked": "float32"}
+    _, since = times_of(log)
+    expected = encoded(log).sort_values("user", kind="stable")  # a user's rows as they were, repeats included
+    seen = expected.groupby("user")["item"].agg(set)
+    place, found = 0, list(rows.itertuples(index=False, name=None))
+    for user, item, time in expected.itertuples(index=False):
+        assert found[place] == (user, item, 1.0)
+        unseen = set(since) if sampling.kind == "uniform" else set(since) - seen[user]
+        appeared = {other for other in unseen if not sampling.time_aware or since[other] <= time}
+        negatives = found[place + 1 : place + 4] if unseen else []
+        for whose, negative, label in negatives:
+            assert (whose, label) == (user, 0.0)
+            assert negative in (appeared or unseen)
+        place += 1 + len(negatives)
+    assert place == len(rows)
+
+
+def test_appended_negatives_do_not_depend_on_partitions_and_unknown_ids_are_left_out() -> None:
+    log = make_log(300, users=25, items=40, times=30)
+    workflow = append_workflow(sampling=Sampling(kind="popularity"))
+    one = run(workflow, log)
+    pd.testing.assert_frame_equal(
+        multiset(run(append_workflow(sampling=Sampling(kind="popularity")), log, 5)), multiset(one)
+    )
+    unknown = pd.DataFrame({"user": [log["user"][0], -5], "item": [-5, log["item"][0]], "time": 1})
+    found = workflow.transform(pd.concat([unknown, log], ignore_index=True))
+    pd.testing.assert_frame_equal(found.reset_index(drop=True), one)
+    nothing = workflow.transform(unknown)
+    assert len(nothing) == 0
+    assert nothing.dtypes.tolist() == one.dtypes.tolist()
+
+
+def test_leave_one_out_in_a_stock_workflow() -> None:
+    log = make_log(400, users=20, items=30, times=9)
+    encoder = EncodeIds()
+    columns = (["user", "item"] >> encoder) + ["time"]
+    stock = nvt.Workflow(columns >> LeaveOneOut(encoder, "user", "item", "time", test_negatives=5, train_negatives=1))
+    check_split(log, run(stock, log), 5, 1)

@@ -11,10 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from workflows.encode import EncodeIds
 from workflows.errors import UserError
 from workflows.merlin import frame_dataset
-from workflows.operators import EncodeIds, LeaveOneOut
+from workflows.operators import LeaveOneOut
+from workflows.sampling import KINDS, Sampling
 from workflows.state import leave_one_out_workflow, load_workflow, read_categories, save_workflow
+from workflows.statistics import ItemStatistics
 
 
 def make_log(kind: str = "int64") -> pd.DataFrame:
@@ -24,9 +27,12 @@ def make_log(kind: str = "int64") -> pd.DataFrame:
     return log.assign(when=rng.integers(0, 50, 200))
 
 
-def fitted(log: pd.DataFrame):
+def fitted(log: pd.DataFrame, sampling: Sampling = Sampling(seed=9)):  # noqa: B008 - it is frozen
     encoder = EncodeIds()
-    split = LeaveOneOut(encoder, "who", "what", "when", test_negatives=5, train_negatives=2, seed=9)
+    statistics = ItemStatistics(encoder, "what", "when") if sampling.needs_statistics else None
+    split = LeaveOneOut(
+        encoder, "who", "what", "when", test_negatives=5, train_negatives=2, sampling=sampling, statistics=statistics
+    )
     workflow = leave_one_out_workflow(encoder, split)
     workflow.fit(frame_dataset(lambda _: log, 1, meta=log.iloc[:0], cpu=True))
     return workflow, encoder, split
@@ -41,19 +47,54 @@ def rows(workflow, log: pd.DataFrame) -> pd.DataFrame:
 def test_a_workflow_that_was_saved_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     log = make_log(kind)
     workflow, encoder, split = fitted(log)
-    save_workflow(tmp_path, encoder, split)
+    save_workflow(tmp_path, encoder.categories, split)
     restored, its_encoder, its_split = load_workflow(tmp_path)
     pd.testing.assert_frame_equal(rows(restored, log), rows(workflow, log))
     for name in ("who", "what"):
         assert its_encoder.categories[name].tolist() == sorted(set(log[name]))
-    for name in ("user", "item", "time", "test_negatives", "train_negatives", "seed"):
+    for name in ("user", "item", "time", "test_negatives", "train_negatives", "sampling"):
         assert getattr(its_split, name) == getattr(split, name)
+
+
+@pytest.mark.parametrize("time_aware", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_negatives_comes_back(tmp_path: Path, kind: str, time_aware: bool) -> None:
+    log, later = make_log(), make_log().iloc[::3]  # on fewer rows: what the fit found counts, not what they hold
+    sampling = Sampling(kind=kind, exponent=0.3, time_aware=time_aware, seed=4)
+    workflow, encoder, split = fitted(log, sampling)
+    save_workflow(tmp_path, encoder.categories, split)
+    assert (tmp_path / "workflow" / "items.parquet").exists() == sampling.needs_statistics
+    restored, _, its_split = load_workflow(tmp_path)
+    assert its_split.sampling == sampling
+    for some in (log, later):
+        pd.testing.assert_frame_equal(rows(restored, some), rows(workflow, some))
+
+
+def test_missing_or_broken_statistics_are_a_users_mistake(tmp_path: Path) -> None:
+    _, encoder, split = fitted(make_log(), Sampling(kind="popularity"))
+    save_workflow(tmp_path, encoder.categories, split)
+    path = tmp_path / "workflow" / "items.parquet"
+    n_items = pq.read_metadata(path).num_rows
+    for wrong in (
+        b"not parquet",
+        {"count": [1] * n_items},
+        {"count": [1] * (n_items - 1), "since": [1] * (n_items - 1)},
+        {"count": [None] * n_items, "since": [1] * n_items},
+        {"count": [-1] * n_items, "since": [1] * n_items},
+        {"count": ["1"] * n_items, "since": [1] * n_items},
+    ):
+        path.write_bytes(wrong) if isinstance(wrong, bytes) else pq.write_table(pa.table(wrong), path)
+        with pytest.raises(UserError, match="prepare the folder again"):
+            load_workflow(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="prepare the folder again"):
+        load_workflow(tmp_path)
 
 
 def test_what_is_saved_is_json_and_parquet_with_the_documented_columns(tmp_path: Path) -> None:
     log = make_log()
     _, encoder, split = fitted(log)
-    save_workflow(tmp_path, encoder, split)
+    save_workflow(tmp_path, encoder.categories, split)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["categories/what.parquet", "categories/who.parquet", "workflow/workflow.json"]
     table = pq.read_table(tmp_path / "categories" / "who.parquet")
@@ -63,7 +104,7 @@ def test_what_is_saved_is_json_and_parquet_with_the_documented_columns(tmp_path:
 
 def test_unknown_originals_are_unknown_after_loading_too(tmp_path: Path) -> None:
     _, encoder, split = fitted(make_log())
-    save_workflow(tmp_path, encoder, split)
+    save_workflow(tmp_path, encoder.categories, split)
     _, restored, _ = load_workflow(tmp_path)
     ids = pd.DataFrame({"who": [0, 1, 57], "what": [87, -1, 3]})
     selector = type("Columns", (), {"names": ["who", "what"]})
@@ -72,7 +113,7 @@ def test_unknown_originals_are_unknown_after_loading_too(tmp_path: Path) -> None
 
 def saved(folder: Path) -> tuple[Path, dict]:
     _, encoder, split = fitted(make_log())
-    save_workflow(folder, encoder, split)
+    save_workflow(folder, encoder.categories, split)
     path = folder / "workflow" / "workflow.json"
     return path, json.loads(path.read_text())
 
@@ -85,14 +126,16 @@ def test_a_folder_without_a_workflow_is_a_users_mistake(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda content: content.update(format=2),
+        lambda content: content.update(format=1),
         lambda content: content.pop("format"),
-        lambda content: content.pop("operators"),
-        lambda content: content["operators"].pop(),
-        lambda content: content["operators"].reverse(),
-        lambda content: content["operators"][1].pop("seed"),
-        lambda content: content["operators"][0].update(operator="os.system"),
-        lambda content: content["operators"][0].update(columns=None),
+        lambda content: content.pop("encoded"),
+        lambda content: content.update(encoded=3),
+        lambda content: content.update(encoded=[["who"]]),
+        lambda content: content.pop("leave_one_out"),
+        lambda content: content["leave_one_out"].pop("time"),
+        lambda content: content.pop("sampling"),
+        lambda content: content["sampling"].update(kind="os.system"),
+        lambda content: content["sampling"].update(more=1),
     ],
 )
 def test_another_content_is_a_users_mistake(tmp_path: Path, change) -> None:
