@@ -78,13 +78,25 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
         statistics = None
         if sampling.needs_statistics:
             statistics = ItemStatistics(encoder, parameters["item"], parameters["time"])
-            items = pq.read_table(folder / "workflow" / "items.parquet", columns=["count", "since"])
-            statistics.fit_finalize(tuple(column.to_numpy() for column in items.columns))
+            statistics.fit_finalize(_read_statistics(folder, len(encoder.categories[parameters["item"]])))
             statistics.fitted = True
         split = LeaveOneOut(encoder, **parameters, sampling=sampling, statistics=statistics)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
         raise UserError(f"{path} is no saved workflow of this program ({err!r}); prepare the folder again") from None
     return leave_one_out_workflow(encoder, split), encoder, split
+
+
+def _read_statistics(folder: Path, n_items: int) -> tuple[np.ndarray, ...]:
+    """(interactions of each item, its earliest time); raises ValueError where they are no such numbers."""
+    items = pq.read_table(folder / "workflow" / "items.parquet", columns=["count", "since"])
+    if items.schema.types != [pa.int64()] * 2 or items.num_rows != n_items:
+        raise ValueError(
+            f"items.parquet: expected {n_items} rows of int64, got {items.num_rows} of {items.schema.types}"
+        )
+    counts, since = (column.to_numpy() for column in items.columns if not column.null_count)
+    if (counts < 0).any():
+        raise ValueError("items.parquet: a negative count")
+    return counts, since
 
 
 def read_categories(folder: Path, column: str) -> pd.Series:
