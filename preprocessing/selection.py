@@ -51,7 +51,7 @@ def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection
     result = pa.table(selected)
     if any(column.null_count for column in result.columns):
         if selection.strict:
-            raise _incomplete(result, piece, rows_before, dict(zip(selected, columns.names, strict=True)))
+            raise _incomplete(result, piece, rows_before, dict(zip(selected, columns.names, strict=False)))
         result = result.drop_null()
     missing = rows - result.num_rows
     if rating is None:
