@@ -287,7 +287,8 @@ def test_a_leading_zero_among_ids_is_refused(tmp_path: Path) -> None:
         _read(tmp_path, _spec(Chunk(type="csv", features=["user"], files=["a.csv"])), "user")
 
 
-def test_text_may_hold_delimiters_and_newlines(tmp_path: Path) -> None:
+def test_text_may_hold_delimiters_and_newlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PIECE_BYTES", 8)  # a cut would be within the quotes
     (tmp_path / "a.csv").write_text('"Paris, ""rive\ngauche""",1\nLyon,2\n')
     spec = _spec(Chunk(type="csv", features=["item", "user"], files=["a.csv"]))
     assert text_features(tmp_path, spec, ["user", "item"]) == {"item"}
@@ -311,6 +312,11 @@ def test_text_may_hold_delimiters_and_newlines(tmp_path: Path) -> None:
 def test_text_is_told_from_numbers(tmp_path: Path, kind: str, values: Any, expected: bool) -> None:
     spec = _spec(_chunk(tmp_path, kind, pd.DataFrame({"user": values}), [], "a"))
     assert text_features(tmp_path, spec, ["user", "item"]) == ({"user"} if expected else set())
+
+
+def test_a_parquet_part_without_rows_says_nothing_of_types(tmp_path: Path) -> None:
+    spec = _spec(_chunk(tmp_path, "parquet", pd.DataFrame({"item": ["M", "F"]}), [0], "a"))
+    assert text_features(tmp_path, spec, ["item"]) == {"item"}  # pandas writes an empty column of text as null
 
 
 def test_a_feature_that_is_text_in_one_file_only_is_refused(tmp_path: Path) -> None:

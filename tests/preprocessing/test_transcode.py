@@ -365,6 +365,15 @@ def test_tensors_are_what_nvidias_scripts_load(run: Run, example: Callable[..., 
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_parts_of_any_size_fill_the_tensors_in_order(
+    run: Run, example: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK_ROWS", 3)
+    folder = run(example(user_gender={"cardinality": 2}), "torch_tensor")
+    assert torch.load(folder / "train_data_0.pt", weights_only=True).tolist() == [[4, 5], [3, 6], [2, 7], [4, 0]]
+    assert torch.load(folder / "train_data_1.pt", weights_only=True).tolist() == [[1], [0], [1], [1]]
+
+
 def test_a_prepared_log_becomes_tensors_and_comes_back(
     run: Run, prepare_log: Callable[..., Path], write_lines: Any
 ) -> None:
