@@ -14,51 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preprocessing.__main__ import main, parse_args
+from preprocessing.__main__ import main
 from workflows.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _GOOD = "user,item,time\n1,1,1\n1,2,2\n2,1,1\n2,3,2\n"
-
-
-def test_the_flags_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-    with pytest.raises(SystemExit):
-        parse_args(["--help"])
-    lines = (line.strip() for line in capsys.readouterr().out.splitlines())
-    words = {word.strip(",") for line in lines if line.startswith("-") for word in line.split("  ")[0].split()}
-    assert {word for word in words if word.startswith("-")} == {
-        "-h", "--help", "--sample", "--input", "--user", "--item", "--time", "--rating", "--min-rating", "--output",
-        "--overwrite", "--test-negatives", "--valid_negative", "--train-negatives", "-s", "--seed", "--device",
-        "--partitions",
-    }  # fmt: skip
-
-
-def test_the_references_spellings() -> None:
-    args = parse_args(["--input", "a", "--output", "b", "--valid_negative", "7", "-s", "3"])
-    assert (args.test_negatives, args.seed) == (7, 3)
-    defaults = parse_args(["--input", "a", "--output", "b"])
-    assert (defaults.test_negatives, defaults.train_negatives, defaults.seed) == (100, 0, 1)
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [
-        [],
-        ["--input", "a"],
-        ["--output", "b"],
-        ["--input", "a", "--sample", "ml-100k", "--output", "b"],
-        ["--sample", "ml-32m", "--output", "b"],
-        ["--input", "a", "--output", "b", "--over"],  # no abbreviations
-        ["--input", "a", "--output", "b", "--seed", "x"],
-    ],
-)
-def test_wrong_usage_ends_with_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parse_args(argv)
-    assert caught.value.code == 2
-    assert "usage" in capsys.readouterr().err.lower()
 
 
 # name → (file to write, its content, more flags, what the message says)
@@ -99,8 +59,23 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
         ["--user, --item, --time and --rating", "different columns"],
     ),
     "one name twice": ("log.csv", b"user,item,item,time\n1,2,3,4\n", [], ["log.csv", "'item'", "more than once"]),
-    "blank lines only": ("log.csv", b"user,item,time\n\n\n", [], ["nothing is left to train on of 0 rows"]),
+    "blank lines only": ("log.csv", b"user,item,time\n\n\n", [], ["log.csv", "no rows", "expected"]),
     "blank rows only": ("log.csv", b"user,item,time\n,,\n,,\n", [], ["of 2 rows: 2 lack a user, item or time"]),
+    "strict": (
+        "log.csv",
+        _GOOD.encode() + b"\n3,,1\n3,1,\n",
+        ["--strict"],
+        ["log.csv, line 7", "'item' is empty", "--strict", "fill it"],
+    ),
+    "workers' memory": (
+        "log.csv",
+        _GOOD.encode(),
+        ["--workers", "3", "--memory-limit", "1MiB"],
+        ["3 worker processes"],
+    ),
+    "no memory": ("log.csv", _GOOD.encode(), ["--memory-limit", "1MiB"], ["--memory-limit of 1 MiB is too little"]),
+    "emit of a log": ("log.csv", _GOOD.encode(), ["--emit", "torch_tensor"], ["--emit", "prepare it first"]),
+    "no workflow": ("log.csv", _GOOD.encode(), ["--workflow", "nowhere"], ["nowhere", "prepare the folder again"]),
     "nothing left": (
         "u.data",
         b"1\t2\t3\t4\n1\t3\t3\t4\n",
@@ -249,6 +224,14 @@ def _assert_refused(done: subprocess.CompletedProcess[str], parts: list[str]) ->
     assert done.stderr.count("error: ") == 1
     for part in parts:
         assert part in done.stderr
+
+
+def test_help_is_quick_because_it_imports_no_merlin() -> None:
+    code = "import sys, preprocessing.__main__ as command\ntry: command.main(['--help'])\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "preprocessing.arguments" in loaded
+    assert not loaded & {"nvtabular", "merlin", "torch", "workflows.merlin", "dask.dataframe", "distributed"}
 
 
 @pytest.mark.parametrize("case", ["text for an id", "no zip"])

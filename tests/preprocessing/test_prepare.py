@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from preprocessing.__main__ import main
 from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import read_feature_spec
-from preprocessing.prepare import PrepareConfig
 from workflows.errors import UserError
 
 Prepare = Callable[..., Path]
@@ -135,7 +134,7 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     listed = {name for chunks in spec.source_spec.values() for chunk in chunks for name in chunk.files}
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert {name for name in names if name.startswith(("train/", "test/"))} == listed
-    others = {"feature_spec.yaml", "stats.json", "categories/user.parquet", "categories/item.parquet"}
+    others = {"feature_spec.yaml", "stats.json", "report.html", "categories/user.parquet", "categories/item.parquet"}
     assert names - listed - {"titles.parquet"} == others | {"workflow/workflow.json"}
     assert spec.channel_spec == {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]}
     stats = json.loads((folder / "stats.json").read_text())
@@ -309,19 +308,33 @@ def test_titles_that_cannot_be_read_are_left_out_with_a_note(
     assert "no id column" in said
 
 
-@pytest.mark.parametrize(
-    ("wrong", "flag"),
-    [
-        ({"test_negatives": -1}, "--test-negatives"),
-        ({"train_negatives": -1}, "--train-negatives"),
-        ({"seed": -1}, "--seed"),
-        ({"partitions": 0}, "--partitions"),
-        ({"partitions": 65537}, "--partitions"),
-    ],
-)
-def test_numbers_out_of_range_name_their_flag(wrong: dict[str, int], flag: str) -> None:
-    with pytest.raises(UserError, match=flag):
-        PrepareConfig(**wrong)  # type: ignore[arg-type]
+@pytest.mark.parametrize("time_aware", [False, True])
+@pytest.mark.parametrize("kind", ["exact", "popularity", "uniform"])
+def test_each_kind_of_negatives_for_any_number_of_partitions(
+    tmp_path: Path, prepare_log: Prepare, mapping_files: Files, kind: str, time_aware: bool
+) -> None:
+    path = _write(_made_log(4, strings=True), tmp_path / "log", "csv")
+    flags = ["--test-negatives", "5", "--train-negatives", "2", "--negatives", kind]
+    flags += ["--popularity-exponent", "1.5"] + (["--time-aware"] if time_aware else [])
+    found = []
+    for partitions in ("1", "7"):
+        folder = prepare_log(path, *flags, "--partitions", partitions)
+        found.append([_sorted_by_user(mapping_files(folder, name)) for name in ("train", "test")])
+        stats = json.loads((folder / "stats.json").read_text())
+        expected = {"negatives": kind, "popularity_exponent": 1.5 if kind == "popularity" else None}
+        assert expected | {"time_aware": time_aware} == {k: stats[k] for k in [*expected, "time_aware"]}
+    for rows, same_rows in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(rows, same_rows)
+
+
+def test_a_memory_limit_changes_no_row(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:
+    path = _write(_made_log(5, strings=False), tmp_path / "log", "csv")
+    found = [
+        [_sorted_by_user(mapping_files(prepare_log(path, *flags), name)) for name in ("train", "test")]
+        for flags in ([], ["--memory-limit", "400MiB"])
+    ]
+    for rows, same_rows in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(rows, same_rows)
 
 
 @pytest.fixture(scope="module")
