@@ -44,6 +44,7 @@ class Encoding:
             UserError: the folder has none.
         """
         originals = {name: pa.array(read_categories(folder, name)) for name in (USER, ITEM)}
+        originals = {name: ids.cast(pa.large_string()) if _is_text(ids) else ids for name, ids in originals.items()}
         return Encoding(originals, {USER: 0, ITEM: 0}, extend)
 
 
@@ -64,15 +65,10 @@ def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
 def find_encoding(
     spilled: SpilledLog, dataset: Any, cluster: Cluster, known: Encoding | None
 ) -> tuple[Encoding, EncodeIds]:
-    """The encoding of the spilled log, and the operator that applies it to its partitions.
-
-    Raises:
-        UserError: text and integers where the known encoding has the other one.
-    """
+    """The encoding of the spilled log, and the operator that applies it to its partitions."""
     if known is None:
         encoding = _found(spilled, dataset, cluster)
     else:
-        _check_kinds(known, spilled)
         encoding = _extended(known, _found(spilled, dataset, cluster)) if known.extend else known
     encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()})
     encoder.tables = {name: table.store(spilled.folder / f"{name}.npy") for name, table in encoder.tables.items()}
@@ -98,7 +94,8 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
     return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
 
 
-def _check_kinds(known: Encoding, spilled: SpilledLog) -> None:
+def check_kinds(known: Encoding, spilled: SpilledLog) -> None:
+    """Raises UserError where the log has text and the known encoding integers, or the other way round."""
     for name, ids in known.originals.items():
         text = any(name in spill.text for spill in spilled.spills)
         if text != _is_text(ids):
@@ -112,7 +109,9 @@ def _extended(known: Encoding, found: Encoding) -> Encoding:
     """The known ids under their numbers, then those that are new."""
     originals, added = {}, {}
     for name, old in known.originals.items():
-        new = found.originals[name].cast(old.type)
+        new = found.originals[name]
+        if new.type != old.type:  # int32 and int64
+            old, new = old.cast(pa.int64()), new.cast(pa.int64())
         new = new.filter(pc.invert(pc.is_in(new, value_set=old)))
         originals[name] = pa.concat_arrays([old, new])
         added[name] = len(new)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.config import STATS_NAME, PrepareConfig
-from preprocessing.encoding import Encoding, find_encoding
+from preprocessing.encoding import Encoding, check_kinds, find_encoding
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata
 from preprocessing.partition import SpilledLog, load_partition
 from preprocessing.report import write_report
@@ -50,8 +50,10 @@ def prepare(
         What `stats.json` holds.
 
     Raises:
-        UserError: nothing is left of the log.
+        UserError: nothing is left of the log, or its ids are not of the known encoding's kind.
     """
+    if known is not None:
+        check_kinds(known, spilled)
     if not spilled.rows:
         raise UserError(_nothing_left(_read_stats(spilled)))
     load = partial(load_partition, folder=spilled.folder, device=device)

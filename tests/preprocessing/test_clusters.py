@@ -1,0 +1,194 @@
+"""Threads, worker processes and a running cluster write the same bytes, whatever happens to a worker."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from distributed import Client
+
+from preprocessing.__main__ import main
+from workflows.cluster import DaskCluster
+from workflows.errors import UserError
+
+Prepare = Callable[..., Path]
+Bytes = Callable[[Path], dict[str, bytes]]
+
+_ROOT = Path(__file__).parents[2]
+_FLAGS = ["--test-negatives", "6", "--train-negatives", "1", "--negatives", "popularity", "--partitions", "6"]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text users, integer items, eight pieces."""
+    rng = np.random.default_rng(0)
+    rows = 2400
+    columns = {
+        "user": pa.array([f"ü-{number}" for number in rng.integers(0, 150, rows)]),
+        "item": rng.zipf(1.4, rows) % 120,
+        "time": rng.integers(0, 500, rows),
+    }
+    path = tmp_path_factory.mktemp("clusters") / "log.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=300)
+    return path
+
+
+@pytest.fixture(scope="module")
+def of_threads(log: Path, prepare_log: Prepare, folder_bytes: Bytes) -> dict[str, bytes]:
+    """What threads write."""
+    content = folder_bytes(prepare_log(log, *_FLAGS))
+    assert sum(name.startswith("train/") for name in content) == 6
+    return content
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_worker_processes_write_the_same_bytes(
+    log: Path, of_threads: dict[str, bytes], prepare_log: Prepare, folder_bytes: Bytes, workers: str
+) -> None:
+    assert folder_bytes(prepare_log(log, *_FLAGS, "--workers", workers)) == of_threads
+
+
+def test_a_worker_that_is_killed_changes_nothing(
+    log: Path,
+    of_threads: dict[str, bytes],
+    prepare_log: Prepare,
+    folder_bytes: Bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # In every stage, behind its first result: what the worker had done and not handed over is done again.
+    collect, killed = DaskCluster.collect, []
+
+    def collect_and_kill(self: DaskCluster, tasks: Any, on_result: Callable[[Any], None]) -> None:
+        alive = True
+
+        def first_then_kill(result: Any) -> None:
+            nonlocal alive
+            on_result(result)
+            if alive:
+                alive = False
+                pid = next(pid for pid in self.client.run(os.getpid, on_error="ignore").values())
+                psutil.Process(pid).kill()
+                killed.append(pid)
+
+        collect(self, tasks, first_then_kill)
+
+    monkeypatch.setattr(DaskCluster, "collect", collect_and_kill)
+    assert folder_bytes(prepare_log(log, *_FLAGS, "--workers", "2")) == of_threads
+    assert len(set(killed)) == 3  # read, text ids, write
+
+
+# --- A cluster that is running ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def _started(*argv: str, folder: Path, path: Path = _ROOT) -> Iterator[None]:
+    """A process of Dask's command line, ended behind the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dask", *argv],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _free_address() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@contextmanager
+def _cluster(folder: Path, workers: int, path: Path = _ROOT) -> Iterator[str]:
+    """The address of a scheduler with workers over TCP, whose modules come from `path` first."""
+    address = _free_address()
+    port = address.rpartition(":")[2]
+    scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-jupyter"]
+    worker = ["worker", f"tcp://{address}", "--no-nanny", "--nthreads", "1", "--no-dashboard", "--memory-limit", "0"]
+    with ExitStack() as processes:
+        processes.enter_context(_started(*scheduler, folder=folder))
+        for number in range(workers):
+            local = ["--local-directory", str(folder / str(number))]
+            processes.enter_context(_started(*worker, *local, folder=folder, path=path))
+        with Client(address, timeout="60s") as client:  # tries to connect until then
+            client.wait_for_workers(workers, timeout=60) if workers else None
+        yield address
+
+
+def test_workers_of_a_running_scheduler_write_the_same_bytes(
+    tmp_path: Path, log: Path, of_threads: dict[str, bytes], prepare_log: Prepare, folder_bytes: Bytes
+) -> None:
+    with _cluster(tmp_path, 2) as address:
+        assert folder_bytes(prepare_log(log, *_FLAGS, "--scheduler", address)) == of_threads
+        # It is not used up, and holds nothing of the first run.
+        assert folder_bytes(prepare_log(log, *_FLAGS, "--scheduler", address)) == of_threads
+
+
+def test_a_scheduler_without_workers_says_how_to_start_some(tmp_path: Path, log: Path) -> None:
+    with _cluster(tmp_path, 0) as address, pytest.raises(UserError, match=f"no workers.*dask worker {address}"):
+        main(["--input", str(log), "--output", str(tmp_path / "out"), "--scheduler", address, "--device", "cpu"])
+    assert not (tmp_path / "out").exists()
+
+
+def _refusal(log: Path, address: str) -> subprocess.CompletedProcess[str]:
+    output = log.parent / "refused"
+    argv = ["--input", str(log), "--output", str(output), "--scheduler", address, "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "preprocessing", *argv], cwd=_ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert not output.exists()
+    assert not list(log.parent.glob(".refused*"))
+    return done
+
+
+def _assert_refused(done: subprocess.CompletedProcess[str], *parts: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("error: ") == 1
+    for part in parts:
+        assert part in done.stderr
+
+
+def test_a_worker_without_the_project_is_a_clear_error(tmp_path: Path, log: Path) -> None:
+    # Where the project is installed for every process, a package that cannot be imported stands before it.
+    (tmp_path / "before" / "workflows").mkdir(parents=True)
+    (tmp_path / "before" / "workflows" / "__init__.py").write_text("raise ImportError('not this project')\n")
+    with _cluster(tmp_path, 1, path=tmp_path / "before") as address:
+        done = _refusal(log, address)
+    _assert_refused(done, "cannot run this program", "in which it is installed (make setup)", address)
+
+
+def test_a_scheduler_that_is_not_there_is_a_clear_error(log: Path) -> None:
+    address = _free_address()
+    _assert_refused(_refusal(log, address), f"--scheduler {address}: no Dask scheduler answers there", "dask scheduler")
+
+
+def test_other_numbers_of_partitions_give_the_same_rows(
+    log: Path, prepare_log: Prepare, mapping_files: Callable[[Path, str], list[pd.DataFrame]]
+) -> None:
+    def rows(*flags: str) -> list[pd.DataFrame]:
+        folder = prepare_log(log, *_FLAGS[:-2], *flags)
+        found = (pd.concat(mapping_files(folder, name)) for name in ("train", "test"))
+        return [part.sort_values("user", kind="stable").reset_index(drop=True) for part in found]
+
+    expected = rows("--partitions", "1")
+    for flags in (["--partitions", "13"], ["--memory-limit", "400MiB"]):
+        for part, same_part in zip(rows(*flags), expected, strict=True):
+            pd.testing.assert_frame_equal(part, same_part)

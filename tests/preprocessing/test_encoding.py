@@ -1,0 +1,152 @@
+"""Another folder's encoding: applied as it is, and extended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from preprocessing.__main__ import main
+from workflows.errors import UserError
+from workflows.state import load_workflow
+
+Prepare = Callable[..., Path]
+Files = Callable[[Path, str], list[pd.DataFrame]]
+
+
+def _log(folder: Path, users: range, items: range, text: str, seed: int = 0) -> Path:
+    """A log of these ids, each of which occurs; `text` says which of user and item are text."""
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame(
+        {"user": rng.choice(users, 400), "item": rng.choice(items, 400), "time": rng.integers(0, 99, 400)}
+    )
+    all_ids = pd.DataFrame({"user": np.resize(users, 60), "item": np.resize(items, 60), "time": 100})
+    rows = pd.concat([rows, all_ids])
+    for name in ("user", "item"):
+        if name in text:
+            rows[name] = [f"{name} {number}" for number in rows[name]]
+    path = folder / f"log-{seed}.csv"
+    rows.to_csv(path, index=False)
+    return path
+
+
+def _ids(folder: Path, column: str) -> list[Any]:
+    return pq.read_table(folder / "categories" / f"{column}.parquet")["original"].to_pylist()
+
+
+def _stats(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "stats.json").read_text())
+
+
+def _positives(folder: Path, mapping_files: Files) -> set[tuple[Any, Any]]:
+    rows = pd.concat([*mapping_files(folder, "train"), *mapping_files(folder, "test")]).query("label == 1")
+    users, items = _ids(folder, "user"), _ids(folder, "item")
+    return {(users[user], items[item]) for user, item in zip(rows["user"], rows["item"], strict=True)}
+
+
+KINDS = pytest.mark.parametrize("text", ["", "user", "item", "user item"])
+
+
+@KINDS
+def test_unknown_ids_are_left_out_and_counted(
+    tmp_path: Path, prepare_log: Prepare, mapping_files: Files, text: str
+) -> None:
+    first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), text))
+    log = _log(tmp_path, range(10, 50), range(5, 35), text, seed=1)
+    folder = prepare_log(log, "--workflow", str(first), "--test-negatives", "3")
+    for name in ("user", "item"):
+        assert _ids(folder, name) == _ids(first, name)  # the numbers are those of the first folder
+    rows = pd.read_csv(log)
+    known = rows[rows["user"].isin(_ids(first, "user")) & rows["item"].isin(_ids(first, "item"))]
+    assert _positives(folder, mapping_files) == set(zip(known["user"], known["item"], strict=True))
+    stats = _stats(folder)
+    assert 0 < stats["dropped_unknown"] == len(rows) - len(known)
+    assert (stats["new_users"], stats["new_items"]) == (0, 0)
+    assert (stats["users"], stats["items"]) == (known["user"].nunique(), known["item"].nunique())
+    # Negatives come from the whole encoding: an item of the first log that is not in the second may be drawn.
+    drawn = {item for part in mapping_files(folder, "test") for item in part.query("label == 0")["item"]}
+    assert drawn - {_ids(folder, "item").index(item) for item in known["item"]}
+    workflow, _, _ = load_workflow(folder)
+    assert workflow is not None
+
+
+@KINDS
+def test_new_ids_are_appended_in_order_behind_the_old_ones(
+    tmp_path: Path, prepare_log: Prepare, mapping_files: Files, text: str
+) -> None:
+    first = prepare_log(_log(tmp_path, range(20, 40), range(10, 30), text))
+    log = _log(tmp_path, range(10, 50), range(5, 25), text, seed=1)
+    folder = prepare_log(log, "--workflow", str(first), "--extend")
+    rows = pd.read_csv(log)
+    for name in ("user", "item"):
+        old = _ids(first, name)
+        new = sorted(set(rows[name].tolist()) - set(old))
+        assert _ids(folder, name) == old + new
+        assert _stats(folder)[f"new_{name}s"] == len(new) > 0
+    assert _stats(folder)["dropped_unknown"] == 0
+    assert _positives(folder, mapping_files) == set(zip(rows["user"], rows["item"], strict=True))
+
+
+def test_the_same_log_again_adds_nothing_and_gives_the_same_rows(
+    tmp_path: Path, prepare_log: Prepare, folder_bytes: Callable[[Path], dict[str, bytes]]
+) -> None:
+    log = _log(tmp_path, range(0, 40), range(0, 200), "user")
+    first = prepare_log(log)
+    for flags in ([], ["--extend"]):
+        assert folder_bytes(prepare_log(log, "--workflow", str(first), *flags)) == folder_bytes(first)
+
+
+def test_narrow_ids_are_extended_by_wide_ones(tmp_path: Path, prepare_log: Prepare) -> None:
+    first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), ""))
+    wide = tmp_path / "wide.csv"
+    wide.write_text(f"user,item,time\n{2**40},7,1\n{2**40},-3,2\n1,{-(2**50)},3\n2,1,4\n2,3,4\n")
+    folder = prepare_log(wide, "--workflow", str(first), "--extend")
+    assert _ids(folder, "user") == [*range(40), 2**40]
+    assert _ids(folder, "item") == [*range(30), -(2**50), -3]
+
+
+@pytest.mark.parametrize("extend", [[], ["--extend"]])
+@pytest.mark.parametrize(("was", "comes", "column"), [("user", "", "user"), ("", "item", "item")])
+def test_text_where_integers_were_and_the_other_way_round_is_an_error(
+    tmp_path: Path, prepare_log: Prepare, was: str, comes: str, column: str, extend: list[str]
+) -> None:
+    first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), was))
+    log = _log(tmp_path, range(0, 40), range(0, 30), comes, seed=1)
+    with pytest.raises(UserError, match=f"the log's {column} ids are (text|integers), and .*--workflow") as caught:
+        main(
+            [
+                "--input",
+                str(log),
+                "--output",
+                str(tmp_path / "out"),
+                "--workflow",
+                str(first),
+                "--device",
+                "cpu",
+                *extend,
+            ]
+        )
+    assert {"text", "integers"} <= set(str(caught.value).replace(";", ",").replace(",", "").split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_log_of_unknown_ids_only_leaves_nothing(tmp_path: Path, prepare_log: Prepare) -> None:
+    first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), ""))
+    log = _log(tmp_path, range(100, 140), range(0, 30), "", seed=1)
+    with pytest.raises(UserError, match=r"460 have ids that --workflow does not know"):
+        prepare_log(log, "--workflow", str(first))
+
+
+def test_the_folder_whose_encoding_is_used_is_not_overwritten(tmp_path: Path, prepare_log: Prepare) -> None:
+    log = _log(tmp_path, range(0, 40), range(0, 30), "")
+    first = prepare_log(log)
+    before = _stats(first)
+    with pytest.raises(UserError, match="which this command reads"):
+        main(["--input", str(log), "--output", str(first), "--workflow", str(first), "--overwrite", "--device", "cpu"])
+    assert _stats(first) == before
