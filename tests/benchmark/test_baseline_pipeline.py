@@ -37,12 +37,14 @@ def test_train_and_test_are_what_a_loop_finds(tmp_path: Path) -> None:
         history = histories.setdefault(row.userId, [])
         if row.movieId not in history:
             history.append(row.movieId)
+    pairs = train[["user", "item"]].to_numpy()
+    assert (np.lexsort((pairs[:, 1], pairs[:, 0])) == np.arange(len(pairs))).all()
     # Ids are numbered as they first occur in the file.
     user_of, item_of = (dict(enumerate(log[name].unique())) for name in ("userId", "movieId"))
     train = train.assign(user=train["user"].map(user_of), item=train["item"].map(item_of))
     test = test.assign(user=test["user"].map(user_of), item=test["item"].map(item_of))
     expected = {user: items if len(items) == _N_ITEMS else items[:-1] for user, items in histories.items()}
-    assert train.groupby("user")["item"].agg(list).to_dict() == {u: items for u, items in expected.items() if items}
+    assert train.groupby("user")["item"].agg(set).to_dict() == {u: set(items) for u, items in expected.items() if items}
     assert (train["label"] == 1).all()
     series = test.to_numpy().reshape(-1, 101, 3)
     assert (series[:, :, 0] == series[:, :1, 0]).all()
