@@ -9,7 +9,7 @@ from pathlib import Path
 from model.batches import NEGATIVE_KINDS
 from model.config import TrainConfig
 from model.neumf import NeuMFConfig
-from preprocessing.feature_spec import DEFAULT_NAME
+from preprocessing.config import SPEC_NAME
 from workflows import device
 from workflows.help import HelpFormatter
 
@@ -40,7 +40,7 @@ def _optional_path(text: str) -> Path | None:
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", type=Path, default=Path("/data/cache/ml-20m"), metavar="DIR", help="prepared folder")
-    group.add_argument("--feature_spec_file", default=DEFAULT_NAME, metavar="NAME", help="spec within it")
+    group.add_argument("--feature_spec_file", default=SPEC_NAME, metavar="NAME", help="spec within it")
     for side in ("user", "item"):
         group.add_argument(
             f"--{side}_feature", metavar="NAME",

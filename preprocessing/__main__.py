@@ -9,16 +9,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import shutil
-import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.arguments import parse_args
-from preprocessing.config import PrepareConfig, is_prepared_folder
-from preprocessing.feature_spec import DEFAULT_NAME
+from preprocessing.config import SPEC_NAME, PrepareConfig, is_prepared_folder
 from preprocessing.memory import check_workers, partitions_of, threads_within
 from preprocessing.partition import spill_log
 from preprocessing.selection import Selection
@@ -40,15 +38,20 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.check is not None:
-        from preprocessing.check import print_check
-
-        sys.exit(0 if print_check(args.check, args.feature_spec_in or DEFAULT_NAME) else 2)
-    if args.raw is not None:
+        _check(args)
+    elif args.raw is not None:
         _write_raw(args, args.raw)
     elif _is_spec_folder(args):
         _transcode(args)
     else:
         _prepare(args)
+
+
+def _check(args: argparse.Namespace) -> None:
+    from preprocessing.check import print_check
+
+    if not print_check(args.check, args.feature_spec_in or SPEC_NAME):
+        raise UserError(f"{args.check} is not valid; mend what is listed above")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -69,14 +72,14 @@ def _prepare(args: argparse.Namespace) -> None:
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"
         (scratch / "unpacked").mkdir(parents=True)
-        with _importing("preprocessing.prepare"):
-            log = _open(args, columns, scratch / "unpacked")
-            check_output(args.output, args.overwrite, is_prepared_folder, log.files)
-            console.print(f"{log.name}: {log.size_bytes:,} bytes")
-            partitions = args.partitions or partitions_of(log.size_bytes, args.memory_limit, cluster.workers)
-            known, tables = _known(args, scratch)
-            selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
-            spilled = spill_log(log, selection, partitions, cluster, scratch)
+        _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
+        log = _open(args, columns, scratch / "unpacked")
+        check_output(args.output, args.overwrite, is_prepared_folder, log.files)
+        console.print(f"{log.name}: {log.size_bytes:,} bytes")
+        partitions = args.partitions or partitions_of(log.size_bytes, args.memory_limit, cluster.workers)
+        known, tables = _known(args, scratch)
+        selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
+        spilled = spill_log(log, selection, partitions, cluster, scratch)
         from preprocessing.prepare import prepare
         from preprocessing.user_features import ml_100k_users
 
@@ -95,15 +98,14 @@ def _prepare(args: argparse.Namespace) -> None:
         console.print(f"added to the encoding: {stats['new_users']:,} users, {stats['new_items']:,} items")
 
 
-@contextmanager
-def _importing(module: str) -> Iterator[None]:
-    """Import a module in a thread of its own during the block."""
-    thread = threading.Thread(target=importlib.import_module, args=(module,))
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+def _import_ahead(*modules: str) -> None:
+    """Import modules beside what follows; an import statement for one of them waits until it is whole."""
+
+    def run() -> None:
+        for module in modules:
+            importlib.import_module(module)
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, dict[str, IdTable] | None]:
@@ -130,9 +132,9 @@ def _transcode(args: argparse.Namespace) -> None:
     ):
         stats = transcode(
             source,
-            args.feature_spec_in or DEFAULT_NAME,
+            args.feature_spec_in or SPEC_NAME,
             folder,
-            args.feature_spec_out or DEFAULT_NAME,
+            args.feature_spec_out or SPEC_NAME,
             args.emit or "parquet",
             frames,
             cluster,
@@ -156,7 +158,7 @@ def _is_spec_folder(args: argparse.Namespace) -> bool:
     """Whether the input is a folder with a feature spec (or one was named)."""
     if args.input is None or len(args.input) != 1:
         return False
-    return args.feature_spec_in is not None or (Path(args.input[0]) / DEFAULT_NAME).is_file()
+    return args.feature_spec_in is not None or (Path(args.input[0]) / SPEC_NAME).is_file()
 
 
 def _no_transcoding(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.feature_spec import DEFAULT_NAME
+from preprocessing.config import SPEC_NAME
 from preprocessing.memory import parse_bytes
 from workflows import device
 from workflows.errors import UserError
@@ -111,8 +111,8 @@ def _add_negatives(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_transcoding(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--feature_spec_in", metavar="NAME", help=f"spec to read (default: {DEFAULT_NAME})")
-    group.add_argument("--feature_spec_out", metavar="NAME", help=f"spec to write (default: {DEFAULT_NAME})")
+    group.add_argument("--feature_spec_in", metavar="NAME", help=f"spec to read (default: {SPEC_NAME})")
+    group.add_argument("--feature_spec_out", metavar="NAME", help=f"spec to write (default: {SPEC_NAME})")
     group.add_argument(
         "--emit", choices=["parquet", "torch_tensor"],
         help="chunks to write (default: parquet); torch_tensor is what NVIDIA's ncf.py reads",

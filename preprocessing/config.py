@@ -10,6 +10,7 @@ from workflows.folders import read_json
 from workflows.sampling import Sampling
 
 STATS_NAME = "stats.json"
+SPEC_NAME = "feature_spec.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)

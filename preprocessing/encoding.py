@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing.partition import SpilledLog, texts_path
-from preprocessing.selection import ITEM, USER
+from preprocessing.selection import ITEM, TIME, USER
 from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
 from workflows.encode import EncodeIds, IdTable
@@ -70,7 +70,7 @@ def find_encoding(
         encoding = _found(spilled, dataset, cluster)
     else:
         encoding = _extended(known, _found(spilled, dataset, cluster)) if known.extend else known
-    encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()})
+    encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()}, keep=[TIME])
     encoder.tables = {name: table.store(spilled.folder / f"{name}.npy") for name, table in encoder.tables.items()}
     return encoding, encoder
 

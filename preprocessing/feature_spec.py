@@ -23,10 +23,10 @@ from pydantic import (
     field_validator,
 )
 
+from preprocessing.config import SPEC_NAME
 from preprocessing.spec_errors import ONE_FEATURE, n_values, told, wrong_names
 from workflows.errors import UserError
 
-DEFAULT_NAME = "feature_spec.yaml"
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000
 MAX_IDS = 2**31 - 1
@@ -151,13 +151,13 @@ class FeatureSpec(BaseModel):
         """The features that the chunks of a mapping hold; raises as `chunks`."""
         return [name for chunk in self.chunks(mapping) for name in chunk.features]
 
-    def write(self, folder: Path, name: str = DEFAULT_NAME) -> None:
+    def write(self, folder: Path, name: str = SPEC_NAME) -> None:
         """Write the spec into a folder, as YAML that NVIDIA's own scripts read."""
         content = self.model_dump(exclude_unset=True, exclude_none=True)
         (folder / name).write_text(yaml.safe_dump(content, sort_keys=True), encoding="utf-8")
 
 
-def read_feature_spec(folder: Path, name: str = DEFAULT_NAME) -> FeatureSpec:
+def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     """Read and validate the spec of a prepared folder.
 
     Raises:

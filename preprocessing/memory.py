@@ -8,7 +8,7 @@ from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, _MAX_PARTITIONS = 8, 1 << 14
-_PARTITION_BYTES = 8 << 20  # of the log: a few hundred thousand rows, which sort in a core's cache
+_PARTITION_BYTES = 4 << 20  # of the log: some hundred thousand rows, whose columns fit a core's cache
 # Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
 # peak (a piece of 16 MiB of text with its columns), and what a task takes for each byte of the log in its partition.
 _PROCESS_BYTES, _TASK_BYTES, _PER_PARTITION_BYTE = 304 << 20, 72 << 20, 9

@@ -176,13 +176,20 @@ def load_partition(partition: int, folder: Path, device: FrameDevice) -> Any:
     places = np.concatenate([[0], np.cumsum(counts)])
     columns = [np.empty(places[-1], dtype=f"i{size}") for size in item_sizes.max(axis=0)]
     for number in np.flatnonzero(counts).tolist():
-        column_start, to = 0, slice(places[number], places[number + 1])
-        with paths[number].open("rb", buffering=0) as file:
+        start, rows, column_start = int(starts[number]), int(counts[number]), 0
+        to = slice(places[number], places[number + 1])
+        file = os.open(paths[number], os.O_RDONLY)  # a file object costs more than the few kilobytes that are read
+        try:
             for column, size in zip(columns, item_sizes[number].tolist(), strict=True):
-                file.seek(column_start + int(starts[number]) * size)
-                if size == column.itemsize:
-                    file.readinto(column[to].data)
-                else:
-                    column[to] = np.fromfile(file, f"i{size}", counts[number])
+                target = column[to] if size == column.itemsize else np.empty(rows, dtype=f"i{size}")
+                _read_exactly(file, target, column_start + start * size)
+                column[to] = target
                 column_start += int(offsets[number, -1]) * size
+        finally:
+            os.close(file)
     return device.from_columns(dict(zip(_COLUMNS, columns, strict=True)))
+
+
+def _read_exactly(file: int, target: np.ndarray, position: int) -> None:
+    if os.preadv(file, [target.data], position) != target.nbytes:
+        raise OSError("a spill file is shorter than it was written; is its disk full, or was it removed?")

@@ -84,4 +84,5 @@ def _id_feature(spec: FeatureSpec, side: str, named: str | None) -> str:
             f"no channel says which feature is the {side}'s id; channels: {', '.join(spec.channel_spec)}. Add "
             f"channel_spec.{side}_ch, or name it with --{side}_feature"
         )
-    return max(sizes, key=sizes.__getitem__)
+    # Where cardinalities tie, as in a toy example, a name such as user_id decides.
+    return max(sizes, key=lambda name: (sizes[name], "id" in name.lower().split("_")))

@@ -15,7 +15,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import dask
+from dask.base import collections_to_dsk
 from dask.delayed import Delayed
+from dask.local import get_sync
+from dask.optimization import cull
 
 from workflows.device import FrameDevice
 from workflows.errors import UserError
@@ -48,6 +51,10 @@ class _Done:
         return self._value
 
 
+def _compute(graph: dict, key: Any) -> Any:
+    return get_sync(cull(graph, [key])[0], key)
+
+
 class ThreadCluster:
     """Runs Dask collections on `workers` threads; quacks like a `distributed.Client` towards Merlin."""
 
@@ -69,7 +76,9 @@ class ThreadCluster:
         """Nothing outlives `compute`."""
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
-        futures = [self._pool.submit(task.compute, scheduler="synchronous") for task in tasks]
+        # One graph for all, of which each task takes its own part: a graph for each would be quadratic work.
+        graph = dict(collections_to_dsk(tasks))
+        futures = [self._pool.submit(_compute, graph, task.key) for task in tasks]
         try:
             for future in as_completed(futures):
                 on_result(future.result())

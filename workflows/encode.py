@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 
 import dask
 import numpy as np
 import pandas as pd
+from array_api_compat import array_namespace
 
 from workflows.device import frames_of
 from workflows.merlin import StatOperator
+
+_DENSE = 8  # a direct table costs 4 bytes for each integer in the range of the ids, a hash table some 16 for each id
 
 
 class IdTable:
@@ -24,28 +28,67 @@ class IdTable:
     def __init__(self, ids: pd.Series, path: Path | None = None) -> None:
         self.ids = ids
         self._path = path
-        self._lookup: Any = None
+        self._lookup: _Lookup | None = None
         self._building = Lock()
 
     def store(self, path: Path) -> IdTable:
         """The same table, kept in a file (integer ids only) that all workers can read."""
         np.save(path, self.ids.to_numpy(), allow_pickle=False)
-        table = IdTable(self.ids, path)
-        table._lookup = self._lookup
-        return table
+        return IdTable(self.ids, path)
 
     def numbers(self, column: Any) -> Any:
         """int32 number of each id, -1 where it is not in the table."""
-        with self._building:  # one thread builds the hash table, and shows it when it is whole
+        with self._building:  # one thread builds the lookup, and shows it when it is whole
             if self._lookup is None:
-                lookup = frames_of(column).Index(self.ids)
-                lookup.get_indexer(lookup[:1])
-                self._lookup = lookup
-        return self._lookup.get_indexer(column).astype("int32")
+                self._lookup = _Direct.over(self.ids, column.values) or _Hashed(self.ids, column)
+        return self._lookup.numbers(column)
 
     def __reduce__(self):
         # The lookup is rebuilt where it is used: it may hold device memory.
         return (IdTable, (self.ids,)) if self._path is None else (_stored_table, (self._path,))
+
+
+class _Lookup(Protocol):
+    def numbers(self, column: Any) -> Any: ...
+
+
+class _Hashed:
+    """By the hash table of the column's own library."""
+
+    def __init__(self, ids: pd.Series, column: Any) -> None:
+        self._index = frames_of(column).Index(ids)
+        self._index.get_indexer(self._index[:1])
+
+    def numbers(self, column: Any) -> Any:
+        return self._index.get_indexer(column).astype("int32")
+
+
+class _Direct:
+    """By one array over the whole range of the ids, where it is not much wider than their number."""
+
+    def __init__(self, low: int, table: Any) -> None:
+        self._low, self._table = low, table
+
+    @staticmethod
+    def over(ids: pd.Series, like: Any) -> _Direct | None:
+        """In the array library of `like`; None where ids are no integers, or too far apart."""
+        if ids.dtype.kind != "i" or not len(ids):
+            return None
+        low, high = int(ids.min()), int(ids.max())
+        if high - low >= _DENSE * len(ids) + 1024:
+            return None
+        table = np.full(high - low + 1, -1, dtype=np.int32)
+        table[ids.to_numpy() - low] = np.arange(len(ids), dtype=np.int32)
+        return _Direct(low, array_namespace(like).asarray(table))
+
+    def numbers(self, column: Any) -> Any:
+        ids = column.values
+        xp = array_namespace(ids)
+        size = self._table.shape[0]
+        if ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) < self._low + size:
+            return xp.take(self._table, ids - self._low)
+        inside = (ids >= self._low) & (ids < self._low + size)
+        return xp.where(inside, xp.take(self._table, xp.where(inside, ids - self._low, 0)), -1)
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,11 +103,15 @@ class EncodeIds(StatOperator):
     partitioned. An id that was not there in `fit` becomes -1.
     """
 
-    def __init__(self, categories: dict[str, pd.Series] | None = None) -> None:
-        """Args: categories: the distinct ids of a column, for each that need not be found, in the order of their
-        numbers."""
+    def __init__(self, categories: dict[str, pd.Series] | None = None, keep: Sequence[str] = ()) -> None:
+        """
+        Args:
+            categories: the distinct ids of each column that need not be found, in the order of their numbers.
+            keep: columns that hold no ids, and are handed on as they are.
+        """
         super().__init__()
         self.tables = {name: IdTable(ids) for name, ids in (categories or {}).items()}
+        self.keep = tuple(keep)
         self._known = frozenset(self.tables)
         self.fitted = bool(self.tables)
 
@@ -74,16 +121,16 @@ class EncodeIds(StatOperator):
         return {name: table.ids for name, table in self.tables.items()}
 
     def fit(self, col_selector, ddf):
-        columns = [name for name in col_selector.names if name not in self._known]
+        columns = [name for name in col_selector.names if name not in self._known and name not in self.keep]
         if not columns:
             return dask.delayed(dict)()
 
         def distinct(df):
-            return {name: _on_host(df[name].drop_duplicates()) for name in columns}
+            return {name: _on_host(df[name].unique()) for name in columns}
 
         def merge(parts):
-            merged = {name: pd.concat([part[name] for part in parts]).drop_duplicates() for name in columns}
-            return {name: ids.sort_values().reset_index(drop=True) for name, ids in merged.items()}
+            merged = {name: pd.unique(np.concatenate([part[name] for part in parts])) for name in columns}
+            return {name: pd.Series(np.sort(ids)) for name, ids in merged.items()}
 
         return dask.delayed(merge)([dask.delayed(distinct)(part) for part in ddf.to_delayed()])
 
@@ -94,11 +141,15 @@ class EncodeIds(StatOperator):
         self.tables, self.fitted = {name: table for name, table in self.tables.items() if name in self._known}, False
 
     def transform(self, col_selector, df):
-        return type(df)({name: self.tables[name].numbers(df[name]) for name in col_selector.names})
+        names = col_selector.names
+        return type(df)(
+            {name: df[name] if name in self.keep else self.tables[name].numbers(df[name]) for name in names}
+        )
 
     def compute_column_schema(self, col_name, input_schema):
-        return super().compute_column_schema(col_name, input_schema).with_dtype(np.int32)
+        schema = super().compute_column_schema(col_name, input_schema)
+        return schema if col_name in self.keep else schema.with_dtype(np.int32)
 
 
-def _on_host(series) -> pd.Series:
-    return series if isinstance(series, pd.Series) else series.to_pandas()
+def _on_host(ids: Any) -> np.ndarray:
+    return ids if isinstance(ids, np.ndarray) else ids.to_pandas().to_numpy()

@@ -31,8 +31,12 @@ _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")
 
 
 def leave_one_out_workflow(encoder: EncodeIds, split: LeaveOneOut) -> Workflow:
-    """log → encoded ids (→ statistics of items, where negatives need them) → train and test rows."""
-    log = ([split.user, split.item] >> encoder) + [split.time]
+    """log → encoded ids (→ statistics of items, where negatives need them) → train and test rows.
+
+    Args:
+        encoder: keeps the time column.
+    """
+    log = [split.user, split.item, split.time] >> encoder
     if split.statistics is not None:
         log = log >> split.statistics
     return Workflow(log >> split)
@@ -72,8 +76,9 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
-        encoder = EncodeIds({name: read_categories(folder, name) for name in content["encoded"]})
         parameters = {name: content["leave_one_out"][name] for name in _PARAMETERS}
+        originals = {name: read_categories(folder, name) for name in content["encoded"]}
+        encoder = EncodeIds(originals, keep=[parameters["time"]])
         sampling = Sampling(**content["sampling"])
         statistics = None
         if sampling.needs_statistics:
