@@ -72,4 +72,4 @@ def test_partitions_are_finer_for_larger_logs_and_lower_limits(size: int, limit:
 
 
 def test_a_limit_shrinks_partitions() -> None:
-    assert partitions_of(4 << 30, 400 * MIB, 2) > partitions_of(4 << 30, None, 2)
+    assert partitions_of(4 << 30, 400 * MIB, 32) > partitions_of(4 << 30, None, 32)
