@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.partition import SpilledLog, texts_path
+from preprocessing.partition import SpilledLog, narrow, texts_path
+from preprocessing.present import Present
 from preprocessing.selection import ITEM, TIME, USER
 from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
@@ -86,10 +87,12 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
                 [dask.delayed(texts_of_bucket)(bucket, paths) for bucket in range(spilled.partitions)], parts.append
             )
             originals[name] = in_order(parts)
-    numbers = [name for name in (USER, ITEM) if name not in originals]
-    if numbers:
+        elif (ids := Present.distinct([spill.present[name] for spill in spilled.spills])) is not None:
+            originals[name] = pa.array(narrow(ids))
+    far_apart = [name for name in (USER, ITEM) if name not in originals]
+    if far_apart:
         encoder = EncodeIds()
-        Workflow(numbers >> encoder).fit(dataset)
+        Workflow(far_apart >> encoder).fit(dataset)
         originals |= {name: pa.array(ids) for name, ids in encoder.categories.items()}
     return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
 

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from preprocessing.present import Present
 from preprocessing.selection import ITEM, TIME, USER, Selection, select
 from preprocessing.sources.log import Log, Piece
 from preprocessing.vocabulary import bucket_of, spill_texts
@@ -37,6 +38,7 @@ class Spill:
         offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table's spill file.
         item_sizes: bytes of a value of each column, 4 or 8.
         text: which of the id columns hold text.
+        present: which integers occur in each id column, where they lie close together; None elsewhere.
         rows_read, missing, below_rating, unknown: rows of the table, and how many of them were left out and why.
     """
 
@@ -44,6 +46,7 @@ class Spill:
     offsets: np.ndarray
     item_sizes: tuple[int, ...]
     text: tuple[str, ...]
+    present: dict[str, Present | None]
     rows_read: int
     missing: int
     below_rating: int
@@ -131,7 +134,7 @@ def _spill_table(
         known = np.logical_and(*(selection.known[ids].numbers(pd.Series(arrays[ids])) >= 0 for ids in (USER, ITEM)))
         unknown = len(known) - int(known.sum())
         arrays = {column: values[known] for column, values in arrays.items()}
-    columns = [_narrow(arrays[column]) for column in _COLUMNS]
+    columns = [narrow(arrays[column]) for column in _COLUMNS]
     bucket = bucket_of(arrays[USER], partitions)
     order = np.argsort(bucket, kind="stable")
     offsets = np.zeros(partitions + 1, dtype=np.int64)
@@ -143,7 +146,8 @@ def _spill_table(
             values[order].tofile(file)
     partial.replace(path)
     item_sizes = tuple(values.itemsize for values in columns)
-    return Spill(name, offsets, item_sizes, text, rows_read, missing, below_rating, unknown)
+    present = {ids: Present.of(arrays[ids]) for ids in (USER, ITEM) if ids not in text}
+    return Spill(name, offsets, item_sizes, text, present, rows_read, missing, below_rating, unknown)
 
 
 def _rows_path(folder: Path, name: str) -> Path:
@@ -155,7 +159,7 @@ def texts_path(folder: Path, name: str, column: str) -> Path:
     return folder / f"{name}.{column}"
 
 
-def _narrow(values: np.ndarray) -> np.ndarray:
+def narrow(values: np.ndarray) -> np.ndarray:
     """int32 where all values fit: half the bytes to write and read, and half the digits to sort by."""
     fits = not len(values) or (values.min() >= -(2**31) and values.max() < 2**31)
     return values.astype(np.int32 if fits else np.int64, copy=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -59,7 +60,8 @@ def prepare(
     load = partial(load_partition, folder=spilled.folder, device=device)
     # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
     dataset = frame_dataset(load, spilled.partitions, load(0).iloc[:0], cpu=device.on_cpu)
-    with merlin_client(cluster.client):
+    # Merlin selects columns at each node of its graph: as views, not copies.
+    with merlin_client(cluster.client), pd.option_context("mode.copy_on_write", True):
         encoding, split, workflow = _fit(spilled, config, dataset, cluster, known)
         save_workflow(folder, encoding.originals, split)
         side = None

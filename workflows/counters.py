@@ -56,6 +56,11 @@ def draws(key: Array, number: Array) -> Array:
     return mix(key + (number + 1) * _signed(_GOLDEN))
 
 
+def advanced(key: Array, drawn: Array) -> Array:
+    """The keys whose draw number 0 is draw number `drawn` of each key; shapes broadcast."""
+    return key + drawn * _signed(_GOLDEN)
+
+
 def below(bits: Array, bound: Array) -> Array:
     """Map 64 random bits to [0, bound), as `floor(bits * bound / 2**64)` (Lemire 2019, without rejection).
 

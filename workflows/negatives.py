@@ -66,7 +66,8 @@ class Candidates:
         """The place that holds each point of the line (0 <= point < weight), int64."""
         if self.before is None:
             return points
-        return array_namespace(points).searchsorted(self.before, points, side="right") - 1
+        xp = array_namespace(points)
+        return xp.reshape(xp.searchsorted(self.before, xp.reshape(points, (-1,)), side="right"), points.shape) - 1
 
     def limits(self, times: Array) -> Array:
         """How many places had an item by each time, int64 [M]; all of them where time is not asked."""
@@ -112,11 +113,22 @@ class Unseen:
         """The limits; where one leaves nothing, it does not count."""
         return array_namespace(limits).where(self.left(owners, limits) > 0, limits, self._candidates.n_items)
 
-    def place(self, owners: Array, points: Array) -> Array:
-        """The place that holds each point (0 <= point < left) of what is left to its owner, int64 [M]."""
+    def places(self, owners: Array, points: Array) -> Array:
+        """The place that holds each point (0 <= point < left) of what is left to its owner.
+
+        Args:
+            owners: int64 [M].
+            points: int64 [M, K], K points of each owner.
+        Returns:
+            int64 [M, K].
+        """
         xp = array_namespace(owners, points)
-        row = xp.searchsorted(self._keys, owners * self._candidates.weight + points, side="right")
-        return self._candidates.place_at(points + xp.take(self._taken, row) - xp.take(self._first, owners))
+        keys = (owners * self._candidates.weight)[:, None] + points
+        row = xp.searchsorted(self._keys, xp.reshape(keys, (-1,)), side="right")
+        taken = row if self._candidates.before is None else xp.take(self._taken, row)
+        return self._candidates.place_at(
+            points + (xp.reshape(taken, points.shape) - xp.take(self._first, owners)[:, None])
+        )
 
 
 def _ordered(owners: Array, places: Array, candidates: Candidates) -> tuple[Array, Array]:
@@ -229,12 +241,12 @@ def _draw(unseen: Unseen, owner: Array, key: Array, drawn: Array, bound: Array, 
     """The next `missing` draws of each owner, with replacement, ascending: int64 [T, max missing]; then `none`."""
     xp = array_namespace(owner)
     slot = count(int(xp.max(missing)), owner)[None, :]
-    points = counters.below(counters.draws(key[:, None], drawn[:, None] + slot), xp.clip(bound, min=1)[:, None])
-    # Sorted before the search, which then goes through its table once.
-    points = xp.reshape(xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1), (-1,))
-    owners = xp.repeat(owner, slot.shape[1])
-    places = xp.where(points < MAX_WEIGHT, unseen.place(owners, points % MAX_WEIGHT), none)
-    return xp.reshape(places, (owner.shape[0], slot.shape[1]))
+    bits = counters.draws(counters.advanced(key, drawn)[:, None], slot)
+    points = counters.below(bits, xp.clip(bound, min=1)[:, None])
+    # Sorted before the search, which then goes through its table once. What is not to be drawn comes last.
+    points = xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1)
+    places = unseen.places(owner, xp.clip(points, max=xp.clip(bound - 1, min=0)[:, None]))
+    return xp.where(points < MAX_WEIGHT, places, none)
 
 
 def _repeated(chosen: Array, none: int) -> Array:
@@ -283,7 +295,6 @@ def row_negatives(
     bound = unseen.left(owner, limits)
     number = row[:, None] * per_row + count(per_row, users)[None, :]
     bits = counters.draws(counters.keys(seed, users)[:, None], number)
-    points = xp.reshape(counters.below(bits, xp.clip(bound, min=1)[:, None]), (-1,))
-    owners = xp.reshape(xp.broadcast_to(owner[:, None], bits.shape), (-1,))
-    places = xp.clip(unseen.place(owners, points), max=candidates.n_items - 1)
-    return xp.reshape(candidates.item_at(places), bits.shape), bound > 0
+    points = counters.below(bits, xp.clip(bound, min=1)[:, None])
+    places = xp.clip(unseen.places(owner, points), max=candidates.n_items - 1)
+    return candidates.item_at(places), bound > 0

@@ -1,0 +1,46 @@
+"""Which integers occur, as one bit each: the distinct ids of a log whose ids lie close together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_MAX_RANGE = 1 << 26  # 8 MiB of bits
+
+
+@dataclass(frozen=True)
+class Present:
+    """Bit i is set where `low + i` occurs; `low` is a multiple of 8."""
+
+    low: int
+    bits: np.ndarray
+
+    @staticmethod
+    def of(ids: np.ndarray) -> Present | None:
+        """The integers of an array; None where they lie too far apart."""
+        if not len(ids):
+            return Present(0, np.zeros(0, dtype=np.uint8))
+        low, high = int(ids.min()) & ~7, int(ids.max())
+        if high - low >= _MAX_RANGE:
+            return None
+        found = np.zeros(high - low + 1, dtype=np.bool_)
+        found[ids - low] = True
+        return Present(low, np.packbits(found))
+
+    @staticmethod
+    def distinct(parts: Sequence[Present | None]) -> np.ndarray | None:
+        """int64 integers that occur in any of the parts, ascending; None where a part is None or all are too wide."""
+        some = [part for part in parts if part is not None and len(part.bits)]
+        if None in parts or not some:
+            return None
+        low = min(part.low for part in some)
+        high = max(part.low + 8 * len(part.bits) for part in some)
+        if high - low > 2 * _MAX_RANGE:
+            return None
+        bits = np.zeros((high - low) // 8, dtype=np.uint8)
+        for part in some:
+            start = (part.low - low) // 8
+            bits[start : start + len(part.bits)] |= part.bits
+        return np.flatnonzero(np.unpackbits(bits)) + low
