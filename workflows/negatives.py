@@ -158,6 +158,7 @@ def series_negatives(
     limits = candidates.limits(xp.take(history.times, last))
     key = counters.keys(seed, xp.take(history.users, which))
     if not exact:
+        limits = xp.where(limits > 0, limits, candidates.n_items)
         bits = counters.draws(key[:, None], count(length, which)[None, :])
         chosen = candidates.place_at(counters.below(bits, candidates.weight_before(limits)[:, None]))
         return xp.sort(candidates.item_at(chosen), axis=1)

@@ -23,6 +23,7 @@ from workflows.interactions import Histories, histories
 from workflows.negatives import MAX_WEIGHT, Candidates, row_negatives, series_negatives
 
 SEED = stream_seed(1, 2, 3)
+EXACT = pytest.mark.parametrize("exact", [True, False])
 OTHER_DEVICE = array_api_strict.Device("device1")
 
 
@@ -219,6 +220,15 @@ def test_series_that_are_not_exact_follow_the_weights_of_all_items() -> None:
     assert_chances(found, {item: weight / 16 for item, weight in enumerate(weights)})
 
 
+@EXACT
+def test_where_nothing_had_appeared_all_items_are_drawn(exact: bool, assert_uniform: Callable) -> None:
+    # As where a fitted workflow is given a log that is older than its own.
+    case = replace(alike(5000, {5}, 6), first=np.arange(6) + 100)
+    series, (rows, _) = series_of(case, 1, exact=exact), rows_of(case, 1, exact=exact)
+    for drawn in (series, rows):
+        assert_uniform(np.bincount(drawn.ravel(), minlength=6 - exact))
+
+
 def random_case(n_users: int, n_items: int, per_user: int, kind: str, seed: int = 4) -> Case:
     """Users of all sorts: one has all items, one all but one, the others up to `per_user`."""
     rng = np.random.default_rng(seed)
@@ -233,7 +243,6 @@ def random_case(n_users: int, n_items: int, per_user: int, kind: str, seed: int 
 
 
 KINDS = pytest.mark.parametrize("kind", ["exact", "popularity", "time", "popularity and time"])
-EXACT = pytest.mark.parametrize("exact", [True, False])
 
 
 @KINDS
