@@ -110,13 +110,25 @@ def test_many_threads_may_use_a_restored_encoder_at_once() -> None:
             pd.testing.assert_frame_equal(found, frame.astype("int32"))
 
 
-@given(st.lists(INT64, unique=True, max_size=20), st.lists(INT64, max_size=20))
-def test_numbers_are_places_in_the_table(ids: list[int], column: list[int]) -> None:
-    table = IdTable(pd.Series(ids, dtype="int64"))
-    wanted = ids[::2] + column
-    found = table.numbers(pd.Series(wanted, dtype="int64"))
+@given(
+    st.sampled_from([-(2**63), -7, 0, 2**31 - 9, 2**40, 2**63 - 60]),
+    st.lists(st.integers(0, 50) | INT64, unique=True, max_size=20),
+    st.lists(st.integers(-5, 55) | INT64, max_size=20),
+    st.sampled_from(["int32", "int64"]),
+    st.sampled_from(["int32", "int64"]),
+)
+def test_numbers_are_places_in_the_table(
+    low: int, ids: list[int], column: list[int], kind: str, column_kind: str
+) -> None:
+    # Ids near each other and far apart, at the ends of the range, and of another width than the column.
+    def held(values: list[int], kind: str) -> list[int]:
+        info = np.iinfo(kind)
+        return [low + value for value in values if info.min <= low + value <= info.max]
+
+    ids, column = held(ids, kind), held(ids[::2] + column, column_kind)
+    found = IdTable(pd.Series(ids, dtype=kind)).numbers(pd.Series(column, dtype=column_kind))
     assert found.dtype == np.int32
-    assert found.tolist() == [ids.index(value) if value in ids else -1 for value in wanted]
+    assert found.tolist() == [ids.index(value) if value in ids else -1 for value in column]
 
 
 def test_a_stored_table_travels_as_the_name_of_its_file(tmp_path: Path) -> None:
@@ -157,3 +169,14 @@ def test_where_every_column_is_known_no_partition_is_read() -> None:
     encoder = EncodeIds({"id": pd.Series([5, 3])})
     encoder.fit_finalize(encoder.fit(_Columns(["id"]), None).compute(scheduler="synchronous"))
     assert encoder.categories["id"].tolist() == [5, 3]
+
+
+def test_columns_that_are_kept_are_handed_on_as_they_are() -> None:
+    log = make_log().assign(time=np.linspace(0, 1, 400))
+    encoder = EncodeIds(keep=["time"])
+    workflow = Workflow(["user", "time"] >> encoder)
+    workflow.fit(dataset_of(log, 3))
+    assert list(encoder.categories) == ["user"]
+    rows = workflow.transform(log)
+    assert rows["time"].tolist() == log["time"].tolist()
+    assert rows.dtypes.tolist() == [np.int32, np.float64]

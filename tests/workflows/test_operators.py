@@ -42,7 +42,7 @@ def dataset_of(log: pd.DataFrame, partitions: int):
 
 
 def make_workflow(sampling: Sampling = Sampling(), **options) -> Workflow:  # noqa: B008 - it is frozen
-    encoder = EncodeIds()
+    encoder = EncodeIds(keep=["time"])
     statistics = ItemStatistics(encoder, "item", "time") if sampling.needs_statistics else None
     split = LeaveOneOut(encoder, "user", "item", "time", **options, sampling=sampling, statistics=statistics)
     return leave_one_out_workflow(encoder, split)

@@ -28,7 +28,7 @@ def make_log(kind: str = "int64") -> pd.DataFrame:
 
 
 def fitted(log: pd.DataFrame, sampling: Sampling = Sampling(seed=9)):  # noqa: B008 - it is frozen
-    encoder = EncodeIds()
+    encoder = EncodeIds(keep=["when"])
     statistics = ItemStatistics(encoder, "what", "when") if sampling.needs_statistics else None
     split = LeaveOneOut(
         encoder, "who", "what", "when", test_negatives=5, train_negatives=2, sampling=sampling, statistics=statistics
