@@ -55,6 +55,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
+    _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
     config = PrepareConfig(
         min_rating=args.min_rating,
         strict=args.strict,
@@ -72,11 +73,10 @@ def _prepare(args: argparse.Namespace) -> None:
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"
         (scratch / "unpacked").mkdir(parents=True)
-        _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
         log = _open(args, columns, scratch / "unpacked")
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        partitions = args.partitions or partitions_of(log.size_bytes, args.memory_limit, cluster.workers)
+        partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
         spilled = spill_log(log, selection, partitions, cluster, scratch)

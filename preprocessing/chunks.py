@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from preprocessing.feature_spec import Chunk, FeatureSpec, chunk_files
 from preprocessing.sources.fields import NULLS, id_type
 from preprocessing.sources.table import value_type
-from preprocessing.sources.text import TextFormat, has_quoted_newlines, text_pieces
+from preprocessing.sources.text import TextFormat, text_pieces
 from workflows.errors import UserError
 
 BLOCK_ROWS = 1 << 20
@@ -165,7 +165,7 @@ def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
     try:
         file = pq.ParquetFile(path)
         yield file.schema_arrow.empty_table().select(part.wanted)  # the types, where there are no rows
-        for batch in file.iter_batches(columns=part.wanted):
+        for batch in file.iter_batches(columns=part.wanted) if file.num_row_groups else ():
             yield pa.Table.from_batches([batch]).select(part.wanted)
     except (pa.ArrowException, KeyError, OSError) as err:
         raise UserError(f"{path}: no readable Parquet file with columns {', '.join(part.wanted)} ({err})") from None
@@ -174,8 +174,7 @@ def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
 def _read_csv(path: Path, part: _Part) -> Iterator[pa.Table]:
     types = tuple((name, part.type_of(name)) for name in part.wanted)
     ids = tuple(name for name, kind in types if kind == pa.int64())
-    quoted = has_quoted_newlines(path, ",", str(path))
-    layout = TextFormat(",", tuple(part.chunk.features), header=False, types=types, ids=ids, quoted_newlines=quoted)
+    layout = TextFormat(",", tuple(part.chunk.features), header=False, types=types, ids=ids, quoted_newlines=True)
     yield pa.schema(types).empty_table()
     if path.stat().st_size:
         for piece in text_pieces(path, layout, str(path)):

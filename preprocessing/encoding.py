@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from preprocessing.partition import SpilledLog, narrow, texts_path
 from preprocessing.present import Present
 from preprocessing.selection import ITEM, TIME, USER
-from preprocessing.vocabulary import in_order, text_keys, texts_of_bucket
+from preprocessing.vocabulary import in_order, text_buckets, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
 from workflows.encode import EncodeIds, IdTable
 from workflows.errors import UserError
@@ -83,9 +83,8 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
         paths = [texts_path(spilled.folder, spill.name, name) for spill in spilled.spills if name in spill.text]
         if paths:
             parts: list[pa.Array] = []
-            cluster.collect(
-                [dask.delayed(texts_of_bucket)(bucket, paths) for bucket in range(spilled.partitions)], parts.append
-            )
+            buckets = range(text_buckets(spilled.partitions))
+            cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in buckets], parts.append)
             originals[name] = in_order(parts)
         elif (ids := Present.distinct([spill.present[name] for spill in spilled.spills])) is not None:
             originals[name] = pa.array(narrow(ids))

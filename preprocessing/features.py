@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import feather
 
 from preprocessing.values import Kind
@@ -21,6 +20,7 @@ from workflows.encode import EncodeIds
 from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.merlin import Normalize, Workflow, frame_dataset
+from workflows.state import write_categories
 
 _FORMAT = 1
 
@@ -114,9 +114,7 @@ def save_categories(folder: Path, name: str, originals: pd.Series) -> None:
     """
     if not is_file_name(name):
         raise UserError(f"feature {name!r} cannot be the name of a file in categories/; rename it in the feature spec")
-    (folder / "categories").mkdir(exist_ok=True)
-    table = pa.table({"id": np.arange(len(originals), dtype=np.int32), "original": pa.array(originals)})
-    pq.write_table(table, folder / "categories" / f"{name}.parquet")
+    write_categories(folder, name, originals)
 
 
 def is_file_name(name: str) -> bool:

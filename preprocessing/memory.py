@@ -8,10 +8,10 @@ from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, _MAX_PARTITIONS = 8, 1 << 14
-_PARTITION_BYTES = 4 << 20  # of the log: some hundred thousand rows, whose columns fit a core's cache
+_PARTITION_ROWS = 150_000  # so few that their columns fit a core's cache, so many that a partition is worth its task
 # Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
-# peak (a piece of 16 MiB of text with its columns), and what a task takes for each byte of the log in its partition.
-_PROCESS_BYTES, _TASK_BYTES, _PER_PARTITION_BYTE = 304 << 20, 72 << 20, 9
+# peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of its partition.
+_PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES = 304 << 20, 72 << 20, 240
 
 
 def parse_bytes(text: str) -> int:
@@ -54,9 +54,9 @@ def _too_little(limit_bytes: int, needed_bytes: int, what: str) -> str:
     )
 
 
-def partitions_of(size_bytes: int, limit_bytes: int | None, tasks: int) -> int:
-    """Into how many partitions to spread a log of so many bytes, of which `tasks` are worked on at a time."""
-    part = _PARTITION_BYTES
+def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
+    """Into how many partitions to spread a log of about so many rows, of which `tasks` are worked on at a time."""
+    part = _PARTITION_ROWS
     if limit_bytes is not None:
-        part = max(1 << 16, min(part, (limit_bytes - _PROCESS_BYTES) // tasks // _PER_PARTITION_BYTE))
-    return min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, size_bytes // part))
+        part = max(1, min(part, (limit_bytes - _PROCESS_BYTES) // tasks // _ROW_BYTES))
+    return min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))

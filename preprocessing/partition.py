@@ -15,13 +15,12 @@ from typing import Any
 
 import dask
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from preprocessing.present import Present
 from preprocessing.selection import ITEM, TIME, USER, Selection, select
 from preprocessing.sources.log import Log, Piece
-from preprocessing.vocabulary import bucket_of, spill_texts
+from preprocessing.vocabulary import bucket_of, spill_texts, text_buckets
 from workflows.cluster import Cluster
 from workflows.device import FrameDevice
 from workflows.progress import stage
@@ -127,11 +126,12 @@ def _spill_table(
     text = tuple(column for column in (USER, ITEM) if not pa.types.is_integer(table.column(column).type))
     arrays = {column: table.column(column).to_numpy() for column in _COLUMNS if column not in text}
     arrays |= {
-        column: spill_texts(table.column(column), texts_path(folder, name, column), partitions) for column in text
+        column: spill_texts(table.column(column), texts_path(folder, name, column), text_buckets(partitions))
+        for column in text
     }
     unknown = 0
     if selection.known is not None:
-        known = np.logical_and(*(selection.known[ids].numbers(pd.Series(arrays[ids])) >= 0 for ids in (USER, ITEM)))
+        known = np.logical_and(*(selection.known[ids].knows(arrays[ids]) for ids in (USER, ITEM)))
         unknown = len(known) - int(known.sum())
         arrays = {column: values[known] for column, values in arrays.items()}
     columns = [narrow(arrays[column]) for column in _COLUMNS]

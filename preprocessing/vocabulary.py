@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,9 +24,16 @@ def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
     return ((high * buckets) >> 32).astype(np.uint16)
 
 
+def text_buckets(partitions: int) -> int:
+    """Into how many buckets the texts of a log are spread: each is a few times smaller than its rows."""
+    return max(1, partitions // 8)
+
+
 def text_keys(texts: pa.Array) -> np.ndarray:
     """The int64 key of each text, the same in every process (SipHash with pandas' fixed key)."""
-    return pd.util.hash_array(texts.to_numpy(zero_copy_only=False), categorize=False).view(np.int64)
+    from pandas.util import hash_array  # here, so that a log without text does not wait for pandas
+
+    return hash_array(texts.to_numpy(zero_copy_only=False), categorize=False).view(np.int64)
 
 
 def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray:
@@ -36,8 +42,8 @@ def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray
     Returns:
         int64 key of each row.
     """
-    encoded = pc.cast(column, pa.large_string()).combine_chunks().dictionary_encode()
-    texts = encoded.dictionary
+    encoded = column.combine_chunks().dictionary_encode()
+    texts = encoded.dictionary.cast(pa.large_string())
     keys = text_keys(texts)
     bucket = bucket_of(keys, buckets)
     order = np.argsort(bucket, kind="stable")

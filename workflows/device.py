@@ -24,12 +24,16 @@ CHOICES = ("auto", "cpu", "cuda")
 class FrameDevice:
     """Where dataframes live: pandas and NumPy on a CPU, cuDF and CuPy on a GPU."""
 
-    frames: ModuleType
-    arrays: ModuleType
+    on_cpu: bool
 
     @property
-    def on_cpu(self) -> bool:
-        return self.frames.__name__ == "pandas"
+    def frames(self) -> ModuleType:
+        """Imported when it is first used, which on a CPU takes a quarter of a second."""
+        return importlib.import_module("pandas" if self.on_cpu else "cudf")
+
+    @property
+    def arrays(self) -> ModuleType:
+        return importlib.import_module("numpy" if self.on_cpu else "cupy")
 
     def from_arrow(self, table: pa.Table) -> Any:
         """A dataframe on this device."""
@@ -56,9 +60,6 @@ class FrameDevice:
         cuda = importlib.import_module("dask_cuda")
         return cuda.LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0")
 
-    def __reduce__(self):  # modules do not pickle; Dask sends this to its workers
-        return frame_device, ("cpu" if self.on_cpu else "cuda",)
-
 
 def frame_device(name: str) -> FrameDevice:
     """Pick the dataframe library.
@@ -75,9 +76,7 @@ def frame_device(name: str) -> FrameDevice:
             f"--device cuda: {missing}; set up with `make setup DEVICE=gpu` on a machine with an NVIDIA GPU, "
             "or run on the CPU with --device cpu"
         )
-    if missing:
-        return FrameDevice(importlib.import_module("pandas"), importlib.import_module("numpy"))
-    return FrameDevice(importlib.import_module("cudf"), importlib.import_module("cupy"))
+    return FrameDevice(on_cpu=bool(missing))
 
 
 def _frames_gpu_missing() -> str:

@@ -43,6 +43,10 @@ class IdTable:
                 self._lookup = _Direct.over(self.ids, column.values) or _Hashed(self.ids, column)
         return self._lookup.numbers(column)
 
+    def knows(self, ids: np.ndarray) -> np.ndarray:
+        """Which ids of an array on the host are in the table."""
+        return self.numbers(pd.Series(ids)) >= 0
+
     def __reduce__(self):
         # The lookup is rebuilt where it is used: it may hold device memory.
         return (IdTable, (self.ids,)) if self._path is None else (_stored_table, (self._path,))

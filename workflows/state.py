@@ -48,11 +48,9 @@ def save_workflow(folder: Path, originals: Mapping[str, Any], split: LeaveOneOut
     Args:
         originals: of each encoded column, the original ids in the order of their numbers (Arrow or pandas).
     """
-    (folder / "categories").mkdir()
     (folder / "workflow").mkdir()
     for name, ids in originals.items():
-        table = pa.table({"id": np.arange(len(ids), dtype=np.int32), "original": pa.array(ids)})
-        pq.write_table(table, folder / "categories" / f"{name}.parquet")
+        write_categories(folder, name, ids)
     content = {
         "format": _FORMAT,
         "encoded": list(originals),
@@ -102,6 +100,13 @@ def _read_statistics(folder: Path, n_items: int) -> tuple[np.ndarray, ...]:
     if (counts < 0).any():
         raise ValueError("items.parquet: a negative count")
     return counts, since
+
+
+def write_categories(folder: Path, column: str, originals: Any) -> None:
+    """Write which original id each number of a column stands for; `originals` in the order of the numbers."""
+    (folder / "categories").mkdir(exist_ok=True)
+    table = pa.table({"id": np.arange(len(originals), dtype=np.int32), "original": pa.array(originals)})
+    pq.write_table(table, folder / "categories" / f"{column}.parquet")
 
 
 def read_categories(folder: Path, column: str) -> pd.Series:

@@ -56,7 +56,12 @@ class Piece(ABC):
     @property
     @abstractmethod
     def size_bytes(self) -> int:
-        """How much of the file this piece is, for progress and for the number of partitions."""
+        """How much of the file this piece is, for progress."""
+
+    @property
+    @abstractmethod
+    def rows_estimate(self) -> int:
+        """About how many rows the piece has, without reading it."""
 
 
 @dataclass(frozen=True)
@@ -80,3 +85,9 @@ class Log:
     @property
     def size_bytes(self) -> int:
         return sum(piece.size_bytes for piece in self.pieces)
+
+    @property
+    def rows_estimate(self) -> int:
+        """About how many rows there are, by the first piece."""
+        first = self.pieces[0]
+        return int(self.size_bytes / max(1, first.size_bytes) * first.rows_estimate)

@@ -39,6 +39,8 @@ _LAYOUTS = (
     _Layout("MovieLens 20M or newer", re.compile(r"userId,movieId,rating,timestamp"), ",", True),
 )
 
+_RATING = re.compile(r"\d+,\d+,\d(\.\d+)?,\d+")
+
 
 def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | None:
     """Ratings files of one layout of MovieLens, or None where a first line is none of MovieLens'.
@@ -63,8 +65,11 @@ def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | Non
 
 
 def _layout_of(source: SourceFile) -> _Layout | None:
-    line = sniff(source.path, source.shown).split("\n", 1)[0].rstrip("\r")
-    return next((layout for layout in _LAYOUTS if layout.first_line.fullmatch(line)), None)
+    first, second = [*sniff(source.path, source.shown).split("\n", 2), ""][:2]
+    layout = next((layout for layout in _LAYOUTS if layout.first_line.fullmatch(first.rstrip("\r"))), None)
+    if layout is not None and layout.header and second.strip() and not _RATING.fullmatch(second.rstrip("\r")):
+        return None  # somebody else's ids under MovieLens' header
+    return layout
 
 
 def _titles_beside(source: SourceFile) -> Path | None:

@@ -41,11 +41,6 @@ def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int]
     return cuts[1:] if scan.found else None
 
 
-def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:
-    """Whether some line ends inside a quoted field; raises as `quoted_cuts`."""
-    return quoted_cuts(path, delimiter, shown, path.stat().st_size) is not None
-
-
 def ends_in_quotes(line: str, delimiter: str) -> bool:
     """Whether a line, the first of its text, ends inside a quoted field."""
     scan = _QuoteScan(delimiter)

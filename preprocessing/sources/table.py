@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
 
+_TABLE_ROWS = 1 << 20
 _MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on not every integer is one of these
 
 
@@ -30,22 +31,37 @@ class ParquetPiece(Piece):
     time: pa.DataType
     row_group: int
     first_row: int
+    n_rows: int
     size_bytes: int = 0
 
+    @property
+    def rows_estimate(self) -> int:
+        return self.n_rows
+
     def read(self) -> pa.Table:
-        names, columns = self.columns.names, self.columns
+        return pa.concat_tables(self.tables())
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The row group in parts of `_TABLE_ROWS`, decoded one after the other: it may be the whole of a huge file."""
+        first_row = 0
         try:
             with pq.ParquetFile(self.path) as file:
-                table = file.read_row_group(self.row_group, names, use_threads=False).select(names)
+                for batch in file.iter_batches(
+                    _TABLE_ROWS, row_groups=[self.row_group], columns=self.columns.names, use_threads=False
+                ):
+                    yield self._converted(pa.Table.from_batches([batch]).select(self.columns.names), first_row)
+                    first_row += batch.num_rows
         except (pa.ArrowException, OSError) as err:
             raise UserError(
                 f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file whole?"
             ) from None
-        for index, name in enumerate(names):
+
+    def _converted(self, table: pa.Table, first_row: int) -> pa.Table:
+        for index, name in enumerate(table.column_names):
             column = pc.cast(table.column(name), value_type(table.schema.field(name).type))
-            if name in (columns.user, columns.item):
-                column = self._ids(name, column)
-            elif name == columns.time:
+            if name in (self.columns.user, self.columns.item):
+                column = self._ids(name, column, first_row)
+            elif name == self.columns.time:
                 column = as_time(column, self.time, self.shown)
             elif pa.types.is_decimal(column.type):
                 column = pc.cast(column, pa.float64())
@@ -55,15 +71,16 @@ class ParquetPiece(Piece):
     def place(self, row: int) -> str:
         return f"{self.shown}, row {self.first_row + row + 1}"
 
-    def _ids(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    def _ids(self, name: str, column: pa.ChunkedArray, first_row: int) -> pa.ChunkedArray:
         try:
             return _as_ids(column)
         except pa.ArrowInvalid as err:
             # The first row that is refused is the last one of the shortest beginning that is.
             bad = bisect_left(range(len(column)), True, key=lambda row: not _are_ids(column.slice(0, row + 1)))
             raise UserError(
-                f"{self.place(bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as integers below "
-                f"2^63 (2^53 in float64, 2^24 in float32) or as text in UTF-8 ({err}); convert that column to text"
+                f"{self.place(first_row + bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as "
+                f"integers below 2^63 (2^53 in float64, 2^24 in float32) or as text in UTF-8 ({err}); convert that "
+                "column to text"
             ) from None
 
 
@@ -101,7 +118,9 @@ def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns,
         group = metadata.row_group(index)
         if group.num_rows:
             pieces.append(
-                ParquetPiece(source.path, source.shown, columns, time, index, first_row, group.total_byte_size)
+                ParquetPiece(
+                    source.path, source.shown, columns, time, index, first_row, group.num_rows, group.total_byte_size
+                )
             )
         first_row += group.num_rows
     return pieces

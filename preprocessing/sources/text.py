@@ -16,11 +16,12 @@ import pyarrow.csv
 
 from preprocessing.sources.fields import NULLS, PADDED, describe, holds, may_be_padded
 from preprocessing.sources.log import Piece
-from preprocessing.sources.quoting import has_quoted_newlines, quoted_cuts  # noqa: F401 (chunks.py imports it here)
+from preprocessing.sources.quoting import quoted_cuts
 from preprocessing.sources.times import as_time
 from workflows.errors import UserError
 
 PIECE_BYTES = 16 << 20
+_SAMPLE_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 20
 _Types = tuple[tuple[str, pa.DataType], ...]
 
@@ -62,6 +63,13 @@ class TextPiece(Piece):
     @property
     def size_bytes(self) -> int:
         return self.stop - self.start
+
+    @property
+    def rows_estimate(self) -> int:
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            head = file.read(min(self.size_bytes, _SAMPLE_BYTES))
+        return int(self.size_bytes * max(1, head.count(b"\n")) / len(head))
 
     def read(self) -> pa.Table:
         data, delimiter = self._content()

@@ -200,3 +200,13 @@ def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes, columns: Col
     (tmp_path / "log").write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "log")):
         open_log(tmp_path / "log", columns, False, tmp_path)
+
+
+def test_other_ids_under_movielens_header_are_a_log_like_any_other(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("userId,movieId,rating,timestamp\nu1,a-7,4.0,11\nu2,a-8,3.5,12\n")
+    log = open_log(path, None, False, tmp_path / "scratch")
+    assert log.name == "CSV log"
+    table = pa.concat_tables(piece.read() for piece in log.pieces)
+    assert table.column(log.columns.user).to_pylist() == ["u1", "u2"]
+    assert table.column(log.columns.item).to_pylist() == ["a-7", "a-8"]

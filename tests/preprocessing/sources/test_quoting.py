@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing.sources import quoting
-from preprocessing.sources.quoting import ends_in_quotes, has_quoted_newlines, quoted_cuts
+from preprocessing.sources.quoting import ends_in_quotes, quoted_cuts
 from workflows.errors import UserError
+
+
+def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:
+    return quoted_cuts(path, delimiter, shown, path.stat().st_size) is not None
 
 
 def _line_starts(content: str, delimiter: str) -> tuple[list[int], bool, int]:
