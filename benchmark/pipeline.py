@@ -109,8 +109,7 @@ def _log(shape: Shape, case: Case, cache: Path) -> Path:
 
 
 def _ours(log: Path, output: Path, flags: Sequence[str]) -> list[str]:
-    columns = ["--user", "userId", "--item", "movieId", "--time", "timestamp"]
-    command = ["-m", "preprocessing", "--input", str(log), *columns, "--output", str(output), "--overwrite"]
+    command = ["-m", "preprocessing", "--input", str(log), "--output", str(output), "--overwrite"]
     return [sys.executable, *command, "--device", "cpu", *flags]
 
 
