@@ -17,7 +17,8 @@ from model.data import Rows
 from workflows import counters
 from workflows.device import torch_generator
 from workflows.errors import UserError
-from workflows.negatives import Candidates, row_negatives
+from workflows.candidates import Candidates
+from workflows.negatives import row_negatives
 
 NEGATIVE_KINDS = ("exact", "uniform", "static")
 _BLOCK_ROWS = 1 << 20
