@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from workflows.candidates import Candidates
 from workflows.counters import stream_seed
 from workflows.encode import EncodeIds
 from workflows.interactions import Histories, count, histories, stable_order
 from workflows.merlin import ColumnSchema, Operator
-from workflows.negatives import Candidates, row_negatives, series_negatives
+from workflows.negatives import row_negatives, series_negatives
 from workflows.sampling import EXACT, KINDS, Sampling, line_of
 from workflows.statistics import ItemStatistics
 

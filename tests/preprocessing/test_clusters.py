@@ -78,7 +78,9 @@ def test_a_worker_that_is_killed_changes_nothing(
             on_result(result)
             if alive:
                 alive = False
-                pid = next(pid for pid in self.client.run(os.getpid, on_error="ignore").values())
+                pid = next(
+                    nanny.pid for nanny in self.client.cluster.workers.values() if nanny.pid not in [None, *killed]
+                )
                 psutil.Process(pid).kill()
                 killed.append(pid)
 

@@ -47,6 +47,10 @@ class _Tables(Piece):
     def size_bytes(self) -> int:
         return sum(table.nbytes for table in self.parts)
 
+    @property
+    def rows_estimate(self) -> int:
+        return sum(table.num_rows for table in self.parts)
+
 
 def _table(users: Any, items: Any, times: Any, ratings: Any = None) -> pa.Table:
     ratings = [3.0] * len(users) if ratings is None else ratings
