@@ -88,9 +88,9 @@ def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster,
 
     def spilled(result: tuple[int, list[Spill]]) -> None:
         by_piece[result[0]] = result[1]
-        running.advance(log.pieces[result[0]].size_bytes)
+        running.advance(sum(spill.rows_read for spill in result[1]))
 
-    with stage("read", log.size_bytes, "bytes") as running:
+    with stage("read", log.rows_estimate, "rows") as running:
         cluster.collect(tasks, spilled)
     spills = [spill for number in range(len(log.pieces)) for spill in by_piece[number]]
     # Every worker reads from here where each partition lies in each file.

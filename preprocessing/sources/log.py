@@ -56,7 +56,7 @@ class Piece(ABC):
     @property
     @abstractmethod
     def size_bytes(self) -> int:
-        """How much of the file this piece is, for progress."""
+        """How much of the file this piece is."""
 
     @property
     @abstractmethod
