@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.config import SPEC_NAME
-from preprocessing.memory import parse_bytes
+from preprocessing.memory import MAX_PARTITIONS, parse_bytes
 from workflows import device
 from workflows.errors import UserError
 from workflows.help import HelpFormatter
@@ -156,8 +156,8 @@ def _check(args: argparse.Namespace) -> None:
         )
     if args.extend and args.workflow is None:
         wrong.append("--extend needs --workflow")
-    if args.partitions is not None and not 0 < args.partitions <= 1 << 16:
-        wrong.append(f"--partitions should be 1 .. {1 << 16}, got {args.partitions}")
+    if args.partitions is not None and not 0 < args.partitions <= MAX_PARTITIONS:
+        wrong.append(f"--partitions should be 1 .. {MAX_PARTITIONS}, got {args.partitions}")
     if args.memory_limit is not None and args.scheduler is not None:
         wrong.append(
             "--memory-limit is for the processes that this command starts; set the limits of --scheduler's there"

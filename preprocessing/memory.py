@@ -7,7 +7,7 @@ import re
 from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-_MIN_PARTITIONS, _MAX_PARTITIONS = 8, 1 << 14
+_MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
 _PARTITION_ROWS = 150_000  # so few that their columns fit a core's cache, so many that a partition is worth its task
 # Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
 # peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of its partition.
@@ -59,4 +59,4 @@ def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
     part = _PARTITION_ROWS
     if limit_bytes is not None:
         part = max(1, min(part, (limit_bytes - _PROCESS_BYTES) // tasks // _ROW_BYTES))
-    return min(_MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))
+    return min(MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))

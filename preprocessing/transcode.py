@@ -108,8 +108,12 @@ def transcode(
 
 def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:
     """Raises UserError where a name that becomes that of a file or folder cannot be one."""
-    if not is_file_name(out_spec_name) or out_spec_name in (*_RESERVED, *spec.source_spec):
-        raise UserError(f"--feature_spec_out {out_spec_name!r}: expected the name of a file, like feature_spec.yaml")
+    taken = out_spec_name in (*_RESERVED, *spec.source_spec) or out_spec_name.endswith(".pt")  # as tensors are called
+    if taken or not is_file_name(out_spec_name):
+        raise UserError(
+            f"--feature_spec_out {out_spec_name!r}: expected a name that no other file of the folder has, like "
+            "feature_spec.yaml"
+        )
     wrong = [name for name in spec.source_spec if not is_file_name(name) or name in _RESERVED or name.startswith(".")]
     if wrong:
         raise UserError(

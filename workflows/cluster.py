@@ -7,11 +7,13 @@ process costs 0.25 to 0.4 GiB for its imports.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import dask
@@ -23,6 +25,8 @@ from dask.optimization import cull
 from workflows.device import FrameDevice
 from workflows.errors import UserError
 from workflows.progress import console
+
+_RESTART_S = 30.0
 
 OnResult = Callable[[Any], None]
 
@@ -97,6 +101,8 @@ class DaskCluster:
 
     def __init__(self, client: Any) -> None:
         self.client = client
+        # Merlin tells every worker to clear its caches; one that died a moment ago need not, and is no error.
+        client.run = functools.partial(client.run, on_error="ignore")
         self.workers = sum(client.nthreads().values())
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
@@ -146,7 +152,12 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
     local = device.local_cluster(workers)
     try:
         with _client(local) as client:
-            yield DaskCluster(client)
+            try:
+                yield DaskCluster(client)
+            finally:
+                # A worker that is just starting, in place of one that died, would never be closed.
+                with suppress(asyncio.TimeoutError):
+                    client.wait_for_workers(workers, timeout=_RESTART_S)
     finally:
         local.close()
 

@@ -145,7 +145,9 @@ def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: b
         meta: an empty dataframe of the same library, columns and dtypes.
         cpu: whether that library is pandas (else cuDF).
     """
-    return _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu)
+    # Without a schema Merlin loads partitions until one has a row, each in time that grows with their number.
+    schema = Schema([ColumnSchema(name, dtype=meta[name].dtype) for name in meta.columns])
+    return _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu, schema=schema)
 
 
 @functools.cache

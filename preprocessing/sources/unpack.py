@@ -27,7 +27,7 @@ class SourceFile:
     """A file of a log, ready to be read.
 
     Attributes:
-        path: where its content lies unpacked.
+        path: where its content lies unpacked; absolute, since workers have folders of their own.
         shown: its name for people.
         origin: the file that was given, packed or not.
     """
@@ -52,7 +52,7 @@ def unpacked(origin: Path, into: Path) -> SourceFile:
     Raises:
         UserError: it cannot be unpacked, or is not the archive that its name says.
     """
-    plain = SourceFile(origin, str(origin), origin)
+    plain = SourceFile(origin.absolute(), str(origin), origin)
     if plain.head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or origin.suffix == ".zip":
         _check_md5(origin)
         into.mkdir(parents=True, exist_ok=True)

@@ -396,7 +396,7 @@ def test_a_prepared_log_becomes_tensors_and_comes_back(
         assert pq.read_table(again / path).to_pydict() == pq.read_table(prepared / path).to_pydict()
 
 
-@pytest.mark.parametrize("name", ["../a.yaml", "a/b.yaml", "", ".", "..", "stats.json", "train"])
+@pytest.mark.parametrize("name", ["../a.yaml", "a/b.yaml", "", ".", "..", "stats.json", "train", "train_data_0.pt"])
 def test_the_spec_gets_the_name_of_a_file(
     fresh: Callable[[], Path], cluster: ThreadCluster, example: Callable[..., Path], name: str
 ) -> None:

@@ -40,6 +40,13 @@ def test_gzip_is_known_by_its_content(tmp_path: Path) -> None:
     assert unpacked(plain, tmp_path / "scratch") == SourceFile(plain, str(plain), plain)
 
 
+def test_workers_find_a_file_that_was_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "log.csv").write_bytes(b"a,b\n")
+    monkeypatch.chdir(tmp_path)
+    named = Path("log.csv")
+    assert unpacked(named, tmp_path / "scratch") == SourceFile(tmp_path / "log.csv", "log.csv", named)
+
+
 @pytest.mark.parametrize("keep", [3, 12, 300, -1, -8])
 def test_truncated_gzip_is_refused(tmp_path: Path, keep: int) -> None:
     archive = tmp_path / "log.gz"
