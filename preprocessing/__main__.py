@@ -64,6 +64,8 @@ def _prepare(args: argparse.Namespace) -> None:
         sampling=Sampling(
             kind=args.negatives, exponent=args.popularity_exponent, time_aware=args.time_aware, seed=args.seed
         ),
+        partitions=args.partitions,
+        memory_limit_bytes=args.memory_limit,
     )
     columns = _columns(args)
     _no_transcoding(args)

@@ -22,6 +22,8 @@ class PrepareConfig:
     test_negatives: int = 100  # of each test series
     train_negatives: int = 0  # written after each train positive
     sampling: Sampling = field(default_factory=Sampling)
+    partitions: int | None = None  # None: as many as the size of the log and the memory limit ask for
+    memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
         numbers = {"test-negatives": self.test_negatives, "train-negatives": self.train_negatives}

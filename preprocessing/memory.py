@@ -10,8 +10,10 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "
 _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
 _PARTITION_ROWS = 150_000  # so few that their columns fit a core's cache, so many that a partition is worth its task
 # Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
-# peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of its partition.
-_PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES = 304 << 20, 72 << 20, 240
+# peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of the log in its partition
+# and for each negative that is drawn for it.
+_PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES, _NEGATIVE_BYTES = 304 << 20, 72 << 20, 240, 140
+_UNLIMITED_TASK_BYTES = 1 << 30
 
 
 def parse_bytes(text: str) -> int:
@@ -54,9 +56,22 @@ def _too_little(limit_bytes: int, needed_bytes: int, what: str) -> str:
     )
 
 
+def _task_budget(limit_bytes: int | None, tasks: int) -> int:
+    return _UNLIMITED_TASK_BYTES if limit_bytes is None else max(1, (limit_bytes - _PROCESS_BYTES) // tasks)
+
+
 def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
     """Into how many partitions to spread a log of about so many rows, of which `tasks` are worked on at a time."""
-    part = _PARTITION_ROWS
-    if limit_bytes is not None:
-        part = max(1, min(part, (limit_bytes - _PROCESS_BYTES) // tasks // _ROW_BYTES))
+    part = max(1, min(_PARTITION_ROWS, _task_budget(limit_bytes, tasks) // _ROW_BYTES))
     return min(MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))
+
+
+def splits_of(rows: int, negatives: int, partitions: int, limit_bytes: int | None, tasks: int) -> int:
+    """Into how many parts each partition has to be split, so that what is drawn for it fits, too.
+
+    Args:
+        rows: of the log.
+        negatives: of all its test series, and of train where they are written.
+    """
+    needed = (rows * _ROW_BYTES + negatives * _NEGATIVE_BYTES) // partitions
+    return min(max(1, MAX_PARTITIONS // partitions), max(1, -(-needed // _task_budget(limit_bytes, tasks))))

@@ -173,8 +173,22 @@ def _index(folder: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
     return [_rows_path(folder, name) for name in names], offsets, np.load(folder / "item_sizes.npy")
 
 
-def load_partition(partition: int, folder: Path, device: FrameDevice) -> Any:
-    """The rows of one partition as a dataframe (pandas or cuDF) of integers, in no particular order."""
+def load_partition(partition: int, folder: Path, device: FrameDevice, splits: int = 1) -> Any:
+    """The rows of one partition as a dataframe (pandas or cuDF) of integers, in no particular order.
+
+    Args:
+        splits: each spilled partition counts as so many, of whole users; the spilled one is read for each of them.
+    """
+    columns = _read_spilled(partition // splits, folder)
+    if splits > 1:
+        total = splits * (_index(folder)[1].shape[1] - 1)
+        own = bucket_of(columns[0], total) == partition
+        columns = [column[own] for column in columns]
+    return device.from_columns(dict(zip(_COLUMNS, columns, strict=True)))
+
+
+def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
+    """The columns of a spilled partition."""
     paths, offsets, item_sizes = _index(folder)
     starts, counts = offsets[:, partition], offsets[:, partition + 1] - offsets[:, partition]
     places = np.concatenate([[0], np.cumsum(counts)])
@@ -191,7 +205,7 @@ def load_partition(partition: int, folder: Path, device: FrameDevice) -> Any:
                 column_start += int(offsets[number, -1]) * size
         finally:
             os.close(file)
-    return device.from_columns(dict(zip(_COLUMNS, columns, strict=True)))
+    return columns
 
 
 def _read_exactly(file: int, target: np.ndarray, position: int) -> None:

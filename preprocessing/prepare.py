@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from preprocessing.config import STATS_NAME, PrepareConfig
 from preprocessing.encoding import Encoding, check_kinds, find_encoding
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata
+from preprocessing.memory import splits_of
 from preprocessing.partition import SpilledLog, load_partition
 from preprocessing.report import write_report
 from preprocessing.selection import ITEM, TIME, USER
@@ -57,12 +58,9 @@ def prepare(
         check_kinds(known, spilled)
     if not spilled.rows:
         raise UserError(_nothing_left(_read_stats(spilled)))
-    load = partial(load_partition, folder=spilled.folder, device=device)
-    # NVTabular transforms partition 0 once more to see the dtypes; every partition has the same ones.
-    dataset = frame_dataset(load, spilled.partitions, load(0).iloc[:0], cpu=device.on_cpu)
     # Merlin selects columns at each node of its graph: as views, not copies.
     with merlin_client(cluster.client), pd.option_context("mode.copy_on_write", True):
-        encoding, split, workflow = _fit(spilled, config, dataset, cluster, known)
+        dataset, encoding, split, workflow = _fit(spilled, config, device, cluster, known)
         save_workflow(folder, encoding.originals, split)
         side = None
         if user_table is not None:
@@ -85,11 +83,17 @@ def prepare(
 
 
 def _fit(
-    spilled: SpilledLog, config: PrepareConfig, dataset: Any, cluster: Cluster, known: Encoding | None
-) -> tuple[Encoding, LeaveOneOut, Workflow]:
-    """The encoding, and the workflow that applies it and splits, fitted."""
+    spilled: SpilledLog, config: PrepareConfig, device: FrameDevice, cluster: Cluster, known: Encoding | None
+) -> tuple[Any, Encoding, LeaveOneOut, Workflow]:
+    """The partitions, the encoding, and the workflow that applies it and splits, fitted."""
     with stage("encode", spilled.rows, "rows") as running:
-        encoding, encoder = find_encoding(spilled, dataset, cluster, known)
+        encoding, encoder = find_encoding(spilled, _dataset(spilled, 1, device), cluster, known)
+        splits = 1
+        if config.partitions is None:
+            users = min(spilled.rows, len(encoding.originals[USER]))
+            negatives = users * config.test_negatives + spilled.rows * config.train_negatives
+            splits = splits_of(spilled.rows, negatives, spilled.partitions, config.memory_limit_bytes, cluster.workers)
+        dataset = _dataset(spilled, splits, device)
         sampling = config.sampling
         statistics = ItemStatistics(encoder, ITEM, TIME) if sampling.needs_statistics else None
         split = LeaveOneOut(
@@ -98,7 +102,13 @@ def _fit(
         workflow = leave_one_out_workflow(encoder, split)
         workflow.fit(dataset)
         running.advance(spilled.rows)
-    return encoding, split, workflow
+    return dataset, encoding, split, workflow
+
+
+def _dataset(spilled: SpilledLog, splits: int, device: FrameDevice) -> Any:
+    """The spilled partitions, each split further, as Merlin takes them."""
+    load = partial(load_partition, folder=spilled.folder, device=device, splits=splits)
+    return frame_dataset(load, spilled.partitions * splits, load(0).iloc[:0], cpu=device.on_cpu)
 
 
 def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -> _Total:
@@ -114,6 +124,8 @@ def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -
 
     with stage("split", rows, "rows") as running:
         cluster.collect(tasks, written)
+    for left in writer.folder.glob("t*/*.partial"):  # by a worker that died
+        left.unlink(missing_ok=True)
     return total
 
 

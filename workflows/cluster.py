@@ -7,13 +7,12 @@ process costs 0.25 to 0.4 GiB for its imports.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import dask
@@ -25,8 +24,6 @@ from dask.optimization import cull
 from workflows.device import FrameDevice
 from workflows.errors import UserError
 from workflows.progress import console
-
-_RESTART_S = 30.0
 
 OnResult = Callable[[Any], None]
 
@@ -152,12 +149,7 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
     local = device.local_cluster(workers)
     try:
         with _client(local) as client:
-            try:
-                yield DaskCluster(client)
-            finally:
-                # A worker that is just starting, in place of one that died, would never be closed.
-                with suppress(asyncio.TimeoutError):
-                    client.wait_for_workers(workers, timeout=_RESTART_S)
+            yield DaskCluster(client)
     finally:
         local.close()
 
