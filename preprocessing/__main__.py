@@ -12,10 +12,11 @@ import shutil
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from preprocessing.arguments import parse_args
+from preprocessing.arguments import is_spec_folder, parse_args
 from preprocessing.config import SPEC_NAME, PrepareConfig, is_prepared_folder
 from preprocessing.memory import check_workers, partitions_of, threads_within
 from preprocessing.partition import spill_log
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.check is not None:
         _check(args)
     elif args.raw is not None:
-        _write_raw(args, args.raw)
-    elif _is_spec_folder(args):
+        _write_raw(args)
+    elif is_spec_folder(args):
         _transcode(args)
     else:
         _prepare(args)
@@ -68,7 +69,6 @@ def _prepare(args: argparse.Namespace) -> None:
         memory_limit_bytes=args.memory_limit,
     )
     columns = _columns(args)
-    _no_transcoding(args)
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
     frames = device.frame_device(args.device)
@@ -145,32 +145,23 @@ def _transcode(args: argparse.Namespace) -> None:
     console.print(f"{rows} as {stats['emit']} in {args.output}")
 
 
-def _write_raw(args: argparse.Namespace, path: Path) -> None:
-    from preprocessing.synthetic import parse_shape, write_log
-
+def _write_raw(args: argparse.Namespace) -> None:
+    path: Path = args.raw
     if path.exists() and not args.overwrite:
         raise UserError(f"{path} exists already; name another --raw, or add --overwrite to replace it")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"{path.parent} is no folder; make it first")
+    _write_synthetic(args, path)
+    console.print(f"written to {path}")
+
+
+def _write_synthetic(args: argparse.Namespace, path: Path) -> None:
+    from preprocessing.synthetic import parse_shape, write_log
+
     shape = parse_shape(args.synthetic)
-    with stage("write", shape.rows, "rows") as running:
+    with stage("generate", shape.rows, "rows") as running:
         write_log(shape, path, args.seed, progress=running.advance)
-    console.print(f"{shape.users:,} users × {shape.items:,} items, {shape.rows:,} interactions in {path}")
-
-
-def _is_spec_folder(args: argparse.Namespace) -> bool:
-    """Whether the input is a folder with a feature spec (or one was named)."""
-    if args.input is None or len(args.input) != 1:
-        return False
-    return args.feature_spec_in is not None or (Path(args.input[0]) / SPEC_NAME).is_file()
-
-
-def _no_transcoding(args: argparse.Namespace) -> None:
-    """Raises UserError where flags of transcoding are given for a log."""
-    given = [name for name in ("feature_spec_in", "feature_spec_out", "emit") if getattr(args, name) is not None]
-    if given:
-        raise UserError(
-            f"--{given[0]} is for transcoding a folder with a feature spec, and a log was given: prepare it first, "
-            "then transcode the prepared folder (--input PREPARED --output DIR --emit torch_tensor)"
-        )
+    console.print(f"{shape.users:,} users × {shape.items:,} items, {shape.rows:,} interactions")
 
 
 def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractContextManager[Cluster]:
@@ -188,8 +179,9 @@ def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> L
         return ml_100k_sample(with_rating)
     if args.synthetic is None:
         return open_log(args.input, columns, with_rating, scratch, args.columns)
-    _write_raw(args, scratch / "ratings.csv")
-    return open_log(scratch / "ratings.csv", columns, with_rating, scratch)
+    _write_synthetic(args, scratch / "ratings.csv")
+    log = open_log(scratch / "ratings.csv", columns, with_rating, scratch)
+    return replace(log, name=f"synthetic log {args.synthetic}")
 
 
 def _columns(args: argparse.Namespace) -> Columns | None:

@@ -41,6 +41,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     _add_run(parser.add_argument_group("how it runs"))
     args = parser.parse_args(argv)
     _check(args)
+    _check_scope(args, parser)
     return args
 
 
@@ -166,3 +167,42 @@ def _check(args: argparse.Namespace) -> None:
         wrong.append(f"--workers should be 1 or more, got {args.workers}")
     if wrong:
         raise UserError("; ".join(wrong))
+
+
+_LOG = {"user", "item", "time", "rating", "columns", "min_rating", "strict", "workflow", "extend", "features"}
+_PREPARE = {
+    *("test_negatives", "train_negatives", "negatives", "popularity_exponent", "time_aware"),
+    *("partitions", "memory_limit", "workers", "scheduler"),
+}
+_TRANSCODE = {"feature_spec_out", "emit"}
+
+
+def is_spec_folder(args: argparse.Namespace) -> bool:
+    """Whether the input is a folder with a feature spec (or one was named), which is transcoded."""
+    if args.input is None or len(args.input) != 1:
+        return False
+    return args.feature_spec_in is not None or (Path(args.input[0]) / SPEC_NAME).is_file()
+
+
+def _check_scope(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Raises UserError for flags that what is asked for does not look at."""
+    if args.check is not None:
+        what, useless = "--check", _LOG | _PREPARE | _TRANSCODE | {"output", "overwrite", "seed", "device"}
+    elif args.raw is not None:
+        what, useless = "--raw", _LOG | _PREPARE | _TRANSCODE | {"feature_spec_in", "device"}
+    elif is_spec_folder(args):
+        what, useless = "transcoding a folder with a feature spec", _LOG | _PREPARE | {"seed"}
+    else:
+        what, useless = "preparing a log", _TRANSCODE | {"feature_spec_in"}
+    given = [name for name in sorted(useless) if getattr(args, name) != parser.get_default(name)]
+    if given:
+        flags = ", ".join(_flag(name) for name in given)
+        hint = ""
+        if what == "preparing a log":
+            hint = "; prepare it first, then transcode the prepared folder (--input PREPARED --output DIR)"
+        raise UserError(f"{flags}: not for {what}; leave it out{hint}")
+
+
+def _flag(name: str) -> str:
+    reference = ("feature_spec_in", "feature_spec_out")  # named as in NVIDIA's scripts
+    return f"--{name if name in reference else name.replace('_', '-')}"

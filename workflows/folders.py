@@ -31,6 +31,9 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
+    around = next((file for file in inputs if file.is_dir() and path.resolve().is_relative_to(file.resolve())), None)
+    if around is not None and path.resolve() != around.resolve():
+        raise UserError(f"{path} lies in {around}, which this command reads; name another --output")
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
