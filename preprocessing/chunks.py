@@ -187,9 +187,10 @@ def _read_torch_tensor(path: Path, part: _Part) -> Iterator[pa.Table]:
     features = part.chunk.features
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch raises many kinds for a file that is not one of its own
-        first_line = str(err).splitlines()[0] if str(err) else repr(err)
-        raise UserError(f"{path}: not a tensor saved by torch ({first_line})") from None
+    except Exception as err:  # torch raises many kinds for a file that is not one of its own, and gives bad advice
+        raise UserError(
+            f"{path}: not a tensor saved by torch ({type(err).__name__}); save one with torch.save"
+        ) from None
     if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2) or tensor.layout != torch.strided:
         raise UserError(f"{path}: expected one dense tensor of shape [rows, features], got {type(tensor).__name__}")
     matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()

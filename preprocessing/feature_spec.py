@@ -166,8 +166,8 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     path = folder / name
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist; --data takes a prepared folder: make one with "
-            f"`python -m preprocessing --input LOG --output {folder}`"
+            f"{path} does not exist; a folder with a feature spec is expected, as "
+            "`python -m preprocessing --input LOG --output DIR` makes one"
         )
     if path.stat().st_size > _MAX_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a feature spec has at most {_MAX_BYTES:,}")

@@ -24,6 +24,15 @@ def first_run(blocks: Iterable[Block], user: str) -> int:
     return max(1, length)
 
 
+def found_length(users: np.ndarray, labels: np.ndarray) -> int | None:
+    """The length of the series, where the rows are equal runs of one user each, with one positive, their first row."""
+    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1])) if len(users) else np.zeros(0, dtype=np.int64)
+    lengths = np.diff(np.append(starts, len(users)))
+    if not len(starts) or lengths[0] < 2 or (lengths != lengths[0]).any():
+        return None
+    return int(lengths[0]) if (labels[starts] > 0).all() and np.count_nonzero(labels > 0) == len(starts) else None
+
+
 class Series:
     """Looks at consecutive series of `length` rows.
 

@@ -22,6 +22,7 @@ from preprocessing.emit import Target, parquet_spec, tensor_spec, write_parquet,
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.features import FeatureWorkflow, Part, is_file_name, part_schema, save_categories
 from preprocessing.roles import Roles
+from preprocessing.series import found_length
 from preprocessing.survey import Survey
 from preprocessing.values import Block, Kind, iter_values, kinds_of, text_of
 from workflows.cluster import ThreadCluster
@@ -83,6 +84,7 @@ def transcode(
     _check_cardinalities(spec, found, survey)
     spec = spec.with_cardinalities(found)
     roles = Roles.of(spec)
+    spec = _with_series(spec, roles, parts.get("test", []))
     workflow.save(output)
     _keep_categories(source, output, kinds)
 
@@ -104,6 +106,20 @@ def transcode(
     }
     write_json(output / _STATS_NAME, stats)
     return stats
+
+
+def _with_series(spec: FeatureSpec, roles: Roles, test: list[Part]) -> FeatureSpec:
+    """The spec with the length of the test series, where it is not declared and the rows tell it: NVIDIA's scripts
+    ask for it."""
+    if spec.metadata.test_samples_per_series is not None or not test or roles.label not in spec.features("test"):
+        return spec
+    tables = [feather.read_table(part.path, columns=[roles.user, roles.label], memory_map=True) for part in test]
+    users, labels = (pa.concat_tables(tables).column(name).to_numpy() for name in (roles.user, roles.label))
+    length = found_length(users, labels)
+    if length is None:
+        return spec
+    console.print(f"test series of {length} rows, found in the data")
+    return spec.model_copy(update={"metadata": spec.metadata.model_copy(update={"test_samples_per_series": length})})
 
 
 def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:

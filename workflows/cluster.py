@@ -158,7 +158,7 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
 def running_cluster(scheduler: str) -> Iterator[DaskCluster]:
     """The workers of a running scheduler, on this or other machines.
 
-    They need this project installed, and must see the output's folder under the same path.
+    They need this project installed, and must see the log and the output's folder under the same paths.
 
     Args:
         scheduler: HOST:PORT.

@@ -116,6 +116,8 @@ def read_categories(folder: Path, column: str) -> pd.Series:
         UserError: the prepared folder holds no such table, or its ids are not 0 .. n-1.
     """
     path = folder / "categories" / f"{Path(column).name}.parquet"
+    if not path.is_file():
+        raise UserError(f"{folder} is no folder prepared from a log: it has no {path.relative_to(folder)}")
     try:
         table = pq.read_table(path, columns=["id", "original"])
     except (OSError, pa.ArrowException) as err:

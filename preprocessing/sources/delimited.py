@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
+
+_POINTED = re.compile(r"-?\d+\.0+")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,13 @@ def _guess_types(
     source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: Columns
 ) -> dict[str, pa.DataType]:
     heads = column_heads(source.path, source.shown, delimiter, names, header, columns.names[:3])
+    for name in (columns.user, columns.item):
+        pointed = next((value for value in heads[name] if _POINTED.fullmatch(value)), None)
+        if pointed is not None:
+            raise UserError(
+                f"{source.shown}: column {name!r} holds the id {pointed}, as integers are written where some are "
+                "missing; write ids as integers, since 1.0 and 1 would be two ids"
+            )
     guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}
     times = heads[columns.time]
     if times:

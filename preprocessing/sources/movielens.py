@@ -58,7 +58,7 @@ def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | Non
         raise UserError(f"{own.shown} is {layout.name}, {other.shown} is not; name files of one format")
     columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
     types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
-    form = TextFormat(layout.delimiter, _NAMES, layout.header, types)
+    form = TextFormat(layout.delimiter, _NAMES, layout.header, types, ids=(columns.user, columns.item))
     sources = [source for source in sources if has_rows(source.path, layout.header)] or sources[:1]
     pieces = [piece for source in sources for piece in text_pieces(source.path, form, source.shown)]
     return Log(layout.name, columns, pieces, next(filter(None, map(_titles_beside, sources)), None))

@@ -85,8 +85,8 @@ def test_a_size_that_is_none_is_explained(capsys: pytest.CaptureFixture[str]) ->
         ([*_LOG, "--features"], ["--features is for --sample"]),
         ([*_LOG, "--extend"], ["--extend needs --workflow"]),
         ([*_LOG, "--workers", "0"], ["--workers should be 1 or more, got 0"]),
-        ([*_LOG, "--partitions", "0"], ["--partitions should be 1 .. 65536, got 0"]),
-        ([*_LOG, "--partitions", "65537"], ["--partitions should be 1 .. 65536, got 65537"]),
+        ([*_LOG, "--partitions", "0"], ["--partitions should be 1 .. 8192, got 0"]),
+        ([*_LOG, "--partitions", "8193"], ["--partitions should be 1 .. 8192, got 8193"]),
         ([*_LOG, "--memory-limit", "1g", "--scheduler", "h:1"], ["--memory-limit", "--scheduler"]),
         (["--input", "a", "--extend", "--workers", "-1"], ["--output", "--extend", "--workers"]),  # all at once
     ],
@@ -96,3 +96,22 @@ def test_impossible_combinations_are_told_together(argv: list[str], parts: list[
         parse_args(argv)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "part"),
+    [
+        (["--check", "x", "--emit", "parquet"], "--emit: not for --check"),
+        (["--check", "x", "--output", "y", "--negatives", "uniform"], "--negatives, --output: not for --check"),
+        (["--synthetic", "small", "--raw", "x.csv", "--min-rating", "3"], "--min-rating: not for --raw"),
+        (["--input", "x.csv", "--output", "y", "--emit", "parquet"], "--emit: not for preparing a log"),
+        (
+            ["--input", "x", "--output", "y", "--feature_spec_in", "z", "--workers", "2"],
+            "--workers: not for transcoding",
+        ),
+        (["--input", "x", "--output", "y", "--feature_spec_in", "z", "-s", "7"], "--seed: not for transcoding"),
+    ],
+)
+def test_flags_that_would_not_be_looked_at_are_refused(argv: list[str], part: str) -> None:
+    with pytest.raises(UserError, match=part):
+        parse_args(argv)

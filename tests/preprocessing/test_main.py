@@ -75,7 +75,7 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
     ),
     "no memory": ("log.csv", _GOOD.encode(), ["--memory-limit", "1MiB"], ["--memory-limit of 1 MiB is too little"]),
     "emit of a log": ("log.csv", _GOOD.encode(), ["--emit", "torch_tensor"], ["--emit", "prepare it first"]),
-    "no workflow": ("log.csv", _GOOD.encode(), ["--workflow", "nowhere"], ["nowhere", "prepare the folder again"]),
+    "no workflow": ("log.csv", _GOOD.encode(), ["--workflow", "nowhere"], ["nowhere", "no folder prepared from a log"]),
     "nothing left": (
         "u.data",
         b"1\t2\t3\t4\n1\t3\t3\t4\n",

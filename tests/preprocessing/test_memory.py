@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.memory import check_workers, parse_bytes, partitions_of, threads_within
+from preprocessing.memory import check_workers, parse_bytes, partitions_of, splits_of, threads_within
 from workflows.errors import UserError
 
 MIB = 2**20
@@ -75,3 +75,11 @@ def test_a_limit_shrinks_partitions_until_they_fit() -> None:
     # 32 tasks in 96 MiB beside the process: 3 MiB for each.
     few, many = (partitions_of(10**8, limit, 32) for limit in (None, 400 * MIB))
     assert 10 * few < many
+
+
+def test_partitions_are_split_by_what_is_drawn_for_them() -> None:
+    few = splits_of(600_000, 200_000 * 100, 8, 500 * MIB, 2)
+    many = splits_of(600_000, 200_000 * 500, 8, 500 * MIB, 2)
+    assert 1 < few < many
+    assert splits_of(20_000_000, 138_000 * 100, 133, None, 2) == 1
+    assert splits_of(10**9, 10**12, 8192, 500 * MIB, 2) == 1  # there are no more partitions than that

@@ -249,3 +249,18 @@ def test_unsigned_ids_are_refused_where_they_do_not_fit_int64(tmp_path: Path) ->
     assert _spill(tmp_path, [_piece(pa.array([1, 2**63 - 1], pa.uint64()), [1, 2], [1, 2])], 1).rows == 2
     with pytest.raises(UserError, match=r"beyond 64-bit integers.*make these ids text"):
         _spill(tmp_path, [_piece(pa.array([1, 2**63], pa.uint64()), [1, 2], [1, 2])], 1)
+
+
+@given(users=st.lists(st.integers(-50, 50), min_size=1, max_size=60), splits=st.sampled_from([2, 3, 8]))
+def test_split_partitions_hold_whole_users_and_every_row_once(
+    fresh: Callable[[], Path], users: list[int], splits: int
+) -> None:
+    rows = len(users)
+    table = pa.table({"u": users, "i": range(rows), "t": range(rows)})
+    spilled = _spill(fresh(), [_Tables([table])], 3)
+    parts = [load_partition(number, spilled.folder, _CPU, splits) for number in range(3 * splits)]
+    assert sorted(item for part in parts for item in part["item"]) == list(range(rows))
+    homes = {}
+    for number, part in enumerate(parts):
+        for user in part["user"]:
+            assert homes.setdefault(user, number) == number

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from preprocessing.sources.delimited import csv_log
+from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
@@ -141,3 +142,10 @@ def test_a_header_among_the_names_is_noticed(write: Callable[[str, str], Path]) 
 def test_a_name_that_holds_a_newline_is_refused(write: Callable[[str, str], Path], header: str) -> None:
     with pytest.raises(UserError, match=r"^log, line 1: a column's name is not closed or holds a newline"):
         _open(write("log", header + "\n1,2,3\n"), columns=None)
+
+
+def test_ids_written_as_1_0_are_refused_since_they_would_not_be_those_written_as_1(tmp_path: Path) -> None:
+    (tmp_path / "whole.csv").write_text("user_id,item_id,timestamp\n1,7,1\n2,8,2\n")
+    (tmp_path / "gaps.csv").write_text("user_id,item_id,timestamp\n1.0,7,3\n,8,4\n")
+    with pytest.raises(UserError, match=r"gaps.csv: column 'user_id' holds the id 1.0.*write ids as integers"):
+        open_log([tmp_path / "whole.csv", tmp_path / "gaps.csv"], None, False, tmp_path / "scratch")

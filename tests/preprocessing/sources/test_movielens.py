@@ -251,3 +251,11 @@ def test_a_sample_that_is_not_installed_says_what_to_do(monkeypatch: pytest.Monk
     monkeypatch.setattr(movielens, "_SAMPLE_PACKAGE", "no-such-package-of-ours")
     with pytest.raises(UserError, match=r"no-such-package-of-ours, which is not installed.*make setup"):
         movielens.ml_100k_sample(with_rating=False)
+
+
+def test_a_leading_zero_under_movielens_header_is_a_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("userId,movieId,rating,timestamp\n1,7,4.0,11\n1,007,4.0,12\n")
+    log = open_log(path, None, False, tmp_path / "scratch")
+    with pytest.raises(UserError, match=r"ratings.csv, line 3: column 'movieId' holds '007'"):
+        log.pieces[0].read()
