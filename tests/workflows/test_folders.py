@@ -181,7 +181,18 @@ def test_a_folder_that_holds_an_input_is_not_replaced(tmp_path: Path, name: str)
     inputs = [tmp_path / "elsewhere", tmp_path / name]
     with pytest.raises(UserError, match=f"holds {tmp_path / name}, which this command reads"):
         check_output(target, True, is_ours, inputs)
-    check_output(target, True, is_ours, [tmp_path / "out2", tmp_path])
+    check_output(target, True, is_ours, [tmp_path / "out2"])
+
+
+@pytest.mark.parametrize("output", ["logs/out", "logs/new/out", "link/out"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_output_inside_an_input_is_refused(tmp_path: Path, output: str, overwrite: bool) -> None:
+    # The next run would read what this one writes.
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "link").symlink_to("logs")
+    with pytest.raises(UserError, match=f"lies in {tmp_path / 'logs'}, which this command reads"):
+        check_output(tmp_path / output, overwrite, is_ours, [tmp_path / "elsewhere", tmp_path / "logs"])
+    check_output(tmp_path / "logs-out", overwrite, is_ours, [tmp_path / "logs"])
 
 
 LEFTOVER = """
