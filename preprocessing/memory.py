@@ -8,7 +8,9 @@ from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
-_PARTITION_ROWS = 150_000  # so few that their columns fit a core's cache, so many that a partition is worth its task
+# So few rows that their columns fit a core's cache, so many that a partition is worth its task; more where there would
+# be very many partitions, each of which reads from every spill file.
+_PARTITION_ROWS, _MANY_PARTITIONS, _MAX_PARTITION_ROWS = 150_000, 512, 400_000
 # Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
 # peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of the log in its partition
 # and for each negative that is drawn for it.
@@ -62,7 +64,8 @@ def _task_budget(limit_bytes: int | None, tasks: int) -> int:
 
 def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
     """Into how many partitions to spread a log of about so many rows, of which `tasks` are worked on at a time."""
-    part = max(1, min(_PARTITION_ROWS, _task_budget(limit_bytes, tasks) // _ROW_BYTES))
+    part = min(_MAX_PARTITION_ROWS, max(_PARTITION_ROWS, rows // _MANY_PARTITIONS))
+    part = max(1, min(part, _task_budget(limit_bytes, tasks) // _ROW_BYTES))
     return min(MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))
 
 

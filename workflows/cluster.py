@@ -7,12 +7,13 @@ process costs 0.25 to 0.4 GiB for its imports.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import importlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import dask
@@ -24,6 +25,8 @@ from dask.optimization import cull
 from workflows.device import FrameDevice
 from workflows.errors import UserError
 from workflows.progress import console
+
+_RESTART_S = 30.0
 
 OnResult = Callable[[Any], None]
 
@@ -151,7 +154,16 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
         with _client(local) as client:
             yield DaskCluster(client)
     finally:
+        with suppress(asyncio.TimeoutError):
+            local.sync(_all_started, local.workers.values(), callback_timeout=_RESTART_S)
         local.close()
+
+
+async def _all_started(nannies: Iterable[Any]) -> None:
+    """Wait for workers that are just starting, in place of others that died: Dask may fail to end these."""
+    for nanny in nannies:
+        if nanny.process is not None:
+            await nanny.process.running.wait()
 
 
 @contextmanager

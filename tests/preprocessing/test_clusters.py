@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pandas as pd
 import psutil
@@ -85,7 +86,9 @@ def test_a_worker_that_is_killed_changes_nothing(
         collect(self, tasks, first_then_kill)
 
     monkeypatch.setattr(DaskCluster, "collect", collect_and_kill)
-    assert folder_bytes(prepare_log(log, *_FLAGS, "--workers", "2")) == of_threads
+    # Dask tries to reach the dead worker for so long.
+    with dask.config.set({"distributed.comm.timeouts.connect": "3s"}):
+        assert folder_bytes(prepare_log(log, *_FLAGS, "--workers", "2")) == of_threads
     assert killed
 
 
