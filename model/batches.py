@@ -15,9 +15,9 @@ from torch import Tensor
 
 from model.data import Rows
 from workflows import counters
+from workflows.candidates import Candidates
 from workflows.device import torch_generator
 from workflows.errors import UserError
-from workflows.candidates import Candidates
 from workflows.negatives import row_negatives
 
 NEGATIVE_KINDS = ("exact", "uniform", "static")
