@@ -27,7 +27,7 @@ from preprocessing.sources.movielens import ml_100k_sample
 from workflows import device
 from workflows.cluster import Cluster, running_cluster, thread_cluster, usable_cores, worker_cluster
 from workflows.errors import UserError, run_command
-from workflows.folders import check_output, staged_folder
+from workflows.folders import check_output, check_outside, staged_folder
 from workflows.progress import console, stage
 from workflows.sampling import Sampling
 
@@ -70,6 +70,7 @@ def _prepare(args: argparse.Namespace) -> None:
     )
     columns = _columns(args)
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
+    check_outside(args.output, inputs)
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
     frames = device.frame_device(args.device)
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
@@ -125,6 +126,7 @@ def _transcode(args: argparse.Namespace) -> None:
     from workflows.merlin import merlin_client
 
     source = Path(args.input[0])
+    check_outside(args.output, [source])
     check_output(args.output, args.overwrite, is_transcoded_folder, [source])
     frames = device.frame_device(args.device)
     with (

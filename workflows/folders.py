@@ -31,9 +31,6 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
-    around = next((file for file in inputs if file.is_dir() and path.resolve().is_relative_to(file.resolve())), None)
-    if around is not None and path.resolve() != around.resolve():
-        raise UserError(f"{path} lies in {around}, which this command reads; name another --output")
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -50,6 +47,13 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
             f"{path} was not written by this command, so --overwrite leaves it alone; "
             "name another --output or remove that folder yourself"
         )
+
+
+def check_outside(path: Path, inputs: Sequence[Path]) -> None:
+    """Raises UserError where an output lies in a folder that is read as a whole: the next run would read it, too."""
+    for folder in inputs:
+        if folder.is_dir() and path.resolve() != folder.resolve() and path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} lies in {folder}, which this command reads; name another --output")
 
 
 @contextmanager
