@@ -56,7 +56,6 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> None:
-    _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
     config = PrepareConfig(
         min_rating=args.min_rating,
         strict=args.strict,
@@ -72,6 +71,7 @@ def _prepare(args: argparse.Namespace) -> None:
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
     check_outside(args.output, inputs)
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
+    _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
     frames = device.frame_device(args.device)
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"

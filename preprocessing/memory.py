@@ -11,7 +11,7 @@ _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
 # So few rows that their columns fit a core's cache, so many that a partition is worth its task; more where there would
 # be very many partitions, each of which reads from every spill file.
 _PARTITION_ROWS, _MANY_PARTITIONS, _MAX_PARTITION_ROWS = 150_000, 512, 400_000
-# Measured with `python -m benchmark pipeline` (docs/benchmarks.md): a process with all its imports, a task at its
+# Estimates, from the peak PSS of runs with 2 to 200 million rows: a process with all its imports, a task at its
 # peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of the log in its partition
 # and for each negative that is drawn for it.
 _PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES, _NEGATIVE_BYTES = 304 << 20, 72 << 20, 240, 140

@@ -18,6 +18,7 @@ import pyarrow as pa
 from pyarrow import feather
 
 from preprocessing.chunks import BLOCK_ROWS, locate
+from preprocessing.config import STATS_NAME
 from preprocessing.emit import Target, parquet_spec, tensor_spec, write_parquet, write_tensors
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.features import FeatureWorkflow, Part, is_file_name, part_schema, save_categories
@@ -34,15 +35,14 @@ from workflows.state import read_categories
 
 Emit = Literal["parquet", "torch_tensor"]
 _WRITERS = {"parquet": (write_parquet, parquet_spec), "torch_tensor": (write_tensors, tensor_spec)}
-_STATS_NAME = "stats.json"
-_RESERVED = ("categories", "workflow", _STATS_NAME)
+_RESERVED = ("categories", "workflow", STATS_NAME)
 _SPARSE = 16  # where fewer than one id in so many is used …
 _MANY_IDS = 1_000_000  # … and there are more ids than this, the tables of embeddings are mostly waste
 
 
 def is_transcoded_folder(folder: Path) -> bool:
     """Whether a folder was written by `transcode`."""
-    return "transcoded_from" in read_json(folder / _STATS_NAME)
+    return "transcoded_from" in read_json(folder / STATS_NAME)
 
 
 def transcode(
@@ -104,7 +104,7 @@ def transcode(
         "normalized": workflow.moments,
         "left_out": [name for name in spec.feature_spec if name not in kinds],
     }
-    write_json(output / _STATS_NAME, stats)
+    write_json(output / STATS_NAME, stats)
     return stats
 
 
