@@ -72,7 +72,6 @@ def _prepare(args: argparse.Namespace) -> None:
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
     check_outside(args.output, inputs)
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
-    _import_ahead("preprocessing.prepare", "matplotlib.figure")  # the latter for report.html
     frames = device.frame_device(args.device)
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"
@@ -81,6 +80,8 @@ def _prepare(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
+        kernels = ["workflows.kernels"] if frames.on_cpu and log.rows_estimate >= partitions * device.KERNEL_ROWS else []
+        _import_ahead("preprocessing.prepare", *kernels, "matplotlib.figure")  # the last for report.html
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
         spilled = spill_log(log, selection, partitions, cluster, scratch)

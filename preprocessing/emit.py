@@ -16,6 +16,7 @@ from preprocessing.chunks import save_tensor
 from preprocessing.feature_spec import Chunk, FeatureSpec
 from preprocessing.roles import Roles
 from preprocessing.values import Kind
+from preprocessing.write import required
 from workflows.cluster import ThreadCluster
 from workflows.device import FrameDevice
 
@@ -66,8 +67,8 @@ def write_parquet(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
     (target.folder / mapping).mkdir()
 
     def write(index: int, table: pa.Table) -> None:
-        table = table.select(schema.names).cast(schema)
-        pq.write_table(table, target.folder / files[index], use_dictionary=[target.roles.label])
+        table = required(table.select(schema.names).cast(schema))
+        pq.write_table(table, target.folder / files[index], use_dictionary=False)
 
     target.each(write, frames)
     return [Chunk(type="parquet", features=schema.names, files=files)]

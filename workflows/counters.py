@@ -12,8 +12,6 @@ from typing import Any
 
 Array = Any  # an int64 array of NumPy, CuPy or torch
 
-_GOLDEN = 0x9E3779B97F4A7C15
-_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _LOW_21, _LOW_22 = (1 << 21) - 1, (1 << 22) - 1
 
 
@@ -23,10 +21,15 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLIERS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+_STEP, _FIRST, _SECOND = (_signed(value) for value in (_GOLDEN, *_MULTIPLIERS))
+
+
 def mix(x: Array) -> Array:
     """SplitMix64's finaliser: a bijection of int64 whose output bits all depend on all input bits."""
-    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _signed(_MULTIPLIERS[0])
-    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _signed(_MULTIPLIERS[1])
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _FIRST
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _SECOND
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
@@ -48,17 +51,17 @@ def stream_seed(*parts: int) -> int:
 
 def keys(seed: int, ids: Array) -> Array:
     """One generator state per id: int64, the shape of `ids` (int64). `seed` comes from `stream_seed`."""
-    return mix(mix(ids * _signed(_GOLDEN)) ^ seed)
+    return mix(mix(ids * _STEP) ^ seed)
 
 
 def draws(key: Array, number: Array) -> Array:
     """Draw `number` (int64, counted from 0) of each key; shapes broadcast. All 64 bits are random."""
-    return mix(key + (number + 1) * _signed(_GOLDEN))
+    return mix(advanced(key, number + 1))
 
 
 def advanced(key: Array, drawn: Array) -> Array:
     """The keys whose draw number 0 is draw number `drawn` of each key; shapes broadcast."""
-    return key + drawn * _signed(_GOLDEN)
+    return key + drawn * _STEP
 
 
 def below(bits: Array, bound: Array) -> Array:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from workflows.errors import UserError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 CHOICES = ("auto", "cpu", "cuda")
+KERNEL_ROWS = 1 << 15  # to load the compiled loops takes a fifth of a second
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class FrameDevice:
         return self.frames.DataFrame(columns, copy=False) if self.on_cpu else self.frames.DataFrame(columns)
 
     def to_arrow(self, df: Any) -> pa.Table:
-        """The rows of a dataframe of this device as an Arrow table on the host, without its index."""
+        """The rows of a dataframe of numbers of this device as an Arrow table on the host, without its index."""
         if self.on_cpu:
-            return pa.Table.from_pandas(df, preserve_index=False).replace_schema_metadata()
+            return pa.table({name: df[name].to_numpy() for name in df.columns})
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
 
     def local_cluster(self, workers: int) -> Any:
@@ -90,6 +92,13 @@ def _frames_gpu_missing() -> str:
         return "" if cupy.cuda.runtime.getDeviceCount() else "no GPU is visible"
     except cupy.cuda.runtime.CUDARuntimeError as err:
         return f"no GPU is usable ({err})"
+
+
+def host_kernels(array: Any) -> ModuleType | None:
+    """`workflows.kernels` for a large array on the host; None where array code is the way, or is quick enough."""
+    if not isinstance(array, np.ndarray) or array.shape[0] < KERNEL_ROWS:
+        return None
+    return importlib.import_module("workflows.kernels")
 
 
 def torch_device(name: str, gpus: int | None) -> torch.device:

@@ -7,6 +7,8 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from workflows.device import host_kernels
+
 Array = Any  # an array of NumPy or CuPy; torch sorts no 16-bit digits
 
 _DIGIT_BITS = 16
@@ -89,6 +91,10 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
     for column in (users, items, times):
         if not xp.isdtype(column.dtype, "integral"):
             raise TypeError(f"users, items and times should be integers, got {column.dtype}")
+    kernels = host_kernels(users)
+    found = None if kernels is None else kernels.histories(users, items, times)
+    if found is not None:
+        return Histories(*found)
     order = stable_order(items, users)
     users, items, times = (xp.take(column, order) for column in (users, items, times))
     first = run_starts(users) | run_starts(items)

@@ -8,6 +8,7 @@ from array_api_compat import array_namespace, device
 
 from workflows import counters
 from workflows.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
+from workflows.device import host_kernels
 from workflows.interactions import Histories, count, run_starts
 
 Array = Any  # an array of NumPy, CuPy or torch
@@ -38,8 +39,13 @@ def series_negatives(
     owners, places = history.rows, candidates.place_of(history.items)
     if candidates.places is not None:
         owners, places = ordered_pairs(owners, places, candidates.n_items)
-    unseen = Unseen(owners, places, history.users.shape[0], candidates)
-    chosen = _without_replacement(unseen, which, key, unseen.usable_limits(which, limits), length)
+    kernels = host_kernels(places) if candidates.before is None else None
+    if kernels is not None:
+        starts, counts = xp.take(history.starts, which), xp.take(history.counts, which)
+        chosen = kernels.distinct_places(starts, starts + counts, places, key, limits, candidates.n_items, length)
+    else:
+        unseen = Unseen(owners, places, history.users.shape[0], candidates)
+        chosen = _without_replacement(unseen, which, key, unseen.usable_limits(which, limits), length)
     return chosen if candidates.items is None else xp.sort(candidates.item_at(chosen), axis=1)
 
 

@@ -1,0 +1,174 @@
+"""Compiled loops for large arrays on the host, each equal to the array code that it stands in for.
+
+Array code makes a pass over memory for each of its steps; these do all steps of a user while it is in the cache.
+Compiled by numba (which Merlin needs anyway) when first imported, then read from `__pycache__`. The door to them is
+`workflows.device.host_kernels`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from workflows import counters
+
+_DIGIT_BITS = 11  # the counts of a digit, and a cache line of each of its targets, fit the caches
+_CODE_BITS = 64
+
+_mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
+
+
+def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, ...] | None:
+    """What `interactions.histories` finds, in the order of its attributes; None where the ranges are too wide.
+
+    Args:
+        users, items, times: integers [N], N > 0.
+    """
+    columns = [np.ascontiguousarray(column, dtype=np.int64) for column in (users, items, times)]
+    lows = [int(column.min()) for column in columns]
+    user_bits, item_bits, time_bits = (
+        (int(column.max()) - low).bit_length() for column, low in zip(columns, lows, strict=True)
+    )
+    owner_bits = min(user_bits, len(users).bit_length())
+    if max(user_bits + item_bits, owner_bits + time_bits) > _CODE_BITS or len(users) >= 1 << 32:
+        return None
+    return _histories(*columns, *lows, item_bits, user_bits + item_bits, time_bits)
+
+
+@njit
+def _sorted_codes(codes, width):
+    """(uint64 codes of so many bits in ascending order, uint32 where each was): a radix sort; uses up `codes`."""
+    n_codes = len(codes)
+    order = np.arange(n_codes).astype(np.uint32)
+    codes_to, order_to = np.empty_like(codes), np.empty_like(order)
+    passes = max(1, -(-width // _DIGIT_BITS))
+    digit_bits = max(1, -(-width // passes))
+    mask = np.uint64((1 << digit_bits) - 1)
+    places = np.empty(1 << digit_bits, np.uint32)
+    for number in range(passes):
+        shift = np.uint64(number * digit_bits)
+        places[:] = 0
+        for place in range(n_codes):
+            places[codes[place] >> shift & mask] += np.uint32(1)
+        before = np.uint32(0)
+        for digit in range(len(places)):
+            rows = places[digit]
+            places[digit] = before
+            before += rows
+        for place in range(n_codes):
+            digit = codes[place] >> shift & mask
+            to = places[digit]
+            codes_to[to], order_to[to] = codes[place], order[place]
+            places[digit] = to + np.uint32(1)
+        codes, codes_to = codes_to, codes
+        order, order_to = order_to, order
+    return codes, order
+
+
+@njit(
+    "Tuple((int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1]))"
+    "(int64[::1], int64[::1], int64[::1], int64, int64, int64, int64, int64, int64)",
+    nogil=True,
+    cache=True,
+)
+def _histories(users, items, times, low_user, low_item, low_time, item_bits, pair_bits, time_bits):
+    n_rows = len(users)
+    codes = np.empty(n_rows, np.uint64)
+    for row in range(n_rows):
+        codes[row] = np.uint64(users[row] - low_user) << np.uint64(item_bits) | np.uint64(items[row] - low_item)
+    codes, order = _sorted_codes(codes, pair_bits)
+    owners, starts, counts = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
+    rows, own_items, own_times = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
+    n_pairs, n_users = 0, 0
+    for place in range(n_rows):
+        row = order[place]
+        if place and codes[place] == codes[place - 1]:
+            own_times[n_pairs - 1] = min(own_times[n_pairs - 1], times[row])
+            continue
+        if not place or (codes[place] ^ codes[place - 1]) >> np.uint64(item_bits):
+            owners[n_users], starts[n_users] = users[row], n_pairs
+            n_users += 1
+        rows[n_pairs], own_items[n_pairs], own_times[n_pairs] = n_users - 1, items[row], times[row]
+        n_pairs += 1
+    for user in range(n_users):
+        counts[user] = (starts[user + 1] if user + 1 < n_users else n_pairs) - starts[user]
+    codes = codes[:n_pairs]
+    for place in range(n_pairs):
+        codes[place] = np.uint64(rows[place]) << np.uint64(time_bits) | np.uint64(own_times[place] - low_time)
+    owner_bits = 0
+    while n_users >> owner_bits:
+        owner_bits += 1
+    _, by_time = _sorted_codes(codes, min(time_bits + owner_bits, _CODE_BITS))
+    return (
+        owners[:n_users],
+        counts[:n_users],
+        starts[:n_users],
+        rows[:n_pairs],
+        own_items[:n_pairs],
+        own_times[:n_pairs],
+        by_time.astype(np.int64),
+    )
+
+
+@njit
+def _merge(into, n_into, more, n_more):
+    """Merge more[:n_more] into into[:n_into], both ascending, from behind."""
+    left, right = n_into - 1, n_more - 1
+    while right >= 0:
+        if left >= 0 and into[left] > more[right]:
+            into[left + right + 1] = into[left]
+            left -= 1
+        else:
+            into[left + right + 1] = more[right]
+            right -= 1
+
+
+@njit("int64[:, ::1](int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64, int64)", nogil=True, cache=True)
+def distinct_places(starts, ends, places, keys, limits, n_items, length):
+    """The places that `negatives.series_negatives` draws where all weigh the same: int64 [T, length], ascending.
+
+    Args:
+        starts, ends: int64 [T]; of series t, the owner's own places are places[starts[t] : ends[t]].
+        places: int64 [N], ascending for each owner.
+        keys, limits: int64 [T], the random key and the limit of each; a limit that leaves nothing does not count.
+    """
+    n_series = len(keys)
+    chosen = np.empty((n_series, length), np.int64)
+    longest = 0
+    for series in range(n_series):
+        longest = max(longest, ends[series] - starts[series])
+    taken, points = np.empty(longest + length, np.int64), np.empty(length, np.int64)
+    for series in range(n_series):
+        own, key = chosen[series], keys[series]
+        start, own_places = starts[series], ends[series] - starts[series]
+        limit, n_taken = limits[series], 0
+        while n_taken < own_places and places[start + n_taken] < limit:
+            n_taken += 1
+        if n_taken == limit:
+            limit, n_taken = n_items, own_places
+        taken[:n_taken] = places[start : start + n_taken]
+        found, drawn = 0, 0
+        while found < length and n_taken < limit:
+            missing = length - found
+            for draw in range(missing):
+                points[draw] = _below(_mix(_advanced(key, drawn + draw + 1)), limit - n_taken)
+            drawn += missing
+            points[:missing].sort()
+            new, passed = 0, 0  # in ascending order, one walk through what is taken finds all of their places
+            for draw in range(missing):
+                while passed < n_taken and taken[passed] <= points[draw] + passed:
+                    passed += 1
+                place = points[draw] + passed
+                if not new or points[new - 1] != place:
+                    points[new] = place
+                    new += 1
+            _merge(taken, n_taken, points, new)
+            _merge(own, found, points, new)
+            n_taken += new
+            found += new
+        if found < length:  # fewer are left: repeats, as evenly as can be
+            points[:found] = own[:found]
+            for place in range(length):
+                own[place] = points[place % found] if found else 0
+            own.sort()
+    return chosen
