@@ -80,7 +80,8 @@ def _prepare(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
-        kernels = ["workflows.kernels"] if frames.on_cpu and log.rows_estimate >= partitions * device.KERNEL_ROWS else []
+        large = frames.on_cpu and log.rows_estimate >= partitions * device.KERNEL_ROWS
+        kernels = ["workflows.kernels"] if large else []
         _import_ahead("preprocessing.prepare", *kernels, "matplotlib.figure")  # the last for report.html
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)

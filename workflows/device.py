@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -98,7 +100,16 @@ def host_kernels(array: Any) -> ModuleType | None:
     """`workflows.kernels` for a large array on the host; None where array code is the way, or is quick enough."""
     if not isinstance(array, np.ndarray) or array.shape[0] < KERNEL_ROWS:
         return None
-    return importlib.import_module("workflows.kernels")
+    return _kernels()
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        return importlib.import_module("workflows.kernels")
+    except RuntimeError as err:  # numba finds no folder to keep what it compiles
+        warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
+        return None
 
 
 def torch_device(name: str, gpus: int | None) -> torch.device:

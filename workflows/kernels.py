@@ -32,7 +32,7 @@ def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[
     owner_bits = min(user_bits, len(users).bit_length())
     if max(user_bits + item_bits, owner_bits + time_bits) > _CODE_BITS or len(users) >= 1 << 32:
         return None
-    return _histories(*columns, *lows, item_bits, user_bits + item_bits, time_bits)
+    return _histories(*columns, *lows, item_bits, user_bits + item_bits, time_bits)  # type: ignore[call-arg]
 
 
 @njit

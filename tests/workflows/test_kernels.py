@@ -1,0 +1,138 @@
+"""Compiled loops against the array code that they stand in for, and the door to them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workflows import interactions, kernels, negatives
+from workflows.candidates import Candidates
+from workflows.counters import keys, stream_seed
+from workflows.device import KERNEL_ROWS, host_kernels
+from workflows.interactions import Histories, histories
+
+ROOT = Path(__file__).parents[2]
+SEED = stream_seed(4)
+LOGS = st.tuples(
+    st.integers(0, 2**32 - 1),  # seed
+    st.integers(1, 3000),  # rows
+    st.integers(1, 40),  # users
+    st.integers(1, 60),  # items
+    st.sampled_from([1, 100, 2**31, 2**40, 2**50]),  # range of times
+    st.sampled_from([np.int32, np.int64]),
+)
+
+
+def log_of(shape: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    seed, rows, users, items, times, dtype = shape
+    rng = np.random.default_rng(seed)
+    # Users lie apart, as those of one partition do.
+    ids = (rng.integers(0, users, rows) * 977 - 5000).astype(dtype)
+    return ids, rng.integers(0, items, rows).astype(dtype), rng.integers(-7, times, rows)
+
+
+def same(one: Histories, other: Histories) -> None:
+    for field in fields(Histories):
+        np.testing.assert_array_equal(getattr(one, field.name), getattr(other, field.name), err_msg=field.name)
+
+
+@given(LOGS)
+def test_histories_are_those_of_array_code(shape: tuple) -> None:
+    columns = log_of(shape)
+    found = kernels.histories(*columns)
+    assert found is not None
+    same(Histories(*found), histories(*columns))  # too few rows for the kernel
+
+
+@pytest.mark.parametrize("low", [-(2**63), 2**62, 0])
+@pytest.mark.parametrize("bits", [0, 1, 10, 11, 12, 31, 32, 33, 62])
+def test_histories_at_the_edges_of_a_digit(low: int, bits: int) -> None:
+    values = low + np.array([0, (1 << bits) - 1, 1 << (bits - 1) if bits else 0, 0], dtype=np.int64)
+    narrow = np.zeros(4, dtype=np.int64)
+    for columns in ((values, narrow, narrow), (narrow, values, narrow), (narrow, np.arange(4), values)):
+        found = kernels.histories(*columns)
+        assert found is not None
+        same(Histories(*found), histories(*columns))
+
+
+def test_ranges_that_do_not_fit_a_code_are_left_to_array_code() -> None:
+    wide, narrow = np.array([-(2**63), 2**63 - 1]), np.array([0, 5])
+    assert kernels.histories(wide, narrow, narrow) is None
+    assert kernels.histories(narrow, np.array([1, 1]), wide) is None
+
+
+@given(LOGS, st.integers(0, 80), st.booleans())
+def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware: bool) -> None:
+    columns = log_of(shape)
+    n_items = int(columns[1].max()) + 2
+    candidates = Candidates(n_items)
+    if time_aware:
+        rng = np.random.default_rng(shape[0])
+        line = rng.permutation(n_items)
+        candidates = Candidates(n_items, None, line, np.argsort(line), np.sort(rng.integers(-9, shape[4], n_items)))
+    history = histories(*columns)
+    which = np.flatnonzero(history.counts < n_items)
+    # Their ways are the same but for the door, which is shut to so few rows.
+    with pytest.MonkeyPatch.context() as patch:
+        expected = negatives.series_negatives(history, which, candidates, length, SEED)
+        patch.setattr(negatives, "host_kernels", lambda _: kernels)
+        found = negatives.series_negatives(history, which, candidates, length, SEED)
+    np.testing.assert_array_equal(found, expected)
+    assert found.shape == (len(which), length)
+
+
+def test_places_of_one_series_by_hand() -> None:
+    """Items 1 and 3 of 5 are taken: 0, 2 and 4 are left, fewer than the five that are asked for."""
+    one = np.array([0])
+    places = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
+    assert places.tolist()[0] in [[0, 0, 2, 2, 4]]
+    # By the limit 2 only item 0 had appeared; by the limit 0 none, and time is not asked.
+    for limit, expected in ((2, {0}), (0, {0, 2, 4})):
+        few = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3)
+        assert set(few[0].tolist()) == expected
+
+
+def test_the_door_is_for_large_arrays_on_the_host() -> None:
+    large = np.zeros(KERNEL_ROWS, dtype=np.int32)
+    assert host_kernels(large) is kernels
+    assert host_kernels(large[1:]) is None
+    assert host_kernels(torch.zeros(KERNEL_ROWS)) is None
+
+
+def test_large_logs_go_through_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    users, items, times = (rng.integers(0, high, KERNEL_ROWS) for high in (300, 500, 10_000))
+    fast = histories(users, items, times)
+    which = np.arange(len(fast.users))
+    drawn = negatives.series_negatives(fast, which, Candidates(500), 100, SEED)
+    monkeypatch.setattr(interactions, "host_kernels", lambda _: None)
+    monkeypatch.setattr(negatives, "host_kernels", lambda _: None)
+    same(fast, histories(users, items, times))
+    np.testing.assert_array_equal(drawn, negatives.series_negatives(fast, which, Candidates(500), 100, SEED))
+
+
+def test_where_nothing_can_be_kept_array_code_does_it(tmp_path: Path) -> None:
+    """In a folder that cannot be written, and with no home: what a locked-down container has."""
+    (tmp_path / "workflows").mkdir()
+    for module in (ROOT / "workflows").glob("*.py"):
+        shutil.copy(module, tmp_path / "workflows")
+    (tmp_path / "workflows" / "__pycache__").write_text("no folder")
+    program = (
+        "import numpy as np; from workflows.device import KERNEL_ROWS, host_kernels;"
+        "print(host_kernels(np.zeros(KERNEL_ROWS)))"
+    )
+    environment = {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "PATH": "/usr/bin:/bin"}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ran.stdout == "None\n", ran.stderr
+    assert "NUMBA_CACHE_DIR" in ran.stderr
