@@ -82,7 +82,8 @@ def _prepare(args: argparse.Namespace) -> None:
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
         large = frames.on_cpu and log.rows_estimate >= partitions * device.KERNEL_ROWS
         kernels = ["workflows.kernels"] if large else []
-        _import_ahead("preprocessing.prepare", *kernels, "matplotlib.figure")  # the last for report.html
+        drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
+        _import_ahead("preprocessing.prepare", *kernels, *drawing)
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
         spilled = spill_log(log, selection, partitions, cluster, scratch)

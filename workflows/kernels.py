@@ -12,8 +12,8 @@ from numba import njit
 
 from workflows import counters
 
-_DIGIT_BITS = 11  # the counts of a digit, and a cache line of each of its targets, fit the caches
-_CODE_BITS = 64
+_DIGIT_BITS = 9  # a cache line of each of a digit's targets fits the caches
+_CODE_BITS = 63  # a shift by all 64 would be none
 
 _mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
 
@@ -39,27 +39,29 @@ def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[
 def _sorted_codes(codes, width):
     """(uint64 codes of so many bits in ascending order, uint32 where each was): a radix sort; uses up `codes`."""
     n_codes = len(codes)
-    order = np.arange(n_codes).astype(np.uint32)
-    codes_to, order_to = np.empty_like(codes), np.empty_like(order)
+    order, order_to = np.empty(n_codes, np.uint32), np.empty(n_codes, np.uint32)
+    codes_to = np.empty_like(codes)
     passes = max(1, -(-width // _DIGIT_BITS))
     digit_bits = max(1, -(-width // passes))
     mask = np.uint64((1 << digit_bits) - 1)
-    places = np.empty(1 << digit_bits, np.uint32)
+    places = np.zeros((passes, 1 << digit_bits), np.uint32)
+    for place in range(n_codes):
+        order[place] = place
+        code = codes[place]
+        for number in range(passes):
+            places[number, code & mask] += np.uint32(1)
+            code >>= np.uint64(digit_bits)
     for number in range(passes):
-        shift = np.uint64(number * digit_bits)
-        places[:] = 0
-        for place in range(n_codes):
-            places[codes[place] >> shift & mask] += np.uint32(1)
+        shift, to = np.uint64(number * digit_bits), places[number]
         before = np.uint32(0)
-        for digit in range(len(places)):
-            rows = places[digit]
-            places[digit] = before
+        for digit in range(len(to)):
+            rows = to[digit]
+            to[digit] = before
             before += rows
         for place in range(n_codes):
             digit = codes[place] >> shift & mask
-            to = places[digit]
-            codes_to[to], order_to[to] = codes[place], order[place]
-            places[digit] = to + np.uint32(1)
+            codes_to[to[digit]], order_to[to[digit]] = codes[place], order[place]
+            to[digit] += np.uint32(1)
         codes, codes_to = codes_to, codes
         order, order_to = order_to, order
     return codes, order
@@ -80,15 +82,17 @@ def _histories(users, items, times, low_user, low_item, low_time, item_bits, pai
     owners, starts, counts = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
     rows, own_items, own_times = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
     n_pairs, n_users = 0, 0
+    item_mask, before = np.uint64((1 << item_bits) - 1), np.uint64(0)
     for place in range(n_rows):
-        row = order[place]
-        if place and codes[place] == codes[place - 1]:
-            own_times[n_pairs - 1] = min(own_times[n_pairs - 1], times[row])
+        code, time = codes[place], times[order[place]]
+        if place and code == before:
+            own_times[n_pairs - 1] = min(own_times[n_pairs - 1], time)
             continue
-        if not place or (codes[place] ^ codes[place - 1]) >> np.uint64(item_bits):
-            owners[n_users], starts[n_users] = users[row], n_pairs
+        if not place or (code ^ before) >> np.uint64(item_bits):
+            owners[n_users], starts[n_users] = np.int64(code >> np.uint64(item_bits)) + low_user, n_pairs
             n_users += 1
-        rows[n_pairs], own_items[n_pairs], own_times[n_pairs] = n_users - 1, items[row], times[row]
+        rows[n_pairs], own_items[n_pairs], own_times[n_pairs] = n_users - 1, np.int64(code & item_mask) + low_item, time
+        before = code
         n_pairs += 1
     for user in range(n_users):
         counts[user] = (starts[user + 1] if user + 1 < n_users else n_pairs) - starts[user]
