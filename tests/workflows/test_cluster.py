@@ -76,7 +76,7 @@ def test_run_is_called_once_as_on_a_single_worker() -> None:
 
 
 def test_no_task_runs_on_after_an_error() -> None:
-    began, failed = threading.Event(), threading.Event()
+    began, failed, over = threading.Event(), threading.Event(), threading.Event()
     ended = []
 
     def work(number: int) -> None:
@@ -86,6 +86,8 @@ def test_no_task_runs_on_after_an_error() -> None:
             raise ValueError("item 0")
         began.set()
         failed.wait(30)  # still at work when item 0 fails
+        if number > 1:
+            over.wait(0.1)  # longer than it takes to cancel those that have not begun
         ended.append(number)
 
     with thread_cluster(2) as cluster:
