@@ -1,6 +1,6 @@
 """Compiled loops for large arrays on the host, each equal to the array code that it stands in for.
 
-Array code makes a pass over memory for each of its steps; these do all steps of a user while it is in the cache.
+Array code makes a pass over memory for each of its steps; these make few, and allocate little.
 Compiled by numba (which Merlin needs anyway) when first imported, then read from `__pycache__`. The door to them is
 `workflows.device.host_kernels`.
 """
@@ -8,12 +8,16 @@ Compiled by numba (which Merlin needs anyway) when first imported, then read fro
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 
 from workflows import counters
 
 _DIGIT_BITS = 9  # a cache line of each of a digit's targets fits the caches
 _CODE_BITS = 63  # a shift by all 64 would be none
+
+# What pandas hands out is read-only where it copies on write; a writable array will do as well.
+_INT = types.int64
+_INTS = types.Array(_INT, 1, "C", readonly=True)
 
 _mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
 
@@ -67,12 +71,7 @@ def _sorted_codes(codes, width):
     return codes, order
 
 
-@njit(
-    "Tuple((int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1]))"
-    "(int64[::1], int64[::1], int64[::1], int64, int64, int64, int64, int64, int64)",
-    nogil=True,
-    cache=True,
-)
+@njit(types.UniTuple(_INT[::1], 7)(_INTS, _INTS, _INTS, *[_INT] * 6), nogil=True, cache=True)
 def _histories(users, items, times, low_user, low_item, low_time, item_bits, pair_bits, time_bits):
     n_rows = len(users)
     codes = np.empty(n_rows, np.uint64)
@@ -127,7 +126,7 @@ def _merge(into, n_into, more, n_more):
             right -= 1
 
 
-@njit("int64[:, ::1](int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64, int64)", nogil=True, cache=True)
+@njit(_INT[:, ::1](*[_INTS] * 5, _INT, _INT), nogil=True, cache=True)
 def distinct_places(starts, ends, places, keys, limits, n_items, length):
     """The places that `negatives.series_negatives` draws where all weigh the same: int64 [T, length], ascending.
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from preprocessing.__main__ import main
 from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import read_feature_spec
+from workflows.device import KERNEL_ROWS
 from workflows.errors import UserError
 
 Prepare = Callable[..., Path]
@@ -325,6 +326,25 @@ def test_each_kind_of_negatives_for_any_number_of_partitions(
         assert expected | {"time_aware": time_aware} == {k: stats[k] for k in [*expected, "time_aware"]}
     for rows, same_rows in zip(*found, strict=True):
         pd.testing.assert_frame_equal(rows, same_rows)
+
+
+@pytest.mark.parametrize("unit", [1, 10**3, 10**9])
+@pytest.mark.parametrize("flags", [[], ["--time-aware"]])
+def test_large_partitions_give_the_rows_of_small_ones(
+    tmp_path: Path, prepare_log: Prepare, mapping_files: Files, unit: int, flags: list[str]
+) -> None:
+    """Large ones go through compiled loops where times fit (seconds, milliseconds), small ones through array code."""
+    rng, rows = np.random.default_rng(6), 2 * KERNEL_ROWS
+    columns = {"user": rng.integers(0, 400, rows), "item": rng.zipf(1.1, rows) % 9_000}
+    log = pd.DataFrame({**columns, "time": rng.integers(10**9, 16 * 10**8, rows) * unit})
+    assert len(log[["user", "item"]].drop_duplicates()) > KERNEL_ROWS
+    path = _write(log, tmp_path / "log", "csv")
+    found = []
+    for partitions in ("1", "7"):
+        folder = prepare_log(path, "--test-negatives", "20", *flags, "--partitions", partitions)
+        found.append([_sorted_by_user(mapping_files(folder, name)) for name in ("train", "test")])
+    for rows_of_large, rows_of_small in zip(*found, strict=True):
+        pd.testing.assert_frame_equal(rows_of_large, rows_of_small)
 
 
 def test_a_memory_limit_changes_no_row(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:

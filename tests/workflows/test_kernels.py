@@ -64,6 +64,27 @@ def test_histories_at_the_edges_of_a_digit(low: int, bits: int) -> None:
         same(Histories(*found), histories(*columns))
 
 
+def read_only(array: np.ndarray) -> np.ndarray:
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def test_arrays_may_be_read_only() -> None:
+    """As pandas' are where it copies on write."""
+    columns = log_of((3, 500, 9, 20, 2**40, np.int64))
+    expected = histories(*columns)
+    found = kernels.histories(*map(read_only, columns))
+    assert found is not None
+    same(Histories(*found), expected)
+    which = np.flatnonzero(expected.counts < 20)
+    ends = expected.starts + expected.counts
+    arguments = expected.starts[which], ends[which], expected.items, keys(SEED, expected.users[which]), which * 0 + 20
+    np.testing.assert_array_equal(
+        kernels.distinct_places(*map(read_only, arguments), 20, 7), kernels.distinct_places(*arguments, 20, 7)
+    )
+
+
 def test_ranges_that_do_not_fit_a_code_are_left_to_array_code() -> None:
     wide, narrow = np.array([-(2**63), 2**63 - 1]), np.array([0, 5])
     assert kernels.histories(wide, narrow, narrow) is None
