@@ -8,8 +8,10 @@ Text ids are spilled as 64-bit keys (see `vocabulary`), so that no later step ha
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ class Spill:
 
     Attributes:
         name: of its files.
-        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table's spill file.
+        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table. In its spill file the
+            partitions follow each other, and in each of them its columns.
         item_sizes: bytes of a value of each column, 4 or 8.
         text: which of the id columns hold text.
         present: which integers occur in each id column, where they lie close together; None elsewhere.
@@ -139,11 +142,11 @@ def _spill_table(
     order = np.argsort(bucket, kind="stable")
     offsets = np.zeros(partitions + 1, dtype=np.int64)
     np.cumsum(np.bincount(bucket, minlength=partitions), out=offsets[1:])
+    grouped = [values[order].data for values in columns]
     path = _rows_path(folder, name)
     partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker that is thought dead may write the same rows
-    with partial.open("wb") as file:
-        for values in columns:
-            values[order].tofile(file)
+    # A partition's columns lie one behind the other, so that one call reads them.
+    partial.write_bytes(b"".join(part[start:end] for start, end in pairwise(offsets.tolist()) for part in grouped))
     partial.replace(path)
     item_sizes = tuple(values.itemsize for values in columns)
     present = {ids: Present.of(arrays[ids]) for ids in (USER, ITEM) if ids not in text}
@@ -193,21 +196,26 @@ def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
     starts, counts = offsets[:, partition], offsets[:, partition + 1] - offsets[:, partition]
     places = np.concatenate([[0], np.cumsum(counts)])
     columns = [np.empty(places[-1], dtype=f"i{size}") for size in item_sizes.max(axis=0)]
+    positions = starts * item_sizes.sum(axis=1)
     for number in np.flatnonzero(counts).tolist():
-        start, rows, column_start = int(starts[number]), int(counts[number]), 0
         to = slice(places[number], places[number + 1])
-        file = os.open(paths[number], os.O_RDONLY)  # a file object costs more than the few kilobytes that are read
-        try:
-            for column, size in zip(columns, item_sizes[number].tolist(), strict=True):
-                target = column[to] if size == column.itemsize else np.empty(rows, dtype=f"i{size}")
-                _read_exactly(file, target, column_start + start * size)
+        sizes = item_sizes[number].tolist()
+        targets = [
+            column[to] if size == column.itemsize else np.empty(counts[number], dtype=f"i{size}")
+            for column, size in zip(columns, sizes, strict=True)
+        ]
+        _read_exactly(paths[number], targets, int(positions[number]))
+        for column, target in zip(columns, targets, strict=True):
+            if target.base is not column:
                 column[to] = target
-                column_start += int(offsets[number, -1]) * size
-        finally:
-            os.close(file)
     return columns
 
 
-def _read_exactly(file: int, target: np.ndarray, position: int) -> None:
-    if os.preadv(file, [target.data], position) != target.nbytes:
-        raise OSError("a spill file is shorter than it was written; is its disk full, or was it removed?")
+def _read_exactly(path: Path, targets: Sequence[np.ndarray], position: int) -> None:
+    file = os.open(path, os.O_RDONLY)  # a file object costs more than the few kilobytes that are read
+    try:
+        read = os.preadv(file, targets, position)
+    finally:
+        os.close(file)
+    if read != sum(target.nbytes for target in targets):
+        raise OSError(f"{path} is shorter than it was written; is its disk full, or was it removed?")
