@@ -26,7 +26,7 @@ from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
 from workflows import device
-from workflows.cluster import Cluster, running_cluster, thread_cluster, usable_cores, worker_cluster
+from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.errors import UserError, run_command
 from workflows.folders import check_output, check_outside, staged_folder
 from workflows.progress import console, stage
@@ -182,7 +182,7 @@ def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractCo
     if args.workers is not None:
         check_workers(args.memory_limit, args.workers)
         return worker_cluster(args.workers, frames)
-    return thread_cluster(threads_within(args.memory_limit, usable_cores()))
+    return thread_cluster(threads_within(args.memory_limit, device.usable_cores()))
 
 
 def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:

@@ -8,7 +8,6 @@ Text ids are spilled as 64-bit keys (see `vocabulary`), so that no later step ha
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -211,10 +210,10 @@ def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
     return columns
 
 
-def _read_exactly(path: Path, targets: Sequence[np.ndarray], position: int) -> None:
+def _read_exactly(path: Path, targets: list[np.ndarray], position: int) -> None:
     file = os.open(path, os.O_RDONLY)  # a file object costs more than the few kilobytes that are read
     try:
-        read = os.preadv(file, targets, position)
+        read = os.preadv(file, [target.data for target in targets], position)
     finally:
         os.close(file)
     if read != sum(target.nbytes for target in targets):
