@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from model.batches import NEGATIVE_KINDS
-from model.config import TrainConfig
+import yaml
+
+from model.config import CHOICES, TrainConfig
 from model.neumf import NeuMFConfig
 from preprocessing.config import SPEC_NAME
 from workflows import device
+from workflows.errors import UserError
+from workflows.folders import replace_file
 from workflows.help import HelpFormatter
+
+FLAGS_NAME = "config.yaml"
+_MAX_FLAGS_BYTES = 1 << 20
+_HEADER = b"# python train.py --config FILE repeats this run; give it another --output.\n"
+OUTPUTS = ("progress", "log", "tensorboard", "curves")
+_NOT_SAVED = ("config", "resume", "overwrite", "help")  # what a saved configuration cannot repeat
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags as given, with `output` filled in."""
+    """The flags as given, over those of `--config` or of the run to `--resume`; `output` is filled in.
+
+    Raises:
+        UserError: a configuration is not readable, or holds what is no flag.
+    """
     parser = argparse.ArgumentParser(
         prog="python train.py",
         description="Train NeuMF on a prepared folder (see python -m preprocessing).",
@@ -28,9 +43,94 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_evaluation(parser.add_argument_group("evaluation"))
     _add_run(parser.add_argument_group("how it runs"))
     args = parser.parse_args(argv)
-    if args.output is None:
+    if args.resume is not None:
+        if args.config is not None or args.output not in (None, args.resume):
+            raise UserError("--resume RUN goes on with that run's own flags, in its own folder: leave --config and "
+                            "--output out")  # fmt: skip
+        if not args.resume.is_dir():
+            raise UserError(f"--resume {args.resume}: there is no such run; start one with --output {args.resume}")
+    source = args.config if args.resume is None else args.resume / FLAGS_NAME
+    if source is not None:
+        parser.set_defaults(**_read_flags(source, parser))
+        args = parser.parse_args(argv)
+    if args.resume is not None:
+        args.output = args.resume
+    elif args.output is None:
         args.output = Path("runs") / (args.data.resolve().name or "run")
     return args
+
+
+def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Flags by name from a YAML file.
+
+    Raises:
+        UserError: not readable, or wrong in any way; lists all that is.
+    """
+    try:
+        if path.stat().st_size > _MAX_FLAGS_BYTES:
+            raise UserError(f"{path} is no configuration: it is larger than {_MAX_FLAGS_BYTES:,} bytes")
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
+        raise UserError(f"{path} is not a readable configuration ({err})") from None
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: expected flags and their values (batch_size: 65536), got {type(given).__name__}")
+    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_SAVED}
+    flags, wrong = {}, []
+    for name, value in given.items():
+        if name not in actions:
+            wrong.append(f"{name}: no flag of train.py")
+            continue
+        try:
+            flags[name] = _flag(actions[name], value)
+        except (ValueError, TypeError) as err:
+            wrong.append(f"{name}: {err}")
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}")
+    return flags
+
+
+def is_flags(path: Path) -> bool:
+    """Whether a file was written by `write_flags`."""
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(len(_HEADER)) == _HEADER
+    return False
+
+
+def _flag(action: argparse.Action, value: Any) -> Any:
+    """A value as the command line would have given it; raises ValueError or TypeError where it could not."""
+    if value is None:
+        if action.default is not None:
+            raise ValueError("expected a value, got nothing")
+        return None
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise ValueError(f"expected true or false, got {value!r}")
+        return value
+    if action.nargs in ("+", "*"):
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list, got {value!r}")
+        return [_scalar(action, item) for item in value]
+    return _scalar(action, value)
+
+
+def _scalar(action: argparse.Action, value: Any) -> Any:
+    if isinstance(value, bool | list | dict):
+        raise ValueError(f"expected one value, got {value!r}")
+    kind = action.type if callable(action.type) else str
+    found = kind(str(value))
+    if action.choices is not None and found not in action.choices:
+        raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {value!r}")
+    return found
+
+
+def write_flags(path: Path, args: argparse.Namespace, seed: int) -> None:
+    """Write the whole configuration of a run, which `--config` repeats from any folder."""
+    flags = {}
+    for name, value in vars(args).items():
+        if name not in _NOT_SAVED:
+            flags[name] = str(value.absolute()) if isinstance(value, Path) else value
+    flags["seed"] = seed
+    replace_file(path, _HEADER + yaml.safe_dump(flags, sort_keys=False).encode())
 
 
 def _optional_path(text: str) -> Path | None:
@@ -48,6 +148,16 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
         )  # fmt: skip
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<name of --data>)")
     group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    group.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML with any of these flags (batch_size: 65536); others override"
+    )
+    group.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, with its own flags, to the same end"
+    )
+    group.add_argument(
+        "--without", nargs="+", choices=OUTPUTS, default=[], metavar="OUTPUT",
+        help=f"leave out some of {', '.join(OUTPUTS)}",
+    )  # fmt: skip
     group.add_argument(
         "--checkpoint_dir", type=_optional_path, metavar="DIR", help="also write model.pth there, as the reference does"
     )
@@ -88,8 +198,9 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "-n", "--negative_samples", type=int, default=train.negative_samples, help="negatives per positive"
     )
     group.add_argument(
-        "--negatives", choices=NEGATIVE_KINDS, default=train.negatives,
-        help="exact: never a train positive of the user; uniform: any item, as in the reference; static: as on disk",
+        "--negatives", choices=CHOICES["negatives"], default=train.negatives,
+        help="exact: never a train positive of the user; popularity: the same, by popularity^0.75; uniform: any item, "
+        "as in the reference; static: as on disk",
     )  # fmt: skip
     group.add_argument("-l", "--learning_rate", type=float, default=train.learning_rate, help="learning rate of Adam")
     group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="first decay of Adam")
@@ -100,6 +211,11 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument("-s", "--seed", type=int, help="makes the run repeatable (default: a new one, which is logged)")
     group.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU")
+    group.add_argument(
+        "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or what --amp says)"
+    )
+    group.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
+    group.add_argument("--patience", type=int, metavar="N", help="stop when no epoch was better for N epochs")
 
 
 def _add_evaluation(group: argparse._ArgumentGroup) -> None:
@@ -107,15 +223,26 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-k", "--topk", type=int, default=train.topk, help="k of HR@k and NDCG@k")
     group.add_argument("-t", "--threshold", type=float, default=train.threshold, help="stop at this HR@k")
     group.add_argument(
+        "--eval", choices=CHOICES["eval"], default=train.eval,
+        help="sampled: rank each test series; full: rank each positive against all items the user has not seen",
+    )  # fmt: skip
+    group.add_argument(
+        "--validation", choices=CHOICES["validation"], default=train.validation,
+        help="leave-one-out: choose the epoch on the last train interaction of each user (a drawn one where train has "
+        "no order of time), and measure it on test once; none: choose on test, as the reference does",
+    )  # fmt: skip
+    group.add_argument(
         "--valid_batch_size", type=int, default=train.valid_batch_size, help="test samples scored at a time"
     )
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=device.CHOICES, default="auto", help="where to train")
-    group.add_argument("--gpus", type=int, metavar="N", help="GPUs to train on")
     group.add_argument(
-        "--loader", choices=["merlin", "memory"], default="merlin",
+        "--gpus", type=int, metavar="N", help="GPUs to train on, a process each; with --device cpu: processes"
+    )
+    group.add_argument(
+        "--loader", choices=CHOICES["loader"], default=TrainConfig().loader,
         help="merlin: stream the folder; memory: hold it on the device",
     )  # fmt: skip
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from model.data import Rows
+from model.world import World
 from workflows import counters
 from workflows.candidates import Candidates
 from workflows.device import torch_generator
 from workflows.errors import UserError
 from workflows.negatives import row_negatives
 
-NEGATIVE_KINDS = ("exact", "uniform", "static")
+NEGATIVE_KINDS = ("exact", "uniform", "popularity", "static")
 _BLOCK_ROWS = 1 << 20
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 
@@ -30,10 +31,10 @@ class SamplingConfig:
     """What one epoch consists of.
 
     Attributes:
-        batch_size: samples of a step, negatives included.
+        batch_size: samples of a step over all ranks, negatives included.
         per_positive: negatives drawn for each positive.
-        kind: "exact" (never one of the user's train positives), "uniform" (any item, as in the reference) or
-            "static" (none are drawn; labels as they are on disk).
+        kind: "exact" (never one of the user's train positives), "popularity" (such ones, by their interactions),
+            "uniform" (any item, as in the reference) or "static" (none are drawn; labels as they are on disk).
         in_memory: read all rows once and shuffle across all of them, instead of block by block.
         seed: same seed, same epochs.
     """
@@ -43,6 +44,11 @@ class SamplingConfig:
     kind: str
     in_memory: bool
     seed: int
+
+    @property
+    def draws(self) -> bool:
+        """Whether there are negatives to draw."""
+        return self.kind != "static" and self.per_positive > 0
 
 
 @dataclass(frozen=True)
@@ -84,29 +90,60 @@ class Batch:
 
 
 class EpochBatches:
-    """The batches of each epoch over a set of rows."""
+    """The batches of each epoch over a set of rows, as far as they are this rank's.
 
-    def __init__(self, rows: Rows, config: SamplingConfig, device: torch.device) -> None:
+    From memory, every rank cuts its share out of the same global batches. Streamed, each rank goes through its own
+    partitions, so that ranks may have different numbers of batches (`World.aligned` goes through them in step).
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        config: SamplingConfig,
+        world: World,
+        candidates: Candidates | None = None,
+        held_out: Tensor | None = None,
+    ) -> None:
         """
         Args:
             rows: with the columns of a `Batch`, in its order.
+            candidates: what negatives are drawn from, on the device; None: all items, equally likely.
+            held_out: int32 [n_users], an item of each user that is not trained on (`model.validation`), -1 for none.
         """
-        self.rows, self.config, self.device = rows, config, device
+        self.rows, self.config, self.world, self.device = rows, config, world, world.device
         # A small set is streamed like a large one: never more than a quarter of it is held at once.
         self.block_rows = min(_BLOCK_ROWS, max(1, rows.n_rows // 4))
+        self._candidates = candidates or Candidates(rows.columns.n_items)
+        self._held_out = held_out
         self._resident: Batch | None = None
 
     def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch (counted from 0): every row once, with `per_positive` fresh negatives.
+        """This rank's batches of an epoch (counted from 0): every row once, with `per_positive` fresh negatives.
 
-        The last batch may be smaller; nothing is dropped.
+        The last batches may be smaller, or empty where others have more; nothing is dropped.
         """
-        size = self.config.batch_size
         shuffle_seed = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
-        generator = torch_generator(shuffle_seed, self.device)
+        if self.config.in_memory:
+            for batch in self._batches(self._all_rows(), number, self.config.batch_size, shuffle_seed):
+                own = self.world.share(len(batch))
+                yield batch.cut(own.start, own.stop)
+            return
+        size = self.world.share(self.config.batch_size)
+        # Ranks shuffle their own blocks; the order of partitions is the same for all.
+        own_seed = counters.stream_seed(shuffle_seed, self.world.rank) if self.world.rank else shuffle_seed
+        yield from self._batches(self._streamed(shuffle_seed), number, size.stop - size.start, own_seed)
+
+    def samples_per_epoch(self) -> int:
+        """How many samples an epoch has over all ranks where all rows are positives (for progress only)."""
+        held_out = 0 if self._held_out is None else int((self._held_out >= 0).sum())
+        return (self.rows.n_rows - held_out) * (1 + self.config.per_positive if self.config.draws else 1)
+
+    def _batches(self, blocks: Iterable[Batch], epoch: int, size: int, seed: int) -> Iterator[Batch]:
+        """The samples of some blocks, shuffled within each, in batches of `size`."""
+        generator = torch_generator(seed, self.device)
         rest: Batch | None = None
-        for block in self._blocks(shuffle_seed):
-            samples = self._samples(block, number)
+        for block in blocks:
+            samples = self._samples(block, epoch)
             order = torch.randperm(len(samples), generator=generator, device=self.device)
             samples = samples.take(order)
             if rest is not None:
@@ -118,46 +155,39 @@ class EpochBatches:
         if rest is not None:
             yield rest
 
-    def samples_per_epoch(self) -> int:
-        """How many samples an epoch has where all rows are positives (for progress only)."""
-        return self.rows.n_rows * (1 if self.config.kind == "static" else 1 + self.config.per_positive)
+    def _all_rows(self) -> Iterator[Batch]:
+        if self._resident is None:
+            blocks = self.rows.stream(_BLOCK_ROWS, self.device)
+            self._resident = self._trained_on(Batch.of(map(torch.cat, zip(*blocks, strict=True))))
+        yield self._resident
 
-    def _blocks(self, seed: int) -> Iterator[Batch]:
-        """Blocks of whole users, in an order of partitions given by the seed."""
-        if self.config.in_memory:
-            if self._resident is None:
-                blocks = self.rows.stream(_BLOCK_ROWS, self.device)
-                self._resident = Batch.of(map(torch.cat, zip(*blocks, strict=True)))
-            yield self._resident
-            return
+    def _streamed(self, seed: int) -> Iterator[Batch]:
+        """Blocks of whole users, of this rank's partitions, in an order of partitions given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
-        held: Batch | None = None  # the last user of a block may go on in the next one
-        for columns in self.rows.stream(self.block_rows, self.device, order):
-            block = Batch.of(columns)
-            if held is not None:
-                block = held.followed_by(block)
-            last = block.users == block.users[-1]
-            whole = len(block) - int(last.sum())  # host sync: once per block
-            if whole:
-                yield block.cut(0, whole)
-            held = block.cut(whole, len(block))
-        if held is not None:
-            yield held
+        for block in whole_users(self.rows, self.block_rows, self.device, order[self.world.rank :: self.world.size]):
+            yield self._trained_on(block)
+
+    def _trained_on(self, block: Batch) -> Batch:
+        """A block without the rows that are held out."""
+        if self._held_out is None:
+            return block
+        held_out = (self._held_out[block.users] == block.items) & (block.labels > 0)
+        return block.take((~held_out).nonzero().squeeze(1))
 
     def _samples(self, block: Batch, epoch: int) -> Batch:
         """A block's rows and their negatives, in no particular order."""
         config = self.config
-        if config.kind == "static" or config.per_positive == 0:
+        if not config.draws:
             return block
         positives = block.take((block.labels > 0).nonzero().squeeze(1))
         users, items = positives.users.long(), positives.items.long()
-        n_items, seed = self.rows.columns.n_items, counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
-        if config.kind == "exact":
-            negatives, exists = row_negatives(users, items, Candidates(n_items), config.per_positive, seed)
+        seed = counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
+        if config.kind == "uniform":
+            negatives = _uniform(users, items, self.rows.columns.n_items, config.per_positive, seed)
+        else:
+            negatives, exists = row_negatives(users, items, self._candidates, config.per_positive, seed)
             kept = exists.nonzero().squeeze(1)
             positives, negatives = positives.take(kept), negatives[kept]
-        else:
-            negatives = _uniform(users, items, n_items, config.per_positive, seed)
         drawn = Batch(
             positives.users.repeat_interleave(config.per_positive),
             negatives.reshape(-1).to(block.items.dtype),
@@ -167,9 +197,30 @@ class EpochBatches:
         return block.followed_by(drawn)
 
 
+def whole_users(rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None) -> Iterator[Batch]:
+    """The rows of some partitions in blocks of about `block_rows`, none of which cuts a user in two.
+
+    Args:
+        rows: with the columns of a `Batch`.
+        order: the partitions in the order to read them, None for all in their own.
+    """
+    held: Batch | None = None  # the last user of a block may go on in the next one
+    for columns in rows.stream(block_rows, device, order):
+        block = Batch.of(columns)
+        if held is not None:
+            block = held.followed_by(block)
+        last = block.users == block.users[-1]
+        whole = len(block) - int(last.sum())  # host sync: once per block
+        if whole:
+            yield block.cut(0, whole)
+        held = block.cut(whole, len(block))
+    if held is not None:
+        yield held
+
+
 def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> None:
     """Raises UserError where nothing is drawn and all rows have one label, so that there is nothing to learn."""
-    if config.kind != "static" and config.per_positive:
+    if config.draws:
         return
     label = None
     with closing(rows.only((rows.columns.label,)).stream(_BLOCK_ROWS, device)) as blocks:

@@ -1,8 +1,9 @@
-"""Trained weights on disk: safetensors + JSON of our own runs, and the reference's `model.pth`."""
+"""Trained weights and the state of training on disk: safetensors + JSON, and the reference's `model.pth`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,14 @@ import torch
 
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
+from model.trainer import History, Training
+from model.world import World
+from workflows.device import set_rng_state
 from workflows.errors import UserError
 from workflows.folders import umask, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
+LAST_NAME = "last/state.safetensors"
 _FORMAT = 1
 
 
@@ -26,12 +31,81 @@ def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
     Args:
         about: further JSON for the config: where the data is, how it was trained.
     """
-    partial = folder / f".{WEIGHTS_NAME}.partial"
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(weights, partial)
-    partial.chmod(0o666 & ~umask())  # the library makes its files private
-    partial.replace(folder / WEIGHTS_NAME)
+    _save(folder / WEIGHTS_NAME, weights)
     write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
+
+
+def _save(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    safetensors.torch.save_file(tensors, partial, about)
+    partial.chmod(0o666 & ~umask())  # the library makes its files private
+    partial.replace(path)
+
+
+def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tensor], about: dict[str, Any]) -> None:
+    """Write all that training goes on from: weights, optimiser, scaler, random state, history; whole or not at all.
+
+    One file, `last/state.safetensors`; what is no tensor is JSON in its header, under "state".
+
+    Args:
+        rng_states: of each rank, see `workflows.device.rng_state`.
+        about: further JSON.
+    """
+    (folder / LAST_NAME).parent.mkdir(exist_ok=True)
+    model, optimizer = training.model, training.step.optimizer
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    tensors |= {f"rng.{rank}": state for rank, state in enumerate(rng_states)}
+    state = {"format": _FORMAT, **about, "scaler": training.step.scaler.state_dict()}
+    state["history"] = training.history.to_json()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    _save(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
+
+
+def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
+    """Bring training to where `save_last` left it; each rank takes its own random state.
+
+    Returns:
+        `about`; None where nothing was saved yet.
+
+    Raises:
+        UserError: the file is none of those, or is of another network or number of ranks.
+    """
+    path = folder / LAST_NAME
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        history = History.of_json(about["history"])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
+        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+    ranks = sum(name.startswith("rng.") for name in tensors)
+    if ranks != world.size:
+        raise UserError(
+            f"{folder} was trained by {ranks} processes, and this one has {world.size}; resume it with --gpus {ranks}"
+        )
+    weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
+    _fill(training.model, weights, path)
+    optimizer = training.step.optimizer
+    try:
+        for name, parameter in training.model.named_parameters():
+            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+            if any(moment.shape != parameter.shape for moment in moments.values()):
+                raise KeyError(name)
+            optimizer.state[parameter] = {
+                "step": tensors[f"adam.step.{name}"].to(world.device),
+                **{key: moment.to(world.device) for key, moment in moments.items()},
+            }
+        set_rng_state(world.device, tensors[f"rng.{world.rank}"])
+        training.step.scaler.load_state_dict(about["scaler"])
+    except (KeyError, RuntimeError, TypeError) as err:
+        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+    training.history = history
+    return about
 
 
 @dataclass(frozen=True)
@@ -82,9 +156,14 @@ def _config(shape: dict[str, Any]) -> NeuMFConfig:
 def save_reference(folder: Path, model: NeuMF) -> None:
     """Write `model.pth` as the reference does: a state dict with its parameter names."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".model.pth.partial"
+    write_reference(folder / "model.pth", model)
+
+
+def write_reference(path: Path, model: NeuMF) -> None:
+    """Write a state dict with the reference's parameter names, as torch saves it; whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
     torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, partial)
-    partial.replace(folder / "model.pth")
+    partial.replace(path)
 
 
 def load_weights(path: Path, model: NeuMF) -> None:

@@ -7,6 +7,14 @@ from dataclasses import dataclass
 from model.batches import NEGATIVE_KINDS
 from workflows.errors import UserError
 
+CHOICES = {
+    "negatives": NEGATIVE_KINDS,
+    "precision": ("fp32", "tf32", "fp16", "bf16"),
+    "eval": ("sampled", "full"),
+    "validation": ("none", "leave-one-out"),
+    "loader": ("merlin", "memory"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -25,8 +33,18 @@ class TrainConfig:
     threshold: float = 1.0
     grads_accumulated: int = 1
     amp: bool = False
+    precision: str | None = None
+    compile: bool = False
+    patience: int | None = None
+    eval: str = "sampled"
+    validation: str = "none"
     loader: str = "merlin"
     seed: int = 0
+
+    @property
+    def effective_precision(self) -> str:
+        """What matrix products are computed in, as `workflows.device.torch_precision` takes it."""
+        return self.precision or ("amp" if self.amp else "fp32")
 
     def __post_init__(self) -> None:
         wrong = []
@@ -43,8 +61,13 @@ class TrainConfig:
                 wrong.append(f"--{name} should be in [0, 1), got {getattr(self, name)}")
         if not 0.0 <= self.threshold < float("inf"):
             wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
-        if self.negatives not in NEGATIVE_KINDS:
-            wrong.append(f"--negatives should be one of {', '.join(NEGATIVE_KINDS)}, got {self.negatives}")
+        if self.patience is not None and self.patience < 1:
+            wrong.append(f"--patience should be 1 or more, got {self.patience}")
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known and not (name == "precision" and self.precision is None):
+                wrong.append(f"--{name} should be one of {', '.join(known)}, got {getattr(self, name)}")
+        if self.amp and self.precision in ("fp32", "tf32"):
+            wrong.append(f"--amp asks for mixed precision and --precision {self.precision} for none; leave one out")
         if not 0 <= self.seed < 2**63:
             wrong.append(f"--seed should be 0 or more, got {self.seed}")
         if self.grads_accumulated > self.batch_size:

@@ -10,34 +10,40 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from model.evaluation import Scores
-from model.trainer import EpochReport
+from model.trainer import History
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 
-def draw_curves(path: Path, epochs: list[EpochReport], best_epoch: int, k: int, popularity: Scores | None) -> None:
-    """Loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked, the popularity baseline dashed.
+def draw_curves(path: Path, history: History, k: int, popularity: Scores | None) -> None:
+    """Loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked.
 
-    Where nothing was evaluated (`popularity` is None), only the loss.
+    Where nothing was evaluated, only the loss.
+
+    Args:
+        popularity: the baseline on the same rows, dashed; None: it is not known.
     """
+    epochs, best_epoch = history.epochs, history.best_epoch.epoch
     numbers = [report.epoch for report in epochs]
     scores = [report.scores for report in epochs if report.scores is not None]
-    metrics = popularity.named(k) if popularity is not None and len(scores) == len(epochs) else {}
+    metrics = list(scores[0].named(k)) if len(scores) == len(epochs) else []
+    baselines = popularity.named(k) if popularity is not None else {}
     figure = Figure(figsize=(5 + 4 * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, 1 + len(metrics), squeeze=False)
     loss = panels[0, 0]
     loss.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
     loss.set_title("Binary cross-entropy")
     if len(scores) == len(epochs):
-        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="test")
-    for axes, (name, baseline) in zip(panels[0, 1:], metrics.items(), strict=True):
+        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="evaluated")
+    for axes, name in zip(panels[0, 1:], metrics, strict=True):
         values = [score.named(k)[name] for score in scores]
         saved = values[numbers.index(best_epoch)]
         axes.plot(numbers, values, **_LINE, color="tab:green", label="NeuMF")
-        axes.axhline(baseline, linestyle="--", color="tab:gray", label="popularity")
+        if name in baselines:
+            axes.axhline(baselines[name], linestyle="--", color="tab:gray", label="popularity")
         axes.plot(best_epoch, saved, "*", markersize=13, color="tab:orange", label=f"saved: {saved:.3f}")
         axes.set_title(name.upper())
-        axes.set_ylim(0.0, max([*values, baseline]) * 1.08)
+        axes.set_ylim(0.0, max([*values, *baselines.values()]) * 1.08)
     for axes in panels[0]:
         axes.legend(frameon=False, loc="best")
         axes.set_xlabel("epoch")

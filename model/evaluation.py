@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,18 +11,24 @@ from torch import Tensor, nn
 
 from model.columns import Columns
 from model.data import Rows
-from model.metrics import auc, hit_rate, ndcg, positive_ranks
+from model.metrics import RankMeans, auc, full_ranks, positive_ranks
+from model.seen import Seen
 from model.series import HeldOut
+from model.world import World
 from workflows.device import synchronize
 
 Scorer = Callable[..., Tensor]  # (users [B], items [B], side features of the row, each [B]) -> scores [B]
+
+# Rows are scored in pieces that do not depend on the number of ranks, so that any number gives the same scores.
+_PIECE_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
 class Scores:
     """Means over all series, or `auc` over all rows where they are no series (None: there is but one label).
 
-    `loss` is binary cross-entropy on logits (NaN for scores that are none).
+    `loss` is binary cross-entropy on logits (NaN for scores that are none), `coverage` the share of all items that are
+    among the first k of anybody.
     """
 
     hit_rate: float | None
@@ -31,6 +37,8 @@ class Scores:
     seconds: float
     samples_per_s: float
     auc: float | None = None
+    mrr: float | None = None
+    coverage: float | None = None
 
     @property
     def quality(self) -> float | None:
@@ -38,86 +46,67 @@ class Scores:
         return self.auc if self.hit_rate is None else self.hit_rate
 
     def named(self, k: int) -> dict[str, float]:
-        """The metrics that are known, by their names in logs."""
+        """The metrics that are compared, as far as they are known, by their names in logs."""
         known = {f"hr@{k}": self.hit_rate, f"ndcg@{k}": self.ndcg, "auc": self.auc}
         return {name: value for name, value in known.items() if value is not None}
 
+    def all_named(self, k: int) -> dict[str, float]:
+        """All metrics that are known, by their names in logs; with one positive each, recall is the hit rate."""
+        more = {f"recall@{k}": self.hit_rate, "mrr": self.mrr, f"coverage@{k}": self.coverage}
+        return self.named(k) | {name: value for name, value in more.items() if value is not None}
+
     def texts(self, k: int) -> list[str]:
-        """The metrics that are known, for people."""
+        """The metrics that are compared, for people."""
         return [f"{name.upper()} {value:.4f}" for name, value in self.named(k).items()]
 
 
-@torch.inference_mode()
-def evaluate(score: Scorer, rows: Rows, length: int, k: int, batch_size: int, device: torch.device) -> Scores:
-    """Rank the positive of every series.
-
-    Args:
-        rows: test rows (user, item, side features of the row): series of `length`, positive first.
-        batch_size: rows scored at a time, rounded down to whole series.
-    """
-    started = time.perf_counter()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
-    n_series = 0
-    for users, items, *side in rows.stream(max(1, batch_size // length) * length, device):
-        logits = score(users, items, *side).float().reshape(-1, length)
-        ranks = positive_ranks(logits, items.reshape(-1, length))
-        labels = torch.zeros_like(logits)
-        labels[:, 0] = 1.0
-        loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        sums += torch.stack((hit_rate(ranks, k).sum(), ndcg(ranks, k).sum(), loss.double()))
-        n_series += logits.shape[0]
-    hits, gains, loss_sum = sums.tolist()  # host sync: once per evaluation
-    synchronize(device)
-    seconds = time.perf_counter() - started
-    samples = n_series * length
-    return Scores(hits / n_series, gains / n_series, loss_sum / samples, seconds, samples / seconds)
-
-
-@torch.inference_mode()
-def evaluate_rows(score: Scorer, rows: Rows, batch_size: int, device: torch.device) -> Scores:
-    """Loss and AUC over rows that are no series; a score (4 bytes) and a label for each are held in memory.
-
-    Args:
-        rows: test rows (user, item, label, side features of the row).
-    """
-    started = time.perf_counter()
-    loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=device), [], []
-    for users, items, labels, *side in rows.stream(batch_size, device):
-        logits = score(users, items, *side).float()
-        loss += nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        all_scores.append(logits)
-        positive.append(labels > 0)
-    area = auc(torch.cat(all_scores), torch.cat(positive))
-    mean_loss = float(loss) / rows.n_rows  # host sync: once per evaluation
-    seconds = time.perf_counter() - started
-    return Scores(None, None, mean_loss, seconds, rows.n_rows / seconds, area)
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """The test rows of a run, and how they are measured.
+    """The test rows of a run, and how they are measured. Each rank scores a part; all come to the same metrics."""
 
-    Attributes:
-        rows: as `evaluate` takes them, or without a length as `evaluate_rows` does.
-        length: rows of each series, positive first; None where the rows are no series.
-    """
-
-    rows: Rows
-    length: int | None
-    k: int
-    batch_size: int
-    device: torch.device
+    def __init__(
+        self,
+        rows: Rows,
+        length: int | None,
+        k: int,
+        batch_size: int,
+        world: World,
+        seen: Seen | None = None,
+        in_memory: bool = False,
+    ) -> None:
+        """
+        Args:
+            rows: user, item, label where there is no length, side features of the row: series of `length`, positive
+                first, or any labelled rows.
+            length: rows of each series; None where the rows are no series.
+            batch_size: rows scored at a time, at most; rounded down to whole series.
+            seen: rank each positive against all items that are not among these, instead of its series.
+            in_memory: hold the rows on the device from the first evaluation on, instead of streaming them each time.
+        """
+        self.rows, self.length, self.k, self.batch_size, self.world, self.seen = (
+            rows, length, k, batch_size, world, seen,
+        )  # fmt: skip
+        self._in_memory = in_memory
+        self._resident: list[Sequence[Tensor]] | None = None
 
     @staticmethod
-    def of(test: HeldOut, columns: Columns, k: int, batch_size: int, device: torch.device) -> Evaluation:
+    def of(
+        test: HeldOut,
+        columns: Columns,
+        k: int,
+        batch_size: int,
+        world: World,
+        seen: Seen | None = None,
+        in_memory: bool = False,
+    ) -> Evaluation:
         """
         Args:
             columns: the roles of the features, as the network takes them.
         """
         unused = {columns.label} if test.length is not None else set()
         rows = test.rows.only([name for name in columns.streamed if name not in unused])
-        return Evaluation(rows, test.length, k, batch_size, device)
+        return Evaluation(rows, test.length, k, batch_size, world, seen, in_memory)
 
+    @torch.inference_mode()
     def __call__(self, model: nn.Module) -> Scores:
         """Evaluate a network without dropout, in full precision; its training mode is restored."""
         training = model.training
@@ -127,21 +116,148 @@ class Evaluation:
         finally:
             model.train(training)
 
+    @torch.inference_mode()
     def popularity(self, train: Rows) -> Scores:
         """Evaluate the baseline that ranks the same candidates by their train interactions."""
-        counts = item_popularity(train, self.device)
+        counts = item_popularity(train, self.world).float()  # exact up to 2**24
         return self._measure(lambda _, items, *side: counts[items])
 
     def _measure(self, score: Scorer) -> Scores:
-        if self.length is None:
-            return evaluate_rows(score, self.rows, self.batch_size, self.device)
-        return evaluate(score, self.rows, self.length, self.k, self.batch_size, self.device)
+        if self.seen is not None:
+            return self._rank(self._rank_all(score, self.seen), self.rows.columns.n_items)
+        if self.length is not None:
+            return self._rank(self._rank_series(score, self.length), self.length)
+        return self._measure_rows(score)
+
+    def _rank(self, measured: Iterator[_Ranked], n_ranks: int) -> Scores:
+        """Means of what all ranks have ranked.
+
+        Args:
+            n_ranks: how many ranks a positive may have.
+        """
+        started, device = time.perf_counter(), self.world.device
+        counts = torch.zeros(n_ranks, dtype=torch.float64, device=device)
+        recommended = torch.zeros(self.rows.columns.n_items, dtype=torch.float64, device=device)
+        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        for ranked in measured:
+            counts.scatter_add_(0, ranked.ranks, torch.ones_like(ranked.ranks, dtype=torch.float64))
+            recommended[ranked.first_items] = 1.0
+            sums += torch.stack((ranked.loss_sum.double(), ranked.samples.double()))
+        for tensor in (counts, recommended, sums):
+            self.world.sum(tensor)
+        means = RankMeans.of(counts.tolist(), self.k)  # host sync: once per evaluation
+        loss_sum, samples = sums.tolist()
+        coverage = float((recommended > 0).double().mean())
+        synchronize(device)
+        seconds = time.perf_counter() - started
+        return Scores(
+            means.hit_rate,
+            means.ndcg,
+            loss_sum / samples,
+            seconds,
+            samples / seconds,
+            mrr=means.mrr,
+            coverage=coverage,
+        )
+
+    def _rank_series(self, score: Scorer, length: int) -> Iterator[_Ranked]:
+        for users, items, *side in self._pieces(length):
+            logits = score(users, items, *side).float().reshape(-1, length)
+            items = items.reshape(-1, length)
+            labels = torch.zeros_like(logits)
+            labels[:, 0] = 1.0
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            first = items.gather(1, logits.topk(min(self.k, length), dim=1).indices)
+            samples = torch.tensor(logits.numel())
+            yield _Ranked(positive_ranks(logits, items), first.reshape(-1), loss, samples.to(loss.device))
+
+    def _rank_all(self, score: Scorer, seen: Seen) -> Iterator[_Ranked]:
+        """Rank each positive against all items its user has not seen."""
+        n_items, device = self.rows.columns.n_items, self.world.device
+        all_items = torch.arange(n_items, dtype=torch.int32, device=device)
+        for users, positives, side in self._positives(max(1, self._piece_rows // n_items)):
+            n_users = len(users)
+            scores = torch.empty(n_users, n_items, device=device)
+            for start in range(0, n_items, self._piece_rows):
+                items = all_items[start : start + self._piece_rows]
+                pairs = [column.repeat_interleave(len(items)) for column in (users, *side)]
+                part = score(pairs[0], items.repeat(n_users), *pairs[1:])
+                scores[:, start : start + len(items)] = part.float().reshape(n_users, -1)
+            owners, others = seen.of_users(users)
+            ranks = full_ranks(scores, positives, owners, others)
+            labels = torch.zeros_like(scores).scatter_(1, positives[:, None], 1.0)
+            losses = nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="none")
+            ranked = torch.ones_like(scores)
+            ranked[owners, others] = 0.0
+            ranked.scatter_(1, positives[:, None], 1.0)
+            best = torch.where(ranked > 0, scores, -torch.inf).topk(min(self.k, n_items), dim=1)
+            first = best.indices[best.values > -torch.inf]
+            yield _Ranked(ranks, first, (losses * ranked).sum(), ranked.sum())
+
+    def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+        """The positives of this rank's rows, of `n_users` at a time: user, item, side features of the row."""
+        for users, items, *rest in self._pieces(self.length or 1):
+            if self.length is None:
+                labels, *side = rest
+                which = (labels > 0).nonzero().squeeze(1)  # host sync: once per piece
+            else:
+                which, side = torch.arange(0, len(users), self.length, device=users.device), rest
+            for part in which.split(n_users):
+                yield users[part], items[part].long(), [column[part] for column in side]
+
+    def _measure_rows(self, score: Scorer) -> Scores:
+        """Loss and AUC over rows that are no series; a score (4 bytes) and a label for each are held in memory, and
+        every rank measures all of them."""
+        started = time.perf_counter()
+        loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=self.world.device), [], []
+        for users, items, labels, *side in self.rows.stream(self._piece_rows, self.world.device):
+            logits = score(users, items, *side).float()
+            loss += nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+            all_scores.append(logits)
+            positive.append(labels > 0)
+        area = auc(torch.cat(all_scores), torch.cat(positive))
+        mean_loss = float(loss) / self.rows.n_rows  # host sync: once per evaluation
+        seconds = time.perf_counter() - started
+        return Scores(None, None, mean_loss, seconds, self.rows.n_rows / seconds, area)
+
+    @property
+    def _piece_rows(self) -> int:
+        return min(self.batch_size, _PIECE_ROWS)
+
+    def _pieces(self, length: int) -> Iterable[Sequence[Tensor]]:
+        """This rank's share of the rows, in pieces of whole series of `length`."""
+        if self._resident is not None:
+            return self._resident
+        pieces = self.rows.stream(max(1, self._piece_rows // length) * length, self.world.device)
+        own = (piece for number, piece in enumerate(pieces) if number % self.world.size == self.world.rank)
+        if not self._in_memory:
+            return own
+        self._resident = list(own)
+        return self._resident
 
 
-def item_popularity(rows: Rows, device: torch.device, block_rows: int = 1 << 20) -> Tensor:
-    """Train positives of each item, float32 [n_items] (exact up to 2**24)."""
+@dataclass(frozen=True)
+class _Ranked:
+    """Some series, ranked.
+
+    Attributes:
+        ranks: int64 [S], of each positive.
+        first_items: which items are among the first k, in any shape, with repeats.
+        loss_sum, samples: scalars, of and over all pairs that were ranked.
+    """
+
+    ranks: Tensor
+    first_items: Tensor
+    loss_sum: Tensor
+    samples: Tensor
+
+
+def item_popularity(rows: Rows, world: World, block_rows: int = 1 << 20) -> Tensor:
+    """Train positives of each item over all ranks, int64 [n_items]; each rank counts a part of the partitions."""
     columns = rows.columns
-    counts = torch.zeros(columns.n_items, dtype=torch.int64, device=device)
-    for _, items, labels in rows.only((columns.user, columns.item, columns.label)).stream(block_rows, device):
+    counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
+    own = range(world.rank, rows.n_partitions, world.size)
+    pairs = rows.only((columns.user, columns.item, columns.label))
+    for _, items, labels in pairs.stream(block_rows, world.device, own):
         counts += torch.bincount(items[labels > 0], minlength=counts.shape[0])
-    return counts.float()
+    return world.sum(counts)

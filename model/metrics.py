@@ -1,8 +1,10 @@
-"""Ranking metrics: HR@k and NDCG@k of leave-one-out series (He et al. 2017, section 4.1), AUC of labelled rows."""
+"""Ranking metrics: ranks of the positives of leave-one-out series and their means, AUC of labelled rows."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,15 +30,47 @@ def positive_ranks(scores: Tensor, items: Tensor) -> Tensor:
     return (ahead & ~repeated)[:, 1:].sum(dim=1)
 
 
-def hit_rate(ranks: Tensor, k: int) -> Tensor:
-    """1 for each positive within the first k, shape of `ranks`, float64."""
-    return (ranks < k).double()
+def full_ranks(scores: Tensor, positives: Tensor, owners: Tensor, seen: Tensor) -> Tensor:
+    """Rank of each user's positive among all items the user has not seen, from 0; ties rank before it.
+
+    Args:
+        scores: float, shape [U, n_items].
+        positives: the item of each user, int64, shape [U].
+        owners, seen: int64, shape [M]: which of the users has seen which item (the positive may be among them).
+    Returns:
+        int64, shape [U].
+    """
+    ahead = ~(scores < scores.gather(1, positives[:, None]))
+    ahead[owners, seen] = False
+    ahead.scatter_(1, positives[:, None], False)
+    return ahead.sum(dim=1)
 
 
-def ndcg(ranks: Tensor, k: int) -> Tensor:
-    """Discounted gain of each series with its one positive: log 2 / log(rank + 2) within the first k, float64."""
-    gain = math.log(2.0) / torch.log(ranks.double() + 2.0)
-    return torch.where(ranks < k, gain, torch.zeros_like(gain))
+@dataclass(frozen=True)
+class RankMeans:
+    """Means over series with one positive each.
+
+    Attributes:
+        hit_rate: HR@k, the share of positives within the first k; the same as recall@k, as there is one positive.
+        ndcg: NDCG@k: log 2 / log(rank + 2) within the first k (He et al. 2017, section 4.1).
+        mrr: mean reciprocal rank, 1 / (rank + 1), of the whole series.
+    """
+
+    hit_rate: float
+    ndcg: float
+    mrr: float
+
+    @staticmethod
+    def of(counts: Sequence[float], k: int) -> RankMeans:
+        """Of how many positives have each rank, from 0 (whole numbers). The same counts give the same means, bit for
+        bit, however they were collected."""
+        total = math.fsum(counts)
+        first = counts[:k]
+        return RankMeans(
+            math.fsum(first) / total,
+            math.fsum(count * math.log(2.0) / math.log(rank + 2.0) for rank, count in enumerate(first)) / total,
+            math.fsum(count / (rank + 1.0) for rank, count in enumerate(counts)) / total,
+        )
 
 
 def auc(scores: Tensor, positive: Tensor) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,20 +14,20 @@ from typing import Any
 
 import torch
 
-from model.checkpoint import CONFIG_NAME, save_model, save_reference
+from model.arguments import FLAGS_NAME, is_flags, write_flags
+from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
 from model.columns import Columns
 from model.config import TrainConfig
 from model.curves import draw_curves
 from model.evaluation import Scores
-from model.neumf import NeuMF
 from model.runlog import RunLog
-from model.trainer import EpochReport, TrainReport
+from model.trainer import History, Training
 from workflows.errors import UserError
 from workflows.folders import Aside, check_output, read_json, write_json
 from workflows.progress import console, human
 
 METRICS_NAME = "metrics.json"
-_LOG_NAME = "log.json"
+_LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
 
 
 def is_run(folder: Path) -> bool:
@@ -34,19 +35,26 @@ def is_run(folder: Path) -> bool:
     with suppress(OSError), (folder / _LOG_NAME).open("rb") as log:
         if log.read(5) == b"DLLL ":
             return True
-    return {"format", "model", "train"} <= read_json(folder / CONFIG_NAME).keys() or (
-        {"peak_rss_mib", "seed"} <= read_json(folder / METRICS_NAME).keys()
+    return (
+        {"format", "model", "train"} <= read_json(folder / CONFIG_NAME).keys()
+        or {"peak_rss_mib", "seed"} <= read_json(folder / METRICS_NAME).keys()
+        or is_flags(folder / FLAGS_NAME)
     )
 
 
 def check_run(args: argparse.Namespace) -> None:
     """Raises UserError where the run could not be written, before anything else is done."""
     inputs = [args.data] + ([args.load_checkpoint_path] if args.load_checkpoint_path is not None else [])
-    check_output(args.output, args.overwrite, is_run, inputs)
+    if args.resume is None:
+        check_output(args.output, args.overwrite, is_run, inputs)
+    elif not is_run(args.output):
+        raise UserError(f"--resume {args.output}: that is no run of train.py; start one with --output")
     if args.log_path is not None and args.log_path.is_dir():
         raise UserError(f"--log_path {args.log_path} is a folder; name a file in it")
     if args.checkpoint_dir is not None and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
         raise UserError(f"--checkpoint_dir {args.checkpoint_dir} is a file; name a folder")
+    if args.mode == "test" and args.resume is not None:
+        raise UserError("--resume goes on with training; leave --mode test out")
     if args.mode == "test" and args.load_checkpoint_path is None:
         raise UserError("--mode test evaluates a trained model: name it with --load_checkpoint_path")
 
@@ -57,18 +65,32 @@ class RunWriter:
     A run that fails before it has a model leaves nothing, and an old run that it was to replace comes back.
     """
 
-    def __init__(self, args: argparse.Namespace, config: TrainConfig, columns: Columns, device: torch.device) -> None:
-        """Raises UserError where the folder exists and may not be replaced; nothing is written before."""
+    def __init__(
+        self, args: argparse.Namespace, config: TrainConfig, columns: Columns, device: torch.device, log_bytes: int = 0
+    ) -> None:
+        """
+        Args:
+            log_bytes: how much of its log a run that is resumed had written when it was saved last.
+
+        Raises:
+            UserError: the folder exists and may not be replaced; nothing is written before.
+        """
         check_run(args)
         self._folder: Path = args.output.absolute()
         self._shown: Path = args.output
         self._checkpoint_dir: Path | None = args.checkpoint_dir
         self._config = config
-        self._aside = Aside(self._folder)
-        self._has_result = False
+        self._without: set[str] = set(args.without)
+        self._has_result = args.resume is not None
+        self._aside = Aside(self._folder) if args.resume is None else None
+        self._log: RunLog | None = None
+        self._board: Any = None
         try:
-            self._folder.mkdir(parents=True)
-            self._log = RunLog(args.log_path or self._folder / _LOG_NAME)
+            self._folder.mkdir(parents=True, exist_ok=args.resume is not None)
+            if "log" not in self._without:
+                self._log = RunLog(args.log_path or self._folder / _LOG_NAME, log_bytes)
+            if args.mode == "train":
+                write_flags(self._folder / FLAGS_NAME, args, config.seed)
         except OSError:
             self._withdraw()
             raise
@@ -78,31 +100,45 @@ class RunWriter:
             "features": {"user": columns.user, "item": columns.item},  # the side ones are the network's
             "train": asdict(config),
         }
-        given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-        self._log.parameters({**given, "seed": config.seed, "device": str(device)})
+        if self._log is not None and not log_bytes:
+            given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+            self._log.parameters({**given, "seed": config.seed, "device": str(device)})
 
     def __enter__(self) -> RunWriter:
-        self._log.__enter__()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._log.__exit__(*exception)
+        if self._log is not None:
+            self._log.close()
+        if self._board is not None:
+            self._board.close()
         if not self._has_result:
             self._withdraw()
 
     def _withdraw(self) -> None:
         """Leave nothing of the new run, and put back what it was to replace."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._aside.restore()
+        if self._aside is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._aside.restore()
 
     def _keep(self) -> None:
         """The new run stands on its own: whatever it replaces may go."""
         self._has_result = True
-        self._aside.discard()
+        if self._aside is not None:
+            self._aside.discard()
 
-    def epoch(self, model: NeuMF, report: EpochReport, is_best: bool) -> None:
-        """Log an epoch and keep the model where it is the best so far."""
-        k = self._config.topk
+    def epoch(self, training: Training, rng_states: Sequence[torch.Tensor]) -> None:
+        """Log the last epoch, keep the model where it is the best so far, and save what training goes on from.
+
+        Args:
+            rng_states: of each rank, see `workflows.device.rng_state`.
+        """
+        history, k = training.history, self._config.topk
+        report = history.epochs[-1]
+        if history.best_epoch is report:
+            save_model(self._folder, training.model, {**self._about, "epoch": report.epoch})
+            if self._checkpoint_dir is not None:
+                save_reference(self._checkpoint_dir, training.model)
         record = {
             "train_throughput": report.train_throughput,
             "train_epoch_time": report.train_s,
@@ -110,59 +146,91 @@ class RunWriter:
         }
         if report.scores is not None:
             record |= {
-                **report.scores.named(k),
+                **self._named(report.scores),
                 "validation_epoch_time": report.scores.seconds,
                 "eval_throughput": report.scores.samples_per_s,
                 "validation_loss": report.scores.loss,
             }
-        self._log.epoch(report.epoch, record)
-        if not console.is_terminal:
+        if self._log is not None:
+            self._log.epoch(report.epoch, record)
+        if "tensorboard" not in self._without:
+            self._to_board(report.epoch, record)
+        if not console.is_terminal and "progress" not in self._without:
             known = [f"epoch {report.epoch}: loss {report.train_loss:.4f}"]
             known += report.scores.texts(k) if report.scores is not None else []
             console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s"]))
-        if is_best:
-            save_model(self._folder, model, {**self._about, "epoch": report.epoch})
-            if self._checkpoint_dir is not None:
-                save_reference(self._checkpoint_dir, model)
-            self._keep()
+        # Last of all: what is behind this in the log and the folder is written anew when the run is resumed.
+        save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
+        self._keep()
 
-    def finish_training(self, report: TrainReport, popularity: Scores | None) -> None:
-        """Write the summary, `metrics.json` and `curves.png`."""
-        best = report.best
-        train = [epoch.train_throughput for epoch in report.epochs]
-        evaluation = [epoch.scores.samples_per_s for epoch in report.epochs if epoch.scores is not None]
-        draw_curves(self._folder / "curves.png", report.epochs, best.epoch, self._config.topk, popularity)
-        self._log.summary(
-            {
-                "best_train_throughput": max(train),
-                "best_eval_throughput": max(evaluation, default=None),
-                "mean_train_throughput": mean(train),
-                "mean_eval_throughput": mean(evaluation) if evaluation else None,
-                "best_accuracy": best.quality,
-                "best_epoch": best.epoch,
-                "time_to_target": report.time_to_target_s,
-                "time_to_best_model": report.time_to_best_s,
-            }
-        )
+    def _named(self, scores: Scores) -> dict[str, float]:
+        """The metrics of an epoch by name; those on a validation split say so."""
+        prefix = "" if self._config.validation == "none" else "validation_"
+        return {prefix + name: value for name, value in scores.all_named(self._config.topk).items()}
+
+    def _to_board(self, epoch: int, record: dict[str, float]) -> None:
+        """Write an epoch's metrics for TensorBoard."""
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            # Later epochs, which an interrupted run may have written already, are to be forgotten.
+            self._board = SummaryWriter(str(self._folder / _BOARD_NAME), purge_step=epoch)
+        for name, value in record.items():
+            self._board.add_scalar(name, value, epoch)
+        self._board.flush()
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def finish_training(self, history: History, test: Scores | None, popularity: Scores | None) -> None:
+        """Write the summary, `metrics.json` and `curves.png`.
+
+        Args:
+            test: what the saved model comes to on test.
+            popularity: what the popularity baseline comes to there.
+        """
+        best, k = history.best_epoch, self._config.topk
+        train = [epoch.train_throughput for epoch in history.epochs]
+        evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
+        validated = self._config.validation != "none"
+        if "curves" not in self._without:
+            draw_curves(self._folder / "curves.png", history, k, None if validated else popularity)
+        if self._log is not None:
+            self._log.summary(
+                {
+                    "best_train_throughput": max(train),
+                    "best_eval_throughput": max(evaluation, default=None),
+                    "mean_train_throughput": mean(train),
+                    "mean_eval_throughput": mean(evaluation) if evaluation else None,
+                    "best_accuracy": best.quality,
+                    "best_epoch": best.epoch,
+                    "time_to_target": history.time_to_target_s,
+                    "time_to_best_model": history.time_to_best_s,
+                    **(test.all_named(k) if validated and test is not None else {}),
+                }
+            )
         self._finish(
-            best.scores,
+            test,
             popularity,
             {
+                **(self._named(best.scores) if validated and best.scores is not None else {}),
                 "train_loss": best.train_loss,
                 "best_epoch": best.epoch,
-                "epochs": len(report.epochs),
+                "epochs": len(history.epochs),
                 "train_throughput": mean(train),
                 "eval_throughput": mean(evaluation) if evaluation else None,
-                "time_to_best_model": report.time_to_best_s,
-                # As in the reference, the best epoch is chosen on the test rows.
-                "selected_on": "last" if best.quality is None else "test",
+                "time_to_best_model": history.time_to_best_s,
+                # As in the reference, the best epoch is chosen on the test rows, unless there is a validation split.
+                "selected_on": "last" if best.quality is None else "validation" if validated else "test",
             },
         )
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
         """Write the metrics of a checkpoint that was only evaluated."""
-        metrics = {**scores.named(self._config.topk), "eval_throughput": scores.samples_per_s}
-        self._log.summary({**metrics, "validation_loss": scores.loss})
+        if self._log is not None:
+            metrics = {**scores.all_named(self._config.topk), "eval_throughput": scores.samples_per_s}
+            self._log.summary({**metrics, "validation_loss": scores.loss})
         self._finish(scores, popularity, {"eval_throughput": scores.samples_per_s})
 
     def _finish(self, scores: Scores | None, popularity: Scores | None, more: dict[str, Any]) -> None:
@@ -170,6 +238,9 @@ class RunWriter:
         metrics = {
             f"hr@{k}": scores.hit_rate if scores else None,
             f"ndcg@{k}": scores.ndcg if scores else None,
+            f"recall@{k}": scores.hit_rate if scores else None,
+            "mrr": scores.mrr if scores else None,
+            f"coverage@{k}": scores.coverage if scores else None,
             f"popularity_hr@{k}": popularity.hit_rate if popularity else None,
             f"popularity_ndcg@{k}": popularity.ndcg if popularity else None,
             "auc": scores.auc if scores else None,

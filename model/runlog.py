@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from datetime import datetime
 from pathlib import Path
@@ -25,12 +26,24 @@ _UNITS = {
 class RunLog:
     """Appends one line per record; each is flushed, so that a running log can be followed."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept_bytes: int = 0) -> None:
+        """
+        Args:
+            kept_bytes: how much of an existing log is gone on with; what is behind that goes.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        self._file = path.open("w", encoding="utf-8")
-        for metric, unit in _UNITS.items():
-            self._write({"type": "METADATA", "metric": metric, "metadata": {"unit": unit}})
+        self._file = path.open("r+" if kept_bytes and path.exists() else "w", encoding="utf-8")
+        self._file.truncate(kept_bytes)
+        self._file.seek(0, os.SEEK_END)
+        if not self._file.tell():
+            for metric, unit in _UNITS.items():
+                self._write({"type": "METADATA", "metric": metric, "metadata": {"unit": unit}})
+
+    @property
+    def bytes(self) -> int:
+        """How long the log is by now."""
+        return self._file.tell()
 
     def parameters(self, data: dict[str, Any]) -> None:
         """The arguments of the run."""
@@ -54,8 +67,5 @@ class RunLog:
         self._file.write(f"DLLL {json.dumps({**stamps, **record})}\n")
         self._file.flush()
 
-    def __enter__(self) -> RunLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         self._file.close()

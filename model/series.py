@@ -32,7 +32,13 @@ class HeldOut:
     note: str = ""
 
 
-def open_test(folder: Path, spec: FeatureSpec, device: torch.device, columns: Columns | None = None) -> HeldOut | None:
+def open_test(
+    folder: Path,
+    spec: FeatureSpec,
+    device: torch.device,
+    columns: Columns | None = None,
+    positives_alone: bool = False,
+) -> HeldOut | None:
     """The test rows; None where there is nothing to rank: no test mapping, or series of the positive alone.
 
     Where `metadata.test_samples_per_series` is missing, equal runs of one user each are the series, if their labels
@@ -40,13 +46,14 @@ def open_test(folder: Path, spec: FeatureSpec, device: torch.device, columns: Co
 
     Args:
         columns: the roles of the features, None where the spec alone tells them.
+        positives_alone: series of the positive alone will do: they are ranked against all items.
 
     Raises:
         UserError: a file is missing or not what the spec says; the declared length does not divide the rows; or
             there are neither series nor labels.
     """
     declared = spec.metadata.test_samples_per_series
-    if not spec.source_spec.get("test") or declared == 1:
+    if not spec.source_spec.get("test") or (declared == 1 and not positives_alone):
         return None
     columns = columns or Columns.of(spec)
     there = {name for chunk in spec.chunks("test") for name in chunk.features}

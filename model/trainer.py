@@ -6,7 +6,8 @@ import contextlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,16 @@ from model.batches import Batch, EpochBatches
 from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF
-from workflows.device import synchronize, torch_autocast_dtype
+from model.world import World
+from workflows.device import synchronize, torch_precision
 from workflows.errors import UserError
-from workflows.progress import stage
+from workflows.progress import Stage
 
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: mean training loss, samples trained on, and the evaluation after it (None without test rows)."""
+    """One epoch: mean training loss, samples trained on over all ranks, and the evaluation after it (None without rows
+    to evaluate on)."""
 
     epoch: int
     train_loss: float
@@ -42,21 +45,67 @@ class EpochReport:
 
 
 @dataclass(frozen=True)
-class TrainReport:
-    """All epochs; the best one is the one that was saved: by HR@k (or AUC), the earliest of equal ones, or the last
-    one where neither is known."""
+class History:
+    """What a run has come to so far; the best epoch is the one that was saved: by HR@k (or AUC), the earliest of equal
+    ones, or the last one where neither is known.
 
-    epochs: list[EpochReport]
-    best: EpochReport
-    time_to_best_s: float
-    time_to_target_s: float | None
+    Attributes:
+        seconds: that the epochs took, evaluation included.
+        best: index of the best one.
+        time_to_best_s, time_to_target_s: seconds until the best epoch, and until `--threshold`, had been evaluated.
+    """
+
+    epochs: tuple[EpochReport, ...] = ()
+    seconds: float = 0.0
+    best: int = 0
+    time_to_best_s: float = 0.0
+    time_to_target_s: float | None = None
+
+    @property
+    def best_epoch(self) -> EpochReport:
+        return self.epochs[self.best]
+
+    def then(self, report: EpochReport, seconds: float, threshold: float) -> History:
+        """With one more epoch, `seconds` after the first began."""
+        best, time_to_best_s, time_to_target_s = self.best, self.time_to_best_s, self.time_to_target_s
+        known = self.best_epoch.quality if self.epochs else None
+        if report.quality is None or known is None or report.quality > known:
+            best, time_to_best_s = len(self.epochs), seconds
+        if time_to_target_s is None and report.quality is not None and report.quality >= threshold:
+            time_to_target_s = seconds
+        return History((*self.epochs, report), seconds, best, time_to_best_s, time_to_target_s)
+
+    def ends(self, config: TrainConfig) -> bool:
+        """Whether training is over: all epochs, the target reached, or none better for `patience` epochs."""
+        waited = len(self.epochs) - 1 - self.best
+        return (
+            len(self.epochs) >= config.epochs
+            or self.time_to_target_s is not None
+            or (config.patience is not None and waited >= config.patience)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of_json(known: dict[str, Any]) -> History:
+        """Raises KeyError or TypeError for anything but `to_json`'s."""
+        epochs = []
+        for epoch in known["epochs"]:
+            scores = Scores(**epoch["scores"]) if epoch["scores"] is not None else None
+            epochs.append(EpochReport(**{**epoch, "scores": scores}))
+        return History(**{**known, "epochs": tuple(epochs)})
 
 
 class Step:
-    """One optimiser step over a batch, with mixed precision and accumulation where asked for."""
+    """One optimiser step over a batch, with mixed precision, accumulation and several ranks where asked for."""
 
-    def __init__(self, model: NeuMF, config: TrainConfig, device: torch.device) -> None:
-        self.model, self.pieces = model, config.grads_accumulated
+    def __init__(self, model: NeuMF, config: TrainConfig, world: World) -> None:
+        """
+        Raises:
+            UserError: the device cannot compute in the precision that was asked for.
+        """
+        self.model, self.pieces, self.world = model, config.grads_accumulated, world
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             lr=config.learning_rate,
@@ -64,80 +113,113 @@ class Step:
             eps=config.eps,
             fused=True,
         )
+        self._forward: Callable[..., Tensor] = torch.compile(model) if config.compile else model
         self._autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        dtype = torch_autocast_dtype(device)
-        if config.amp:
-            self._autocast = lambda: torch.autocast(device.type, dtype=dtype)
+        dtype = torch_precision(config.effective_precision, world.device)
+        if dtype is not None:
+            self._autocast = lambda: torch.autocast(world.device.type, dtype=dtype)
         # Only float16 needs its gradients scaled; bfloat16 has float32's range.
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.amp and dtype is torch.float16)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        self._gradients = _shared_gradients(model) if world.size > 1 else None
 
-    def __call__(self, batch: Batch) -> Tensor:
-        """Returns the batch's summed loss, a float32 scalar on the device (no host sync)."""
-        self.optimizer.zero_grad(set_to_none=True)
-        size = math.ceil(len(batch) / self.pieces)
-        total = torch.zeros((), device=batch.labels.device)
-        for start in range(0, len(batch), size):
-            piece = batch.cut(start, start + size)
-            with self._autocast():
-                logits = self.model(piece.users, piece.items, *piece.side)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits.float(), piece.labels, reduction="sum")
-            self._scaler.scale(loss / len(batch)).backward()
-            total += loss.detach()
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+    def __call__(self, batch: Batch | None, samples: int) -> Tensor:
+        """Step on the mean loss over all ranks.
+
+        Args:
+            batch: this rank's samples; None, or an empty one, where it has none in this step.
+            samples: how many all ranks have.
+        Returns:
+            The summed loss of this rank's samples, a scalar on the device (no host sync).
+        """
+        if self._gradients is None:
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self._gradients.zero_()
+        total = torch.zeros((), device=self.world.device)
+        if batch is not None and len(batch):
+            size = math.ceil(len(batch) / self.pieces)
+            for start in range(0, len(batch), size):
+                piece = batch.cut(start, start + size)
+                with self._autocast():
+                    logits = self._forward(piece.users, piece.items, *piece.side)
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = nn.functional.binary_cross_entropy_with_logits(
+                    logits, piece.labels.to(logits.dtype), reduction="sum"
+                )
+                self.scaler.scale(loss / samples).backward()
+                total = total + loss.detach()
+        else:
+            self.scaler.scale(total)  # it is set up by its first use, which every rank needs
+        if self._gradients is not None:
+            self.world.sum(self._gradients)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return total
 
 
-def fit(
-    model: NeuMF,
-    batches: EpochBatches,
-    evaluation: Callable[[NeuMF], Scores] | None,
-    config: TrainConfig,
-    device: torch.device,
-    on_epoch: Callable[[EpochReport, bool], None],
-) -> TrainReport:
-    """Train, evaluating after every epoch.
+def _shared_gradients(model: NeuMF) -> Tensor:
+    """One tensor that holds the gradients of all parameters, so that they are added up over the ranks in one go."""
+    parameters = list(model.parameters())
+    shared = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+    )
+    start = 0
+    for parameter in parameters:
+        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return shared
 
-    Args:
-        evaluation: measures the test rows; None where there are none.
-        on_epoch: called after each epoch with its report and whether it is the best so far.
 
-    Raises:
-        UserError: the loss is no number any more.
-    """
-    step = Step(model, config, device)
-    reports: list[EpochReport] = []
-    best: EpochReport | None = None
-    started = time.perf_counter()
-    time_to_best_s, time_to_target_s = 0.0, None
-    with stage("train", config.epochs * batches.samples_per_epoch(), "samples") as running:
-        for epoch in range(config.epochs):
-            epoch_started = time.perf_counter()
-            model.train()
-            loss, samples = torch.zeros((), device=device, dtype=torch.float64), 0
-            for batch in batches.epoch(epoch):
-                loss += step(batch)
-                samples += len(batch)
-                running.advance(len(batch))
-            mean_loss = float(loss) / samples  # host sync: once per epoch
-            synchronize(device)
-            train_s = time.perf_counter() - epoch_started
-            if not math.isfinite(mean_loss):
-                raise UserError(
-                    f"the training loss of epoch {epoch} is {mean_loss}; "
-                    f"lower --learning_rate (now {config.learning_rate})"
-                )
-            scores = evaluation(model) if evaluation is not None else None
-            report = EpochReport(epoch, mean_loss, samples, train_s, scores)
-            reports.append(report)
-            running.note(", ".join([f"loss {mean_loss:.4f}", *(scores.texts(config.topk) if scores else [])]))
-            quality, best_quality = report.quality, best.quality if best is not None else None
-            is_best = quality is None or best_quality is None or quality > best_quality
-            if is_best:
-                best, time_to_best_s = report, time.perf_counter() - started
-            on_epoch(report, is_best)
-            if quality is not None and quality >= config.threshold:
-                time_to_target_s = time.perf_counter() - started
-                break
-    assert best is not None  # epochs >= 1
-    return TrainReport(reports, best, time_to_best_s, time_to_target_s)
+@dataclass
+class Training:
+    """A network being trained: its step and how far it has come. What `last/` holds, with torch's random state."""
+
+    model: NeuMF
+    step: Step
+    history: History = field(default_factory=History)
+
+    def fit(
+        self,
+        batches: EpochBatches,
+        evaluation: Callable[[NeuMF], Scores] | None,
+        config: TrainConfig,
+        on_epoch: Callable[[Training], None],
+        progress: Stage,
+    ) -> History:
+        """Train until the history ends, evaluating after every epoch.
+
+        Args:
+            evaluation: measures what epochs are chosen by; None where there is nothing to.
+            on_epoch: called after each epoch, by every rank.
+
+        Raises:
+            UserError: the loss is no number any more.
+        """
+        started = time.perf_counter() - self.history.seconds
+        while not self.history.ends(config):
+            report = self._epoch(batches, len(self.history.epochs), config, progress)
+            scores = evaluation(self.model) if evaluation is not None else None
+            report = replace(report, scores=scores)
+            texts = scores.texts(config.topk) if scores is not None else []
+            progress.note(", ".join([f"loss {report.train_loss:.4f}", *texts]))
+            self.history = self.history.then(report, time.perf_counter() - started, config.threshold)
+            on_epoch(self)
+        return self.history
+
+    def _epoch(self, batches: EpochBatches, number: int, config: TrainConfig, progress: Stage) -> EpochReport:
+        world, started = self.step.world, time.perf_counter()
+        self.model.train()
+        loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
+        for batch, of_all in world.aligned(batches.epoch(number)):
+            loss += self.step(batch, of_all)
+            samples += of_all
+            progress.advance(of_all)
+        mean_loss = float(world.sum(loss)) / samples  # host sync: once per epoch
+        synchronize(world.device)
+        train_s = time.perf_counter() - started
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"the training loss of epoch {number} is {mean_loss}; "
+                f"lower --learning_rate (now {config.learning_rate})"
+            )
+        return EpochReport(number, mean_loss, samples, train_s, None)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import contextmanager, suppress
@@ -22,7 +21,7 @@ from dask.delayed import Delayed
 from dask.local import get_sync
 from dask.optimization import cull
 
-from workflows.device import FrameDevice
+from workflows.device import FrameDevice, usable_cores
 from workflows.errors import UserError
 from workflows.progress import console
 
@@ -115,11 +114,6 @@ class DaskCluster:
                 future.release()
         finally:
             self.client.cancel(futures)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -112,12 +112,18 @@ def _kernels() -> ModuleType | None:
         return None
 
 
-def torch_device(name: str, gpus: int | None) -> torch.device:
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.device:
     """Pick the torch device of a training or scoring process.
 
     Args:
         name: "auto", "cpu" or "cuda"; "auto" takes a GPU where one is visible.
         gpus: how many devices `--gpus` asked for, None where it did not.
+        local_rank: which of the processes of this machine this one is; each takes the GPU of its number.
 
     Raises:
         UserError: a GPU was asked for and fewer are visible; the message names the CPU way.
@@ -127,14 +133,17 @@ def torch_device(name: str, gpus: int | None) -> torch.device:
     visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu":
         return torch.device("cpu")
-    wanted = gpus or (1 if name == "cuda" else 0)
+    wanted = max(gpus or 0, 1 if name == "cuda" else 0, local_rank + 1 if visible else 0)
     if wanted > visible:
-        asked = f"--gpus {gpus}" if gpus else "--device cuda"
+        asked = f"--gpus {gpus}" if gpus else f"--device cuda with local rank {local_rank}"
         raise UserError(
-            f"{asked} needs {wanted} GPU(s), and {visible} are visible; "
-            "run on the CPU with --device cpu (and without --gpus)"
+            f"{asked} needs {wanted} GPU(s), and {visible} are visible; run on the CPU with --device cpu "
+            "(--gpus N then starts N processes)"
         )
-    return torch.device("cuda" if visible else "cpu")
+    if not visible:
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
 
 
 def torch_generator(seed: int, device: torch.device) -> torch.Generator:
@@ -144,11 +153,48 @@ def torch_generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def torch_autocast_dtype(device: torch.device) -> torch.dtype:
-    """The reduced precision `--amp` uses: float16 on a GPU (as the reference), bfloat16 on a CPU."""
+def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """Set how matrix products are computed, and tell the reduced type of mixed precision; None for float32 alone.
+
+    Args:
+        name: "fp32", "tf32" (19-bit products of float32), "fp16" or "bf16" (mixed precision), or "amp": float16 on
+            a GPU (as the reference), bfloat16 on a CPU.
+
+    Raises:
+        UserError: "tf32" without a GPU.
+    """
     import torch
 
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
+    on_gpu = device.type == "cuda"
+    if name == "tf32" and not on_gpu:
+        raise UserError("--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
+    if on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+    if name == "amp":
+        name = "fp16" if on_gpu else "bf16"
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name)
+
+
+def rng_state(device: torch.device) -> torch.Tensor:
+    """The state of torch's global generator of a device (dropout draws from it), uint8 on the host."""
+    import torch
+
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_rng_state(device: torch.device, state: torch.Tensor) -> None:
+    """Continue torch's global generator of a device from a state that `rng_state` gave."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def collective_backend(device: torch.device) -> str:
+    """What carries tensors of a device between processes."""
+    return "nccl" if device.type == "cuda" else "gloo"
 
 
 def synchronize(device: torch.device) -> None:

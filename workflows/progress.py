@@ -43,12 +43,14 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: float | None, unit: str) -> Iterator[Stage]:
+def stage(name: str, total: float | None, unit: str, done: int = 0, shown: bool = True) -> Iterator[Stage]:
     """Show the progress of one stage; where there is no terminal, one line when it is done.
 
     Args:
         total: units of work, None where it is not known beforehand.
         unit: what is counted ("rows", "samples"), for the rate.
+        done: units that were done before.
+        shown: whether to show anything.
     """
     started_s = time.perf_counter()
     columns = (
@@ -58,11 +60,11 @@ def stage(name: str, total: float | None, unit: str) -> Iterator[Stage]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task_id = progress.add_task(name, total=total, unit=unit, note="")
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
+        task_id = progress.add_task(name, total=total, completed=done, unit=unit, note="")
         yield Stage(progress, task_id)
-        done = progress.tasks[0].completed
-    if not console.is_terminal:
+        completed = progress.tasks[0].completed - done
+    if shown and not console.is_terminal:
         elapsed_s = time.perf_counter() - started_s
-        rate = human(done / elapsed_s) if elapsed_s > 0 else "-"
-        console.print(f"{name}: {done:,.0f} {unit} in {elapsed_s:.1f} s ({rate} {unit}/s)")
+        rate = human(completed / elapsed_s) if elapsed_s > 0 else "-"
+        console.print(f"{name}: {completed:,.0f} {unit} in {elapsed_s:.1f} s ({rate} {unit}/s)")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from workflows.candidates import MAX_WEIGHT, Candidates
 
@@ -41,7 +41,7 @@ EXACT = Sampling()
 def line_of(
     n_items: int, sampling: Sampling, counts: np.ndarray | None, since: np.ndarray | None, like: Any
 ) -> Candidates:
-    """The line of items to draw from, in the array library of `like`.
+    """The line of items to draw from, in the array library and on the device of `like`.
 
     Args:
         counts, since: int64 [n_items], interactions of each item and its earliest time, where `sampling` needs them.
@@ -59,5 +59,6 @@ def line_of(
         weights = np.maximum(1, share / share.sum() * (MAX_WEIGHT - n_items)).astype(np.int64)
         before = np.concatenate([[0], np.cumsum(weights if items is None else weights[items])])
     xp = array_namespace(like)
-    moved = (None if array is None else xp.asarray(array) for array in (before, items, places, appeared))
-    return Candidates(n_items, *moved)
+    there = device(like)
+    arrays = (before, items, places, appeared)
+    return Candidates(n_items, *(None if array is None else xp.asarray(array, device=there) for array in arrays))

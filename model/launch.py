@@ -1,0 +1,119 @@
+"""`--gpus N`: start N processes of the same command, and end all of them when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import IO
+
+from workflows.device import usable_cores
+from workflows.errors import UserError
+
+_GRACE_S = 5.0  # a mistake in the input ends all ranks by themselves; what has not ended after this, is ended
+_POLL_S = 0.05
+_WATCH = "NEUMF_LAUNCHER_PIPE"
+
+
+def launch(processes: int, command: Sequence[str]) -> int:
+    """Run a command in several processes of this machine, with torchrun's variables.
+
+    Rank 0 has this process's output. What another one says is shown if it fails and rank 0 does not say why.
+
+    Returns:
+        0, or the exit status of the rank that failed first.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alive, kept_open = os.pipe()  # read by every rank: it ends when this process does, however that happens
+    with ExitStack() as stack:
+        ranks: list[subprocess.Popen] = []
+        outputs: list[IO[bytes] | None] = []
+        try:
+            for rank in range(processes):
+                output = stack.enter_context(tempfile.TemporaryFile()) if rank else None
+                environment = {
+                    "OMP_NUM_THREADS": str(max(1, usable_cores() // processes)),
+                    **os.environ,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(processes),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                    _WATCH: str(alive),
+                }
+                ranks.append(
+                    subprocess.Popen(command, env=environment, stdout=output, stderr=output, pass_fds=(alive,))
+                )
+                outputs.append(output)
+            return _wait(ranks, outputs)
+        finally:
+            _end(ranks)
+            os.close(kept_open)
+            os.close(alive)
+
+
+def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]) -> int:
+    """Wait until all have ended well or one has failed."""
+    while True:
+        states = [rank.poll() for rank in ranks]
+        failed, status = next(((number, state) for number, state in enumerate(states) if state), (0, 0))
+        if status:
+            break
+        if all(state == 0 for state in states):
+            return 0
+        time.sleep(_POLL_S)
+    deadline = time.monotonic() + _GRACE_S
+    while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
+        time.sleep(_POLL_S)
+    first_spoke = (ranks[0].poll() or 0) > 0
+    _end(ranks)
+    output = outputs[failed]
+    if output is not None and not (first_spoke and status == 2):
+        output.seek(0)
+        sys.stderr.buffer.write(output.read())
+        sys.stderr.flush()
+        how = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
+        print(f"error: rank {failed} of {len(ranks)} ended with {how}; the others were ended", file=sys.stderr)
+    return status if status > 0 else 128 - status
+
+
+def _end(ranks: Sequence[subprocess.Popen]) -> None:
+    """End what still runs: politely, then for good."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + _GRACE_S
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+
+
+def end_with_launcher() -> None:
+    """In a process that `launch` started: end as soon as the launcher is gone, even if it was killed.
+
+    Raises:
+        UserError: the variable that tells of the launcher is not its own.
+    """
+    given = os.environ.pop(_WATCH, None)
+    if given is None:
+        return
+    if not given.isdigit():
+        raise UserError(f"{_WATCH} is set by --gpus alone, got {given!r}; unset it")
+
+    def watch(pipe: int) -> None:
+        os.read(pipe, 1)  # nothing is ever written
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, args=(int(given),), daemon=True).start()

@@ -1,0 +1,185 @@
+"""A training run, from its flags to its folder, as one of the processes that take part."""
+
+from __future__ import annotations
+
+import argparse
+import secrets
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from model.arguments import train_config
+from model.batches import EpochBatches, SamplingConfig, check_labels
+from model.checkpoint import WEIGHTS_NAME, load_last, load_weights
+from model.columns import Columns
+from model.config import TrainConfig
+from model.data import Rows, open_train
+from model.evaluation import Evaluation, Scores, item_popularity
+from model.neumf import NeuMF, NeuMFConfig
+from model.run import RunWriter, check_run
+from model.seen import Seen
+from model.series import HeldOut, open_test
+from model.side import settle
+from model.trainer import Step, Training
+from model.validation import leave_one_out
+from model.world import World
+from preprocessing.feature_spec import read_feature_spec
+from workflows import counters
+from workflows.candidates import Candidates
+from workflows.device import rng_state, torch_generator
+from workflows.errors import UserError
+from workflows.progress import console, stage
+from workflows.sampling import Sampling, line_of
+
+_DROPOUT_STREAM = 5
+_VALIDATION_NEGATIVES = 100  # where there are no test series to be like
+
+
+def run(args: argparse.Namespace, world: World) -> None:
+    """Train, or test a checkpoint, as the flags say; rank 0 writes and speaks.
+
+    Raises:
+        UserError: the flags, the data or a checkpoint are not what they should be.
+    """
+    console.quiet = not world.is_first
+    config = train_config(args, world.same(secrets.randbits(32) if args.seed is None else args.seed))
+    if config.batch_size < world.size:
+        raise UserError(f"--batch_size {config.batch_size} is less than one sample for each of {world.size} processes")
+    if world.is_first:
+        check_run(args)
+    spec = read_feature_spec(args.data, args.feature_spec_file)
+    columns = Columns.of(spec, args.user_feature, args.item_feature)
+    test = open_test(args.data, spec, world.device, columns, positives_alone=config.eval == "full")
+    _check_topk(args, config, test)
+    if test is not None and test.note:
+        console.print(test.note)
+    train = open_train(args.data, spec, world.device, columns)
+    columns, item_tables = settle(train, test.rows if test is not None else None, world.device)
+    train = replace(train.only(columns.streamed), columns=columns)
+    model = _network(args, columns, item_tables, config.seed, world)
+    seen = Seen.of(train, world.device) if config.eval == "full" else None
+    in_memory = config.loader == "memory"
+
+    def measured(held_out: HeldOut) -> Evaluation:
+        return Evaluation.of(held_out, columns, config.topk, config.valid_batch_size, world, seen, in_memory)
+
+    evaluation = measured(test) if test is not None else None
+    popularity = evaluation.popularity(train) if evaluation is not None else None
+    if args.mode == "test":
+        if evaluation is None or popularity is None:
+            raise UserError(f"--mode test: {args.data} has no test series to rank")
+        _test(args, config, columns, model, evaluation, popularity)
+        return
+
+    validation = None
+    if config.validation != "none":
+        length = test.length if test is not None else None
+        negatives = length - 1 if length is not None and length > 1 else _VALIDATION_NEGATIVES
+        validation = leave_one_out(train, spec.metadata.time_ordered, negatives, config.seed, world.device)
+    sampling = SamplingConfig(
+        batch_size=config.batch_size,
+        per_positive=config.negative_samples,
+        kind="static" if spec.metadata.train_negatives else config.negatives,
+        in_memory=in_memory,
+        seed=config.seed,
+    )
+    check_labels(train, sampling, world.device)
+    held_out = validation.held_out if validation is not None else None
+    batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
+    chosen_by = measured(validation.series) if validation is not None else evaluation
+    _train(args, config, columns, model, batches, chosen_by, evaluation, popularity)
+
+
+def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | None) -> None:
+    if config.eval == "sampled" and test is not None and test.length is not None and config.topk > test.length:
+        raise UserError(
+            f"--topk {config.topk} is above the length of the test series in {args.data} ({test.length}), so every "
+            "model would hit; lower it, or prepare the data with more --test-negatives"
+        )
+
+
+def _network(args: argparse.Namespace, columns: Columns, tables: tuple[Tensor, ...], seed: int, world: World) -> NeuMF:
+    """The network as it is before training, the same on every rank."""
+    # Dropout draws from torch's global generator, on each rank something else.
+    torch.manual_seed(counters.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
+    shape = NeuMFConfig(
+        n_users=columns.n_users,
+        n_items=columns.n_items,
+        factors=args.factors,
+        layers=tuple(args.layers),
+        dropout=args.dropout,
+        row_side=columns.row_side,
+        item_side=columns.item_side,
+    )
+    model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
+    if args.load_checkpoint_path is not None:
+        load_weights(args.load_checkpoint_path, model)
+    model.set_item_tables(tables)  # the items' features are the data's, whatever a checkpoint says
+    return model.to(world.device)
+
+
+def _candidates(train: Rows, sampling: SamplingConfig, world: World) -> Candidates | None:
+    """What negatives are drawn from; None for all items alike."""
+    if sampling.kind != "popularity" or not sampling.draws:
+        return None
+    counts = item_popularity(train, world)
+    return line_of(train.columns.n_items, Sampling(kind="popularity"), counts.cpu().numpy(), None, counts)
+
+
+def _test(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    columns: Columns,
+    model: NeuMF,
+    evaluation: Evaluation,
+    popularity: Scores,
+) -> None:
+    world = evaluation.world
+    with RunWriter(args, config, columns, world.device) if world.is_first else nullcontext() as writer:
+        scores = evaluation(model)
+        if writer is not None:
+            writer.finish_test(scores, popularity)
+
+
+def _train(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    columns: Columns,
+    model: NeuMF,
+    batches: EpochBatches,
+    chosen_by: Evaluation | None,
+    evaluation: Evaluation | None,
+    popularity: Scores | None,
+) -> None:
+    """Train, and write the run.
+
+    Args:
+        chosen_by: what epochs are compared by.
+        evaluation: the test rows.
+    """
+    world = batches.world
+    training = Training(model, Step(model, config, world))
+    saved = load_last(args.resume, training, world) if args.resume is not None else None
+    log_bytes = saved["log_bytes"] if saved is not None else 0
+    with RunWriter(args, config, columns, world.device, log_bytes) if world.is_first else nullcontext() as writer:
+
+        def on_epoch(training: Training) -> None:
+            rng_states = world.gather(rng_state(world.device))
+            if writer is not None:
+                writer.epoch(training, rng_states)
+
+        per_epoch = batches.samples_per_epoch()
+        done, shown = per_epoch * len(training.history.epochs), "progress" not in args.without
+        with stage("train", config.epochs * per_epoch, "samples", done, shown) as progress:
+            history = training.fit(batches, chosen_by, config, on_epoch, progress)
+        test = history.best_epoch.scores
+        if chosen_by is not evaluation:  # the saved model is measured on test once
+            if writer is not None:
+                load_weights(writer.folder / WEIGHTS_NAME, model)
+            for tensor in model.state_dict().values():
+                world.copy_first(tensor)
+            test = evaluation(model) if evaluation is not None else None
+        if writer is not None:
+            writer.finish_training(history, test, popularity)

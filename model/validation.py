@@ -1,0 +1,81 @@
+"""A validation split taken from train, so that the epoch is never chosen on test: leave-one-out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from model.batches import whole_users
+from model.data import Rows
+from model.series import HeldOut
+from model.source import TableSource
+from workflows import counters
+from workflows.candidates import Candidates
+from workflows.errors import UserError
+from workflows.interactions import histories
+from workflows.negatives import series_negatives
+
+_BLOCK_ROWS = 1 << 20
+_ORDER_STREAM, _NEGATIVE_STREAM = 6, 7
+
+
+@dataclass(frozen=True)
+class Validation:
+    """An interaction of each user, held out of train.
+
+    Attributes:
+        held_out: int32 [n_users] on the device, the item of each user; -1: none, the user has one train item alone.
+        series: as test has them: user, item and the side features of the row, positive first.
+    """
+
+    held_out: Tensor
+    series: HeldOut
+
+
+def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, device: torch.device) -> Validation:
+    """Hold out one train interaction of every user who has two items or more.
+
+    That is the last one where rows are in order of time, else one drawn by `seed`. Its series has `negatives` items
+    that are none of the user's train positives, distinct as far as there are so many; users who have no such item
+    hold nothing out.
+
+    Args:
+        train: the rows with the columns of a `Batch`, each user's rows consecutive.
+
+    Raises:
+        UserError: no user has two items.
+    """
+    columns = train.columns
+    held_out = torch.full((columns.n_users,), -1, dtype=torch.int32)
+    order_seed, negative_seed = (counters.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
+    tables: list[pa.Table] = []
+    for block in whole_users(train, _BLOCK_ROWS, torch.device("cpu")):
+        positives = block.take((block.labels > 0).nonzero().squeeze(1))
+        users, items = (column.long().numpy() for column in (positives.users, positives.items))
+        order = np.arange(len(users))
+        if not time_ordered:
+            order = counters.mix(counters.keys(order_seed, users * columns.n_items + items))
+        history = histories(users, items, order)
+        which = np.flatnonzero((history.counts > 1) & (history.counts < columns.n_items))
+        if not len(which):
+            continue
+        last = history.by_time[history.starts[which] + history.counts[which] - 1]
+        owners, chosen = history.users[which], history.items[last]
+        held_out[torch.from_numpy(owners)] = torch.from_numpy(chosen).int()
+        drawn = series_negatives(history, which, Candidates(columns.n_items), negatives, negative_seed)
+        # The row each positive came from, for the features that go with it.
+        source = np.flatnonzero(np.isin(users * columns.n_items + items, owners * columns.n_items + chosen))
+        source = source[np.unique(users[source], return_index=True)[1]]
+        side = [column.numpy()[source].repeat(1 + negatives) for column in positives.side]
+        series = [owners.repeat(1 + negatives), np.column_stack([chosen, drawn]).reshape(-1), *side]
+        names = [columns.user, columns.item, *(feature.name for feature in columns.row_side)]
+        tables.append(pa.table(dict(zip(names, series, strict=True))).cast(columns.schema(names)))
+    if not tables:
+        raise UserError("--validation leave-one-out: no user has two train items, so there is nothing to hold out")
+    table = pa.concat_tables(tables)
+    rows = Rows(columns, tuple(table.column_names), TableSource.of(columns, table), train.frames)
+    return Validation(held_out.to(device), HeldOut(rows, 1 + negatives))
