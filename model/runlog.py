@@ -29,12 +29,14 @@ class RunLog:
     def __init__(self, path: Path, kept_bytes: int = 0) -> None:
         """
         Args:
-            kept_bytes: how much of an existing log is gone on with; what is behind that goes.
+            kept_bytes: how much of an existing log is gone on with; what is behind that goes. A log that has not so
+                much begins anew.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        self._file = path.open("r+" if kept_bytes and path.exists() else "w", encoding="utf-8")
-        self._file.truncate(kept_bytes)
+        goes_on = 0 < kept_bytes <= (path.stat().st_size if path.exists() else 0)
+        self._file = path.open("r+" if goes_on else "w", encoding="utf-8")
+        self._file.truncate(kept_bytes if goes_on else 0)
         self._file.seek(0, os.SEEK_END)
         if not self._file.tell():
             for metric, unit in _UNITS.items():

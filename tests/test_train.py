@@ -28,6 +28,8 @@ from model.evaluation import Evaluation
 from model.neumf import NeuMF
 from model.run import RunWriter
 from model.series import open_test
+from model.trainer import Training
+from model.world import World
 from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.movielens import sample_file
 from workflows.errors import run_command
@@ -95,11 +97,15 @@ def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 def test_a_run_leaves_its_files(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "config.json",
+        "config.yaml",
         "curves.png",
+        "last",
         "log.json",
         "metrics.json",
         "model.safetensors",
+        "tensorboard",
     }
+    assert [path.name for path in (run / "last").iterdir()] == ["state.safetensors"]
     with Image.open(run / "curves.png") as image:
         assert image.format == "PNG"
         image.load()
@@ -116,6 +122,9 @@ def test_metrics_have_their_keys(run: Path) -> None:
     assert set(metrics) == {
         "hr@10",
         "ndcg@10",
+        "recall@10",
+        "mrr",
+        "coverage@10",
         "popularity_hr@10",
         "popularity_ndcg@10",
         "auc",
@@ -142,7 +151,7 @@ def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
     opened = open_test(data, read_feature_spec(data), CPU)
     assert opened is not None
-    scores = Evaluation(opened.rows, opened.length, 10, 1 << 20, CPU)(loaded)
+    scores = Evaluation(opened.rows, opened.length, 10, 1 << 20, World(CPU))(loaded)
     metrics = metrics_of(run)
     assert opened.length == 21
     assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])
@@ -170,6 +179,9 @@ def test_the_best_epoch_is_the_best_in_the_log(run: Path) -> None:
         "validation_epoch_time",
         "hr@10",
         "ndcg@10",
+        "recall@10",
+        "mrr",
+        "coverage@10",
         "train_loss",
         "validation_loss",
     }
@@ -184,7 +196,7 @@ def test_the_best_epoch_is_the_best_in_the_log(run: Path) -> None:
         "time_to_best_model",
     }
     assert summary["best_epoch"] == metrics["best_epoch"]
-    assert summary["best_accuracy"] == metrics["hr@10"]
+    assert summary["best_accuracy"] == metrics["hr@10"] == metrics["recall@10"]
     assert summary["time_to_target"] is None
     train_samples = epochs[0]["train_throughput"] * epochs[0]["train_epoch_time"]
     assert train_samples == pytest.approx(5 * train_positives(run), rel=1e-6)
@@ -276,10 +288,15 @@ def test_an_empty_path_is_none(data: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_an_existing_output_is_left_alone(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    before = contents(run)
     message = fails(capsys, "--data", str(data), "--output", str(run), *FLAGS)
     assert "--overwrite" in message
-    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert contents(run) == before
+
+
+def test_no_process_is_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), "--device", "cpu", "--gpus", "0")
+    assert "--gpus should be 1 or more, got 0" in message
 
 
 def test_overwrite_replaces_a_run_and_nothing_else(
@@ -360,7 +377,7 @@ def test_an_interrupt_before_the_first_model_brings_the_old_run_back(
 
     shutil.copytree(run, tmp_path / "run")
     before = contents(tmp_path / "run")
-    monkeypatch.setattr(train, "fit", interrupted)
+    monkeypatch.setattr(Training, "fit", interrupted)
     for name in ("run", "new"):
         places = ["--data", str(data), "--output", str(tmp_path / name), *(part.format(tmp=tmp_path) for part in log)]
         with pytest.raises(KeyboardInterrupt):
@@ -385,13 +402,14 @@ def test_an_interrupt_after_the_first_model_keeps_the_new_run(
         with pytest.raises(KeyboardInterrupt):
             train.main([*places, "-s", "2"])
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "log.json", "model.safetensors"}
+    kept = {"config.json", "config.yaml", "last", "log.json", "model.safetensors", "tensorboard"}
+    assert {path.name for path in (tmp_path / "run").iterdir()} == kept
     assert load_run(tmp_path / "run", CPU).config["train"]["seed"] == 2
     train.main([*places, "-e", "1", "-b", "100000"])  # an unfinished run is ours too
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
-@pytest.mark.parametrize("left", ["nothing", "log.json"])
+@pytest.mark.parametrize("left", ["nothing", "log.json", "config.yaml"])
 def test_what_a_killed_run_leaves_can_be_overwritten(run: Path, data: Path, tmp_path: Path, left: str) -> None:
     (tmp_path / "run").mkdir()
     if left != "nothing":
@@ -474,7 +492,7 @@ def test_an_output_may_have_any_name(data: Path, tmp_path: Path, capsys: pytest.
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     "flags",
-    [["--gpus", "8"], ["--device", "cuda"], ["--gpus", "1"], ["--device", "cpu", "--gpus", "8"], ["--gpus", "0"]],
+    [["--gpus", "8"], ["--device", "cuda"], ["--gpus", "1"], ["--device", "cuda", "--gpus", "2"]],
 )
 def test_a_gpu_that_is_not_there_is_told(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
@@ -538,10 +556,11 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 
 # A new flag is a decision: whoever adds one adds it here.
 TRAIN_FLAGS = """
-    -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --checkpoint_dir
-    --load_checkpoint_path --log_path --mode
+    -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --config --resume --without
+    --checkpoint_dir --load_checkpoint_path --log_path --mode
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
-    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp -k --topk -t --threshold --valid_batch_size
+    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --patience
+    -k --topk -t --threshold --eval --validation --valid_batch_size
     --device --gpus --loader
 """
 PREPARE_FLAGS = """
@@ -590,7 +609,15 @@ def test_defaults_are_the_references() -> None:
     ours = {
         "output": Path("runs/ml-20m"),
         "overwrite": False,
+        "config": None,
+        "resume": None,
+        "without": [],
         "negatives": "exact",
+        "precision": None,
+        "compile": False,
+        "patience": None,
+        "eval": "sampled",
+        "validation": "none",
         "device": "auto",
         "gpus": None,
         "loader": "merlin",

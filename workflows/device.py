@@ -135,7 +135,7 @@ def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.devi
         return torch.device("cpu")
     wanted = max(gpus or 0, 1 if name == "cuda" else 0, local_rank + 1 if visible else 0)
     if wanted > visible:
-        asked = f"--gpus {gpus}" if gpus else f"--device cuda with local rank {local_rank}"
+        asked = f"--gpus {gpus}" if gpus else f"local rank {local_rank}" if local_rank else "--device cuda"
         raise UserError(
             f"{asked} needs {wanted} GPU(s), and {visible} are visible; run on the CPU with --device cpu "
             "(--gpus N then starts N processes)"
@@ -169,7 +169,7 @@ def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name == "tf32" and not on_gpu:
         raise UserError("--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
     if on_gpu:
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     if name == "amp":
         name = "fp16" if on_gpu else "bf16"
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name)

@@ -30,6 +30,11 @@ from workflows.errors import UserError
         ("threshold", -0.5),
         ("threshold", math.nan),
         ("negatives", "some"),
+        ("precision", "fp8"),
+        ("eval", "some"),
+        ("validation", "some"),
+        ("loader", "some"),
+        ("patience", 0),
         ("seed", -1),
         ("seed", 2**63),
     ],
@@ -48,3 +53,16 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 def test_limits_themselves_are_allowed() -> None:
     TrainConfig(negative_samples=0, beta1=0.0, threshold=0.0, seed=2**63 - 1, batch_size=1, grads_accumulated=1)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_amp_and_full_precision_contradict(precision: str) -> None:
+    with pytest.raises(UserError, match=f"--amp .* --precision {precision}"):
+        TrainConfig(amp=True, precision=precision)
+
+
+def test_amp_is_the_devices_own_precision_unless_one_is_named() -> None:
+    assert TrainConfig().effective_precision == "fp32"
+    assert TrainConfig(amp=True).effective_precision == "amp"
+    assert TrainConfig(amp=True, precision="bf16").effective_precision == "bf16"
+    assert TrainConfig(precision="tf32").effective_precision == "tf32"

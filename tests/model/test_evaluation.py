@@ -1,29 +1,78 @@
-"""Streamed evaluation against loops over the series."""
+"""Evaluation against loops over the series, or over all items; by one process and by several."""
 
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
-from model.columns import Columns
-from model.data import open_train
-from model.evaluation import Evaluation, evaluate, evaluate_rows, item_popularity
+from model.columns import Columns, SideFeature
+from model.data import Rows, open_train
+from model.evaluation import Evaluation, Scores, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
+from model.seen import Seen
 from model.series import open_test
+from model.source import TableSource
+from model.world import World
 from preprocessing.feature_spec import read_feature_spec
+from workflows.device import frame_device
 from workflows.errors import UserError
 
 CPU = torch.device("cpu")
+ALONE = World(CPU)
 N_USERS, N_ITEMS, LENGTH, SERIES = 9, 12, 6, 31
 Row = tuple[int, int, float]
+Result = TypeVar("Result")
+
+
+class Scoring(nn.Module):
+    """A function of users, items and side features of the row, as a network."""
+
+    def __init__(self, score: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.score = score
+
+    def forward(self, *columns: Tensor) -> Tensor:
+        return self.score(*columns)
+
+
+def on_ranks(size: int, work: Callable[[World], Result]) -> list[Result]:
+    """What each of `size` ranks comes to, all at work at once, a thread each."""
+    added = [torch.empty(0)] * size
+    met = threading.Barrier(size, timeout=60)
+
+    class Rank(World):
+        def sum(self, tensor: Tensor) -> Tensor:
+            added[self.rank] = tensor.clone()
+            met.wait()
+            total = torch.stack(added).sum(dim=0)
+            met.wait()
+            return tensor.copy_(total)
+
+    def part(rank: int) -> Result:
+        try:
+            return work(Rank(CPU, rank, size))
+        except BaseException:
+            met.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(part, range(size)))
 
 
 def random_series(seed: int) -> list[Row]:
@@ -36,8 +85,8 @@ def random_series(seed: int) -> list[Row]:
     ]
 
 
-def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, float]:
-    hits, gains, losses = [], [], []
+def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, float, float]:
+    hits, gains, reciprocal, losses = [], [], [], []
     for start in range(0, len(rows), LENGTH):
         block = rows[start : start + LENGTH]
         scores = [float(table[user, item]) for user, item, _ in block]
@@ -45,10 +94,16 @@ def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, flo
         rank = len(ahead - {block[0][1]})
         hits.append(rank < k)
         gains.append(1 / math.log2(rank + 2) if rank < k else 0.0)
+        reciprocal.append(1 / (rank + 1))
         for place, score in enumerate(scores):
             probability = 1 / (1 + math.exp(-score))
             losses.append(-math.log(probability if place == 0 else 1 - probability))
-    return tuple(float(np.mean(values)) for values in (hits, gains, losses))
+    return tuple(float(np.mean(values)) for values in (hits, gains, reciprocal, losses))
+
+
+def ranked(scores: Scores) -> tuple[float | None, ...]:
+    """What `brute` computes."""
+    return scores.hit_rate, scores.ndcg, scores.mrr, scores.loss
 
 
 # Series in parts that need not end where a series does, one part without rows.
@@ -63,9 +118,9 @@ def test_metrics_are_those_of_a_loop(test_rows: Callable, cuts: list[int], batch
     table = np.random.default_rng(5).integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)  # ties abound
     scores = torch.from_numpy(table)
     streamed = test_rows(parts, N_USERS, N_ITEMS, LENGTH)
-    found = evaluate(lambda users, items: scores[users, items], streamed, LENGTH, 2, batch_size, CPU)
-    expected = brute(rows, table, 2)
-    assert (found.hit_rate, found.ndcg, found.loss) == pytest.approx(expected, rel=1e-6)
+    found = Evaluation(streamed, LENGTH, 2, batch_size, ALONE)(Scoring(lambda users, items: scores[users, items]))
+    assert ranked(found) == pytest.approx(brute(rows, table, 2), rel=1e-6)
+    assert found.auc is None
     assert found.samples_per_s == pytest.approx(len(rows) / found.seconds)
 
 
@@ -74,12 +129,12 @@ def test_every_series_is_scored_once_the_last_partial_batch_too(test_rows: Calla
     streamed = test_rows([rows], N_USERS, N_ITEMS, LENGTH)
     seen: list[tuple[int, int]] = []
 
-    def score(users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+    def score(users: Tensor, items: Tensor) -> Tensor:
         assert len(users) <= 24
         seen.extend(zip(users.tolist(), items.tolist(), strict=True))
         return torch.zeros(len(users))
 
-    evaluate(score, streamed, LENGTH, 2, 29, CPU)  # 29 samples are 4 series
+    Evaluation(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples are 4 series
     assert seen == [(user, item) for user, item, _ in rows]
 
 
@@ -104,8 +159,8 @@ def test_a_model_is_evaluated_without_dropout_and_gets_its_mode_back(test_rows: 
     table = model.eval()(users, items).detach().reshape(N_USERS, N_ITEMS).double().numpy()
     for training in (True, False):
         model.train(training)
-        found = Evaluation(streamed, LENGTH, 3, 100, CPU)(model)
-        assert (found.hit_rate, found.ndcg, found.loss) == pytest.approx(brute(rows, table, 3), rel=1e-5)
+        found = Evaluation(streamed, LENGTH, 3, 100, ALONE)(model)
+        assert ranked(found) == pytest.approx(brute(rows, table, 3), rel=1e-5)
         assert model.training is training
 
 
@@ -113,7 +168,7 @@ def test_the_mode_comes_back_after_an_error(test_rows: Callable) -> None:
     streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
     with pytest.raises(UserError, match="id 99"):
-        Evaluation(streamed, 2, 1, 10, CPU)(model)
+        Evaluation(streamed, 2, 1, 10, ALONE)(model)
     assert model.training
 
 
@@ -121,9 +176,14 @@ def test_popularity_counts_train_positives(train_rows: Callable) -> None:
     rng = np.random.default_rng(0)
     rows = [(int(u), int(i), float(label)) for u, i, label in rng.integers(0, [5, 7, 2], (90, 3))]
     parts = [sorted(rows[:40]), [], sorted(rows[40:])]
-    counts = item_popularity(train_rows(parts, 5, 8), CPU, block_rows=17)
-    expected = Counter(item for _, item, label in rows if label)
-    assert counts.tolist() == [expected[item] for item in range(8)]
+    counted = Counter(item for _, item, label in rows if label)
+    expected = [counted[item] for item in range(8)]
+    train = train_rows(parts, 5, 8)
+    assert item_popularity(train, ALONE, block_rows=17).tolist() == expected
+    for size in (2, 3, 4):  # two parts have rows
+        assert [counts.tolist() for counts in on_ranks(size, lambda world: item_popularity(train, world))] == (
+            [expected] * size
+        )
 
 
 def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> None:
@@ -133,7 +193,7 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
     streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
-        assert Evaluation(streamed, 3, k, 6, CPU).popularity(popular).hit_rate == pytest.approx(hits)
+        assert Evaluation(streamed, 3, k, 6, ALONE).popularity(popular).hit_rate == pytest.approx(hits)
 
 
 def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata: int) -> tuple[Path, pd.DataFrame]:
@@ -151,7 +211,7 @@ def evaluation_of(folder: Path, batch_size: int) -> Evaluation:
     spec = read_feature_spec(folder)
     test = open_test(folder, spec, CPU)
     assert test is not None
-    return Evaluation.of(test, Columns.of(spec), 2, batch_size, CPU)
+    return Evaluation.of(test, Columns.of(spec), 2, batch_size, ALONE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10**6])
@@ -163,7 +223,7 @@ def test_rows_that_are_no_series_have_loss_and_auc(write_frames: Callable[..., P
     evaluation = evaluation_of(folder, batch_size)
     assert evaluation.length is None
     assert evaluation.rows.names == ("user", "item", "label", "hour")
-    found = evaluate_rows(lambda users, items, hours: scores[users, items, hours], evaluation.rows, batch_size, CPU)
+    found = evaluation(Scoring(lambda users, items, hours: scores[users, items, hours]))
     known = table[frame["user"], frame["item"], frame["hour"]].astype(float)
     positives, negatives = known[frame["label"] > 0], known[frame["label"] == 0]
     pairs = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
@@ -171,16 +231,17 @@ def test_rows_that_are_no_series_have_loss_and_auc(write_frames: Callable[..., P
     probability = 1 / (1 + np.exp(-known))
     losses = -(frame["label"] * np.log(probability) + (1 - frame["label"]) * np.log(1 - probability))
     assert found.loss == pytest.approx(losses.mean(), rel=1e-6)
-    assert (found.hit_rate, found.ndcg, found.quality) == (None, None, found.auc)
-    assert found.named(2) == {"auc": found.auc}
+    assert (found.hit_rate, found.ndcg, found.mrr, found.coverage) == (None,) * 4
+    assert found.quality == found.auc
+    assert found.named(2) == found.all_named(2) == {"auc": found.auc}
     assert found.samples_per_s == pytest.approx(len(labels) / found.seconds)
 
 
 def test_rows_of_one_label_have_a_loss_alone(write_frames: Callable[..., Path]) -> None:
     folder, _ = labelled(write_frames, [1.0] * 5)
     evaluation = evaluation_of(folder, 10)
-    found = evaluate_rows(lambda users, *_: torch.zeros(len(users)), evaluation.rows, 10, CPU)
-    assert (found.quality, found.named(2)) == (None, {})
+    found = evaluation(Scoring(lambda users, *_: torch.zeros(len(users))))
+    assert (found.quality, found.named(2), found.all_named(2)) == (None, {}, {})
     assert found.loss == pytest.approx(math.log(2))
 
 
@@ -190,11 +251,11 @@ def test_series_are_scored_with_the_side_features_of_their_rows(write_frames: Ca
     assert evaluation.rows.names == ("user", "item", "hour")
     seen: list[int] = []
 
-    def score(users: torch.Tensor, items: torch.Tensor, hours: torch.Tensor) -> torch.Tensor:
+    def score(users: Tensor, items: Tensor, hours: Tensor) -> Tensor:
         seen.extend(hours.tolist())
         return torch.zeros(len(users))
 
-    evaluate(score, evaluation.rows, 3, 2, 6, CPU)
+    evaluation(Scoring(score))
     assert seen == frame["hour"].tolist()
 
 
@@ -205,3 +266,310 @@ def test_popularity_ranks_rows_that_are_no_series_too(write_frames: Callable[...
     known = np.array([counts[item] for item in frame["item"]])
     pairs = [(p > n) + (p == n) / 2 for p in known[frame["label"] > 0] for n in known[frame["label"] == 0]]
     assert found.auc == pytest.approx(np.mean(pairs))
+
+
+def test_metrics_by_name() -> None:
+    scores = Scores(0.5, 0.25, 0.7, 1.0, 10.0, mrr=0.125, coverage=0.75)
+    compared = {"hr@7": 0.5, "ndcg@7": 0.25}
+    assert scores.named(7) == compared
+    assert scores.all_named(7) == compared | {"recall@7": 0.5, "mrr": 0.125, "coverage@7": 0.75}
+    assert scores.texts(7) == ["HR@7 0.5000", "NDCG@7 0.2500"]
+    assert scores.quality == 0.5
+
+
+N_HOURS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """Test rows, what users have seen, and how the model scores them.
+
+    Attributes:
+        rows: (user, item, label, hour), series of `length` or (None) labelled rows.
+        table: float32 [users, items, hours], the scores.
+    """
+
+    rows: list[tuple[int, int, float, int]]
+    length: int | None
+    seen: dict[int, set[int]]
+    table: np.ndarray
+
+    @property
+    def n_users(self) -> int:
+        return self.table.shape[0]
+
+    @property
+    def n_items(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def positives(self) -> list[tuple[int, int, int]]:
+        """User, item and hour of each."""
+        if self.length is not None:
+            return [(user, item, hour) for user, item, _, hour in self.rows[:: self.length]]
+        return [(user, item, hour) for user, item, label, hour in self.rows if label > 0]
+
+    @property
+    def model(self) -> nn.Module:
+        scores = torch.from_numpy(self.table)
+        return Scoring(lambda users, items, hours: scores[users, items, hours])
+
+    def evaluation(self, k: int, batch_size: int, world: World = ALONE, full: bool = True, **more: bool) -> Evaluation:
+        columns = Columns("user", "item", "label", self.n_users, self.n_items, (SideFeature("hour", N_HOURS),))
+        names = [name for name in columns.streamed if name != "label" or self.length is None]
+        values = dict(zip(columns.streamed, zip(*self.rows, strict=True), strict=True))
+        table = pa.table({name: values[name] for name in names}).cast(columns.schema(names))
+        rows = Rows(columns, tuple(names), TableSource.of(columns, table), frame_device("cpu"))
+        items = [sorted(self.seen[user]) for user in range(self.n_users)]
+        starts = torch.tensor([0, *np.cumsum([len(own) for own in items])])
+        seen = Seen(starts, torch.tensor([item for own in items for item in own], dtype=torch.int32))
+        return Evaluation(rows, self.length, k, batch_size, world, seen if full else None, **more)
+
+    @staticmethod
+    def random(
+        seed: int, length: int | None, n_series: int = 20, n_users: int = 5, n_items: int = 8, ties: bool = True
+    ) -> Case:
+        rng = np.random.default_rng(seed)
+        shape = (n_users, n_items, N_HOURS)
+        # Either few distinct scores, or all of them distinct.
+        table = rng.integers(-2, 3, shape) if ties else rng.permutation(math.prod(shape)).reshape(shape) / 50 - 1
+        seen = {
+            user: set(np.flatnonzero(rng.random(n_items) < share).tolist())
+            for user, share in enumerate(rng.choice([0.0, 0.5, 0.9, 1.0], n_users))
+        }
+        users = rng.integers(0, n_users, n_series)
+        if length is None:
+            labels = (rng.random(n_series) < 0.5).astype(float)
+            labels[rng.integers(0, n_series)] = 0.5
+        else:
+            users, labels = users.repeat(length), np.tile([1.0] + [0.0] * (length - 1), n_series)
+        series = (rng.permutation(n_items)[: length or 1] for _ in range(n_series))
+        items, hours = np.concatenate(list(series)), rng.integers(0, N_HOURS, len(users))
+        rows = list(zip(users.tolist(), items.tolist(), labels.tolist(), hours.tolist(), strict=True))
+        return Case(rows, length, seen, table.astype(np.float32))
+
+
+def first_k(scores: dict[int, float], k: int) -> tuple[set[int], set[int]]:
+    """The items that are certainly, and those that may be among the first k, as ties may come in any order."""
+    values = np.array(list(scores.values()))
+    certain = {item for item, score in scores.items() if (values >= score).sum() <= k}
+    return certain, {item for item, score in scores.items() if (values > score).sum() < k}
+
+
+def check_full(found: Scores, case: Case, table: np.ndarray, k: int) -> None:
+    """Each positive stands among all items that its user has not seen."""
+    ranks, losses, certain, possible = [], [], set(), set()
+    for user, positive, hour in case.positives:
+        candidates = [item for item in range(case.n_items) if item == positive or item not in case.seen[user]]
+        scores = {item: float(table[user, item, hour]) for item in candidates}
+        ranks.append(sum(score >= scores[positive] for item, score in scores.items() if item != positive))
+        losses += [math.log1p(math.exp(-score if item == positive else score)) for item, score in scores.items()]
+        sure, perhaps = first_k(scores, k)
+        certain |= sure
+        possible |= perhaps
+    ahead = np.array(ranks)
+    assert found.hit_rate == pytest.approx(np.mean(ahead < k))
+    assert found.all_named(k)[f"recall@{k}"] == found.hit_rate
+    assert found.ndcg == pytest.approx(np.mean(np.where(ahead < k, 1 / np.log2(ahead + 2), 0.0)))
+    assert found.mrr == pytest.approx(np.mean(1 / (ahead + 1)))
+    assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert found.samples_per_s == pytest.approx(len(losses) / found.seconds)
+    assert found.coverage is not None
+    assert len(certain) <= round(found.coverage * case.n_items, 6) <= len(possible)
+    assert found.auc is None
+
+
+@given(
+    st.builds(
+        Case.random,
+        seed=st.integers(0, 2**32),
+        length=st.sampled_from([None, 1, 3]),
+        n_series=st.integers(1, 12),
+        n_users=st.integers(1, 5),
+        n_items=st.integers(3, 9),
+        ties=st.booleans(),
+    ),
+    st.integers(1, 10),
+    st.integers(1, 40),
+    st.booleans(),
+)
+def test_full_ranking_is_that_of_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
+    found = case.evaluation(k, batch_size, in_memory=in_memory)(case.model)
+    check_full(found, case, case.table, k)
+
+
+@pytest.mark.parametrize("length", [None, 3])
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 20, 10**6])  # there are 8 items
+def test_full_ranking_scores_every_item_once_for_each_positive(length: int | None, batch_size: int) -> None:
+    case = Case.random(4, length)
+    scored: list[tuple[int, int, int]] = []
+
+    def score(users: Tensor, items: Tensor, hours: Tensor) -> Tensor:
+        assert len(users) == len(items) == len(hours) <= batch_size
+        scored.extend(zip(users.tolist(), items.tolist(), hours.tolist(), strict=True))
+        return torch.zeros(len(users))
+
+    case.evaluation(2, batch_size)(Scoring(score))
+    assert Counter(scored) == Counter((user, item, hour) for user, _, hour in case.positives for item in range(8))
+
+
+def test_full_ranking_by_hand() -> None:
+    # Of items 0 .. 4 user 0 has seen 0 and 1, user 1 all but 3, user 2 all; scores fall with the item.
+    table = np.tile(np.array([5, 4, 3, 2, 1], dtype=np.float32)[None, :, None], (3, 1, N_HOURS))
+    seen = {0: {0, 1}, 1: {0, 1, 2, 4}, 2: set(range(5))}
+    rows = [(0, 4, 1.0, 0), (1, 4, 1.0, 0), (2, 4, 1.0, 0)]
+    found = Case(rows, 1, seen, table).evaluation(2, 100)(Case(rows, 1, seen, table).model)
+    # Behind 2 and 3; behind 3; alone.
+    assert found.hit_rate == pytest.approx(2 / 3)
+    assert found.mrr == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
+    assert found.ndcg == pytest.approx((0 + 1 / math.log2(3) + 1) / 3)
+    assert found.coverage == pytest.approx(3 / 5)  # items 2, 3 and 4
+
+
+@pytest.mark.parametrize("length", [None, 3])
+def test_popularity_ranks_all_items_too(train_rows: Callable, length: int | None) -> None:
+    case = Case.random(6, length)
+    rng = np.random.default_rng(6)
+    train = sorted((int(u), int(i), float(label)) for u, i, label in rng.integers(0, [5, 8, 2], (60, 3)))
+    counts = Counter(item for _, item, label in train if label)
+    table = np.broadcast_to(np.array([counts[item] for item in range(8)], float)[None, :, None], case.table.shape)
+    check_full(case.evaluation(3, 30).popularity(train_rows([train], 5, 8)), case, table, 3)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_coverage_of_series_counts_the_first_items_of_anybody(k: int) -> None:
+    case = Case.random(7, 4, n_series=6, n_items=20, ties=False)
+    found = case.evaluation(k, 9, full=False)(case.model)
+    first: set[int] = set()
+    for start in range(0, len(case.rows), 4):
+        series = case.rows[start : start + 4]
+        best = sorted(series, key=lambda row: -case.table[row[0], row[1], row[3]])[:k]
+        first |= {item for _, item, _, _ in best}
+    assert found.coverage == pytest.approx(len(first) / 20)
+
+
+MODES = {"series": (3, False), "all items": (3, True), "labelled rows": (None, True)}
+
+
+def exact(scores: Scores) -> tuple[float | None, ...]:
+    """The metrics that any number of ranks gives bit for bit; the loss is a sum in another order."""
+    return scores.hit_rate, scores.ndcg, scores.mrr, scores.coverage, scores.auc
+
+
+@pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())
+@pytest.mark.parametrize("in_memory", [False, True], ids=["streamed", "memory"])
+def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bool, in_memory: bool) -> None:
+    case = Case.random(9, length)
+    for batch_size in (6, 40):  # ten pieces; two, so that some ranks have none
+        one = case.evaluation(2, batch_size, full=full)(case.model)
+
+        def twice(world: World, batch_size: int = batch_size) -> list[Scores]:
+            evaluation = case.evaluation(2, batch_size, world, full, in_memory=in_memory)
+            return [evaluation(case.model), evaluation(case.model)]
+
+        for size in (1, 2, 3, 4):
+            everyone = [scores for both in on_ranks(size, twice) for scores in both]
+            assert len(everyone) == 2 * size
+            assert {exact(scores) for scores in everyone} == {exact(one)}
+            assert len({scores.loss for scores in everyone}) == 1
+            assert everyone[0].loss == pytest.approx(one.loss, rel=1e-9)
+
+
+def test_every_rank_measures_rows_that_are_no_series() -> None:
+    case = Case.random(9, None)
+    one = case.evaluation(2, 6, full=False)(case.model)
+    everyone = on_ranks(3, lambda world: case.evaluation(2, 6, world, full=False)(case.model))
+    assert one.auc is not None
+    assert {(scores.auc, scores.loss) for scores in everyone} == {(one.auc, one.loss)}
+
+
+@pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())
+def test_ranks_share_the_pieces_that_one_would_score(length: int | None, full: bool) -> None:
+    case = Case.random(11, length)
+    scored: list[tuple[tuple[int, ...], ...]] = []
+
+    def score(*columns: Tensor) -> Tensor:
+        scored.append(tuple(tuple(column.tolist()) for column in columns))
+        return torch.zeros(len(columns[0]))
+
+    case.evaluation(2, 6, full=full)(Scoring(score))
+    pieces = Counter(scored)
+    for size in (2, 3, 4):
+        scored.clear()
+        on_ranks(size, lambda world: case.evaluation(2, 6, world, full)(Scoring(score)))
+        assert Counter(scored) == pieces
+
+
+@pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())
+def test_rows_in_memory_are_read_once(monkeypatch: pytest.MonkeyPatch, length: int | None, full: bool) -> None:
+    case = Case.random(13, length)
+    reads: list[int] = []
+    stream = Rows.stream
+
+    def counted(self: Rows, *args: object) -> object:
+        reads.append(1)
+        return stream(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Rows, "stream", counted)
+    other = Case.random(14, length)
+    models = [case.model, other.model]
+    for in_memory in (False, True):
+        reads.clear()
+        evaluation = case.evaluation(2, 6, full=full, in_memory=in_memory)
+        found = [exact(evaluation(model)) for model in (*models, *models)]
+        assert len(reads) == (1 if in_memory else 4)
+        assert found[:2] == found[2:]
+        assert found[0] == exact(case.evaluation(2, 6, full=full)(models[0]))
+        assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("constant", [0.0, 5.0, math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())
+def test_a_constant_model_never_hits(constant: float, length: int | None, full: bool) -> None:
+    case = Case.random(15, length)
+    nobody = Case(case.rows, length, {user: {0} for user in range(5)}, case.table)
+    found = nobody.evaluation(2, 30, full=full)(Scoring(lambda users, *_: torch.full((len(users),), constant)))
+    candidates = [7 + (item == 0) if full else length for _, item, _ in nobody.positives]
+    assert (found.hit_rate, found.ndcg) == (0.0, 0.0)
+    assert found.mrr == pytest.approx(np.mean([1 / n for n in candidates]))
+    assert math.isfinite(found.loss) == math.isfinite(constant)
+
+
+def test_scores_that_are_none_come_before_the_positive_and_are_never_recommended() -> None:
+    case = Case.random(16, 1, ties=False)
+    table = case.table.copy()
+    table[:, ::2] = math.nan  # items 0, 2, 4 and 6
+    none = dict.fromkeys(range(5), set())
+    broken = Case(case.rows, 1, none, table)
+    found = broken.evaluation(4, 100)(broken.model)
+    ranks = [
+        7 if item % 2 == 0 else 4 + sum(table[user, other, hour] > table[user, item, hour] for other in (1, 3, 5, 7))
+        for user, item, hour in broken.positives
+    ]
+    assert found.hit_rate == found.ndcg == 0.0
+    assert found.mrr == pytest.approx(np.mean([1 / (rank + 1) for rank in ranks]))
+    assert found.coverage == 0.0
+    assert math.isnan(found.loss)
+
+
+def test_rows_without_scores_have_no_auc_to_speak_of() -> None:
+    case = Case.random(17, None)
+    found = case.evaluation(2, 6, full=False)(Scoring(lambda users, *_: torch.full((len(users),), math.nan)))
+    assert found.auc == 0.0
+    assert math.isnan(found.loss)
+
+
+def test_of_folders_takes_seen_and_the_label_where_rows_are_no_series(write_frames: Callable[..., Path]) -> None:
+    folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0])
+    spec = read_feature_spec(folder)
+    test, train = open_test(folder, spec, CPU), open_train(folder, spec, CPU)
+    assert test is not None
+    table = np.random.default_rng(5).integers(-2, 3, (9, 12, 4)).astype(np.float32)
+    rows = [(row.user, row.item, row.label, row.hour) for row in frame.itertuples()]
+    seen: dict[int, set[int]] = {user: set() for user in range(9)}
+    for user, item, label, _ in rows:
+        if label > 0:
+            seen[user].add(item)
+    case = Case(rows, None, seen, table)
+    evaluation = Evaluation.of(test, Columns.of(spec), 3, 20, ALONE, Seen.of(train, CPU), in_memory=True)
+    check_full(evaluation(case.model), case, table, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def test_lines_are_those_of_dllogger(tmp_path: Path) -> None:
     path = tmp_path / "some" / "log.json"
-    with RunLog(path) as log:
+    with closing(RunLog(path)) as log:
         log.parameters({"epochs": 2, "data": "there"})
         log.epoch(0, {"hr@10": 0.5})
         log.epoch(1, {"hr@10": 0.25})
@@ -54,6 +55,30 @@ def test_lines_are_those_of_dllogger(tmp_path: Path) -> None:
 def test_a_log_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     for run in range(2):
-        with RunLog(path) as log:
+        with closing(RunLog(path)) as log:
             log.parameters({"run": run})
     assert [line["data"] for line in read_lines(path) if line["type"] == "LOG"] == [{"run": 1}]
+
+
+def test_a_log_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    with closing(RunLog(path)) as log:
+        log.parameters({"run": 0})
+        log.epoch(0, {"loss": 1.0})
+        kept = log.bytes
+        log.epoch(1, {"loss": 0.5})
+    before = path.read_bytes()
+    with closing(RunLog(path, kept)) as log:
+        assert log.bytes == kept
+        log.epoch(1, {"loss": 0.25})
+    assert path.read_bytes()[:kept] == before[:kept]
+    logged = [(line["step"], line["data"]) for line in read_lines(path) if line["type"] == "LOG"]
+    assert logged == [("PARAMETER", {"run": 0}), ([0], {"loss": 1.0}), ([1], {"loss": 0.25})]
+
+
+def test_a_log_that_is_gone_begins_anew(tmp_path: Path) -> None:
+    with closing(RunLog(tmp_path / "log.json", 1000)) as log:
+        log.epoch(3, {})
+    lines = read_lines(tmp_path / "log.json")
+    assert lines[0]["type"] == "METADATA"
+    assert lines[-1]["step"] == [3]

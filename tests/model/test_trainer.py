@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +17,10 @@ from model.columns import SideFeature
 from model.config import TrainConfig
 from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
-from model.trainer import EpochReport, Step, fit
+from model.trainer import History, Step, Training
+from model.world import World
 from workflows.errors import UserError
+from workflows.progress import stage
 
 CPU = torch.device("cpu")
 
@@ -41,8 +44,8 @@ def batches(count: int, size: int = 50) -> list[Batch]:
 
 def train(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:
     model = network()
-    step = Step(model, config, CPU)
-    return model, [step(batch).item() for batch in data]
+    step = Step(model, config, World(CPU))
+    return model, [step(batch, len(batch)).item() for batch in data]
 
 
 def assert_close(first: nn.Module, second: nn.Module, atol: float) -> None:
@@ -93,10 +96,11 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(pieces: int) -> None
     assert_close(whole, parts, atol=1e-5)
 
 
-def test_mixed_precision_on_a_cpu_stays_close() -> None:
+@pytest.mark.parametrize("how", [{"amp": True}, {"precision": "bf16"}, {"precision": "fp16"}])
+def test_mixed_precision_on_a_cpu_stays_close(how: dict[str, Any]) -> None:
     data = batches(5)
     exact, losses = train(CONFIG, data)
-    mixed, mixed_losses = train(TrainConfig(eps=1e-3, amp=True), data)
+    mixed, mixed_losses = train(TrainConfig(eps=1e-3, **how), data)
     assert mixed_losses == pytest.approx(losses, rel=0.02)
     assert mixed_losses != losses  # it was used
     for value in mixed.state_dict().values():
@@ -118,46 +122,55 @@ class FixedBatches:
 
 
 def fit_with(
-    hit_rates: list[float] | None, data: list[Batch] | None = None, **config: Any
-) -> tuple[Any, list[tuple[int, bool]]]:
-    """`fit` with given hit rates after each epoch (None: no evaluation); the report and what `on_epoch` was told."""
-    coming, told = iter(hit_rates or []), []
-    settings = TrainConfig(**{"epochs": len(hit_rates or []), **config})
+    scores: list[Scores] | None, data: list[Batch] | None = None, **config: Any
+) -> tuple[History, list[tuple[int, bool]]]:
+    """Train with given scores after each epoch (None: no evaluation); the history, and of each epoch whether it was
+    the best when it was told."""
+    coming, told = iter(scores or []), []
+    settings = TrainConfig(**{"epochs": len(scores or []), **config})
     source: Any = FixedBatches(data or batches(2) + batches(1, 7))
+    model = network(0.5)
+    training = Training(model, Step(model, settings, World(CPU)))
 
-    def on_epoch(report: EpochReport, best: bool) -> None:
-        told.append((report.epoch, best))
+    def on_epoch(training: Training) -> None:
+        history = training.history
+        told.append((history.epochs[-1].epoch, history.best_epoch is history.epochs[-1]))
 
     def evaluation(_: nn.Module) -> Scores:
-        return Scores(next(coming), 0.0, 0.5, 1.0, 1.0)
+        return next(coming)
 
-    return fit(network(0.5), source, evaluation if hit_rates else None, settings, CPU, on_epoch), told
+    with stage("train", 1, "samples", shown=False) as progress:
+        return training.fit(source, evaluation if scores else None, settings, on_epoch, progress), told
+
+
+def hits(*rates: float) -> list[Scores]:
+    return [Scores(rate, 0.0, 0.5, 1.0, 1.0) for rate in rates]
 
 
 def test_the_earliest_best_epoch_is_kept() -> None:
-    report, told = fit_with([0.2, 0.5, 0.5, 0.1, 0.6, 0.6])
+    report, told = fit_with(hits(0.2, 0.5, 0.5, 0.1, 0.6, 0.6))
     assert told == [(0, True), (1, True), (2, False), (3, False), (4, True), (5, False)]
-    assert report.best.epoch == 4
+    assert report.best_epoch.epoch == 4
     assert [epoch.epoch for epoch in report.epochs] == list(range(6))
     assert report.time_to_target_s is None
     assert 0 < report.time_to_best_s <= sum(epoch.train_s for epoch in report.epochs) + 60
 
 
 def test_a_model_that_never_hits_still_has_a_best_epoch() -> None:
-    report, told = fit_with([0.0, 0.0])
-    assert (report.best.epoch, told) == (0, [(0, True), (1, False)])
+    report, told = fit_with(hits(0.0, 0.0))
+    assert (report.best_epoch.epoch, told) == (0, [(0, True), (1, False)])
 
 
 def test_without_evaluation_the_last_epoch_is_kept() -> None:
     report, told = fit_with(None, epochs=3, threshold=0.0)
     assert told == [(0, True), (1, True), (2, True)]
-    assert report.best is report.epochs[-1]
+    assert report.best_epoch is report.epochs[-1]
     assert [epoch.scores for epoch in report.epochs] == [None] * 3
     assert report.time_to_target_s is None
 
 
 def test_training_stops_at_the_threshold() -> None:
-    report, told = fit_with([0.2, 0.5, 0.9], threshold=0.5)
+    report, told = fit_with(hits(0.2, 0.5, 0.9), threshold=0.5)
     assert told == [(0, True), (1, True)]
     assert report.time_to_target_s is not None
     assert report.time_to_target_s >= report.time_to_best_s
@@ -165,7 +178,7 @@ def test_training_stops_at_the_threshold() -> None:
 
 def test_an_epoch_reports_its_samples_and_mean_loss() -> None:
     data = batches(2) + batches(1, 7)
-    report, _ = fit_with([0.1], data, learning_rate=1e-12)
+    report, _ = fit_with(hits(0.1), data, learning_rate=1e-12)
     epoch = report.epochs[0]
     assert epoch.train_samples == 107
     assert epoch.train_throughput == pytest.approx(107 / epoch.train_s)
@@ -177,7 +190,7 @@ def test_a_loss_that_is_no_number_is_told() -> None:
         broken = batches(2)
         broken[1].labels[3] = bad
         with pytest.raises(UserError, match="--learning_rate"):
-            fit_with([0.1, 0.1], broken)
+            fit_with(hits(0.1, 0.1), broken)
 
 
 def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callable) -> None:
@@ -187,8 +200,11 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     model = network(0.5)
     before = copy.deepcopy(model.state_dict())
     config = TrainConfig(epochs=2, topk=1, threshold=2.0)
-    evaluation = Evaluation(series, 2, config.topk, config.valid_batch_size, CPU)
-    report = fit(model, EpochBatches(rows, sampling, CPU), evaluation, config, CPU, lambda *_: None)
+    world = World(CPU)
+    evaluation = Evaluation(series, 2, config.topk, config.valid_batch_size, world)
+    training = Training(model, Step(model, config, world))
+    with stage("train", 90, "samples", shown=False) as progress:
+        report = training.fit(EpochBatches(rows, sampling, world), evaluation, config, lambda _: None, progress)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
     # Users without a sample do not move: their gradient is zero from the first step on.
@@ -196,25 +212,37 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
 
 
 def test_epochs_are_compared_by_auc_where_there_are_no_series() -> None:
-    areas, told = iter([0.4, 0.7, 0.6, 0.8]), []
-    report = fit(
-        network(),
-        cast(Any, FixedBatches(batches(1))),
-        lambda _: Scores(None, None, 0.5, 1.0, 1.0, auc=next(areas)),
-        TrainConfig(epochs=4, threshold=0.75),
-        CPU,
-        lambda epoch, best: told.append(best),
-    )
-    assert told == [True, True, False, True]
-    assert (report.best.epoch, report.best.quality) == (3, 0.8)
+    areas = [Scores(None, None, 0.5, 1.0, 1.0, auc=area) for area in (0.4, 0.7, 0.6, 0.8)]
+    report, told = fit_with(areas, threshold=0.75)
+    assert [best for _, best in told] == [True, True, False, True]
+    assert (report.best_epoch.epoch, report.best_epoch.quality) == (3, 0.8)
     assert report.time_to_target_s is not None
 
 
 def test_where_only_the_loss_is_known_the_last_epoch_is_kept() -> None:
-    scores = Scores(None, None, 0.5, 1.0, 1.0)
-    source = cast(Any, FixedBatches(batches(1)))
-    report = fit(network(), source, lambda _: scores, TrainConfig(epochs=3, threshold=0.0), CPU, lambda *_: None)
-    assert report.best.epoch == 2
+    report, _ = fit_with([Scores(None, None, 0.5, 1.0, 1.0)] * 3, threshold=0.0)
+    assert report.best_epoch.epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("rates", "patience", "epochs"),
+    [
+        ((0.1, 0.2, 0.2, 0.1, 0.9), 2, 4),
+        ((0.1, 0.2, 0.2, 0.3, 0.1, 0.1, 0.9), 2, 6),
+        ((0.3, 0.2, 0.9), 1, 2),
+        ((0.1, 0.2, 0.3), 1, 3),
+    ],
+)
+def test_patience_ends_training_that_does_not_get_better(rates: tuple[float, ...], patience: int, epochs: int) -> None:
+    report, told = fit_with(hits(*rates), patience=patience)
+    assert len(report.epochs) == len(told) == epochs
+
+
+def test_a_history_survives_json() -> None:
+    history, _ = fit_with(hits(0.1, 0.7, 0.3), threshold=0.6)
+    assert len(history.epochs) == 2
+    assert History.of_json(json.loads(json.dumps(history.to_json()))) == history
+    assert History.of_json(json.loads(json.dumps(History().to_json()))) == History()
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -225,8 +253,8 @@ def test_a_step_takes_the_side_features_of_its_rows(pieces: int) -> None:
     g = torch.Generator().manual_seed(1)
     (batch,) = batches(1)
     columns = (torch.randint(5, (50,), generator=g), torch.randn(50, generator=g))
-    step = Step(model, TrainConfig(eps=1e-3, grads_accumulated=pieces), CPU)
-    loss = step(Batch(batch.users, batch.items, batch.labels, columns)).item()
+    step = Step(model, TrainConfig(eps=1e-3, grads_accumulated=pieces), World(CPU))
+    loss = step(Batch(batch.users, batch.items, batch.labels, columns), 50).item()
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0045, betas=(0.25, 0.5), eps=1e-3)
     logits = plain(batch.users, batch.items, *columns)
     expected = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels)

@@ -14,12 +14,15 @@ import torch
 
 from workflows.device import (
     FrameDevice,
+    collective_backend,
     frame_device,
     frames_of,
+    rng_state,
+    set_rng_state,
     synchronize,
-    torch_autocast_dtype,
     torch_device,
     torch_generator,
+    torch_precision,
 )
 from workflows.errors import UserError
 
@@ -33,6 +36,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
 
 
 @pytest.fixture
@@ -164,9 +168,59 @@ def test_a_generator_neither_reads_nor_moves_the_global_one() -> None:
     torch.set_rng_state(state)
 
 
-def test_reduced_precision_of_each_device() -> None:
-    assert torch_autocast_dtype(torch.device("cuda")) == torch.float16
-    assert torch_autocast_dtype(torch.device("cpu")) == torch.bfloat16
+@pytest.mark.parametrize(("name", "local_rank", "visible"), [("auto", 1, 2), ("cuda", 1, 2), ("auto", 0, 2)])
+def test_each_process_takes_the_gpu_of_its_number(
+    monkeypatch: pytest.MonkeyPatch, name: str, local_rank: int, visible: int
+) -> None:
+    pretend_gpus(monkeypatch, visible)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert torch_device(name, None, local_rank) == torch.device("cuda", local_rank)
+    assert taken == [local_rank]
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 2)
+    with pytest.raises(UserError, match="local rank 2 needs 3 GPU"):
+        torch_device("auto", None, 2)
+    assert torch_device("cpu", None, 2) == torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "on_cpu", "on_gpu"),
+    [
+        ("fp32", None, None),
+        ("fp16", torch.float16, torch.float16),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+        ("amp", torch.bfloat16, torch.float16),
+    ],
+)
+def test_reduced_precision_of_each_device(name: str, on_cpu: torch.dtype | None, on_gpu: torch.dtype | None) -> None:
+    assert torch_precision(name, torch.device("cpu")) == on_cpu
+    assert torch_precision(name, torch.device("cuda")) == on_gpu
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_tf32_is_for_gpus() -> None:
+    assert torch_precision("tf32", torch.device("cuda")) is None
+    assert torch.get_float32_matmul_precision() == "high"
+    torch_precision("fp32", torch.device("cuda"))
+    assert torch.get_float32_matmul_precision() == "highest"
+    with pytest.raises(UserError, match="tf32 needs an NVIDIA GPU"):
+        torch_precision("tf32", torch.device("cpu"))
+
+
+def test_the_global_generator_goes_on_where_it_was() -> None:
+    cpu = torch.device("cpu")
+    state = rng_state(cpu)
+    first = torch.rand(5)
+    set_rng_state(cpu, state)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_tensors_travel_by_what_their_device_can() -> None:
+    assert collective_backend(torch.device("cpu")) == "gloo"
+    assert collective_backend(torch.device("cuda", 1)) == "nccl"
 
 
 def test_synchronize_waits_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
