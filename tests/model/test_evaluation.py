@@ -426,6 +426,14 @@ def test_full_ranking_by_hand() -> None:
     assert found.coverage == pytest.approx(3 / 5)  # items 2, 3 and 4
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_pieces_without_a_positive_are_passed_over(in_memory: bool) -> None:
+    whole = Case.random(5, None)
+    rows = [(user, item, float(10 <= place < 13), hour) for place, (user, item, _, hour) in enumerate(whole.rows)]
+    case = Case(rows, None, whole.seen, whole.table)
+    check_full(case.evaluation(3, 5, in_memory=in_memory)(case.model), case, case.table, 3)
+
+
 @pytest.mark.parametrize("length", [None, 3])
 def test_popularity_ranks_all_items_too(train_rows: Callable, length: int | None) -> None:
     case = Case.random(6, length)
@@ -539,8 +547,7 @@ def test_scores_that_are_none_come_before_the_positive_and_are_never_recommended
     case = Case.random(16, 1, ties=False)
     table = case.table.copy()
     table[:, ::2] = math.nan  # items 0, 2, 4 and 6
-    none = dict.fromkeys(range(5), set())
-    broken = Case(case.rows, 1, none, table)
+    broken = Case(case.rows, 1, {user: set() for user in range(5)}, table)
     found = broken.evaluation(4, 100)(broken.model)
     ranks = [
         7 if item % 2 == 0 else 4 + sum(table[user, other, hour] > table[user, item, hour] for other in (1, 3, 5, 7))
