@@ -71,7 +71,7 @@ def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]
         if all(state == 0 for state in states):
             return 0
         time.sleep(_POLL_S)
-    deadline = time.monotonic() + _GRACE_S
+    deadline = time.monotonic() + (_GRACE_S if status == 2 else 0.0)
     while time.monotonic() < deadline and any(rank.poll() is None for rank in ranks):
         time.sleep(_POLL_S)
     first_spoke = (ranks[0].poll() or 0) > 0

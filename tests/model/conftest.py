@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -89,6 +93,33 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
         return opened.rows
 
     return rows
+
+
+@pytest.fixture
+def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """`in_processes(size, body)`: run code with a `world` in each of `size` processes; the lines that each printed."""
+
+    def run(size: int, body: str) -> list[list[str]]:
+        code = (
+            "import torch\nfrom model.world import Place, joined\n"
+            "with joined(Place.of_environment() or Place(), torch.device('cpu')) as world:\n"
+        )
+        script = tmp_path / "rank.py"
+        script.write_text(code + "".join(f"    {line}\n" for line in body.strip().splitlines()))
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        ranks = []
+        for rank in range(size):
+            place = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, str(script)]
+            ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0] * size
+        return [output.splitlines() for output in outputs]
+
+    return run
 
 
 @pytest.fixture

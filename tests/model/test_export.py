@@ -93,7 +93,7 @@ def test_a_file_is_replaced_only_when_it_may(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", network())
     (run / "model.pth").write_bytes(b"old")
     command = ["--run", str(run), "--format", "nvidia"]
-    with pytest.raises(UserError, match="exists already.*--overwrite"):
+    with pytest.raises(UserError, match=r"exists already.*--overwrite"):
         model.export.main(command)
     assert (run / "model.pth").read_bytes() == b"old"
     model.export.main([*command, "--overwrite"])

@@ -262,3 +262,63 @@ def test_a_step_takes_the_side_features_of_its_rows(pieces: int) -> None:
     optimizer.step()
     assert loss == pytest.approx(50 * expected.item(), rel=1e-5)
     assert_close(model, plain, atol=1e-5)
+
+
+# Each rank trains on its share of the same global batches, and prints the loss of each step over all ranks.
+STEPS = """
+from pathlib import Path
+from model.batches import EpochBatches, SamplingConfig
+from model.config import TrainConfig
+from model.data import open_train
+from model.neumf import NeuMF, NeuMFConfig
+from model.trainer import Step
+from preprocessing.feature_spec import read_feature_spec
+folder = Path({folder!r})
+rows = open_train(folder, read_feature_spec(folder), world.device)
+sampling = SamplingConfig(batch_size={batch_size}, per_positive=3, kind="exact", in_memory=True, seed=1)
+batches = EpochBatches(rows, sampling, world)
+shape = NeuMFConfig(n_users=20, n_items=30, factors=4, layers=(16, 8), dropout=0.0)
+model = NeuMF(shape, torch.Generator().manual_seed(0)).to(torch.{dtype})
+step = Step(model, TrainConfig(learning_rate=0.01, grads_accumulated={pieces}), world)
+for epoch in range({epochs}):
+    for batch, samples in world.aligned(batches.epoch(epoch)):
+        print(repr(world.sum(step(batch, samples).double()).item() / samples))
+"""
+
+
+def positives(seed: int) -> list[list[tuple[int, int, float]]]:
+    """Interactions of 20 users in parts of very different lengths, one of them empty."""
+    g = torch.Generator().manual_seed(seed)
+    users = [[(u, int(i), 1.0) for i in torch.randperm(30, generator=g)[: 3 + u % 9].tolist()] for u in range(20)]
+    return [[row for rows in users[start:end] for row in rows] for start, end in ((0, 1), (1, 1), (1, 14), (14, 20))]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "pieces", "steps", "tolerance"),
+    [("float64", 1, 50, 1e-10), ("float32", 1, 10, 1e-5), ("float64", 3, 20, 1e-10)],
+)
+def test_any_number_of_ranks_makes_the_same_steps(
+    write_folder: Callable, in_processes: Callable, dtype: str, pieces: int, steps: int, tolerance: float
+) -> None:
+    folder = write_folder(positives(0), 20, 30)
+    body = STEPS.format(folder=str(folder), batch_size=37, dtype=dtype, pieces=pieces, epochs=5)
+    (alone,), two, four = (in_processes(size, body) for size in (1, 2, 4))
+    expected = [float(line) for line in alone][:steps]
+    assert len(expected) == steps
+    for ranks in (two, four):
+        assert all(rank == ranks[0] for rank in ranks)
+        assert [float(line) for line in ranks[0]][:steps] == pytest.approx(expected, rel=tolerance)
+    assert expected[-1] < expected[0]  # it learns
+
+
+def test_ranks_without_samples_take_part(write_folder: Callable, in_processes: Callable) -> None:
+    # Streamed, the third of three ranks has no partition, and the others have different numbers of batches.
+    parts = positives(1)
+    folder = write_folder([parts[0], parts[2]], 20, 30)
+    body = STEPS.replace("in_memory=True", "in_memory=False") + "print(model.final.weight.sum().item())\n"
+    ranks = in_processes(3, body.format(folder=str(folder), batch_size=12, dtype="float32", pieces=1, epochs=2))
+    assert all(rank == ranks[0] for rank in ranks)
+    samples = 4 * sum(len(part) for part in (parts[0], parts[2]))
+    longest = 4 * len(parts[2])  # in batches of 12 / 3
+    assert len(ranks[0]) == 2 * math.ceil(longest / 4) + 1
+    assert samples > longest

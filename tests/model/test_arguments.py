@@ -1,0 +1,99 @@
+"""Configuration files: the same keys and rules as the command line's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model.arguments import FLAGS_NAME, is_flags, parse_args, write_flags
+from workflows.errors import UserError
+
+
+def written(folder: Path, content: Any) -> str:
+    path = folder / "flags.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return str(path)
+
+
+def test_a_configuration_sets_flags_and_the_command_line_overrides_them(tmp_path: Path) -> None:
+    flags = {"batch_size": 64, "layers": [8, 4], "learning_rate": "1e-3", "eps": 1e-7, "amp": True, "data": "/d/e"}
+    flags |= {"without": ["curves"], "seed": None, "precision": None, "gpus": 2}
+    args = parse_args(["--config", written(tmp_path, flags), "-b", "32", "--layers", "16"])
+    assert (args.batch_size, args.layers) == (32, [16])
+    assert (args.learning_rate, args.eps, args.amp) == (0.001, 1e-7, True)
+    assert (args.data, args.output) == (Path("/d/e"), Path("runs/e"))
+    assert (args.without, args.seed, args.precision, args.gpus) == (["curves"], None, None, 2)
+    assert args.epochs == 30
+
+
+def test_a_written_configuration_repeats_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags = "--data d -b 64 --layers 8 4 -t 0.5 --patience 3 --eval full --checkpoint_dir c"
+    args = parse_args(flags.split())
+    write_flags(tmp_path / FLAGS_NAME, args, 77)
+    assert is_flags(tmp_path / FLAGS_NAME)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = parse_args(["--config", str(tmp_path / FLAGS_NAME)])
+    changed = {"config": tmp_path / FLAGS_NAME, "seed": 77, "data": tmp_path / "d", "checkpoint_dir": tmp_path / "c"}
+    assert vars(again) == {**vars(args), **changed, "output": tmp_path / "runs" / "d"}
+
+
+WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "no flag": ({"batchsize": 64, "colour": 1}, ("batchsize: no flag", "colour: no flag")),
+    "no number": ({"epochs": "many", "learning_rate": [1]}, ("epochs: ", "learning_rate: expected one value")),
+    "part of a number": ({"epochs": 1.5}, ("epochs: ",)),
+    "no choice": ({"loader": "disk"}, ("loader: expected one of merlin, memory, got 'disk'",)),
+    "no list": ({"layers": 64}, ("layers: expected a list, got 64",)),
+    "no choice in a list": ({"without": ["log", "sound"]}, ("without: expected one of", "'sound'")),
+    "no switch": ({"amp": "yes please"}, ("amp: expected true or false",)),
+    "a switch for a number": ({"epochs": True}, ("epochs: expected one value, got True",)),
+    "nothing": ({"epochs": None}, ("epochs: expected a value",)),
+    "not to be repeated": ({"resume": "r", "config": "c", "overwrite": True}, ("resume: no flag", "overwrite: no")),
+    "a list": ([1, 2], ("expected flags and their values",)),
+    "empty": ("", ("expected flags and their values",)),
+    "no YAML": ("{", ("not a readable configuration",)),
+    "an object": ("a: !!python/object/apply:os.system [ls]", ("not a readable configuration",)),
+    "deep": ("[" * 50_000, ("not a readable configuration",)),
+    "large": ("# " + "x" * (1 << 20), ("larger than",)),
+}
+
+
+@pytest.mark.parametrize(("content", "told"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_configuration_is_told_with_all_that_is_wrong(
+    tmp_path: Path, content: Any, told: tuple[str, ...]
+) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(UserError) as error:
+        parse_args(["--config", path])
+    assert path in str(error.value)
+    for text in told:
+        assert text in str(error.value)
+
+
+def test_a_configuration_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml is not a readable configuration"):
+        parse_args(["--config", str(tmp_path / "none.yaml")])
+
+
+def test_a_run_that_is_resumed_brings_its_own_flags_and_folder(tmp_path: Path) -> None:
+    write_flags(tmp_path / FLAGS_NAME, parse_args(["-b", "64", "-e", "9"]), 5)
+    args = parse_args(["--resume", str(tmp_path), "-e", "12"])
+    assert (args.batch_size, args.epochs, args.seed, args.output) == (64, 12, 5, tmp_path)
+
+
+@pytest.mark.parametrize("more", [["--output", "other"], ["--config", "other.yaml"]])
+def test_a_run_that_is_resumed_takes_no_other_place(tmp_path: Path, more: list[str]) -> None:
+    write_flags(tmp_path / FLAGS_NAME, parse_args([]), 5)
+    with pytest.raises(UserError, match="--resume RUN goes on"):
+        parse_args(["--resume", str(tmp_path), *more])
+
+
+def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such run"):
+        parse_args(["--resume", str(tmp_path / "none")])
+    with pytest.raises(UserError, match="not a readable configuration"):
+        parse_args(["--resume", str(tmp_path)])
