@@ -1,4 +1,4 @@
-# make demo | make test | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
+# make demo | make test | make soak | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do command -v $$p && break; done)
 # A set-up for a GPU stays one.
 DEVICE ?= $(if $(wildcard .venv/.ready-gpu),gpu,cpu)
@@ -13,7 +13,7 @@ READY := .venv/.ready-$(DEVICE)
 TORCH := $(if $(filter gpu,$(DEVICE)),requirements/torch-gpu.txt,requirements/torch.txt)
 PACKAGES := workflows preprocessing model benchmark train.py tests
 
-.PHONY: setup demo test lint format lock clean
+.PHONY: setup demo test soak lint format lock clean
 
 setup: $(READY)
 
@@ -40,6 +40,10 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Freezes and kills, many times over; about half an hour.
+soak: $(READY)
+	$(BIN)/python -m pytest tests/test_soak.py --soak
 
 lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)

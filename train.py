@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from model.arguments import parse_args
-from model.launch import end_with_launcher, launch
+from model.launch import end_at_once, end_with_launcher, launch
 from model.session import run
 from model.world import Place, joined
 from workflows.device import torch_device
@@ -32,4 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    if "WORLD_SIZE" in os.environ or "SLURM_STEP_ID" in os.environ:
+        end_at_once(lambda: run_command(main))
     run_command(main)

@@ -10,7 +10,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import IO
 
@@ -98,6 +99,25 @@ def _end(ranks: Sequence[subprocess.Popen]) -> None:
         except subprocess.TimeoutExpired:
             rank.kill()
             rank.wait()
+
+
+def end_at_once(command: Callable[[], None]) -> None:
+    """Run the command of a rank, and end the process with its status, without Python's own clearing up.
+
+    That clears modules while threads of torch's collectives may still let go of their tensors, and then now and then
+    aborts a process that had done all its work.
+    """
+    status = 0
+    try:
+        command()
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def end_with_launcher() -> None:

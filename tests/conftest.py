@@ -14,6 +14,10 @@ settings.register_profile("repeatable", deadline=None, derandomize=True, max_exa
 settings.load_profile("repeatable")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="repeat the tests of freezes and kills many times")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # The door to Merlin silences this once, at import; pytest resets the filters for each test.
     config.addinivalue_line("filterwarnings", "ignore:Initializing an NVTabular Dataset in CPU mode")

@@ -101,11 +101,12 @@ def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
 
     def run(size: int, body: str) -> list[list[str]]:
         code = (
-            "import torch\nfrom model.world import Place, joined\n"
-            "with joined(Place.of_environment() or Place(), torch.device('cpu')) as world:\n"
+            "import torch\nfrom model.launch import end_at_once\nfrom model.world import Place, joined\n"
+            "def main():\n  with joined(Place.of_environment() or Place(), torch.device('cpu')) as world:\n"
         )
         script = tmp_path / "rank.py"
-        script.write_text(code + "".join(f"    {line}\n" for line in body.strip().splitlines()))
+        lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
+        script.write_text(f"{code}{lines}end_at_once(main)\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = str(probe.getsockname()[1])

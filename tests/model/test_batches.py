@@ -1,4 +1,4 @@
-"""Epochs over folders of known rows: nothing lost, nothing twice, negatives exact."""
+"""Epochs over folders of known rows: nothing lost, nothing twice, negatives exact; by any number of ranks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from model import source
-from model.batches import Batch, EpochBatches, SamplingConfig, check_labels
+from model.batches import NEGATIVE_KINDS, Batch, EpochBatches, SamplingConfig, check_labels
 from model.data import Rows, open_train
+from model.world import World
 from preprocessing.feature_spec import read_feature_spec
+from workflows.candidates import Candidates
 from workflows.errors import UserError
+from workflows.sampling import Sampling, line_of
 
 CPU = torch.device("cpu")
+ALONE = World(CPU)
 Row = tuple[int, int, float]
 N_ITEMS = 30
 _NUMBERS = itertools.count()
@@ -39,8 +44,16 @@ def listed(batch: Batch) -> list[Row]:
     return list(zip(batch.users.tolist(), batch.items.tolist(), batch.labels.tolist(), strict=True))
 
 
-def epoch(rows: Rows, number: int, **change: object) -> list[list[Row]]:
-    return [listed(batch) for batch in EpochBatches(rows, config(**change), CPU).epoch(number)]
+def epoch(
+    rows: Rows, number: int, world: World = ALONE, candidates: Candidates | None = None, **change: object
+) -> list[list[Row]]:
+    return [listed(batch) for batch in EpochBatches(rows, config(**change), world, candidates).epoch(number)]
+
+
+def popularity(rows: list[Row]) -> Candidates:
+    """Items by their number of positives."""
+    counts = np.bincount([item for _, item, label in rows if label > 0], minlength=N_ITEMS)
+    return line_of(N_ITEMS, Sampling(kind="popularity"), counts, None, torch.zeros(0))
 
 
 def flat(batches: list[list[Row]]) -> list[Row]:
@@ -138,7 +151,7 @@ def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable, in_memory: 
 def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> None:
     rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
     for in_memory in (False, True):
-        batches = EpochBatches(rows, config(in_memory=in_memory), CPU)
+        batches = EpochBatches(rows, config(in_memory=in_memory), ALONE)
         first = [listed(batch) for batch in batches.epoch(0)]
         list(batches.epoch(1))
         assert [listed(batch) for batch in batches.epoch(0)] == first
@@ -146,10 +159,10 @@ def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> No
 
 def test_the_order_of_parts_changes_between_epochs(train_rows: Callable) -> None:
     parts = [user_rows([8], user) for user in range(8)]
-    batches = EpochBatches(train_rows(parts, 8, N_ITEMS), config(), CPU)
+    batches = EpochBatches(train_rows(parts, 8, N_ITEMS), config(), ALONE)
     orders = []
     for seed in range(3):
-        users = torch.cat([block.users for block in batches._blocks(seed)])
+        users = torch.cat([block.users for block in batches._streamed(seed)])
         orders.append(torch.unique_consecutive(users).tolist())
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len(set(map(tuple, orders))) > 1
@@ -166,11 +179,11 @@ def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Call
     sizes = [1 + (7 * user) % 13 for user in range(60)]
     parts = [user_rows(sizes[start : start + 12], start) for start in range(0, 60, 12)]
     rows = train_rows(parts, 60, N_ITEMS)
-    batches = EpochBatches(rows, config(), CPU)
+    batches = EpochBatches(rows, config(), ALONE)
     assert batches.block_rows == sum(sizes) // 4
     for limit in (batches.block_rows, 20, 5, 1):
         batches.block_rows = limit
-        blocks = list(batches._blocks(3))
+        blocks = list(batches._streamed(3))
         # What is held back is at most the part of one user's rows that came before.
         assert max(map(len, blocks)) <= limit + max(sizes) - 1
         assert sum(map(len, blocks)) == sum(sizes)
@@ -179,8 +192,8 @@ def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Call
 
 
 def test_the_block_is_bounded_for_large_sets() -> None:
-    rows: Any = SimpleNamespace(n_rows=10**9)
-    assert EpochBatches(rows, config(), CPU).block_rows == 1 << 20
+    rows: Any = SimpleNamespace(n_rows=10**9, columns=SimpleNamespace(n_items=5))
+    assert EpochBatches(rows, config(), ALONE).block_rows == 1 << 20
 
 
 # How many partitions twelve users of 20 rows make, where each should have 25 rows.
@@ -256,6 +269,45 @@ def test_exact_negatives_are_uniform_over_the_unseen(train_rows: Callable, asser
     assert_uniform(np.array([drawn[item] for item in range(N_ITEMS) if item not in (0, 7, 29)]))
 
 
+@pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
+@pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
+def test_popular_negatives_are_none_of_the_users_items(
+    train_rows: Callable, parts: list[list[Row]], in_memory: bool
+) -> None:
+    rows, everything = train_rows(parts, 12, N_ITEMS), flat(parts)
+    candidates = popularity(everything)
+    for number in range(2):
+        batches = epoch(rows, number, candidates=candidates, kind="popularity", in_memory=in_memory)
+        check_exact_epoch(batches, everything, 16, 4)
+
+
+def test_popular_negatives_come_by_their_interactions(train_rows: Callable) -> None:
+    # Two groups of users who have seen the same each, and users who make items 1 .. 20 popular.
+    groups = {"few": range(30), "most of the popular": range(30, 60)}
+    seen = {"few": [0, 7, 29], "most of the popular": [*range(10, 21), 25]}
+    part = [(user, item, 1.0) for name, users in groups.items() for user in users for item in seen[name]]
+    part += [(60 + user, item, 1.0) for item in range(1, 21) for user in range(item * 4)]
+    part = sorted(part)
+    candidates = popularity(part)
+    batches = epoch(
+        train_rows([part], 140, N_ITEMS), 0, candidates=candidates, kind="popularity", per_positive=60, batch_size=4096
+    )
+    counts = Counter(item for _, item, _ in part)
+    for name, users in groups.items():
+        weights = {item: counts[item] ** 0.75 for item in counts if item not in seen[name]}
+        drawn = Counter(item for user, item, label in flat(batches) if user in users and not label)
+        assert drawn.keys() <= weights.keys()  # what nobody has chosen is nearly never drawn
+        expected = np.array(list(weights.values())) / sum(weights.values()) * drawn.total()
+        assert expected.min() >= 5
+        assert stats.chisquare([drawn[item] for item in weights], expected).pvalue > 1e-6
+
+
+def test_what_nobody_has_chosen_is_drawn_where_nothing_else_is_left(train_rows: Callable) -> None:
+    part = [(0, item, 1.0) for item in range(N_ITEMS - 1)]
+    batches = epoch(train_rows([part], 1, N_ITEMS), 0, candidates=popularity(part), kind="popularity")
+    assert Counter(row for row in flat(batches) if not row[2]) == {(0, N_ITEMS - 1, 0.0): 4 * (N_ITEMS - 1)}
+
+
 def test_uniform_negatives_may_be_any_item(train_rows: Callable, assert_uniform: Callable) -> None:
     part = [(user, item, 1.0) for user in range(40) for item in (0, 7, 29)]
     batches = epoch(train_rows([part], 40, N_ITEMS), 0, per_positive=40, batch_size=4096, kind="uniform")
@@ -264,26 +316,37 @@ def test_uniform_negatives_may_be_any_item(train_rows: Callable, assert_uniform:
     assert_uniform(np.bincount([item for _, item, _ in negatives], minlength=N_ITEMS))
 
 
-def test_negatives_do_not_depend_on_parts_or_blocks(train_rows: Callable) -> None:
+@pytest.mark.parametrize("kind", ["exact", "popularity", "uniform"])
+def test_negatives_do_not_depend_on_parts_or_blocks(train_rows: Callable, kind: str) -> None:
     sizes = [3, 9, 1, 14, 6, 8]
     content = [user_rows([size], user) for user, size in enumerate(sizes)]
+    candidates = popularity(flat(content)) if kind == "popularity" else None
     layouts = [content, [flat(content)], [flat(content[:2]), flat(content[2:])]]
     epochs = []
     for place, parts in enumerate(layouts):
         rows = train_rows(parts, 6, N_ITEMS, name=f"layout{place}")
-        epochs += [Counter(flat(epoch(rows, 3, in_memory=in_memory))) for in_memory in (False, True)]
+        for in_memory in (False, True):
+            epochs.append(Counter(flat(epoch(rows, 3, candidates=candidates, kind=kind, in_memory=in_memory))))
     assert all(counted == epochs[0] for counted in epochs)
 
 
 def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
     for kind, expected in (("exact", 55), ("uniform", 55), ("static", 11)):
-        assert EpochBatches(rows, config(kind=kind), CPU).samples_per_epoch() == expected
+        for world in (ALONE, World(CPU, 1, 3)):
+            assert EpochBatches(rows, config(kind=kind), world).samples_per_epoch() == expected
+
+
+def test_samples_per_epoch_leaves_out_what_is_held_out(train_rows: Callable) -> None:
+    rows = train_rows([user_rows([5, 6, 1])], 4, N_ITEMS)
+    held_out = torch.tensor([3, 4, -1, -1], dtype=torch.int32)
+    for kind, expected in (("exact", 50), ("uniform", 50), ("static", 10)):
+        assert EpochBatches(rows, config(kind=kind), ALONE, held_out=held_out).samples_per_epoch() == expected
 
 
 def test_batch_dtypes(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
-    for batch in EpochBatches(rows, config(), CPU).epoch(0):
+    for batch in EpochBatches(rows, config(), ALONE).epoch(0):
         assert batch.users.dtype == batch.items.dtype == torch.int32
         assert batch.labels.dtype == torch.float32
         assert batch.users.shape == batch.items.shape == batch.labels.shape == (len(batch),)
@@ -304,7 +367,7 @@ def test_a_negative_keeps_the_side_features_of_its_positive(
     folder = write_frames({"train": frame.sample(frac=1.0, random_state=1)}, channels, sizes)
     rows = open_train(folder, read_feature_spec(folder), CPU)
     assert rows.names == ("user", "item", "label", "hour", "age")
-    batches = list(EpochBatches(rows, config(kind=kind, in_memory=in_memory, batch_size=17), CPU).epoch(0))
+    batches = list(EpochBatches(rows, config(kind=kind, in_memory=in_memory, batch_size=17), ALONE).epoch(0))
     assert [column.dtype for column in batches[0].side] == [torch.int32, torch.float32]
     found = [row for batch in batches for row in zip(*(column.tolist() for column in batch.columns), strict=True)]
     positives = frame[frame["label"] > 0]
@@ -328,3 +391,117 @@ def test_rows_of_one_label_and_no_negatives_are_refused(
     check_labels(rows, config(), CPU)
     mixed = train_rows([[(0, 1, label)], [(1, 2, label), (1, 3, 1.0 - label)]], 2, N_ITEMS, name="mixed")
     check_labels(mixed, config(**change), CPU)
+
+
+def of_ranks(rows: Rows, number: int, size: int, **more: Any) -> list[list[list[Row]]]:
+    """The batches of each rank."""
+    return [epoch(rows, number, World(CPU, rank, size), **more) for rank in range(size)]
+
+
+@pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
+@pytest.mark.parametrize("batch_size", [7, 10_000])
+def test_ranks_that_stream_go_through_every_row_once(
+    train_rows: Callable, parts: list[list[Row]], batch_size: int
+) -> None:
+    rows = train_rows(parts, 12, N_ITEMS)
+    alone = Counter(flat(epoch(rows, 0, batch_size=batch_size)))
+    for size in (1, 2, 3, 4):
+        ranks = of_ranks(rows, 0, size, batch_size=batch_size)
+        together = [row for batches in ranks for row in flat(batches)]
+        assert Counter(together) == alone
+        check_exact_epoch([together], flat(parts), len(together), 4)
+        owners = [{user for user, _, _ in flat(batches)} for batches in ranks]
+        assert sum(map(len, owners)) == len(set().union(*owners))
+        for rank, batches in enumerate(ranks):
+            share = batch_size * (rank + 1) // size - batch_size * rank // size
+            assert all(len(batch) == share for batch in batches[:-1])
+            assert all(0 < len(batch) <= share for batch in batches[-1:])
+        # Partitions are dealt out one by one.
+        assert sum(not batches for batches in ranks) == max(0, size - rows.n_partitions)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [*((name, "exact") for name in FOLDERS), *(("several parts", kind) for kind in NEGATIVE_KINDS)]
+)
+@pytest.mark.parametrize("batch_size", [7, 10_000])
+def test_ranks_share_the_batches_that_one_would_have_in_memory(
+    train_rows: Callable, name: str, kind: str, batch_size: int
+) -> None:
+    parts = FOLDERS[name]
+    rows = train_rows(parts, 12, N_ITEMS)
+    candidates = popularity(flat(parts)) if kind == "popularity" else None
+    more: dict[str, Any] = {"candidates": candidates, "kind": kind, "batch_size": batch_size, "in_memory": True}
+    alone = epoch(rows, 1, **more)
+    for size in (1, 2, 3, 4):
+        steps = list(zip(*of_ranks(rows, 1, size, **more), strict=True))
+        assert [flat(list(shares)) for shares in steps] == alone
+        assert all(max(map(len, shares)) - min(map(len, shares)) <= 1 for shares in steps)
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.integers(1, N_ITEMS), max_size=3), min_size=1, max_size=5).filter(any),
+    st.integers(1, 4),
+    st.integers(4, 40),
+    st.booleans(),
+    st.data(),
+)
+def test_ranks_leave_out_what_is_held_out(
+    write_folder: Callable[..., Path],
+    parts: list[list[int]],
+    size: int,
+    batch_size: int,
+    in_memory: bool,
+    data: st.DataObject,
+) -> None:
+    first = np.cumsum([0, *map(len, parts)]).tolist()
+    content = [user_rows(sizes, start) for sizes, start in zip(parts, first, strict=False)]
+    folder = write_folder(content, 16, N_ITEMS, name=f"folder{next(_NUMBERS)}")
+    rows = open_train(folder, read_feature_spec(folder), CPU)
+    held_out = torch.full((16,), -1, dtype=torch.int32)
+    own: dict[int, list[int]] = {}
+    for user, item, _ in flat(content):
+        own.setdefault(user, []).append(item)
+    for user, items in own.items():
+        if len(items) > 1:
+            held_out[user] = data.draw(st.sampled_from([-1, *items]))
+    kept = [row for row in flat(content) if held_out[row[0]] != row[1]]
+    found: Counter = Counter()
+    for rank in range(size):
+        sampling = config(batch_size=batch_size, in_memory=in_memory)
+        batches = EpochBatches(rows, sampling, World(CPU, rank, size), held_out=held_out)
+        found.update(flat([listed(batch) for batch in batches.epoch(0)]))
+    check_exact_epoch([list(found.elements())], kept, found.total(), 4)
+
+
+def test_ranks_have_other_partitions_every_epoch(train_rows: Callable) -> None:
+    rows = train_rows([user_rows([4], user) for user in range(8)], 8, N_ITEMS)
+    owners = set()
+    for number in range(4):
+        own = frozenset(user for user, _, _ in flat(epoch(rows, number, World(CPU, 1, 2))))
+        assert len(own) == 4
+        owners.add(own)
+    assert len(owners) > 1
+
+
+def test_ranks_shuffle_their_rows_in_their_own_order(train_rows: Callable) -> None:
+    parts = [[(user, item, 1.0) for item in range(N_ITEMS)] for user in range(2)]
+    rows = train_rows(parts, 2, N_ITEMS)
+    ranks = of_ranks(rows, 0, 2, kind="static", batch_size=100)
+    orders = [[item for _, item, _ in flat(batches)] for batches in ranks]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(N_ITEMS))
+    assert orders[0] != orders[1]
+
+
+def test_shares_keep_the_side_features_of_their_rows(write_frames: Callable[..., Path]) -> None:
+    users, items = np.repeat(np.arange(6), 5), np.tile(np.arange(5), 6)
+    frame = pd.DataFrame({"user": users, "item": items, "label": 1.0, "hour": np.arange(30), "age": users / 10})
+    channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_context": ["hour", "age"]}
+    folder = write_frames({"train": frame}, channels, {"user": 6, "item": N_ITEMS, "hour": 30})
+    rows = open_train(folder, read_feature_spec(folder), CPU)
+    sampling = config(in_memory=True, batch_size=17)
+    for size in (1, 2, 3, 4):
+        ranks = [EpochBatches(rows, sampling, World(CPU, rank, size)).epoch(0) for rank in range(size)]
+        for whole, *shares in zip(EpochBatches(rows, sampling, ALONE).epoch(0), *ranks, strict=True):
+            for column, *pieces in zip(whole.columns, *(share.columns for share in shares), strict=True):
+                assert torch.equal(torch.cat(pieces), column)

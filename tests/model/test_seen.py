@@ -23,7 +23,7 @@ _NUMBERS = itertools.count()
 
 
 def brute(parts: list[list[Row]]) -> dict[int, list[int]]:
-    """The train positives of each user, in order."""
+    """The train positives of each user, ascending."""
     found: dict[int, list[int]] = {user: [] for user in range(N_USERS)}
     for user, item, label in itertools.chain(*parts):
         if label > 0:

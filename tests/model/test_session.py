@@ -1,0 +1,312 @@
+"""Whole runs on small folders: validation, full ranking, resumption, outputs, several processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+import train
+from model.checkpoint import LAST_NAME, load_run
+from model.run import RunWriter
+from model.trainer import Training
+from workflows.errors import UserError, run_command
+
+CPU = torch.device("cpu")
+N_USERS, N_ITEMS = 20, 30
+FLAGS = ["-b", "64", "-f", "4", "--layers", "8", "4", "-l", "0.01", "-k", "3", "--device", "cpu", "-s", "1"]
+MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
+
+
+def rows_of_users() -> tuple[list[list[tuple[int, int, float]]], list[tuple[int, int, float]]]:
+    """Train positives in three parts of different lengths, and a series of 6 test items for each user."""
+    rng = np.random.default_rng(0)
+    parts: list[list[tuple[int, int, float]]] = [[], [], []]
+    series = []
+    for user in range(N_USERS):
+        items = [int(item) for item in rng.permutation(N_ITEMS)]
+        own = 3 + user % 9
+        parts[0 if user < 12 else 1 + user % 2] += [(user, item, 1.0) for item in items[:own]]
+        series += [(user, item, float(place == 0)) for place, item in enumerate(items[own : own + 6])]
+    return parts, series
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """On a busy machine the threads of so small a network wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def data(write_folder: Callable[..., Path]) -> Path:
+    parts, series = rows_of_users()
+    return write_folder(parts, N_USERS, N_ITEMS, [series], 6)
+
+
+def trained(data: Path, name: str, *flags: str) -> Path:
+    output = data.parent / name
+    train.main(["--data", str(data), "--output", str(output), *FLAGS, *flags])
+    return output
+
+
+def metrics_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def repeatable(run: Path) -> dict[str, Any]:
+    return {name: value for name, value in metrics_of(run).items() if name not in MEASURED}
+
+
+def log_of(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line.removeprefix("DLLL ")) for line in (run / "log.json").read_text().splitlines()]
+    return [line for line in lines if line["type"] == "LOG"]
+
+
+def samples_of(run: Path) -> list[float]:
+    epochs = [line["data"] for line in log_of(run) if isinstance(line["step"], list) and line["step"]]
+    return [epoch["train_throughput"] * epoch["train_epoch_time"] for epoch in epochs]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
+    with pytest.raises(SystemExit) as error:
+        run_command(lambda: train.main(flags))
+    assert error.value.code == 2
+    return capsys.readouterr().err
+
+
+N_TRAIN = sum(len(part) for part in rows_of_users()[0])
+
+
+@pytest.mark.parametrize("loader", ["merlin", "memory"])
+def test_the_epoch_is_chosen_on_interactions_held_out_of_train(data: Path, loader: str) -> None:
+    run = trained(data, "run", "-e", "4", "--validation", "leave-one-out", "--loader", loader)
+    metrics, (_, *epochs, summary) = metrics_of(run), [line["data"] for line in log_of(run)]
+    assert metrics["selected_on"] == "validation"
+    hits = [epoch["validation_hr@3"] for epoch in epochs]
+    assert metrics["best_epoch"] == hits.index(max(hits))
+    assert metrics["validation_hr@3"] == max(hits) == summary["best_accuracy"]
+    assert not any("hr@3" in epoch for epoch in epochs)  # test is not looked at
+    assert samples_of(run) == pytest.approx([5 * (N_TRAIN - N_USERS)] * 4)
+    tested = data.parent / "tested"
+    places = ["--data", str(data), "--output", str(tested), "--load_checkpoint_path", str(run / "model.safetensors")]
+    train.main([*places, *FLAGS, "--mode", "test"])
+    for name in ("hr@3", "ndcg@3", "mrr", "coverage@3", "popularity_hr@3"):
+        assert metrics_of(tested)[name] == metrics[name]
+    assert (summary["hr@3"], summary["mrr"]) == (metrics["hr@3"], metrics["mrr"])
+
+
+def test_validation_works_where_there_is_nothing_to_test(data: Path) -> None:
+    spec = yaml.safe_load((data / "feature_spec.yaml").read_text())
+    del spec["source_spec"]["test"]
+    (data / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    metrics = metrics_of(trained(data, "run", "-e", "2", "--validation", "leave-one-out"))
+    assert metrics["selected_on"] == "validation"
+    assert metrics["hr@3"] is None
+    assert 0 < metrics["validation_hr@3"] <= 1
+
+
+def test_full_ranking_leaves_out_what_was_seen(data: Path) -> None:
+    run = trained(data, "run", "-e", "2", "--eval", "full")
+    parts, series = rows_of_users()
+    seen: dict[int, set[int]] = {}
+    for user, item, _ in sum(parts, []):  # noqa: RUF017
+        seen.setdefault(user, set()).add(item)
+    model = load_run(run, CPU).model
+    hits = []
+    for user, positive, label in series:
+        if label:
+            scores = model(torch.full((N_ITEMS,), user), torch.arange(N_ITEMS)).tolist()
+            others = set(range(N_ITEMS)) - seen[user] - {positive}
+            hits.append(sum(scores[item] >= scores[positive] for item in others) < 3)
+    assert metrics_of(run)["hr@3"] == pytest.approx(np.mean(hits))
+
+
+def test_full_ranking_needs_no_test_negatives(write_folder: Callable[..., Path]) -> None:
+    parts, series = rows_of_users()
+    whole = write_folder(parts, N_USERS, N_ITEMS, [series], 6, name="whole")
+    alone = write_folder(parts, N_USERS, N_ITEMS, [series[::6]], 1, name="alone")
+    first, second = (trained(folder, f"{folder.name}-run", "-e", "1", "--eval", "full") for folder in (whole, alone))
+    assert repeatable(first) == repeatable(second)
+    trained(alone, "long", "-e", "1", "--eval", "full", "-k", "25")  # above any series
+
+
+@pytest.mark.parametrize("kind", ["popularity", "exact", "uniform"])
+def test_each_kind_of_negatives_trains(data: Path, kind: str) -> None:
+    run = trained(data, "run", "-e", "1", "--negatives", kind, "-n", "7")
+    assert samples_of(run) == pytest.approx([8 * N_TRAIN])
+
+
+def interrupted_after(epochs: int) -> Callable[..., None]:
+    """`RunWriter.epoch` that is killed behind so many epochs, as `kill -9` would: nothing more is written."""
+    keep = RunWriter.epoch
+
+    def write(self: RunWriter, training: Training, states: Sequence[torch.Tensor]) -> None:
+        if len(training.history.epochs) > epochs:
+            raise KeyboardInterrupt
+        keep(self, training, states)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [[], ["--validation", "leave-one-out", "--loader", "memory"], ["--precision", "fp16"], ["--patience", "1"]],
+    ids=["plain", "validation", "scaled gradients", "patience"],
+)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_an_interrupted_run_resumes_to_the_same_end(
+    data: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], epochs: int
+) -> None:
+    whole = trained(data, "whole", "-e", "5", *flags)
+    with monkeypatch.context() as patched:
+        patched.setattr(RunWriter, "epoch", interrupted_after(epochs))
+        with suppress(KeyboardInterrupt):  # patience may end it before
+            trained(data, "run", "-e", "5", *flags)
+    run = data.parent / "run"
+    torch.manual_seed(99)  # what else drew from the global generator must not matter
+    train.main(["--resume", str(run)])
+    assert repeatable(run) == repeatable(whole)
+    assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert [line["step"] for line in log_of(run)] == [line["step"] for line in log_of(whole)]
+    losses = [[line["data"].get("train_loss") for line in log_of(folder)] for folder in (run, whole)]
+    assert losses[0] == losses[1]
+
+
+def test_a_run_that_was_killed_before_its_first_epoch_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = trained(data, "whole", "-e", "2")
+    run = data.parent / "run"
+    run.mkdir()
+    flags = yaml.safe_load((whole / "config.yaml").read_text())
+    header = (whole / "config.yaml").read_text().splitlines()[0]
+    (run / "config.yaml").write_text(f"{header}\n{yaml.safe_dump({**flags, 'output': str(run)})}")
+    train.main(["--resume", str(run)])
+    assert repeatable(run) == repeatable(whole)
+
+
+def test_a_finished_run_resumes_with_more_epochs(data: Path) -> None:
+    whole, run = trained(data, "whole", "-e", "5"), trained(data, "run", "-e", "2")
+    train.main(["--resume", str(run)])
+    assert metrics_of(run)["epochs"] == 2
+    train.main(["--resume", str(run), "-e", "5"])
+    assert repeatable(run) == repeatable(whole)
+
+
+def test_what_cannot_be_resumed_is_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained(data, "run", "-e", "1")
+    before = (run / LAST_NAME).read_bytes()
+    (data.parent / "empty").mkdir()
+    assert "not a readable configuration" in fails(capsys, "--resume", str(data.parent / "empty"))
+    assert "leave --mode test out" in fails(capsys, "--resume", str(run), "--mode", "test")
+    assert "does not fit the network" in fails(capsys, "--resume", str(run), "-f", "5")
+    for broken in (b"", before[:1000], before.replace(b"history", b"histery", 1)):
+        (run / LAST_NAME).write_bytes(broken)
+        assert "no state of a run that could be resumed" in fails(capsys, "--resume", str(run))
+    (run / LAST_NAME).write_bytes(before)
+    train.main(["--resume", str(run), "-e", "2"])
+    assert metrics_of(run)["epochs"] == 2
+
+
+def test_a_saved_configuration_repeats_the_run(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run = trained(data, "run", "-e", "2", "--validation", "leave-one-out", "--negatives", "uniform", "-s", "5")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    train.main(["--config", str(run / "config.yaml"), "--output", "again"])
+    assert repeatable(tmp_path / "elsewhere" / "again") == repeatable(run)
+    assert (tmp_path / "elsewhere/again/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def events_of(folder: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard reads: length, checksum, event, checksum; again and again."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            assert int.from_bytes(content[8:12], "little") == masked_crc32c(content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            found += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+            content = content[16 + length :]
+    return found
+
+
+def test_tensorboard_has_the_metrics_of_each_epoch(data: Path) -> None:
+    run = trained(data, "run", "-e", "2")
+    events = events_of(run / "tensorboard")
+    for line in log_of(run)[1:-1]:
+        for name, value in line["data"].items():
+            assert [
+                found for tag, step, found in events if (tag, [step]) == (name.replace("@", "_"), line["step"])
+            ] == [pytest.approx(value, rel=1e-6)]
+
+
+@pytest.mark.parametrize("left_out", ["log", "tensorboard", "curves", "progress"])
+def test_each_output_can_be_left_out(data: Path, capsys: pytest.CaptureFixture[str], left_out: str) -> None:
+    run = trained(data, "run", "-e", "1", "--without", left_out)
+    files = {"log": "log.json", "tensorboard": "tensorboard", "curves": "curves.png"}
+    there = {path.name for path in run.iterdir()}
+    assert {name for output, name in files.items() if output != left_out} <= there
+    assert files.get(left_out) not in there
+    assert ("epoch 0:" in capsys.readouterr().out) == (left_out != "progress")
+    train.main(["--resume", str(run), "-e", "2"])
+    assert metrics_of(run)["epochs"] == 2
+
+
+def test_all_outputs_can_be_left_out(data: Path) -> None:
+    run = trained(data, "run", "-e", "1", *["--without", "progress", "log", "tensorboard", "curves"])
+    assert {path.name for path in run.iterdir()} == {
+        "config.json", "config.yaml", "last", "metrics.json", "model.safetensors",
+    }  # fmt: skip
+
+
+def test_the_curves_of_a_validated_run_are_drawn(data: Path) -> None:
+    run = trained(data, "run", "-e", "2", "--validation", "leave-one-out")
+    with Image.open(run / "curves.png") as image:
+        image.load()
+        assert image.width > 2 * image.height  # loss, HR and NDCG
+
+
+def test_mode_test_writes_metrics_and_the_log_and_nothing_else(data: Path) -> None:
+    run = trained(data, "run", "-e", "1", "--checkpoint_dir", str(data.parent / "checkpoints"))
+    tested = data.parent / "tested"
+    checkpoint = data.parent / "checkpoints" / "model.pth"
+    flags = f"--data {data} --output {tested} --mode test --load_checkpoint_path {checkpoint}"
+    train.main([*flags.split(), *FLAGS])
+    assert {path.name for path in tested.iterdir()} == {"log.json", "metrics.json"}
+    shutil.rmtree(tested)
+    train.main([*flags.split(), *FLAGS, "--without", "log"])
+    assert {path.name for path in tested.iterdir()} == {"metrics.json"}
+    assert metrics_of(tested)["hr@3"] == metrics_of(run)["hr@3"]
+
+
+def test_more_processes_than_samples_in_a_batch_are_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.arguments import parse_args
+    from model.session import run
+    from model.world import World
+
+    class Many(World):
+        def same(self, number: int) -> int:
+            return number
+
+    args = parse_args(["--data", str(data), "--output", str(data.parent / "run"), *FLAGS, "-b", "3"])
+    with pytest.raises(UserError, match="--batch_size 3 is less than one sample for each of 4 processes"):
+        run(args, Many(CPU, 0, 4))
+
+
+def test_a_compiled_network_trains_the_same(data: Path) -> None:
+    plain, compiled = trained(data, "plain", "-e", "1"), trained(data, "compiled", "-e", "1", "--compile")
+    losses = [metrics_of(run)["train_loss"] for run in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # dropout may draw in another order
