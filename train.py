@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from model.arguments import parse_args
 from model.launch import end_at_once, end_with_launcher, launch
-from model.session import run
 from model.world import Place, joined
 from workflows.device import torch_device
 from workflows.errors import UserError, run_command
@@ -28,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = place or Place()
     device = torch_device(args.device, None if args.device == "cpu" else args.gpus, place.local_rank)
     end_with_launcher()
+    from model.session import run  # Merlin and all the rest, which a process that only launches need not load
+
     with joined(place, device) as world:
         run(args, world)
 

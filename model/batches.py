@@ -21,7 +21,6 @@ from workflows.device import torch_generator
 from workflows.errors import UserError
 from workflows.negatives import row_negatives
 
-NEGATIVE_KINDS = ("exact", "uniform", "popularity", "static")
 _BLOCK_ROWS = 1 << 20
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from model.batches import NEGATIVE_KINDS
 from workflows.errors import UserError
 
 CHOICES = {
-    "negatives": NEGATIVE_KINDS,
+    "negatives": ("exact", "uniform", "popularity", "static"),
     "precision": ("fp32", "tf32", "fp16", "bf16"),
     "eval": ("sampled", "full"),
     "validation": ("none", "leave-one-out"),

@@ -18,7 +18,6 @@ from model.arguments import FLAGS_NAME, is_flags, write_flags
 from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
 from model.columns import Columns
 from model.config import TrainConfig
-from model.curves import draw_curves
 from model.evaluation import Scores
 from model.runlog import RunLog
 from model.trainer import History, Training
@@ -195,6 +194,8 @@ class RunWriter:
         evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
         validated = self._config.validation != "none"
         if "curves" not in self._without:
+            from model.curves import draw_curves  # matplotlib takes a quarter of a second, in every rank
+
             draw_curves(self._folder / "curves.png", history, k, None if validated else popularity)
         if self._log is not None:
             self._log.summary(
