@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from model.columns import Columns
 from model.data import Rows
-from model.metrics import RankMeans, auc, full_ranks, positive_ranks
+from model.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
 from model.seen import Seen
 from model.series import HeldOut
 from model.world import World
 from workflows.device import synchronize
+from workflows.errors import UserError
 
 Scorer = Callable[..., Tensor]  # (users [B], items [B], side features of the row, each [B]) -> scores [B]
 
@@ -80,7 +81,8 @@ class Evaluation:
             length: rows of each series; None where the rows are no series.
             batch_size: rows scored at a time, at most; rounded down to whole series.
             seen: rank each positive against all items that are not among these, instead of its series.
-            in_memory: hold the rows on the device from the first evaluation on, instead of streaming them each time.
+            in_memory: hold the rows to rank on the device from the first evaluation on, instead of streaming them each
+                time.
         """
         self.rows, self.length, self.k, self.batch_size, self.world, self.seen = (
             rows, length, k, batch_size, world, seen,
@@ -145,6 +147,8 @@ class Evaluation:
             sums += torch.stack((ranked.loss_sum.double(), ranked.samples.double()))
         for tensor in (counts, recommended, sums):
             self.world.sum(tensor)
+        if not counts.any():  # host sync: once per evaluation
+            raise UserError("there is no positive among the test rows, so there is nothing to rank")
         means = RankMeans.of(counts.tolist(), self.k)  # host sync: once per evaluation
         loss_sum, samples = sums.tolist()
         coverage = float((recommended > 0).double().mean())
@@ -167,9 +171,11 @@ class Evaluation:
             labels = torch.zeros_like(logits)
             labels[:, 0] = 1.0
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            first = items.gather(1, logits.topk(min(self.k, length), dim=1).indices)
+            # Each item once; what cannot be compared comes first, as for the ranks, and is no recommendation.
+            best = torch.where(repeated(items), -torch.inf, logits).topk(min(self.k, length), dim=1)
+            first = items.gather(1, best.indices)[best.values > -torch.inf]
             samples = torch.tensor(logits.numel())
-            yield _Ranked(positive_ranks(logits, items), first.reshape(-1), loss, samples.to(loss.device))
+            yield _Ranked(positive_ranks(logits, items), first, loss, samples.to(loss.device))
 
     def _rank_all(self, score: Scorer, seen: Seen) -> Iterator[_Ranked]:
         """Rank each positive against all items its user has not seen."""
@@ -192,7 +198,7 @@ class Evaluation:
             ranked.scatter_(1, positives[:, None], 1.0)
             best = torch.where(ranked > 0, scores, -torch.inf).topk(min(self.k, n_items), dim=1)
             first = best.indices[best.values > -torch.inf]
-            yield _Ranked(ranks, first, (losses * ranked).sum(), ranked.sum())
+            yield _Ranked(ranks, first, torch.where(ranked > 0, losses, 0.0).sum(), ranked.sum())
 
     def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """The positives of this rank's rows, of `n_users` at a time: user, item, side features of the row."""
@@ -202,7 +208,7 @@ class Evaluation:
                 which = (labels > 0).nonzero().squeeze(1)  # host sync: once per piece
             else:
                 which, side = torch.arange(0, len(users), self.length, device=users.device), rest
-            for part in which.split(n_users):
+            for part in which.split(n_users) if len(which) else ():
                 yield users[part], items[part].long(), [column[part] for column in side]
 
     def _measure_rows(self, score: Scorer) -> Scores:

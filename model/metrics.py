@@ -22,12 +22,16 @@ def positive_ranks(scores: Tensor, items: Tensor) -> Tensor:
     Returns:
         int64, shape [S]: how many other distinct items score at least as high as the positive.
     """
-    ahead = ~(scores < scores[:, :1])
+    # The positive stands first, so it is its copies that are left out.
+    return (~(scores < scores[:, :1]) & ~repeated(items))[:, 1:].sum(dim=1)
+
+
+def repeated(items: Tensor) -> Tensor:
+    """Where an item stands before in its series: bool, the shape of `items` [S, L]."""
     ordered, place = items.sort(dim=1, stable=True)
-    repeated = torch.zeros_like(ahead)
-    repeated.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
-    # Of equal items the first position counts; the positive stands first, so its copies are left out.
-    return (ahead & ~repeated)[:, 1:].sum(dim=1)
+    again = torch.zeros_like(items, dtype=torch.bool)
+    again.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+    return again
 
 
 def full_ranks(scores: Tensor, positives: Tensor, owners: Tensor, seen: Tensor) -> Tensor:
@@ -68,7 +72,7 @@ class RankMeans:
         first = counts[:k]
         return RankMeans(
             math.fsum(first) / total,
-            math.fsum(count * math.log(2.0) / math.log(rank + 2.0) for rank, count in enumerate(first)) / total,
+            math.fsum(count * (math.log(2.0) / math.log(rank + 2.0)) for rank, count in enumerate(first)) / total,
             math.fsum(count / (rank + 1.0) for rank, count in enumerate(counts)) / total,
         )
 

@@ -75,7 +75,9 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         names = [columns.user, columns.item, *(feature.name for feature in columns.row_side)]
         tables.append(pa.table(dict(zip(names, series, strict=True))).cast(columns.schema(names)))
     if not tables:
-        raise UserError("--validation leave-one-out: no user has two train items, so there is nothing to hold out")
+        raise UserError(
+            "--validation leave-one-out: no user has two train items, and lacks one, so there is nothing to hold out"
+        )
     table = pa.concat_tables(tables)
     rows = Rows(columns, tuple(table.column_names), TableSource.of(columns, table), train.frames)
     return Validation(held_out.to(device), HeldOut(rows, 1 + negatives))

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from model import source
-from model.batches import NEGATIVE_KINDS, Batch, EpochBatches, SamplingConfig, check_labels
+from model.batches import Batch, EpochBatches, SamplingConfig, check_labels
+from model.config import CHOICES
 from model.data import Rows, open_train
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
@@ -421,7 +422,8 @@ def test_ranks_that_stream_go_through_every_row_once(
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "exact") for name in FOLDERS), *(("several parts", kind) for kind in NEGATIVE_KINDS)]
+    ("name", "kind"),
+    [*((name, "exact") for name in FOLDERS), *(("several parts", kind) for kind in CHOICES["negatives"])],
 )
 @pytest.mark.parametrize("batch_size", [7, 10_000])
 def test_ranks_share_the_batches_that_one_would_have_in_memory(
