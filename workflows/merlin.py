@@ -7,6 +7,7 @@ Merlin 23.08 froze with faults that lose or leak rows, or hang; each repair belo
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import os
 import queue
@@ -51,7 +52,85 @@ def _quiet_torchless_import():
             del sys.modules["torch"]
 
 
+_CUDF = "24.12"  # the line whose missing names are known, and supplied
+# What Merlin 23.08 takes from cuDF, by module; a test compares this with Merlin's sources.
+_TAKEN_FROM_CUDF = {
+    "cudf": "DataFrame ListDtype RangeIndex Series StructDtype concat from_pandas read_parquet",
+    "cudf.api.types": "is_list_dtype is_string_dtype",
+    "cudf.core.column": "StringColumn as_column build_categorical_column build_column",
+    "cudf.core.column.lists": "ListColumn",
+    "cudf.core.dtypes": "ListDtype",
+    "cudf.core.reshape": "concat",
+    "cudf.io": "merge_parquet_filemetadata read_avro read_parquet read_parquet_metadata",
+    "cudf.io.parquet": "ParquetWriter",
+    "cudf.utils.dtypes": "cudf_dtype_from_pa_type",
+    "cudf.utils.ioutils": "_is_local_filesystem",
+    "dask_cudf": "DataFrame Series from_cudf from_dask_dataframe read_csv",
+    "dask_cudf.io.parquet": "CudfEngine create_metadata_file",
+}
+
+
+def _build_categorical_column(categories, codes, mask=None, size=None, offset=0, null_count=None, ordered=False):
+    """As in cuDF 23.08: a column of codes and the categories they stand for."""
+    cudf = importlib.import_module("cudf")
+    codes_type = cudf.utils.dtypes.min_unsigned_type(len(categories))
+    return cudf.core.column.build_column(
+        None,
+        cudf.CategoricalDtype(categories=categories, ordered=ordered),
+        size=size,
+        mask=mask,
+        offset=offset,
+        null_count=null_count,
+        children=(cudf.core.column.as_column(codes, dtype=codes_type),),
+    )
+
+
+def _from_dask_dataframe(ddf):
+    """As in dask-cuDF 23.08: a Dask collection of pandas dataframes as one of cuDF."""
+    return ddf.map_partitions(importlib.import_module("cudf").from_pandas)
+
+
+_SUPPLIED = {
+    "cudf.core.column.build_categorical_column": _build_categorical_column,
+    "dask_cudf.from_dask_dataframe": _from_dask_dataframe,
+}
+
+
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ImportError:
+        return False
+
+
+def complete_cudf() -> None:
+    """Give cuDF the two names back that it has lost since Merlin's last release, where Merlin is going to use it.
+
+    Raises:
+        RuntimeError: names are missing that this does not know to be; Merlin would fail on them one by one.
+    """
+    if not importlib.import_module("merlin.core.has_gpu").HAS_GPU:
+        return
+    try:
+        version = importlib.import_module("cudf").__version__
+    except ImportError:  # Merlin then keeps to pandas
+        return
+    taken = (f"{module}.{name}" for module, names in _TAKEN_FROM_CUDF.items() for name in names.split())
+    missing = [path for path in taken if not _has(*path.rsplit(".", 1))]
+    unknown = [path for path in missing if path not in _SUPPLIED or not version.startswith(f"{_CUDF}.")]
+    if unknown:
+        raise RuntimeError(
+            f"cuDF {version} lacks {', '.join(unknown)}, which Merlin 23.08 needs; this program runs with cuDF "
+            f"{_CUDF}: install it (make setup DEVICE=gpu, or requirements/gpu.txt), or hide the GPU "
+            "(CUDA_VISIBLE_DEVICES=) and run with --device cpu"
+        )
+    for path in missing:
+        module, name = path.rsplit(".", 1)
+        setattr(importlib.import_module(module), name, _SUPPLIED[path])
+
+
 with _quiet_torchless_import():
+    complete_cudf()
     import dask.dataframe as dd
     import nvtabular as nvt
     from merlin.core.dispatch import concat_columns
