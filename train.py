@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(status)
         return
     place = place or Place()
-    device = torch_device(args.device, None if args.device == "cpu" else args.gpus, place.local_rank)
+    device = torch_device(args.device, args.gpus, place.local_rank)
     end_with_launcher()
     from model.session import run  # Merlin and all the rest, which a process that only launches need not load
 

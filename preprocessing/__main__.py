@@ -80,8 +80,7 @@ def _prepare(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
-        large = frames.on_cpu and log.rows_estimate >= partitions * device.KERNEL_ROWS
-        kernels = ["workflows.kernels"] if large else []
+        kernels = ["workflows.kernels"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
         _import_ahead("preprocessing.prepare", *kernels, *drawing)
         known, tables = _known(args, scratch)

@@ -63,10 +63,104 @@ def test_merlin_has_one_door(path: str) -> None:
     assert path == "workflows/merlin.py" or not through
 
 
+# Who may name which of the GPU's libraries: the Merlin door mends cuDF for Merlin, and nothing else.
+DOORS = {
+    "cudf": {"workflows/device.py", "workflows/merlin.py"},
+    "dask_cudf": {"workflows/merlin.py"},
+    "cupy": {"workflows/device.py"},
+    "dask_cuda": {"workflows/device.py"},
+    "rmm": set(),
+    "torch.cuda": {"workflows/device.py"},
+}
+
+
 @pytest.mark.parametrize("path", TREES)
 def test_the_gpu_has_one_door(path: str) -> None:
-    through = {name for name in named(TREES[path]) for door in ("cudf", "cupy", "torch.cuda") if within(name, door)}
-    assert path == "workflows/device.py" or not through
+    through = {name for name in named(TREES[path]) for door in DOORS if within(name, door) and path not in DOORS[door]}
+    assert not through
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_modules_are_imported_by_names_that_these_tests_can_read(path: str) -> None:
+    # `import_module(variable)` could bring in anything; the doors choose among constants.
+    allowed = {"workflows/device.py", "workflows/merlin.py", "preprocessing/__main__.py"}
+    computed = [
+        ast.unparse(node)
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Call)
+        and _dotted(node.func).split(".")[-1] in ("import_module", "__import__")
+        and not isinstance(node.args[0], ast.Constant)
+    ]
+    assert path in allowed or not computed
+
+
+DEVICES = ("cpu", "cuda", "gpu", "numpy", "cupy", "pandas", "cudf")
+# Questions about the device outside its door, each with the reason why it is none that makes code differ.
+QUESTIONS = {
+    "preprocessing/features.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
+    "preprocessing/prepare.py": {"device.on_cpu"},  # handed to `frame_dataset`
+    "preprocessing/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
+    "model/data.py": {
+        "self.frames.on_cpu",  # handed to `frame_dataset`
+        "device.type",  # where dataframes live, given where tensors do; the door then decides
+        "device.type == 'cpu'",
+    },
+    "model/trainer.py": {"world.device.type"},  # handed to torch's autocast and GradScaler
+}
+
+
+def device_questions(tree: ast.AST) -> set[str]:
+    """What in a file asks which device or which library it is on."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            asked = node.attr in ("on_cpu", "is_cuda", "is_cpu") or (
+                node.attr == "type" and _dotted(node.value).split(".")[-1].endswith("device")
+            )
+        elif isinstance(node, ast.Compare):
+            values = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            asked = any(isinstance(value, str) and value.split(":")[0] in DEVICES for value in values)
+        elif isinstance(node, ast.Call) and _dotted(node.func) in ("isinstance", "hasattr", "type"):
+            asked = any(word in ast.unparse(node.args[-1]) for word in ("ndarray", "DataFrame", "Series", "__cuda"))
+        else:
+            asked = isinstance(node, ast.Call) and _dotted(node.func).split(".")[-1] in (
+                "is_cupy_array",
+                "is_available",
+            )
+        if asked:
+            found.add(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_only_the_device_door_asks_which_device_it_is(path: str) -> None:
+    if path != "workflows/device.py":
+        assert device_questions(TREES[path]) <= QUESTIONS.get(path, set())
+
+
+def test_each_question_that_is_allowed_is_asked() -> None:
+    for path, allowed in QUESTIONS.items():
+        assert allowed <= device_questions(TREES[path]), f"no longer needed: {path}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 1 if frames.on_cpu else 2",
+        "if values.is_cuda: pass",
+        "if device.type == 'cuda': pass",
+        "if self.world.device.type != 'cpu': pass",
+        "fast = str(device) == 'cuda:0'",
+        "if args.device in ('cpu', 'auto'): pass",
+        "if isinstance(values, np.ndarray): pass",
+        "if isinstance(df, (pd.DataFrame, pd.Series)): pass",
+        "if hasattr(values, '__cuda_array_interface__'): pass",
+        "if backend.is_available(): pass",
+        "if array_api_compat.is_cupy_array(values): pass",
+    ],
+)
+def test_a_question_about_the_device_is_seen(code: str) -> None:
+    assert device_questions(ast.parse(code))
 
 
 @pytest.mark.parametrize("path", TREES)

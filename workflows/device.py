@@ -53,6 +53,10 @@ class FrameDevice:
             return pa.table({name: df[name].to_numpy() for name in df.columns})
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
 
+    def compiles(self, rows: int) -> bool:
+        """Whether partitions of so many rows go through `host_kernels`."""
+        return self.on_cpu and rows >= KERNEL_ROWS
+
     def local_cluster(self, workers: int) -> Any:
         """A Dask cluster of worker processes on this machine: a GPU each, or one thread each on the CPU."""
         if self.on_cpu:
@@ -110,6 +114,13 @@ def _kernels() -> ModuleType | None:
     except RuntimeError as err:  # numba finds no folder to keep what it compiles
         warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
         return None
+
+
+def to_host(values: Any) -> np.ndarray:
+    """An array or a column of either library as a NumPy array; the one copy from the device to the host."""
+    if isinstance(values, np.ndarray):
+        return values
+    return values.to_pandas().to_numpy() if hasattr(values, "to_pandas") else values.get()
 
 
 def usable_cores() -> int:

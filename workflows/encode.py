@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from array_api_compat import array_namespace
 
-from workflows.device import frames_of
+from workflows.device import frames_of, to_host
 from workflows.merlin import StatOperator
 
 _DENSE = 8  # a direct table costs 4 bytes for each integer in the range of the ids, a hash table some 16 for each id
@@ -40,7 +40,7 @@ class IdTable:
         """int32 number of each id, -1 where it is not in the table."""
         with self._building:  # one thread builds the lookup, and shows it when it is whole
             if self._lookup is None:
-                self._lookup = _Direct.over(self.ids, column.values) or _Hashed(self.ids, column)
+                self._lookup = _Direct.over(self.ids, column) or _Hashed(self.ids, column)
         return self._lookup.numbers(column)
 
     def knows(self, ids: np.ndarray) -> np.ndarray:
@@ -74,8 +74,8 @@ class _Direct:
         self._low, self._table = low, table
 
     @staticmethod
-    def over(ids: pd.Series, like: Any) -> _Direct | None:
-        """In the array library of `like`; None where ids are no integers, or too far apart."""
+    def over(ids: pd.Series, column: Any) -> _Direct | None:
+        """In the array library of the column; None where ids are no integers, or too far apart."""
         if ids.dtype.kind != "i" or not len(ids):
             return None
         low, high = int(ids.min()), int(ids.max())
@@ -83,15 +83,17 @@ class _Direct:
             return None
         table = np.full(high - low + 1, -1, dtype=np.int32)
         table[ids.to_numpy() - low] = np.arange(len(ids), dtype=np.int32)
-        return _Direct(low, array_namespace(like).asarray(table))
+        return _Direct(low, array_namespace(column.values).asarray(table))
 
     def numbers(self, column: Any) -> Any:
         ids = column.values
         xp = array_namespace(ids)
-        size = self._table.shape[0]
-        if ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) < self._low + size:
+        high = self._low + self._table.shape[0] - 1
+        if ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) <= high:
             return xp.take(self._table, ids - self._low)
-        inside = (ids >= self._low) & (ids < self._low + size)
+        if xp.isdtype(ids.dtype, "signed integer"):
+            ids = xp.astype(ids, xp.int64)  # where both bounds fit
+        inside = (ids >= self._low) & (ids <= high)
         return xp.where(inside, xp.take(self._table, xp.where(inside, ids - self._low, 0)), -1)
 
 
@@ -130,7 +132,7 @@ class EncodeIds(StatOperator):
             return dask.delayed(dict)()
 
         def distinct(df):
-            return {name: _on_host(df[name].unique()) for name in columns}
+            return {name: to_host(df[name].unique()) for name in columns}
 
         def merge(parts):
             merged = {name: pd.unique(np.concatenate([part[name] for part in parts])) for name in columns}
@@ -153,7 +155,3 @@ class EncodeIds(StatOperator):
     def compute_column_schema(self, col_name, input_schema):
         schema = super().compute_column_schema(col_name, input_schema)
         return schema if col_name in self.keep else schema.with_dtype(np.int32)
-
-
-def _on_host(ids: Any) -> np.ndarray:
-    return ids if isinstance(ids, np.ndarray) else ids.to_pandas().to_numpy()

@@ -8,6 +8,7 @@ import dask
 import numpy as np
 from array_api_compat import array_namespace
 
+from workflows.device import to_host
 from workflows.encode import EncodeIds
 from workflows.interactions import run_lengths, run_starts, stable_order
 from workflows.merlin import StatOperator
@@ -51,7 +52,7 @@ def _item_statistics(df: Any, item: str, time: str) -> tuple[np.ndarray, ...]:
     items, times = xp.take(items, order), xp.take(times, order)
     starts = xp.nonzero(run_starts(items))[0]
     found = (xp.take(items, starts), run_lengths(starts, items.shape[0]), xp.take(times, starts))
-    return tuple(column if isinstance(column, np.ndarray) else column.get() for column in found)
+    return tuple(to_host(column) for column in found)
 
 
 def _merged_statistics(parts: list[tuple[np.ndarray, ...]], n_items: int) -> tuple[np.ndarray, np.ndarray]:
