@@ -5,21 +5,25 @@
 # RAW:   folder of the raw data or of its zip (default /data/NAME).
 # CACHE: the prepared folder to write (default /data/cache/NAME); one that is there already is kept.
 set -euo pipefail
-
-name=${1:-ml-20m}
-raw=$(realpath -m -- "${2:-/data/$name}")
-cache=$(realpath -m -- "${3:-/data/cache/$name}")
-shift $(($# < 3 ? $# : 3))
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=docker/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+read_places "$@"
 
 if [[ -f $cache/stats.json ]]; then
   echo "$cache is prepared already; remove it to prepare it again"
   exit 0
 fi
+
+# The first of these that is there; where none is, python -m preprocessing says so.
 input=$raw
-for zip in "$raw/$name.zip" "$raw.zip"; do
-  if [[ -f $zip && ! -f $raw/ratings.csv && ! -f $raw/ratings.dat ]]; then
-    input=$zip
+for place in "$raw"/ratings.{csv,dat} "$raw/$name"/ratings.{csv,dat} "$raw/$name.zip" "$raw.zip"; do
+  if [[ -f $place ]]; then
+    case $place in
+      *.zip) input=$place ;;
+      *) input=$(dirname -- "$place") ;;
+    esac
+    break
   fi
 done
-exec "${PYTHON:-python}" -m preprocessing --input "$input" --output "$cache" "$@"
+exec "$python" -m preprocessing --input "$input" --output "$cache" "${further[@]}"

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # Train as the reference's containers do: python train.py --amp --gpus 8, and the flags given here after it.
-#   docker/run_training.sh [flags of train.py]
+#   docker/run_training.sh [flags of train.py; python train.py --help lists them]
 # A --gpus or --device among them takes the place of --gpus 8 (docker/run_training.sh --device cpu).
 set -euo pipefail
+# shellcheck source=docker/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
 
 devices=(--gpus 8)
 for flag in "$@"; do
@@ -10,5 +13,4 @@ for flag in "$@"; do
     --gpus | --gpus=* | --device | --device=*) devices=() ;;
   esac
 done
-root=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
-exec "${PYTHON:-python}" "$root/train.py" --amp "${devices[@]}" "$@"
+exec "$python" "$root/train.py" --amp "${devices[@]}" "$@"

