@@ -51,7 +51,8 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/shellcheck docker/*.sh .ci/run
+	$(BIN)/shellcheck docker/*.sh docker/slurm.sub .ci/run
+	$(BIN)/hadolint docker/Dockerfile docker/cpu.Dockerfile
 
 format: $(READY)
 	$(BIN)/ruff check --fix $(PACKAGES)
