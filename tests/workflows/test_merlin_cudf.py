@@ -139,8 +139,9 @@ def test_the_supplied_column_is_built_of_codes_and_categories(fake_cudf: Fake) -
     assert (codes.dtype, codes.tolist()) == (np.uint8, [1, 0, 1])
 
 
-def test_the_door_asks_before_merlin_is_imported() -> None:
+def test_the_door_asks_before_merlin_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     # A visible GPU and a cuDF without anything: the door says so, before Merlin could fail on a name.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = (
         "import sys, types\n"
         "from dask.distributed.diagnostics import nvml\n"

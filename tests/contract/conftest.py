@@ -1,0 +1,56 @@
+"""Finds names in the GPU's libraries, and says at the end how many were checked, and in which versions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")  # cuDF looks for no GPU when it is imported
+
+import pytest
+
+PACKAGES = ("cudf-cu12", "dask-cudf-cu12", "cupy-cuda12x", "rmm-cu12", "dask-cuda", "nvtabular", "dask", "torch")
+
+
+@pytest.fixture(scope="session")
+def find() -> Callable[[str], Any]:
+    """What a dotted path leads to; skips where cuDF is not installed, raises AttributeError where nothing is."""
+    if importlib.util.find_spec("cudf") is None:
+        pytest.skip("cuDF is not installed; `make gpu-contract` installs and checks it")
+
+    def follow(path: str) -> Any:
+        first, *rest = path.split(".")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # cuDF: there is no GPU
+            found, at = importlib.import_module(first), first
+            for name in rest:
+                at += f".{name}"
+                if inspect.ismodule(found) and not hasattr(found, name) and importlib.util.find_spec(at):
+                    importlib.import_module(at)
+                found = getattr(found, name)
+        return found
+
+    return follow
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    told = [told for report in terminalreporter.getreports("passed") for told in report.user_properties]
+    count = {
+        key: sum(number for name, number in told if name == key) for key in ("names", "calls", "signatures", "merlin")
+    }
+    if not count["names"]:
+        return
+    try:
+        versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
+    except PackageNotFoundError as err:
+        versions = f"no {err}"
+    terminalreporter.write_line(
+        f"GPU contract: {count['names']} uses of our list ({count['calls']} calls, of which {count['signatures']} "
+        f"against a signature); {count['merlin']} names that Merlin takes from modules; {versions}"
+    )

@@ -1,0 +1,112 @@
+"""Merlin on the real cuDF through its door, in processes that see a GPU which is not there; and the GPU's torch.
+
+`make gpu-contract` installs what this needs; elsewhere it is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+needs_cudf = pytest.mark.skipif(
+    importlib.util.find_spec("cudf") is None, reason="cuDF is not installed; `make gpu-contract` installs and checks it"
+)
+RESOLVED = sorted(Path(sys.prefix).glob("resolved-*.txt"))  # `make gpu-contract` writes them
+
+SEE_A_GPU = """
+import warnings
+warnings.simplefilter("ignore")
+from dask.distributed.diagnostics import nvml
+nvml.device_get_count = lambda: 1  # how Merlin asks, where CUDA_VISIBLE_DEVICES hides none
+"""
+ON_CUDF = """
+import sys
+import workflows.merlin as door
+from merlin.core import compat, dispatch
+import merlin.io.dataframe_engine, merlin.io.fsspec_utils
+import nvtabular.ops
+
+assert compat.HAS_GPU
+assert all(library is not None for library in (compat.cudf, compat.dask_cudf, compat.cupy, dispatch.rmm))
+assert dispatch.build_column is compat.cudf.core.column.build_column
+assert merlin.io.fsspec_utils.build_categorical_column is door._build_categorical_column
+assert merlin.io.dataframe_engine.dask_cudf.from_dask_dataframe is door._from_dask_dataframe
+assert compat.cudf.DataFrame in vars(nvtabular.Workflow)["transform"].dispatcher.registry
+"""
+LOADER = """
+from merlin.dataloader import loader_base
+
+assert issubclass(door.loader_class(), loader_base.LoaderBase)
+assert loader_base.cudf is compat.cudf and loader_base.cupy is compat.cupy
+"""
+ON_PANDAS = """
+import numpy as np
+import pandas as pd
+from workflows.encode import EncodeIds
+from workflows.operators import LeaveOneOut
+
+rng = np.random.default_rng(0)
+log = pd.DataFrame({name: rng.integers(0, high, 300) for name, high in (("user", 9), ("item", 40), ("time", 99))})
+dataset = door.frame_dataset(lambda _: log, 1, meta=log.iloc[:0], cpu=True)
+encoder = EncodeIds(keep=["time"])
+door.Workflow(list(log) >> encoder).fit(dataset)
+workflow = door.Workflow((list(log) >> encoder) >> LeaveOneOut(encoder, "user", "item", "time", test_negatives=5))
+workflow.fit(dataset)
+rows = workflow.transform(dataset)
+with door.loader_class()(rows, batch_size=50, shuffle=False) as loader:
+    read = sum(len(columns["user"]) for columns, _ in loader)
+assert read == len(log.drop_duplicates(["user", "item"])) + 9 * 5, read
+"""
+
+
+def run(code: str) -> None:
+    environment = os.environ | {"RAPIDS_NO_INITIALIZE": "1"}
+    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert ended.returncode == 0, ended.stderr
+
+
+@needs_cudf
+def test_merlin_and_nvtabular_import_on_cudf_without_torch() -> None:
+    run(SEE_A_GPU + ON_CUDF + "assert 'torch' not in sys.modules")
+
+
+@needs_cudf
+def test_the_loader_imports_on_cudf() -> None:
+    run("import torch\n" + SEE_A_GPU + ON_CUDF + LOADER)
+
+
+@needs_cudf
+def test_a_workflow_for_the_cpu_asks_nothing_of_a_gpu_beside_it() -> None:
+    # --device cpu on a machine with a GPU: there is none here, so that whatever asked for it would fail.
+    run("import torch\n" + SEE_A_GPU + ON_CUDF + ON_PANDAS)
+
+
+@needs_cudf
+def test_without_the_door_merlin_does_not_import() -> None:
+    with pytest.raises(
+        AssertionError, match=r"cannot import name 'build_categorical_column' from 'cudf\.core\.column'"
+    ):
+        run("import dask; dask.config.set({'dataframe.query-planning': False})\n" + SEE_A_GPU + "import nvtabular")
+
+
+@pytest.mark.skipif(not RESOLVED, reason="`make gpu-contract` resolves the GPU's requirements")
+def test_torch_for_a_gpu_is_built_for_cuda_12_and_shares_the_libraries_of_cudf() -> None:
+    assert [path.stem for path in RESOLVED] == ["resolved-3.10", "resolved-3.11", "resolved-3.12", "resolved-cpu-torch"]
+    for path in RESOLVED:
+        packages = dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+        cuda = {name: version for name, version in packages.items() if name.startswith("nvidia-cuda-runtime")}
+        if path.stem == "resolved-cpu-torch":  # the CPU's torch beside cuDF: what this test is there to notice
+            assert not cuda["nvidia-cuda-runtime"].startswith("12.")
+            continue
+        assert {"torch", "cudf-cu12", "cupy-cuda12x", "cuda-python"} <= set(packages)
+        assert list(cuda) == ["nvidia-cuda-runtime-cu12"]
+        assert cuda["nvidia-cuda-runtime-cu12"].startswith("12.")
+        assert all(name.endswith("-cu12") for name in packages if name.startswith("nvidia-"))
+        assert "cuda-bindings" not in packages  # it would lie over the files of cuDF's cuda-python
