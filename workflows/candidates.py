@@ -10,6 +10,7 @@ that NumPy, CuPy and torch find the same items.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from array_api_compat import array_namespace, device
@@ -40,9 +41,9 @@ class Candidates:
     places: Array | None = None
     since: Array | None = None
 
-    @property
+    @cached_property
     def weight(self) -> int:
-        """Of all items together."""
+        """Of all items together (host sync: once)."""
         return self.n_items if self.before is None else int(self.before[-1])
 
     def place_of(self, items: Array) -> Array:

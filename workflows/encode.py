@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 import pandas as pd
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from workflows.device import frames_of, to_host
 from workflows.merlin import StatOperator
@@ -64,7 +64,9 @@ class _Hashed:
         self._index.get_indexer(self._index[:1])
 
     def numbers(self, column: Any) -> Any:
-        return self._index.get_indexer(column).astype("int32")
+        places = self._index.get_indexer(column)
+        xp = array_namespace(places)
+        return xp.astype(places, xp.int32)
 
 
 class _Direct:
@@ -83,7 +85,8 @@ class _Direct:
             return None
         table = np.full(high - low + 1, -1, dtype=np.int32)
         table[ids.to_numpy() - low] = np.arange(len(ids), dtype=np.int32)
-        return _Direct(low, array_namespace(column.values).asarray(table))
+        values = column.values
+        return _Direct(low, array_namespace(values).asarray(table, device=device(values)))
 
     def numbers(self, column: Any) -> Any:
         ids = column.values

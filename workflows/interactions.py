@@ -51,7 +51,7 @@ def run_starts(values: Array) -> Array:
     """True where a value differs from the one before it: where each run begins, shape [N]."""
     xp = array_namespace(values)
     first = xp.ones(min(1, values.shape[0]), dtype=xp.bool, device=device(values))
-    return xp.concat([first, values[1:] != values[:-1]])
+    return xp.concat([first, values[1:] != values[:-1]]) if values.shape[0] else first
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,10 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
 
 def run_lengths(starts: Array, total: int) -> Array:
     """How many rows follow each start up to the next one, or up to `total`: int64, the shape of `starts`."""
+    if not starts.shape[0]:
+        return starts
     xp = array_namespace(starts)
-    end = xp.full(min(1, starts.shape[0]), total, dtype=starts.dtype, device=device(starts))
-    return xp.concat([starts[1:], end]) - starts
+    return xp.concat([starts[1:], xp.full(1, total, dtype=starts.dtype, device=device(starts))]) - starts
 
 
 def _earliest(times: Array, first: Array) -> Array:

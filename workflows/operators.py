@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from workflows.candidates import Candidates
 from workflows.counters import stream_seed
@@ -50,7 +50,7 @@ class _Negatives(Operator):
         """Each row, followed by its negatives (none where the user has interacted with every item)."""
         xp = array_namespace(users, items)
         if not per_positive:
-            return {"user": users, "item": items, "label": xp.ones(users.shape, dtype=xp.float32)}
+            return {"user": users, "item": items, "label": xp.ones(users.shape, dtype=xp.float32, device=device(users))}
         seed, exact = stream_seed(self.sampling.seed, _TRAIN_STREAM), self.sampling.kind != "uniform"
         users, items = xp.astype(users, xp.int64), xp.astype(items, xp.int64)
         negatives, exists = row_negatives(users, items, self._candidates(items), per_positive, seed, times, exact)

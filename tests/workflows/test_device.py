@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from workflows.device import (
+    KERNEL_ROWS,
     FrameDevice,
     collective_backend,
     frame_device,
@@ -119,6 +120,15 @@ def test_to_arrow_leaves_the_index_out() -> None:
     table = frame_device("cpu").to_arrow(df)
     assert table.column_names == ["x"]
     assert table.schema.metadata is None
+
+
+def test_large_partitions_on_the_host_go_through_compiled_loops() -> None:
+    assert [FrameDevice(on_cpu=True).compiles(rows) for rows in (0, KERNEL_ROWS - 1, KERNEL_ROWS)] == [
+        False,
+        False,
+        True,
+    ]
+    assert not FrameDevice(on_cpu=False).compiles(10 * KERNEL_ROWS)
 
 
 def test_frames_of_a_dataframe_is_its_library() -> None:

@@ -1,0 +1,401 @@
+"""Array code and operators on a stand-in for CuPy and cuDF, against NumPy and pandas.
+
+The stand-in's arrays are those of array-api-strict on a device that is not the default one: they refuse what the
+array standard does not promise, other devices, NumPy and objects. What they would let pass and a GPU would answer by a
+copy to the host (`int`, `bool`, iteration, `__index__`) is refused but in the places listed here. Its dataframes and
+columns have what the GPU's list of names says (tests/contract), and no more.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import array_api_strict as strict
+import dask
+import numpy as np
+import pandas as pd
+import pytest
+
+from workflows import counters
+from workflows.candidates import Candidates, Unseen, ordered_pairs
+from workflows.counters import stream_seed
+from workflows.device import to_host
+from workflows.encode import EncodeIds, IdTable
+from workflows.interactions import histories, run_lengths, run_starts, stable_order
+from workflows.negatives import row_negatives, series_negatives
+from workflows.operators import AppendNegatives, LeaveOneOut
+from workflows.sampling import Sampling, line_of
+from workflows.statistics import ItemStatistics
+
+WORKFLOWS = Path(sys.modules["workflows.encode"].__file__).parent
+GPU, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
+Array = type(strict.asarray(0))
+SEED = stream_seed(4, 5)
+
+# Where array code waits for the device, each once a call unless it says otherwise.
+HOST_SYNCS = {
+    "interactions.stable_order": {"int"},  # twice for each column: how many digits its range has
+    "negatives._draw": {"int"},  # once a round: the most that anyone is to draw
+    "candidates.weight": {"int"},  # once for all: the weight of all items
+    "encode.numbers": {"int"},  # twice for each column: whether all ids are in the table
+    "operators.transform": {"bool"},  # once a partition: whether it holds unknown ids
+    "device.to_host": {"get"},  # the copies to the host, which are meant
+}
+
+
+# --- The stand-in -----------------------------------------------------------------------------------------------
+
+
+def gpu(values: Any) -> Any:
+    """An array on the stand-in's device, or a value whose arrays are."""
+    if isinstance(values, np.ndarray):
+        return strict.asarray(values, device=GPU)
+    arrays = {name: gpu(array) for name, array in vars(values).items() if isinstance(array, np.ndarray)}
+    return replace(values, **arrays)
+
+
+def cpu(values: Any) -> np.ndarray:
+    assert values.device == GPU
+    return np.asarray(strict.from_dlpack(values, device=CPU))
+
+
+class Column:
+    """A column of cuDF, as far as our code may know: `values` is an array of the device, and text has none."""
+
+    def __init__(self, values: pd.Series) -> None:
+        self._values = values.reset_index(drop=True)
+
+    @property
+    def values(self) -> Any:
+        if self._values.dtype == object:
+            raise TypeError("String Arrays is not yet implemented in cudf")
+        return gpu(self._values.to_numpy())
+
+    def unique(self) -> Column:
+        return Column(self._values.drop_duplicates())
+
+    def to_pandas(self) -> pd.Series:
+        return self._values
+
+
+class Index:
+    """cuDF's hash table of ids; gives int32 places."""
+
+    def __init__(self, ids: Any) -> None:
+        self._index = pd.Index(ids)
+
+    def __getitem__(self, key: slice) -> Index:
+        return Index(self._index[key])
+
+    def get_indexer(self, target: Column | Index) -> Any:
+        values = target._values if isinstance(target, Column) else target._index
+        return gpu(self._index.get_indexer(values).astype(np.int32))
+
+
+class Frame:
+    """A dataframe of cuDF, made of columns and arrays of the device only."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        for name, column in columns.items():
+            assert isinstance(column, Column | Array), f"{name}: a copy from the host, {type(column)}"
+        self._columns = {
+            name: column if isinstance(column, Column) else Column(pd.Series(cpu(column)))
+            for name, column in columns.items()
+        }
+
+    @staticmethod
+    def of(df: pd.DataFrame) -> Frame:
+        return Frame({name: Column(df[name]) for name in df.columns})
+
+    def __getitem__(self, key: str | list[str]) -> Any:
+        return self._columns[key] if isinstance(key, str) else Frame({name: self._columns[name] for name in key})
+
+    def on_host(self) -> pd.DataFrame:
+        return pd.DataFrame({name: column.to_pandas() for name, column in self._columns.items()})
+
+
+@pytest.fixture(autouse=True)
+def synced(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
+    """The stand-in in force: which of the allowed places have copied to the host, and how; others fail."""
+    library = ModuleType("stand_in")
+    library.Index = Index
+    for kind in (Column, Index, Frame):
+        monkeypatch.setattr(kind, "__module__", "stand_in")
+    monkeypatch.setitem(sys.modules, "stand_in", library)
+    seen: dict[str, set[str]] = {}
+
+    def guarded(how: str, stock: Callable) -> Callable:
+        def method(self: Any, *args: Any) -> Any:
+            frame = sys._getframe(1)
+            if "array_api_strict" in frame.f_code.co_filename and how != "index":
+                return stock(self, *args)  # its own checks
+            while frame is not None and Path(frame.f_code.co_filename).parent != WORKFLOWS:
+                frame = frame.f_back
+            if frame is not None:
+                place = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
+                if how not in HOST_SYNCS.get(place, ()):
+                    raise TypeError(f"{place}, line {frame.f_lineno}: {how}() of an array copies it to the host")
+                seen.setdefault(place, set()).add(how)
+            return stock(self, *args)
+
+        return method
+
+    for how in ("int", "bool", "float", "complex", "index", "iter"):
+        monkeypatch.setattr(Array, f"__{how}__", guarded(how, getattr(Array, f"__{how}__")))
+    monkeypatch.setattr(Array, "get", guarded("get", cpu), raising=False)  # as CuPy's
+    return seen
+
+
+def same(on_gpu: Any, on_cpu: Any) -> None:
+    """One array or several, equal in values and types."""
+    if isinstance(on_cpu, np.ndarray):
+        np.testing.assert_array_equal(cpu(on_gpu), on_cpu)
+        assert cpu(on_gpu).dtype == on_cpu.dtype
+    else:
+        for one, other in zip(on_gpu, on_cpu, strict=True):
+            same(one, other)
+
+
+# --- Array code -------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+LOGS = {
+    "many ties": [RNG.integers(0, high, 300) for high in (9, 25, 6)],
+    "wide": [RNG.integers(-(2**62), 2**62, 50)[RNG.integers(0, 50, 200)] for _ in range(3)],
+    "narrow": [RNG.integers(0, high, 200).astype(np.int32) for high in (9, 25, 6)],
+    "one row": [np.array([5]), np.array([7]), np.array([-1])],
+    "nothing": [np.zeros(0, dtype=np.int64)] * 3,
+}
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_interactions(log: str) -> None:
+    columns = LOGS[log]
+    here = [gpu(column) for column in columns]
+    same(stable_order(*here), stable_order(*columns))
+    same(run_starts(here[0]), run_starts(columns[0]))
+    starts = np.flatnonzero(run_starts(columns[0]))
+    same(run_lengths(gpu(starts), len(columns[0])), run_lengths(starts, len(columns[0])))
+    same(vars(histories(*here)).values(), vars(histories(*columns)).values())
+
+
+def test_counters() -> None:
+    ids = np.concatenate([RNG.integers(-(2**63), 2**63 - 1, 20), [2**63 - 1, -(2**63), 0]])
+    number = np.arange(6)
+    key = counters.keys(SEED, ids)
+    same(counters.keys(SEED, gpu(ids)), key)
+    bits = counters.draws(key[:, None], number[None, :])
+    same(counters.draws(gpu(key)[:, None], gpu(number)[None, :]), bits)
+    same(counters.advanced(gpu(key), gpu(ids)), counters.advanced(key, ids))
+    bound = np.arange(1, len(ids) + 1)[:, None]
+    same(counters.below(gpu(bits), gpu(bound)), counters.below(bits, bound))
+    same(counters.below(gpu(bits), 2**40), counters.below(bits, 2**40))
+
+
+KINDS = {"exact": {}, "popularity": {"kind": "popularity"}, "time": {"time_aware": True}}
+KINDS["both"] = KINDS["popularity"] | KINDS["time"]
+EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+N_ITEMS = 30
+COUNTS, SINCE = RNG.integers(0, 50, N_ITEMS), RNG.integers(0, 9, N_ITEMS)
+
+
+def line(kind: str, like: Any) -> Candidates:
+    return line_of(N_ITEMS, Sampling(**KINDS[kind]), COUNTS, SINCE, like)
+
+
+@EACH_KIND
+def test_candidates(kind: str) -> None:
+    users, items, times = (RNG.integers(0, high, 120) for high in (6, N_ITEMS, 12))
+    ours, theirs = line(kind, users), line(kind, gpu(users))
+    for name in ("before", "items", "places", "since"):
+        if getattr(ours, name) is not None:
+            same(getattr(theirs, name), getattr(ours, name))
+    points = RNG.integers(0, ours.weight, (6, 5))
+    same(theirs.place_of(gpu(items)), ours.place_of(items))
+    same(theirs.item_at(gpu(items)), ours.item_at(items))
+    same(theirs.weight_before(gpu(items)), ours.weight_before(items))
+    same(theirs.place_at(gpu(points)), ours.place_at(points))
+    same(theirs.limits(gpu(times)), ours.limits(times))
+
+    pairs = ordered_pairs(users, items, N_ITEMS)
+    same(ordered_pairs(gpu(users), gpu(items), N_ITEMS), pairs)
+    unseen, there = Unseen(*pairs, 6, ours), Unseen(*map(gpu, pairs), 6, theirs)
+    owners, limits = np.arange(6), ours.limits(np.array([0, 3, 8, 12, 5, 5]))
+    same(there.left(gpu(owners)), unseen.left(owners))
+    same(there.usable_limits(gpu(owners), gpu(limits)), unseen.usable_limits(owners, limits))
+    points %= unseen.left(owners)[:, None]
+    same(there.places(gpu(owners), gpu(points)), unseen.places(owners, points))
+    some, taken = owners[::2], np.array([[1, 30], [4, 5], [30, 30]])
+    rest, rest_there = unseen.without(some, taken), there.without(gpu(some), gpu(taken))
+    same(rest_there.left(gpu(np.arange(3))), rest.left(np.arange(3)))
+
+
+@EACH_KIND
+@pytest.mark.parametrize("exact", [True, False])
+def test_negatives(kind: str, exact: bool) -> None:
+    users = np.sort(RNG.integers(0, 12, 200))
+    items, times = RNG.integers(0, N_ITEMS, 200), RNG.integers(0, 12, 200)
+    history = histories(users, items, times)
+    which = np.flatnonzero(history.counts < N_ITEMS)
+    ours, theirs = line(kind, users), line(kind, gpu(users))
+    series = series_negatives(history, which, ours, 25, SEED, exact)  # most users have fewer unseen: several rounds
+    same(series_negatives(gpu(history), gpu(which), theirs, 25, SEED, exact), series)
+    found = row_negatives(users, items, ours, 3, SEED, times, exact)
+    same(row_negatives(gpu(users), gpu(items), theirs, 3, SEED, gpu(times), exact), found)
+
+
+# --- Operators on dataframes ------------------------------------------------------------------------------------
+
+
+class Selector:
+    def __init__(self, *names: str) -> None:
+        self.names = list(names)
+
+
+def collection(*frames: Any) -> SimpleNamespace:
+    """Partitions as a Dask collection hands them to an operator."""
+    return SimpleNamespace(to_delayed=lambda: [dask.delayed(lambda frame=frame: frame)() for frame in frames])
+
+
+def computed(delayed: Any) -> Any:
+    return delayed.compute(scheduler="synchronous")
+
+
+def make_log(kind: str) -> pd.DataFrame:
+    log = pd.DataFrame({name: RNG.integers(0, high, 250) for name, high in (("user", 9), ("item", N_ITEMS))})
+    if kind == "text":
+        log = log.astype(str)
+    elif kind == "far apart":
+        log *= 10**15
+    elif kind == "narrow":
+        log = log.astype(np.int32)
+    return log.assign(time=RNG.integers(0, 12, 250))
+
+
+@pytest.mark.parametrize("kind", ["near", "narrow", "far apart", "text"])
+def test_encoding(kind: str) -> None:
+    log, selector = make_log(kind), Selector("user", "item", "time")
+    encoders = EncodeIds(keep=["time"]), EncodeIds(keep=["time"])
+    halves = [log.iloc[:100], log.iloc[100:]]
+    for encoder, parts in zip(encoders, (halves, map(Frame.of, halves)), strict=True):
+        encoder.fit_finalize(computed(encoder.fit(selector, collection(*parts))))
+    for name, ids in encoders[0].categories.items():
+        pd.testing.assert_series_equal(encoders[1].categories[name], ids)
+    found = encoders[1].transform(selector, Frame.of(log)).on_host()
+    pd.testing.assert_frame_equal(found, encoders[0].transform(selector, log))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 40), (-(2**63), -(2**63) + 40), (2**63 - 40, 2**63 - 1)])
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_unknown_ids(low: int, high: int, kind: str) -> None:
+    table = IdTable(pd.Series([low, high - 2, low + 7]))
+    ids = [value for value in (low, high, low + 7, 3, 2**31 - 1, high - 2) if abs(value) < 2**31 or kind == "int64"]
+    column = pd.Series(ids, dtype=kind)
+    same(table.numbers(Column(column)), IdTable(table.ids).numbers(column))
+
+
+def test_statistics() -> None:
+    log, encoder = make_log("near"), EncodeIds({"item": pd.Series(range(N_ITEMS))})
+    log.loc[::7, "item"] = -1
+    fitted = []
+    for parts in ([log.iloc[:90], log.iloc[90:]], [Frame.of(log.iloc[:90]), Frame.of(log.iloc[90:])]):
+        statistics = ItemStatistics(encoder, "item", "time")
+        statistics.fit_finalize(computed(statistics.fit(Selector("item", "time"), collection(*parts))))
+        fitted.append(statistics)
+    np.testing.assert_array_equal(fitted[1].counts, fitted[0].counts)
+    np.testing.assert_array_equal(fitted[1].since, fitted[0].since)
+    assert fitted[1].transform(Selector("item"), Frame.of(log)).on_host().columns.tolist() == ["item"]
+
+
+def operators(kind: str, operator: type, negatives: int) -> Iterator[Any]:
+    """Two of a kind, one for each library: they keep their line of items."""
+    sampling = Sampling(**KINDS[kind])
+    encoder = EncodeIds({"item": pd.Series(range(N_ITEMS))})
+    for _ in range(2):
+        statistics = ItemStatistics(encoder, "item", "time")
+        statistics.fit_finalize((COUNTS, SINCE))
+        options = {"sampling": sampling, "statistics": statistics}
+        if operator is LeaveOneOut:
+            yield LeaveOneOut(encoder, "user", "item", "time", 6, negatives, **options)
+        else:
+            yield AppendNegatives(encoder, "user", "item", negatives, time="time", **options)
+
+
+@EACH_KIND
+@pytest.mark.parametrize("operator", [LeaveOneOut, AppendNegatives])
+@pytest.mark.parametrize("negatives", [0, 2])
+@pytest.mark.parametrize("rows", ["known", "some unknown", "none"])
+def test_splitting_and_appending(kind: str, operator: type, negatives: int, rows: str) -> None:
+    log = make_log("narrow")
+    if rows == "some unknown":
+        log.loc[::5, "item"] = -1
+    elif rows == "none":
+        log = log.iloc[:0]
+    ours, theirs = operators(kind, operator, negatives)
+    found = theirs.transform(None, Frame.of(log)).on_host()
+    pd.testing.assert_frame_equal(found, ours.transform(None, log).reset_index(drop=True))
+
+
+# --- The guard --------------------------------------------------------------------------------------------------
+
+
+def test_each_place_that_may_wait_for_the_device_does(synced: dict[str, set[str]]) -> None:
+    for kind in ("near", "text"):
+        test_encoding(kind)
+    test_candidates("popularity")
+    test_statistics()
+    test_splitting_and_appending("both", LeaveOneOut, 2, "known")
+    assert synced == HOST_SYNCS
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: [value for value in x],  # noqa: C416
+        lambda x: list(range(10))[x[0] :],
+        lambda x: float(x[0]),
+        lambda x: x if x[0] else None,
+        lambda x: int(x[0]),
+        lambda x: x.get(),
+        lambda x: np.asarray(x),
+        lambda x: np.sort(x),
+        lambda x: x + np.arange(3),
+        lambda x: x + strict.asarray([1, 2, 3], device=CPU),
+        lambda x: strict.asarray(["a", "b"], dtype=object),
+        lambda x: x.item(),
+        lambda x: x.tolist(),
+        lambda x: x.astype("int32"),
+        lambda x: Frame({"x": np.arange(3)}),
+        lambda x: Column(pd.Series(["a"])).values,
+    ],
+)
+def test_what_a_gpu_refuses_or_copies_is_refused(use: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    # As if the line were in a file of workflows/.
+    code = use.__code__.replace(co_filename=str(WORKFLOWS / "some_file.py"))
+    there = type(use)(code, use.__globals__)
+    with pytest.raises((TypeError, RuntimeError, ValueError, AttributeError, AssertionError, BufferError)):
+        there(gpu(np.arange(3)))
+
+
+PURE = ("interactions", "candidates", "negatives", "counters")
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_array_code_names_no_library_and_copies_nothing_to_the_host(name: str) -> None:
+    tree = ast.parse((WORKFLOWS / f"{name}.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    assert not imported & {"numpy", "pandas", "torch", "cupy", "cudf"}
+    read = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not read & {"item", "tolist", "get", "numpy", "to_numpy", "cpu", "asnumpy"}
+
+
+def test_copies_to_the_host_are_those_of_the_device_door() -> None:
+    np.testing.assert_array_equal(to_host(np.arange(3)), np.arange(3))
+    np.testing.assert_array_equal(to_host(gpu(np.arange(3))), np.arange(3))
+    assert to_host(Column(pd.Series(["b", "a"]))).tolist() == ["b", "a"]
