@@ -34,7 +34,7 @@ $(READY): $(LOCKS) pyproject.toml Makefile
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
 	  -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt -r requirements/dev.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
-	$(BIN)/python -c 'import workflows.kernels'  # compiles them, once
+	$(BIN)/python -c 'import workflows.kernels, model.kernels'  # compiles them, once
 	touch $@
 
 demo: $(READY)

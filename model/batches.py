@@ -1,5 +1,7 @@
 """Training batches: rows stream in blocks of whole users, get fresh negatives on the device, are shuffled, and cut.
 
+A positive and the negatives drawn for it stay together, so that what belongs to their user is computed once.
+
 One block is in memory at a time. Its users are whole, so that negatives are exact without an index of all
 positives; the order of partitions and the order within a block are new every epoch.
 """
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,17 +60,19 @@ class Batch:
         users, items: int32 or int64 ids.
         labels: float32.
         side: the side features that go with the row, int32 ids or float32 numbers.
+        group: so many samples in a row are a positive and the negatives drawn for it, of one user; 1: in no order.
     """
 
     users: Tensor
     items: Tensor
     labels: Tensor
     side: tuple[Tensor, ...] = ()
+    group: int = 1
 
     @staticmethod
-    def of(columns: Iterable[Tensor]) -> Batch:
+    def of(columns: Iterable[Tensor], group: int = 1) -> Batch:
         users, items, labels, *side = columns
-        return Batch(users, items, labels, tuple(side))
+        return Batch(users, items, labels, tuple(side), group)
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
@@ -78,14 +82,21 @@ class Batch:
         return self.labels.shape[0]
 
     def cut(self, start: int, stop: int) -> Batch:
-        return Batch.of(column[start:stop] for column in self.columns)
+        """Samples start … stop - 1, which should be whole groups."""
+        return Batch.of((column[start:stop] for column in self.columns), self.group)
 
     def take(self, which: Tensor) -> Batch:
         """Samples by their numbers."""
         return Batch.of(column[which] for column in self.columns)
 
+    def take_groups(self, which: Tensor) -> Batch:
+        """Groups by their numbers."""
+        groups = (column.view(-1, self.group)[which].view(-1) for column in self.columns)
+        return Batch.of(groups, self.group)
+
     def followed_by(self, other: Batch) -> Batch:
-        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)))
+        group = self.group if self.group == other.group else 1
+        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
 
 
 class EpochBatches:
@@ -124,8 +135,8 @@ class EpochBatches:
         shuffle_seed = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
         if self.config.in_memory:
             for batch in self._batches(self._all_rows(), number, self.config.batch_size, shuffle_seed):
-                own = self.world.share(len(batch))
-                yield batch.cut(own.start, own.stop)
+                own = self.world.share(len(batch) // batch.group)
+                yield batch.cut(own.start * batch.group, own.stop * batch.group)
             return
         size = self.world.share(self.config.batch_size)
         # Ranks shuffle their own blocks; the order of partitions is the same for all.
@@ -138,18 +149,22 @@ class EpochBatches:
         return (self.rows.n_rows - held_out) * (1 + self.config.per_positive if self.config.draws else 1)
 
     def _batches(self, blocks: Iterable[Batch], epoch: int, size: int, seed: int) -> Iterator[Batch]:
-        """The samples of some blocks, shuffled within each, in batches of `size`."""
+        """The samples of some blocks, their groups shuffled within each, in batches of `size`, or a little less so that
+        they are whole groups."""
         generator = torch_generator(seed, self.device)
         rest: Batch | None = None
         for block in blocks:
             samples = self._samples(block, epoch)
-            order = torch.randperm(len(samples), generator=generator, device=self.device)
-            samples = samples.take(order)
+            if size < samples.group:
+                samples = replace(samples, group=1)
+            order = torch.randperm(len(samples) // samples.group, generator=generator, device=self.device)
+            samples = samples.take_groups(order)
             if rest is not None:
                 samples = rest.followed_by(samples)
-            whole = len(samples) // size * size
-            for start in range(0, whole, size):
-                yield samples.cut(start, start + size)
+            step = size // samples.group * samples.group
+            whole = len(samples) // step * step
+            for start in range(0, whole, step):
+                yield samples.cut(start, start + step)
             rest = samples.cut(whole, len(samples)) if whole < len(samples) else None
         if rest is not None:
             yield rest
@@ -174,26 +189,35 @@ class EpochBatches:
         return block.take((~held_out).nonzero().squeeze(1))
 
     def _samples(self, block: Batch, epoch: int) -> Batch:
-        """A block's rows and their negatives, in no particular order."""
+        """A block's rows and their negatives: groups, or where rows have none, single samples."""
         config = self.config
         if not config.draws:
             return block
-        positives = block.take((block.labels > 0).nonzero().squeeze(1))
+        positive = block.labels > 0
+        positives = block.take(positive.nonzero().squeeze(1))
         users, items = positives.users.long(), positives.items.long()
         seed = counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
         if config.kind == "uniform":
             negatives = _uniform(users, items, self.rows.columns.n_items, config.per_positive, seed)
         else:
             negatives, exists = row_negatives(users, items, self._candidates, config.per_positive, seed)
-            kept = exists.nonzero().squeeze(1)
-            positives, negatives = positives.take(kept), negatives[kept]
-        drawn = Batch(
-            positives.users.repeat_interleave(config.per_positive),
-            negatives.reshape(-1).to(block.items.dtype),
-            torch.zeros(negatives.numel(), device=self.device),
-            tuple(column.repeat_interleave(config.per_positive) for column in positives.side),
+            if not bool(exists.all()):  # host sync: once per block
+                positive[positive.clone()] = exists
+                kept = exists.nonzero().squeeze(1)
+                positives, negatives = positives.take(kept), negatives[kept]
+        group = 1 + config.per_positive
+        labels = torch.zeros(len(positives), group, device=self.device)
+        labels[:, 0] = positives.labels
+        grouped = Batch(
+            positives.users.repeat_interleave(group),
+            torch.cat((positives.items[:, None], negatives.to(block.items.dtype)), dim=1).view(-1),
+            labels.view(-1),
+            tuple(column.repeat_interleave(group) for column in positives.side),
+            group,
         )
-        return block.followed_by(drawn)
+        if len(positives) == len(block):
+            return grouped
+        return grouped.followed_by(block.take((~positive).nonzero().squeeze(1)))
 
 
 def whole_users(rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None) -> Iterator[Batch]:

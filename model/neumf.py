@@ -126,12 +126,12 @@ class NeuMF(nn.Module):
         """
         gmf = self.mf_user_embed(users) * self.mf_item_embed(items)
         ids = self.mlp_user_embed(users), self.mlp_item_embed(items)
-        hidden = torch.cat((*ids, *self._side(items, row_side)), dim=1)
+        hidden = torch.cat((*ids, *self.side_inputs(items, row_side)), dim=1)
         for layer in self.mlp:
             hidden = nn.functional.dropout(torch.relu(layer(hidden)), self.config.dropout, self.training)
         return self.final(torch.cat((gmf, hidden), dim=1)).squeeze(1)
 
-    def _side(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
+    def side_inputs(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
         """What the side features add to the MLP's input, in the config's order: each [B, its width]."""
         values = (*row_side, *(table[items] for table in self.item_tables))
         embeddings = iter(self.side_embed)

@@ -22,7 +22,8 @@ from model.run import RunWriter, check_run
 from model.seen import Seen
 from model.series import HeldOut, open_test
 from model.side import settle
-from model.trainer import Step, Training
+from model.step import Step
+from model.trainer import Training
 from model.validation import leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable
@@ -10,14 +9,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from model.batches import Batch, EpochBatches
+from model.batches import EpochBatches
 from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF
-from model.world import World
-from workflows.device import synchronize, torch_precision
+from model.step import Step
+from workflows.device import synchronize
 from workflows.errors import UserError
 from workflows.progress import Stage
 
@@ -95,79 +93,6 @@ class History:
             scores = Scores(**epoch["scores"]) if epoch["scores"] is not None else None
             epochs.append(EpochReport(**{**epoch, "scores": scores}))
         return History(**{**known, "epochs": tuple(epochs)})
-
-
-class Step:
-    """One optimiser step over a batch, with mixed precision, accumulation and several ranks where asked for."""
-
-    def __init__(self, model: NeuMF, config: TrainConfig, world: World) -> None:
-        """
-        Raises:
-            UserError: the device cannot compute in the precision that was asked for.
-        """
-        self.model, self.pieces, self.world = model, config.grads_accumulated, world
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
-        self._forward: Callable[..., Tensor] = torch.compile(model) if config.compile else model
-        self._autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
-        dtype = torch_precision(config.effective_precision, world.device)
-        if dtype is not None:
-            self._autocast = lambda: torch.autocast(world.device.type, dtype=dtype)
-        # Only float16 needs its gradients scaled; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
-        self._gradients = _shared_gradients(model) if world.size > 1 else None
-
-    def __call__(self, batch: Batch | None, samples: int) -> Tensor:
-        """Step on the mean loss over all ranks.
-
-        Args:
-            batch: this rank's samples; None, or an empty one, where it has none in this step.
-            samples: how many all ranks have.
-        Returns:
-            The summed loss of this rank's samples, a scalar on the device (no host sync).
-        """
-        if self._gradients is None:
-            self.optimizer.zero_grad(set_to_none=True)
-        else:
-            self._gradients.zero_()
-        total = torch.zeros((), device=self.world.device)
-        if batch is not None and len(batch):
-            size = math.ceil(len(batch) / self.pieces)
-            for start in range(0, len(batch), size):
-                piece = batch.cut(start, start + size)
-                with self._autocast():
-                    logits = self._forward(piece.users, piece.items, *piece.side)
-                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-                loss = nn.functional.binary_cross_entropy_with_logits(
-                    logits, piece.labels.to(logits.dtype), reduction="sum"
-                )
-                self.scaler.scale(loss / samples).backward()
-                total = total + loss.detach()
-        else:
-            self.scaler.scale(total)  # it is set up by its first use, which every rank needs
-        if self._gradients is not None:
-            self.world.sum(self._gradients)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return total
-
-
-def _shared_gradients(model: NeuMF) -> Tensor:
-    """One tensor that holds the gradients of all parameters, so that they are added up over the ranks in one go."""
-    parameters = list(model.parameters())
-    shared = torch.zeros(
-        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
-    )
-    start = 0
-    for parameter in parameters:
-        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
-    return shared
 
 
 @dataclass

@@ -307,6 +307,7 @@ def test_more_processes_than_samples_in_a_batch_are_told(data: Path, monkeypatch
 
 
 def test_a_compiled_network_trains_the_same(data: Path) -> None:
-    plain, compiled = trained(data, "plain", "-e", "1"), trained(data, "compiled", "-e", "1", "--compile")
+    flags = ["-e", "1", "--dropout", "0"]  # each would draw its masks in its own way
+    plain, compiled = trained(data, "plain", *flags), trained(data, "compiled", *flags, "--compile")
     losses = [metrics_of(run)["train_loss"] for run in (plain, compiled)]
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # dropout may draw in another order
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)

@@ -17,7 +17,8 @@ from model.columns import SideFeature
 from model.config import TrainConfig
 from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
-from model.trainer import History, Step, Training
+from model.step import Step
+from model.trainer import History, Training
 from model.world import World
 from workflows.errors import UserError
 from workflows.progress import stage
@@ -271,7 +272,7 @@ from model.batches import EpochBatches, SamplingConfig
 from model.config import TrainConfig
 from model.data import open_train
 from model.neumf import NeuMF, NeuMFConfig
-from model.trainer import Step
+from model.step import Step
 from preprocessing.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)

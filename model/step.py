@@ -1,0 +1,119 @@
+"""One optimiser step over a batch: which implementation computes it, precision, and the sum over ranks."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.batches import Batch
+from model.config import TrainConfig
+from model.neumf import NeuMF
+from model.torch_step import CHUNK_SAMPLES, TorchStep
+from model.world import World
+from workflows.device import torch_precision
+
+if TYPE_CHECKING:
+    from model.kernel_step import KernelStep
+
+
+class Step:
+    """Steps of Adam on the mean loss over all ranks.
+
+    On a CPU compiled loops compute them where they can (`model.kernel_step`), else torch does (`model.torch_step`).
+    """
+
+    def __init__(self, model: NeuMF, config: TrainConfig, world: World, kernels: bool = True) -> None:
+        """
+        Args:
+            kernels: whether compiled loops may be used.
+
+        Raises:
+            UserError: the device cannot compute in the precision that was asked for.
+        """
+        self.model, self.world = model, world
+        self.optimizer = torch.optim.Adam(
+            model.parameters(),
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            fused=True,
+        )
+        dtype = torch_precision(config.effective_precision, world.device)
+        # Only float16 needs its gradients scaled; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        self._kernel = _kernel_step(model, config, world, dtype) if kernels else None
+        self._alone = self._kernel is not None and world.size == 1
+        if not self._alone:
+            self._gradients = _shared_gradients(model)
+        if self._kernel is None:
+            autocast: Callable[[], AbstractContextManager] = nullcontext
+            if dtype is not None:
+                autocast = lambda: torch.autocast(world.device.type, dtype=dtype)  # noqa: E731
+            chunk = CHUNK_SAMPLES if world.device.type == "cpu" else None
+            if config.grads_accumulated > 1:
+                piece = -(-config.batch_size // world.size // config.grads_accumulated)
+                chunk = min(chunk, piece) if chunk is not None else piece
+            self._torch = TorchStep(model, chunk, autocast, config.compile)
+
+    def __call__(self, batch: Batch | None, samples: int) -> Tensor:
+        """
+        Args:
+            batch: this rank's samples; None, or an empty one, where it has none in this step.
+            samples: how many all ranks have.
+        Returns:
+            The summed loss of this rank's samples, a scalar on the device (no host sync).
+        """
+        there = batch is not None and len(batch) > 0
+        if self._alone and self._kernel is not None and batch is not None:
+            loss, gradients = self._kernel.gradients(batch, 1.0 / samples)
+            self._kernel.adam(self.optimizer, gradients)
+            return loss
+        self._gradients.zero_()
+        loss = torch.zeros((), device=self.world.device)
+        if self._kernel is not None:
+            if there and batch is not None:
+                loss, gradients = self._kernel.gradients(batch, 1.0 / samples)
+                self._kernel.add_to_grad(gradients)
+        else:
+            scale = self.scaler.scale(torch.ones((), device=self.world.device))  # set up by its first use
+            if there and batch is not None:
+                loss = self._torch.gradients(batch, scale / samples)
+        self.world.sum(self._gradients)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+
+def _shared_gradients(model: NeuMF) -> Tensor:
+    """One tensor that holds the gradients of all parameters, so that they are added up over the ranks in one go."""
+    parameters = list(model.parameters())
+    shared = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+    )
+    start = 0
+    for parameter in parameters:
+        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return shared
+
+
+def _kernel_step(model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None) -> KernelStep | None:
+    """The step of compiled loops, where it can be used."""
+    side = model.config.row_side or model.config.item_side
+    float32 = next(model.parameters()).dtype is torch.float32
+    if world.device.type != "cpu" or side or not float32 or not len(model.mlp) or config.compile:
+        return None
+    if dtype is torch.float16:
+        return None
+    try:
+        kernel_step = importlib.import_module("model.kernel_step")
+    except RuntimeError as err:  # numba finds no folder to keep what it compiles
+        warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
+        return None
+    return kernel_step.KernelStep(model, torch.get_num_threads(), dtype or torch.float32)
