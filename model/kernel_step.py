@@ -88,6 +88,7 @@ class KernelStep:
         gmf_head, hidden_head = model.final.weight[0, :factors], model.final.weight[0, factors:]
         down, up = (_flat(layer.weight.T for layer in self._rest), _flat(layer.weight for layer in self._rest))
         biases = _flat(layer.bias for layer in self._rest)
+        train_block: Any = kernels.train_block
         weights, head_bias = _numpy(down, up, biases, gmf_head, hidden_head), model.final.bias.item()
         item_ids, items = _distinct(items, model.config.n_items)
         item_rows = model.mlp_item_embed.weight[item_ids]
@@ -113,7 +114,7 @@ class KernelStep:
             self._each(
                 [
                     partial(
-                        kernels.train_block, local, items, labels, first, last,
+                        train_block, local, items, labels, first, last,
                         *_numpy(*of_users, *of_items, mine.first, mine.gmf), self._widths, *weights,
                         *_numpy(mine.up, mine.biases, mine.gmf_head, mine.hidden_head), mine.sums,
                         head_bias, weight, self._keep, seed,

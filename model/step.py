@@ -16,7 +16,7 @@ from model.config import TrainConfig
 from model.neumf import NeuMF
 from model.torch_step import CHUNK_SAMPLES, TorchStep
 from model.world import World
-from workflows.device import torch_precision
+from workflows.device import multiplies_bfloat16, torch_precision
 
 if TYPE_CHECKING:
     from model.kernel_step import KernelStep
@@ -116,4 +116,7 @@ def _kernel_step(model: NeuMF, config: TrainConfig, world: World, dtype: torch.d
     except RuntimeError as err:  # numba finds no folder to keep what it compiles
         warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
         return None
-    return kernel_step.KernelStep(model, torch.get_num_threads(), dtype or torch.float32)
+    # What --amp leaves open is decided by speed; --precision bf16 is taken at its word.
+    reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
+    products = torch.bfloat16 if reduced else torch.float32
+    return kernel_step.KernelStep(model, torch.get_num_threads(), products)

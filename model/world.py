@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import psutil
 import torch
 from torch import Tensor
 from torch import distributed as dist
@@ -149,6 +151,10 @@ def joined(place: Place, device: torch.device, environment: Mapping[str, str] = 
         return
     address = environment.get("MASTER_ADDR") or _first_host(environment)
     port = environment.get("MASTER_PORT") or _port(environment)
+    # Gloo would listen where this host's own name points to, which on many systems is the loopback interface.
+    interface = _interface_to(address)
+    if interface is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
         dist.init_process_group(
             collective_backend(device),
@@ -167,6 +173,19 @@ def joined(place: Place, device: torch.device, environment: Mapping[str, str] = 
     finally:
         with suppress(RuntimeError):  # where another rank has gone already
             dist.destroy_process_group()
+
+
+def _interface_to(host: str) -> str | None:
+    """The network interface by which a host is reached; None where that cannot be told."""
+    try:
+        family, kind, *_, where = socket.getaddrinfo(host, _PORT, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # of datagrams: nothing is sent
+            own = probe.getsockname()[0]
+    except OSError:
+        return None
+    addresses = psutil.net_if_addrs().items()
+    return next((name for name, known in addresses if own in {entry.address for entry in known}), None)
 
 
 def _first_host(environment: Mapping[str, str]) -> str:

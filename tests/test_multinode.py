@@ -244,12 +244,9 @@ def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_hosts_train_as_one(tmp_path: Path, data: Path, of_one_node: dict[str, Any], nodes: list[Node]) -> None:
     output = tmp_path / "run"
-    # As on most machines, a host's own name leads to its loopback: the interface between them has to be named.
+    # As on most machines, a host's own name leads to its loopback: the interface between them has to be found.
     started = [
-        Started(
-            [*node.inside, *torchrun(rank, nodes[0].address, *flags(data, output))],
-            {"GLOO_SOCKET_IFNAME": node.interface},
-        )
+        Started([*node.inside, *torchrun(rank, nodes[0].address, *flags(data, output))], {})
         for rank, node in enumerate(nodes)
     ]
     (first, said), (second, whisper) = together(started)

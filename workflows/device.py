@@ -186,6 +186,16 @@ def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name)
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are quicker than in float32: on a GPU, and on a CPU with matrix tiles (AMX).
+
+    A CPU that has but vector instructions for bfloat16 loses as much by the conversions as it gains.
+    """
+    import torch
+
+    return device.type == "cuda" or bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+
+
 def rng_state(device: torch.device) -> torch.Tensor:
     """The state of torch's global generator of a device (dropout draws from it), uint8 on the host."""
     import torch

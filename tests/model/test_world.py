@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
-from model.world import Place, World, joined
+from model.world import Place, World, _interface_to, joined
 from workflows.errors import UserError
 
 CPU = torch.device("cpu")
@@ -99,3 +99,8 @@ def test_the_launcher_tells_the_place(environment: Mapping[str, str], place: Pla
 def test_an_impossible_place_is_told(environment: Mapping[str, str]) -> None:
     with pytest.raises(UserError, match=r"rank|launcher"):
         Place.of_environment(environment)
+
+
+def test_the_interface_to_a_host_is_found() -> None:
+    assert _interface_to("127.0.0.1") == "lo"
+    assert _interface_to("no.such.host.invalid") is None

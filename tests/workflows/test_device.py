@@ -18,6 +18,7 @@ from workflows.device import (
     collective_backend,
     frame_device,
     frames_of,
+    multiplies_bfloat16,
     rng_state,
     set_rng_state,
     synchronize,
@@ -240,3 +241,10 @@ def test_synchronize_waits_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> No
     assert waited == []
     synchronize(torch.device("cuda", 1))
     assert waited == [torch.device("cuda", 1)]
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_bfloat16_pays_on_gpus_and_on_processors_with_tiles(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert multiplies_bfloat16(torch.device("cpu")) is amx
+    assert multiplies_bfloat16(torch.device("cuda"))
