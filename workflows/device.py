@@ -107,6 +107,14 @@ def host_kernels(array: Any) -> ModuleType | None:
     return _kernels()
 
 
+def host_view(array: Any) -> np.ndarray | None:
+    """The same memory as a NumPy array; None where it is a GPU's."""
+    if isinstance(array, np.ndarray):
+        return array
+    on_host = getattr(getattr(array, "device", None), "type", None) == "cpu"
+    return array.numpy() if on_host else None
+
+
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:

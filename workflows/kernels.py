@@ -19,6 +19,7 @@ _CODE_BITS = 63  # a shift by all 64 would be none
 _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
 
+_STEP = counters._STEP
 _mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
 
 
@@ -175,3 +176,50 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
                 own[place] = points[place % found] if found else 0
             own.sort()
     return chosen
+
+
+@njit(types.Tuple((_INT[:, ::1], types.boolean[::1]))(_INTS, _INTS, _INT, _INT, _INT), nogil=True, cache=True)
+def row_places(users, items, n_items, per_row, seed):
+    """What `negatives.row_negatives` draws where all items weigh the same: int64 [N, per_row], and bool [N].
+
+    Args:
+        users: int64 [N], each user's rows consecutive and all there.
+        items: int64 [N].
+    """
+    n_rows = len(users)
+    chosen, exists = np.empty((n_rows, per_row), np.int64), np.empty(n_rows, np.bool_)
+    before, guide = np.empty(n_rows + 1, np.int64), np.empty(2 * n_rows + 2, np.int64)
+    start = 0
+    while start < n_rows:
+        user, end = users[start], start + 1
+        while end < n_rows and users[end] == user:
+            end += 1
+        own = np.sort(items[start:end])
+        # How many items are left before each of the user's own, which count once.
+        n_own = 0
+        for place in range(len(own)):
+            if not place or own[place] != own[place - 1]:
+                before[n_own] = own[place] - n_own
+                n_own += 1
+        before[n_own] = n_items  # behind every point
+        left = n_items - n_own
+        # Where to begin to look for a point: what is left, in about twice as many parts as there are own items.
+        shift = 0
+        while left >> shift > 2 * n_own:
+            shift += 1
+        passed = 0
+        for part in range((left >> shift) + 1):
+            while before[passed] < part << shift:
+                passed += 1
+            guide[part] = passed
+        key = _mix(_mix(user * _STEP) ^ seed)
+        for row in range(start, end):
+            exists[row] = left > 0
+            for draw in range(per_row):
+                point = _below(_mix(_advanced(key, (row - start) * per_row + draw + 1)), max(left, 1))
+                passed = guide[point >> shift]
+                while before[passed] <= point:
+                    passed += 1
+                chosen[row, draw] = min(point + passed, n_items - 1)
+        start = end
+    return chosen, exists

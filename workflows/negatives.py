@@ -8,7 +8,7 @@ from array_api_compat import array_namespace, device
 
 from workflows import counters
 from workflows.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
-from workflows.device import host_kernels
+from workflows.device import host_kernels, host_view
 from workflows.interactions import Histories, count, run_starts
 
 Array = Any  # an array of NumPy, CuPy or torch
@@ -137,6 +137,11 @@ def row_negatives(
         negative (what stands in such a row is to be left out).
     """
     xp = array_namespace(users, items)
+    plain = exact and candidates.before is None and candidates.items is None and candidates.since is None
+    host = (host_view(users), host_view(items)) if plain else ()
+    kernels = host_kernels(host[0]) if host else None
+    if kernels is not None:
+        return tuple(xp.asarray(found) for found in kernels.row_places(*host, candidates.n_items, per_row, seed))
     new_user = run_starts(users)
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]

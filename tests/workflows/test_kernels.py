@@ -111,6 +111,23 @@ def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware
     assert found.shape == (len(which), length)
 
 
+@given(LOGS, st.integers(0, 7), st.booleans())
+def test_negatives_of_rows_are_those_of_array_code(shape: tuple, per_row: int, as_tensors: bool) -> None:
+    users, items, _ = (np.asarray(column, dtype=np.int64) for column in log_of(shape))
+    order = np.argsort(users, kind="stable")  # repeated pairs stay
+    users, items = users[order], items[order]
+    candidates = Candidates(int(items.max()) + 1 + shape[0] % 3)
+    with pytest.MonkeyPatch.context() as patch:
+        expected = negatives.row_negatives(users, items, candidates, per_row, SEED)
+        patch.setattr(negatives, "host_kernels", lambda _: kernels)
+        given_as = torch.from_numpy if as_tensors else np.asarray
+        found = negatives.row_negatives(given_as(users), given_as(items), candidates, per_row, SEED)
+    assert isinstance(found[0], torch.Tensor) == as_tensors
+    np.testing.assert_array_equal(found[1], expected[1])
+    # Where there is none, anything may stand.
+    np.testing.assert_array_equal(np.asarray(found[0])[expected[1]], np.asarray(expected[0])[expected[1]])
+
+
 def test_places_of_one_series_by_hand() -> None:
     """Items 1 and 3 of 5 are taken: 0, 2 and 4 are left, fewer than the five that are asked for."""
     one = np.array([0])
