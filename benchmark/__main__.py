@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import demo, pipeline
+from benchmark import demo, pipeline, training
 from workflows.errors import run_command
 
 
@@ -23,6 +23,9 @@ _COMMANDS = {
     "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
+    ),
+    "training": _Command(
+        "training, against the reference's way of it: samples/s, memory, bounds", training.main, training.add_arguments
     ),
 }
 

@@ -1,0 +1,167 @@
+"""`python -m benchmark training`: samples/s and memory of training, the product against the reference's way of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from benchmark import training_variants as settings
+from benchmark.machine import describe_machine
+from benchmark.training_limits import bounds, counts
+from benchmark.training_plot import draw_training
+from benchmark.training_variants import VARIANTS, applies
+from preprocessing.synthetic import Shape, parse_shape
+from workflows.errors import UserError
+from workflows.folders import write_json
+from workflows.progress import console
+
+_ROOT = Path(__file__).parents[1]
+_SEED = 1
+_MEASURED = ("samples_per_s", "prepare_s", "step_s", "peak_rss_mib")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N")
+    parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: a million samples)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; medians count")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--quick", action="store_true", help="small data, batch and number of steps, to see that it works"
+    )
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the prepared data here (default: nowhere)")
+    parser.add_argument("--output", type=Path, default=Path("benchmark/results/training"), metavar="DIR")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.draw:
+        picture = args.draw.with_suffix(".png")
+        draw_training(_read_result(args.draw), picture)
+        console.print(f"wrote {picture}")
+        return
+    if args.quick:
+        shape, sizes, steps, repeats = parse_shape("small"), [4096], args.steps or 2, 1
+    else:
+        shape, sizes, steps, repeats = parse_shape(args.shape), args.batch_sizes, args.steps, args.repeats
+    _check(sizes, steps, repeats)
+    args.output.mkdir(parents=True, exist_ok=True)
+    kept = nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory(prefix="neumf-benchmark-")
+    with kept as cache:
+        data = _prepared(shape, Path(cache).resolve())
+        limits = _json_of("benchmark.training_limits", *(["--size", "1024", "--mib", "64"] if args.quick else []))
+        results = []
+        for size in sizes:
+            names = [name for name in args.variants if applies(name, size)]
+            results += _compare(names, data, size, steps or max(1, (1 << 20) // size), repeats)
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "shape": asdict(shape),
+        "repeats": repeats,
+        "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
+        "negatives": settings.NEGATIVES,
+        "limits": limits,
+        "bounds": [_bounds(size, shape, limits, results) for size in sizes],
+        "results": results,
+    }
+    target = args.output / "training.json"
+    write_json(target, result)
+    draw_training(result, target.with_suffix(".png"))
+    console.print(f"wrote {target} and its picture")
+
+
+def _check(sizes: Sequence[int], steps: int | None, repeats: int) -> None:
+    least = 1 + settings.NEGATIVES
+    if min(sizes) < least:
+        raise UserError(f"--batch_sizes should be {least} or more, got {min(sizes)}")
+    if repeats < 1 or (steps is not None and steps < 1):
+        raise UserError(f"--repeats and --steps should be 1 or more, got {repeats} and {steps}")
+
+
+def _prepared(shape: Shape, cache: Path) -> Path:
+    """A prepared folder of synthetic data, made where the cache has none."""
+    folder = cache / f"{shape}-seed{_SEED}"
+    if not (folder / "feature_spec.yaml").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        flags = ["--synthetic", str(shape), "--seed", str(_SEED), "--device", "cpu", "--overwrite"]
+        _run("preprocessing", *flags, "--output", str(folder))
+    return folder
+
+
+def _compare(names: Sequence[str], data: Path, size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
+    """All variants in turn, again and again; medians of each, and its ratio to `plain`."""
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for number in range(repeats):
+        for name in names:
+            flags = ["--data", str(data), "--batch_size", str(size), "--steps", str(steps)]
+            run = _json_of("benchmark.training_run", "--variant", name, *flags)
+            runs[name].append(run)
+            speed, memory = f"{run['samples_per_s']:,.0f} samples/s", f"{run['peak_rss_mib']:,.0f} MiB"
+            console.print(f"batches of {size:,}, {name}, run {number + 1}: {speed}, {memory}")
+    results = [{"batch_size": size, **_summary(name, of_one)} for name, of_one in runs.items()]
+    plain = next((result["samples_per_s"] for result in results if result["variant"] == "plain"), None)
+    return [{**result, "over_plain": result["samples_per_s"] / plain if plain else None} for result in results]
+
+
+def _summary(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over runs, of each stage too, and the runs themselves."""
+    return {
+        "variant": name,
+        "what": VARIANTS[name].what,
+        **{key: statistics.median(run[key] for run in runs) for key in _MEASURED},
+        "stages_s": {stage: statistics.median(run["stages_s"][stage] for run in runs) for stage in runs[0]["stages_s"]},
+        "active_units": [
+            statistics.median(layer) for layer in zip(*(run["active_units"] for run in runs), strict=True)
+        ],
+        "runs": list(runs),
+    }
+
+
+def _bounds(size: int, shape: Shape, limits: dict[str, float], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Counts and bounds at a batch size, with the active units that the runs found there."""
+    found = [result["active_units"] for result in results if result["batch_size"] == size]
+    active = [statistics.median(layer) for layer in zip(*found, strict=True)]
+    counted = counts(
+        shape.users, shape.items, settings.FACTORS, settings.LAYERS, settings.NEGATIVES, size, active, settings.DROPOUT
+    )
+    return {"batch_size": size, "active_units": active, "per_sample": counted, "samples_per_s": bounds(counted, limits)}
+
+
+def _json_of(module: str, *flags: str) -> dict[str, Any]:
+    """The last line that a program of ours prints."""
+    return json.loads(_run(module, *flags).splitlines()[-1])
+
+
+def _run(module: str, *flags: str) -> str:
+    """Run one of our programs, nothing beside it: what it prints.
+
+    Raises:
+        UserError: it failed; the message has its last lines.
+    """
+    command = [sys.executable, "-m", module, *flags]
+    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_lines = "\n".join(done.stderr.splitlines()[-15:])
+        raise UserError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{last_lines}")
+    return done.stdout
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise UserError(f"{path} is no JSON ({err}); name the training.json that this command wrote") from None
+    if not isinstance(result, dict) or not {"machine", "shape", "results", "bounds"} <= result.keys():
+        raise UserError(f"{path} is no result of this command; name the training.json that it wrote")
+    return result

@@ -1,0 +1,128 @@
+"""What the machine can do, and the samples/s that follow for each algorithm from its operations and bytes per sample.
+
+`python -m benchmark.training_limits` measures the rates and prints them as JSON. The counts need no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from workflows.errors import run_command
+
+_FLOAT = 4  # bytes
+_ROW_FLOATS = 256  # of the gathered rows: 1 KB
+_PASSES = 3  # a product forward, and two of the same size backward: for the inputs and for the weights
+_ADAM_PASSES = 7  # parameter, gradient and two moments read; parameter and moments written
+
+
+def counts(
+    n_users: int,
+    n_items: int,
+    factors: int,
+    layers: Sequence[int],
+    negatives: int,
+    batch_size: int,
+    active: Sequence[float],
+    dropout: float,
+) -> dict[str, dict[str, float]]:
+    """Floating-point operations and bytes of memory per sample that each algorithm cannot avoid.
+
+    dense: all layers on each sample. factorised: the first layer once for each group's user and each item of the
+    table, the others on each sample. active: the same, the layers after the first only between units that are not
+    zero (forward: from such units to those that dropout keeps; backward: between such units).
+
+    Bytes are those of the embeddings' rows, read once and their gradients read and written once, by gathers, and of
+    Adam's pass over all parameters, `_ADAM_PASSES` floats each. What a layer hands to the next may stay in a cache.
+
+    Args:
+        active: the share of units that are not zero, of each hidden layer.
+    """
+    half, first = layers[0] // 2, layers[1]
+    head = 2 * _PASSES * (factors + layers[-1])
+    pairs = list(pairwise(layers))
+    later = [a * b for a, b in pairs[1:]]
+    per_user = 2 * _PASSES * half * first / (1 + negatives)
+    per_item = 2 * _PASSES * half * first * min(n_items / batch_size, 1.0)
+    skipping = sum(
+        2 * size * (share * (1.0 - dropout) + 2 * share * after)
+        for size, (share, after) in zip(later, pairwise(active), strict=True)
+    )
+    flops = {
+        "dense": 2 * _PASSES * sum(a * b for a, b in pairs) + head,
+        "factorised": per_user + per_item + 2 * _PASSES * sum(later) + head,
+        "active": per_user + per_item + skipping + head,
+    }
+    row = _FLOAT * (half + factors)
+    projected = _FLOAT * (first + factors)  # an item's row of the projected table, in place of its embedding
+    rows = {"dense": 2.0 * row, "factorised": row / (1 + negatives) + projected}
+    rows["active"] = rows["factorised"]
+    parameters = (n_users + n_items) * (half + factors) + sum(a * b + b for a, b in pairs) + factors + layers[-1] + 1
+    adam = _ADAM_PASSES * _FLOAT * parameters / batch_size
+    return {name: {"flops": flops[name], "gathered_bytes": _PASSES * rows[name], "adam_bytes": adam} for name in flops}
+
+
+def bounds(counted: dict[str, dict[str, float]], rates: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Samples/s at the measured rates, for float32 and bfloat16 products: the slower of arithmetic and memory."""
+    found: dict[str, dict[str, float]] = {}
+    for name, each in counted.items():
+        memory_s = each["gathered_bytes"] / (1e9 * rates["gather_gb_per_s"])
+        memory_s += each["adam_bytes"] / (1e9 * rates["copy_gb_per_s"])
+        found[name] = {
+            kind: 1.0 / max(each["flops"] / (1e9 * rates[f"{kind}_gflop_per_s"]), memory_s) for kind in ("fp32", "bf16")
+        }
+    return found
+
+
+def measure_rates(size: int, mib: int) -> dict[str, float]:
+    """Rates of all threads of torch.
+
+    Args:
+        size: of the square matrices.
+        mib: of the memory that is copied, and of the table that rows are gathered from.
+    Returns:
+        GFLOP/s of matrix products; GB/s of a copy and of a gather of random 1 KB rows, bytes read plus bytes written.
+    """
+    import torch
+
+    def product(dtype: torch.dtype) -> float:
+        left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
+        return 2 * size**3 / _seconds(lambda: left @ right) / 1e9
+
+    source = torch.randn(mib * (1 << 20) // (_FLOAT * _ROW_FLOATS), _ROW_FLOATS)
+    target = torch.empty_like(source)
+    which = torch.randint(len(source), (len(source),))
+    moved = 2 * source.numel() * _FLOAT / 1e9
+    return {
+        "fp32_gflop_per_s": product(torch.float32),
+        "bf16_gflop_per_s": product(torch.bfloat16),
+        "copy_gb_per_s": moved / _seconds(lambda: target.copy_(source)),
+        "gather_gb_per_s": moved / _seconds(lambda: torch.index_select(source, 0, which, out=target)),
+    }
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    """The median of three, after one to warm up."""
+    taken = []
+    for _ in range(4):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken[1:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmark.training_limits", allow_abbrev=False)
+    parser.add_argument("--size", type=int, default=4096, help="of the square matrices")
+    parser.add_argument("--mib", type=int, default=512, help="of the memory copied and gathered from")
+    args = parser.parse_args()
+    print(json.dumps(measure_rates(args.size, args.mib)))
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,58 @@
+"""What `python -m benchmark training` compares: names, and what each run is made of. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+PIECE = 65_536  # samples of a piece where gradients are accumulated
+
+FACTORS = 64
+LAYERS = (256, 256, 128, 64)
+DROPOUT = 0.5
+NEGATIVES = 4
+LEARNING_RATE, BETA1, BETA2 = 0.0045, 0.25, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to train the same network.
+
+    Attributes:
+        kind: "plain" is the reference's way (`benchmark.plain_training`), "kernels" and "torch" are the product's two
+            steps.
+        precision: as `model.config.TrainConfig.precision` takes it; "amp" is the flag of that name.
+        in_memory: batches from memory, else streamed.
+        grouped: a positive and its negatives stay together; else samples go in random order.
+        chunked: the torch step computes a few thousand samples at a time; else the whole batch.
+        accumulated: the gradients of pieces of `PIECE` samples are added up.
+    """
+
+    kind: Literal["plain", "kernels", "torch"]
+    what: str
+    precision: str = "fp32"
+    in_memory: bool = False
+    grouped: bool = True
+    chunked: bool = True
+    accumulated: bool = False
+
+
+VARIANTS = {
+    "plain": Variant(kind="plain", what="the reference's way: dense network, one permutation of all samples"),
+    "plain accumulated": Variant(
+        kind="plain", what="plain, the gradients of 65,536 samples at a time added up", accumulated=True
+    ),
+    "compiled": Variant(kind="kernels", what="the product on a CPU: streamed, compiled loops"),
+    "compiled, in memory": Variant(kind="kernels", what="its batches from memory", in_memory=True),
+    "compiled, amp": Variant(kind="kernels", what="with --amp", precision="amp"),
+    "compiled, bf16": Variant(kind="kernels", what="with bfloat16 products", precision="bf16"),
+    "torch": Variant(kind="torch", what="the product's torch step: streamed, grouped, in chunks"),
+    "torch, bf16": Variant(kind="torch", what="in bfloat16", precision="bf16"),
+    "torch, by sample": Variant(kind="torch", what="without groups: samples in random order", grouped=False),
+    "torch, one chunk": Variant(kind="torch", what="the whole batch at a time", chunked=False),
+}
+
+
+def applies(name: str, batch_size: int) -> bool:
+    """Whether a variant differs from the others at a batch size: accumulating needs more than one piece."""
+    return not VARIANTS[name].accumulated or batch_size > PIECE
