@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N")
     parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: a million samples)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; medians count")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: as many as cores)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     parser.add_argument(
         "--quick", action="store_true", help="small data, batch and number of steps, to see that it works"
@@ -54,21 +55,27 @@ def main(args: argparse.Namespace) -> None:
         shape, sizes, steps, repeats = parse_shape("small"), [4096], args.steps or 2, 1
     else:
         shape, sizes, steps, repeats = parse_shape(args.shape), args.batch_sizes, args.steps, args.repeats
-    _check(sizes, steps, repeats)
+    _check(sizes, steps, repeats, args.threads)
+    threads = ["--threads", str(args.threads)] if args.threads else []
     args.output.mkdir(parents=True, exist_ok=True)
     kept = nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory(prefix="neumf-benchmark-")
     with kept as cache:
         data = _prepared(shape, Path(cache).resolve())
-        limits = _json_of("benchmark.training_limits", *(["--size", "1024", "--mib", "64"] if args.quick else []))
+        limits = _json_of(
+            "benchmark.training_limits", *threads, *(["--size", "1024", "--mib", "64"] if args.quick else [])
+        )
         results = []
         for size in sizes:
             names = [name for name in args.variants if applies(name, size)]
-            results += _compare(names, data, size, steps or max(1, (1 << 20) // size), repeats)
+            flags = ["--data", str(data), "--batch_size", str(size), *threads]
+            flags += ["--steps", str(steps or max(1, (1 << 20) // size))]
+            results += _compare(names, size, repeats, flags)
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
         "shape": asdict(shape),
         "repeats": repeats,
+        "threads": results[0]["runs"][0]["threads"],
         "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
         "negatives": settings.NEGATIVES,
         "limits": limits,
@@ -81,12 +88,13 @@ def main(args: argparse.Namespace) -> None:
     console.print(f"wrote {target} and its picture")
 
 
-def _check(sizes: Sequence[int], steps: int | None, repeats: int) -> None:
+def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int | None) -> None:
     least = 1 + settings.NEGATIVES
     if min(sizes) < least:
         raise UserError(f"--batch_sizes should be {least} or more, got {min(sizes)}")
-    if repeats < 1 or (steps is not None and steps < 1):
-        raise UserError(f"--repeats and --steps should be 1 or more, got {repeats} and {steps}")
+    for name, value in {"repeats": repeats, "steps": steps, "threads": threads}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} should be 1 or more, got {value}")
 
 
 def _prepared(shape: Shape, cache: Path) -> Path:
@@ -99,12 +107,11 @@ def _prepared(shape: Shape, cache: Path) -> Path:
     return folder
 
 
-def _compare(names: Sequence[str], data: Path, size: int, steps: int, repeats: int) -> list[dict[str, Any]]:
+def _compare(names: Sequence[str], size: int, repeats: int, flags: Sequence[str]) -> list[dict[str, Any]]:
     """All variants in turn, again and again; medians of each, and its ratio to `plain`."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(repeats):
         for name in names:
-            flags = ["--data", str(data), "--batch_size", str(size), "--steps", str(steps)]
             run = _json_of("benchmark.training_run", "--variant", name, *flags)
             runs[name].append(run)
             speed, memory = f"{run['samples_per_s']:,.0f} samples/s", f"{run['peak_rss_mib']:,.0f} MiB"
@@ -162,6 +169,6 @@ def _read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
         raise UserError(f"{path} is no JSON ({err}); name the training.json that this command wrote") from None
-    if not isinstance(result, dict) or not {"machine", "shape", "results", "bounds"} <= result.keys():
+    if not isinstance(result, dict) or not {"machine", "shape", "threads", "results", "bounds"} <= result.keys():
         raise UserError(f"{path} is no result of this command; name the training.json that it wrote")
     return result

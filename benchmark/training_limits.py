@@ -120,7 +120,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.training_limits", allow_abbrev=False)
     parser.add_argument("--size", type=int, default=4096, help="of the square matrices")
     parser.add_argument("--mib", type=int, default=512, help="of the memory copied and gathered from")
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
     print(json.dumps(measure_rates(args.size, args.mib)))
 
 

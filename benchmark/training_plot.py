@@ -28,7 +28,7 @@ def draw_training(result: dict[str, Any], path: Path) -> None:
     shape, machine = result["shape"], result["machine"]
     figure.suptitle(
         f"{shape['rows']:,} interactions, {shape['users']:,} users, {shape['items']:,} items; "
-        f"{machine['cores']} cores of {machine['cpu']}; medians, runs: {result['repeats']}",
+        f"{result['threads']} of {machine['cores']} cores of {machine['cpu']}; medians, runs: {result['repeats']}",
         fontsize=9,
     )
     partial = path.with_name(f".{path.name}.partial.png")
@@ -47,5 +47,7 @@ def _bars(axes: Axes, results: list[dict[str, Any]], measured: str) -> None:
     axes.set_yticks(range(len(results)), [each["variant"] for each in results], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the texts
+    axes.locator_params(axis="x", nbins=5)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

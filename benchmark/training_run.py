@@ -221,7 +221,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a prepared folder")
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--threads", type=int)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     print(json.dumps(run(args.variant, args.data, args.batch_size, args.steps)))
 
 

@@ -54,6 +54,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
             "peak_rss_mib": 300.0,
             "stages_s": {"gradients": 1.5},
             "active_units": [0.25, 0.25, 0.25],
+            "threads": 2,
         }
         return f"a note\n{json.dumps(result)}\n"
 
@@ -82,10 +83,11 @@ def test_the_processes_take_turns_and_medians_count(started: list[tuple[str, ...
 
 
 def test_without_plain_there_is_no_ratio_and_the_cache_is_used(started: list[tuple[str, ...]], tmp_path: Path) -> None:
-    argv = ["--shape", "30x40x300", "--batch_sizes", "100", "--repeats", "1", "--variants", "torch"]
+    argv = ["--shape", "30x40x300", "--batch_sizes", "100", "--repeats", "1", "--threads", "1", "--variants", "torch"]
     for _ in range(2):
         training.main(_args(*argv, "--output", str(tmp_path), "--cache", str(tmp_path / "cache")))
     assert [each[0] for each in started].count("preprocessing") == 1
+    assert all(_value(each, "--threads") == "1" for each in started[1:])
     assert json.loads((tmp_path / "training.json").read_text())["results"][0]["over_plain"] is None
 
 
@@ -126,6 +128,7 @@ def test_accumulating_needs_more_than_one_piece() -> None:
     [
         (["--repeats", "0"], "--repeats"),
         (["--steps", "0"], "--steps"),
+        (["--threads", "0"], "--threads"),
         (["--batch_sizes", "100", "4"], "5 or more"),
         (["--shape", "20m"], "ml-20m"),
     ],
