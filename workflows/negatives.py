@@ -141,7 +141,10 @@ def row_negatives(
     host = (host_view(users), host_view(items)) if plain else ()
     kernels = host_kernels(host[0]) if host else None
     if kernels is not None:
-        return tuple(xp.asarray(found) for found in kernels.row_places(*host, candidates.n_items, per_row, seed))
+        return tuple(
+            xp.asarray(found, device=device(users))
+            for found in kernels.row_places(*host, candidates.n_items, per_row, seed)
+        )
     new_user = run_starts(users)
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]
