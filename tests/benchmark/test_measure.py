@@ -46,7 +46,7 @@ def test_without_a_pss_the_rss_stands_in(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_failing_command_says_why(tmp_path: Path) -> None:
-    program = "import os, sys; print(os.getcwd()); sys.exit('no such log')"
+    program = "import os, sys; print(os.getcwd(), flush=True); sys.exit('no such log')"
     with pytest.raises(UserError, match="ended with status 1:") as caught:
         measure([sys.executable, "-c", program], cwd=tmp_path)
     assert str(caught.value).splitlines()[-2:] == [str(tmp_path), "no such log"]

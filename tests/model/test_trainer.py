@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import model.step
 from model.batches import Batch, EpochBatches, SamplingConfig
 from model.columns import SideFeature
 from model.config import TrainConfig
@@ -98,7 +99,8 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(pieces: int) -> None
 
 
 @pytest.mark.parametrize("how", [{"amp": True}, {"precision": "bf16"}, {"precision": "fp16"}])
-def test_mixed_precision_on_a_cpu_stays_close(how: dict[str, Any]) -> None:
+def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
+    monkeypatch.setattr(model.step, "multiplies_bfloat16", lambda _: True)  # as on a processor where it pays
     data = batches(5)
     exact, losses = train(CONFIG, data)
     mixed, mixed_losses = train(TrainConfig(eps=1e-3, **how), data)
@@ -107,6 +109,12 @@ def test_mixed_precision_on_a_cpu_stays_close(how: dict[str, Any]) -> None:
     for value in mixed.state_dict().values():
         assert value.dtype == torch.float32
     assert_close(exact, mixed, atol=0.02)
+
+
+def test_where_bfloat16_does_not_pay_amp_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model.step, "multiplies_bfloat16", lambda _: False)
+    data = batches(5)
+    assert train(TrainConfig(eps=1e-3, amp=True), data)[1] == train(CONFIG, data)[1]
 
 
 class FixedBatches:
