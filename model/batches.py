@@ -143,6 +143,11 @@ class EpochBatches:
         own_seed = counters.stream_seed(shuffle_seed, self.world.rank) if self.world.rank else shuffle_seed
         yield from self._batches(self._streamed(shuffle_seed), number, size.stop - size.start, own_seed)
 
+    @property
+    def _few_users(self) -> bool:
+        """Whether a batch holds most users anyway: groups would save nothing, and single samples mix better."""
+        return self.rows.columns.n_users * 8 <= self.config.batch_size
+
     def samples_per_epoch(self) -> int:
         """How many samples an epoch has over all ranks where all rows are positives (for progress only)."""
         held_out = 0 if self._held_out is None else int((self._held_out >= 0).sum())
@@ -155,7 +160,7 @@ class EpochBatches:
         rest: Batch | None = None
         for block in blocks:
             samples = self._samples(block, epoch)
-            if size < samples.group:
+            if size < samples.group or self._few_users:
                 samples = replace(samples, group=1)
             order = torch.randperm(len(samples) // samples.group, generator=generator, device=self.device)
             samples = samples.take_groups(order)
