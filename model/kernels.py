@@ -108,6 +108,7 @@ def _activate(units, at, width, active, words, keep, scale, state):
         kept, state = _kept(keep, state)
         begin, n_units = at + start, min(_U(64), width - start)
         positive = _U(0)
+        # Once with a width that the compiler knows, once for the units that are left.
         if n_units == _U(64):
             for place in range(_U(64)):
                 positive |= _U(units[begin + place] > _ZERO) << place

@@ -48,8 +48,7 @@ class Step:
         # Only float16 needs its gradients scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         self._kernel = _kernel_step(model, config, world, dtype) if kernels else None
-        self._alone = self._kernel is not None and world.size == 1
-        if not self._alone:
+        if self._kernel is None or world.size > 1:
             self._gradients = _shared_gradients(model)
         if self._kernel is None:
             autocast: Callable[[], AbstractContextManager] = nullcontext
@@ -69,21 +68,21 @@ class Step:
         Returns:
             The summed loss of this rank's samples, a scalar on the device (no host sync).
         """
-        there = batch is not None and len(batch) > 0
-        if self._alone and self._kernel is not None and batch is not None:
-            loss, gradients = self._kernel.gradients(batch, 1.0 / samples)
+        own = batch if batch is not None and len(batch) else None
+        if self._kernel is not None and own is not None and self.world.size == 1:
+            loss, gradients = self._kernel.gradients(own, 1.0 / samples)
             self._kernel.adam(self.optimizer, gradients)
             return loss
         self._gradients.zero_()
         loss = torch.zeros((), device=self.world.device)
         if self._kernel is not None:
-            if there and batch is not None:
-                loss, gradients = self._kernel.gradients(batch, 1.0 / samples)
+            if own is not None:
+                loss, gradients = self._kernel.gradients(own, 1.0 / samples)
                 self._kernel.add_to_grad(gradients)
         else:
             scale = self.scaler.scale(torch.ones((), device=self.world.device))  # set up by its first use
-            if there and batch is not None:
-                loss = self._torch.gradients(batch, scale / samples)
+            if own is not None:
+                loss = self._torch.gradients(own, scale / samples)
         self.world.sum(self._gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
