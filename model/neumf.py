@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -131,12 +131,36 @@ class NeuMF(nn.Module):
             hidden = nn.functional.dropout(torch.relu(layer(hidden)), self.config.dropout, self.training)
         return self.final(torch.cat((gmf, hidden), dim=1)).squeeze(1)
 
+    @property
+    def entry(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the layer on [user; item; side]: the first, or where there is no other, the last."""
+        for layer in self.mlp:
+            assert isinstance(layer, nn.Linear)
+            return layer.weight, layer.bias
+        return self.final.weight[:, self.config.factors :], self.final.bias
+
     def side_inputs(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
         """What the side features add to the MLP's input, in the config's order: each [B, its width]."""
-        values = (*row_side, *(table[items] for table in self.item_tables))
-        embeddings = iter(self.side_embed)
-        for feature, column in zip((*self.config.row_side, *self.config.item_side), values, strict=True):
-            yield column[:, None] if feature.cardinality is None else next(embeddings)(column)
+        yield from self.row_inputs(row_side)
+        yield from self.item_inputs(items)
+
+    def row_inputs(self, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
+        """What the side features of the row add, of `side_inputs`."""
+        return _inputs(self.config.row_side, row_side, self.side_embed)
+
+    def item_inputs(self, items: Tensor) -> Iterator[Tensor]:
+        """What the side features of the items add, of `side_inputs`."""
+        of_rows = sum(feature.cardinality is not None for feature in self.config.row_side)
+        tables = [table[items] for table in self.item_tables]
+        return _inputs(self.config.item_side, tables, list(self.side_embed)[of_rows:])
+
+
+def _inputs(
+    features: Sequence[SideFeature], columns: Sequence[Tensor], embeddings: Iterable[nn.Module]
+) -> Iterator[Tensor]:
+    left = iter(embeddings)
+    for feature, column in zip(features, columns, strict=True):
+        yield column[:, None] if feature.cardinality is None else next(left)(column)
 
 
 def unknown_values(feature: SideFeature, n_items: int) -> Tensor:

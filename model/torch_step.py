@@ -92,16 +92,8 @@ class TorchStep:
         return loss_sum
 
     @property
-    def _first(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer on [user; item; side]: the first, or where there is no other, the last."""
-        for layer in self.model.mlp:
-            assert isinstance(layer, nn.Linear)
-            return layer.weight, layer.bias
-        return self.model.final.weight[:, self.model.config.factors :], self.model.final.bias
-
-    @property
     def _by_item(self) -> Tensor:
-        return self._first[0][:, self._width : 2 * self._width]
+        return self.model.entry[0][:, self._width : 2 * self._width]
 
     def _logits(self, piece: Batch, table: Tensor, total: Tensor) -> Tensor:
         """
@@ -126,7 +118,7 @@ class TorchStep:
             side: what each side feature adds to the input, [G * group, …].
         """
         model, share = self.model, 1.0 - self.model.config.dropout
-        weight, bias = self._first
+        weight, bias = model.entry
         by_user = nn.functional.linear(user_rows, weight[:, : self._width], bias)
         hidden = (item_first.view(len(user_rows), group, -1) + by_user[:, None]).view(len(item_first), -1)
         if side:

@@ -106,6 +106,7 @@ QUESTIONS = {
         "device.type == 'cpu'",
     },
     "model/": {"world.device.type"},  # handed to torch's autocast and GradScaler
+    "model/scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # how many pairs at a time
     "model/step.py": {"world.device.type == 'cpu'", "world.device.type != 'cpu'"},  # which of equal steps is quicker
 }
 

@@ -1,0 +1,119 @@
+"""Scores from projections against the network's own forward, pair by pair."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from model import scoring
+from model.columns import SideFeature
+from model.neumf import NeuMF, NeuMFConfig
+from model.scoring import Scorer
+
+KIND, AGE, GENRE, PRICE = SideFeature("kind", 5), SideFeature("age"), SideFeature("genre", 4), SideFeature("price")
+SIDES = {
+    "none": {},
+    "row": {"row_side": (KIND, AGE)},
+    "item": {"item_side": (PRICE, GENRE)},
+    "both": {"row_side": (AGE, KIND), "item_side": (GENRE, PRICE)},
+}
+SHAPES = [(2,), (6, 5), (8, 64, 16), (4, 130, 70, 3), (256, 256, 128, 64)]
+
+
+def network(layers: tuple[int, ...], side: str = "none", seed: int = 0) -> NeuMF:
+    """With weights that make logits of about one and leave some units at zero."""
+    g = torch.Generator().manual_seed(seed)
+    model = NeuMF(NeuMFConfig(n_users=13, n_items=37, factors=5, layers=layers, dropout=0.5, **SIDES[side]), g)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=g)
+    model.set_item_tables([values_of(feature, 37, g) for feature in model.config.item_side])
+    return model
+
+
+def values_of(feature: SideFeature, n: int, g: torch.Generator) -> Tensor:
+    if feature.cardinality is None:
+        return torch.randn(n, generator=g)
+    return torch.randint(feature.cardinality, (n,), generator=g, dtype=torch.int32)
+
+
+def pairs(model: NeuMF, n: int, seed: int = 1) -> list[Tensor]:
+    """Users, items and side features of rows; users come in runs, as in series."""
+    g = torch.Generator().manual_seed(seed)
+    users = torch.randint(model.config.n_users, (n,), generator=g, dtype=torch.int32)
+    users[n // 3 :] = users[n // 3 :].sort().values
+    items = torch.randint(model.config.n_items, (n,), generator=g, dtype=torch.int32)
+    return [users, items, *(values_of(feature, n, g) for feature in model.config.row_side)]
+
+
+@torch.no_grad()
+def plain(model: NeuMF, columns: list[Tensor]) -> Tensor:
+    """The network's own scores, in float64."""
+    exact = copy.deepcopy(model).double().eval()
+    return exact(*(column.double() if column.is_floating_point() else column for column in columns))
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 90), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=60)
+def test_scores_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
+    model = network(layers, side, seed).train()  # dropout never acts
+    columns = pairs(model, n, seed)
+    found = Scorer(model)(*columns)
+    assert found.shape == (n,)
+    assert_close(found, plain(model, columns))
+
+
+@given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 19), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=60)
+def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
+    model = network(layers, side, seed)
+    users, _, *row_side = pairs(model, n, seed)
+    scorer = Scorer(model)
+    for items in (None, torch.tensor([3, 36, 3]), torch.tensor([], dtype=torch.int64)):
+        ids = torch.arange(37) if items is None else items
+        found = scorer.all_items(users, *row_side, items=items)
+        each = [column.repeat_interleave(len(ids)) for column in (users, *row_side)]
+        assert found.shape == (n, len(ids))
+        assert_close(found, plain(model, [each[0], ids.repeat(n), *each[1:]]).view(n, len(ids)))
+
+
+@pytest.mark.parametrize("side", sorted(SIDES))
+def test_chunks_change_nothing(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network((8, 64, 16), side)
+    columns = pairs(model, 90)
+    users, _, *row_side = columns
+    whole, every = Scorer(model)(*columns), Scorer(model).all_items(users, *row_side)
+    for size in (1, 7, 16):
+        monkeypatch.setattr(scoring, "_CHUNK_SAMPLES", 8 * size)
+        monkeypatch.setattr(scoring, "_TILE_USERS", min(size, 8))
+        assert_close(Scorer(model)(*columns), whole.double())
+        assert_close(Scorer(model).all_items(users, *row_side), every.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_have_the_networks_type(dtype: torch.dtype) -> None:
+    model = network((8, 64, 16)).to(dtype)
+    columns = pairs(model, 30)
+    found = Scorer(model)(*columns)
+    assert found.dtype is dtype
+    tolerance = 1e-12 if dtype is torch.float64 else 0.1
+    torch.testing.assert_close(found.double(), plain(model, columns), rtol=tolerance, atol=tolerance)
+
+
+def test_a_scorer_needs_no_gradients_and_changes_no_weights() -> None:
+    model = network((6, 5), "both")
+    before = copy.deepcopy(model.state_dict())
+    columns = pairs(model, 30)
+    scorer = Scorer(model)
+    assert not scorer(*columns).requires_grad
+    assert not scorer.all_items(columns[0], *columns[2:]).requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
