@@ -215,6 +215,9 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or what --amp says)"
     )
     group.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
+    group.add_argument(
+        "--cuda-graphs", action="store_true", help="launch the gradients of a batch as one CUDA graph (GPU only)"
+    )
     group.add_argument("--patience", type=int, metavar="N", help="stop when no epoch was better for N epochs")
 
 

@@ -11,17 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from model.data import Rows
 from model.world import World
 from workflows import counters
 from workflows.candidates import Candidates
 from workflows.device import torch_generator
 from workflows.errors import UserError
 from workflows.negatives import row_negatives
+
+if TYPE_CHECKING:  # a step on batches from elsewhere needs no Merlin
+    from model.data import Rows
 
 _BLOCK_ROWS = 1 << 20
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4

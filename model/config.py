@@ -34,6 +34,7 @@ class TrainConfig:
     amp: bool = False
     precision: str | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     patience: int | None = None
     eval: str = "sampled"
     validation: str = "none"
@@ -67,6 +68,8 @@ class TrainConfig:
                 wrong.append(f"--{name} should be one of {', '.join(known)}, got {getattr(self, name)}")
         if self.amp and self.precision in ("fp32", "tf32"):
             wrong.append(f"--amp asks for mixed precision and --precision {self.precision} for none; leave one out")
+        if self.cuda_graphs and self.compile:
+            wrong.append("--cuda-graphs and --compile do not go together; leave one out")
         if not 0 <= self.seed < 2**63:
             wrong.append(f"--seed should be 0 or more, got {self.seed}")
         if self.grads_accumulated > self.batch_size:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from model.batches import Batch
 from model.config import TrainConfig
+from model.graphed import Graphed
 from model.neumf import NeuMF
 from model.torch_step import CHUNK_SAMPLES, TorchStep
 from model.world import World
-from workflows.device import multiplies_bfloat16, torch_precision
+from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
 
 if TYPE_CHECKING:
     from model.kernel_step import KernelStep
@@ -34,7 +35,7 @@ class Step:
             kernels: whether compiled loops may be used.
 
         Raises:
-            UserError: the device cannot compute in the precision that was asked for.
+            UserError: the device cannot compute in the precision that was asked for, or has no graphs.
         """
         self.model, self.world = model, world
         self.optimizer = torch.optim.Adam(
@@ -47,6 +48,7 @@ class Step:
         dtype = torch_precision(config.effective_precision, world.device)
         # Only float16 needs its gradients scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        capture = graph_capture(world.device) if config.cuda_graphs else None
         self._kernel = _kernel_step(model, config, world, dtype) if kernels else None
         if self._kernel is None or world.size > 1:
             self._gradients = _shared_gradients(model)
@@ -58,7 +60,8 @@ class Step:
             if config.grads_accumulated > 1:
                 piece = -(-config.batch_size // world.size // config.grads_accumulated)
                 chunk = min(chunk, piece) if chunk is not None else piece
-            self._torch = TorchStep(model, chunk, autocast, config.compile)
+            of_batch = TorchStep(model, chunk, autocast, config.compile).gradients
+            self._torch = Graphed(of_batch, capture) if capture is not None else of_batch
 
     def __call__(self, batch: Batch | None, samples: int) -> Tensor:
         """
@@ -82,7 +85,7 @@ class Step:
         else:
             scale = self.scaler.scale(torch.ones((), device=self.world.device))  # set up by its first use
             if own is not None:
-                loss = self._torch.gradients(own, scale / samples)
+                loss = self._torch(own, scale / samples)
         self.world.sum(self._gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()

@@ -559,8 +559,8 @@ TRAIN_FLAGS = """
     -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --config --resume --without
     --checkpoint_dir --load_checkpoint_path --log_path --mode
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
-    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --patience
-    -k --topk -t --threshold --eval --validation --valid_batch_size
+    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --cuda-graphs
+    --patience -k --topk -t --threshold --eval --validation --valid_batch_size
     --device --gpus --loader
 """
 PREPARE_FLAGS = """
@@ -615,6 +615,7 @@ def test_defaults_are_the_references() -> None:
         "negatives": "exact",
         "precision": None,
         "compile": False,
+        "cuda_graphs": False,
         "patience": None,
         "eval": "sampled",
         "validation": "none",

@@ -8,9 +8,10 @@ import importlib.util
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from workflows.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 CHOICES = ("auto", "cpu", "cuda")
 KERNEL_ROWS = 1 << 15  # to load the compiled loops takes a fifth of a second
@@ -232,6 +235,30 @@ def synchronize(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Callable[[], None], T]]:
+    """What records a CUDA graph: it is given work that only launches kernels on the device, none of which are run.
+
+    The recording gives a function that runs them all, on the same memory, and the result of the work, whose tensors
+    hold values after each such run. Random numbers go on from torch's global generator, as without a graph.
+
+    Raises:
+        UserError: the device is no GPU.
+    """
+    import torch
+
+    if device.type != "cuda":
+        raise UserError("--cuda-graphs needs an NVIDIA GPU; leave it out on a CPU")
+
+    def capture(work: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (the Loader's, NCCL's) go on using the GPU meanwhile, and are not recorded.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+    return capture
 
 
 def frames_of(df: Any) -> ModuleType:
