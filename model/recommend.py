@@ -1,120 +1,53 @@
-"""`python -m model.recommend`: the items a trained run ranks first for a user, in original ids."""
+"""`python -m model.recommend`: the items a trained run ranks first for users, in original ids."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
-import torch
-
-from model.checkpoint import Run, load_run
-from model.columns import Columns
-from model.known import Known, known_of
-from preprocessing.feature_spec import read_feature_spec
+from model.recommendations import Ranking, Recommendations
+from model.recommender import Recommender
+from model.tables import SUFFIXES, write_recommendations
 from preprocessing.titles import read_titles
 from workflows import device
 from workflows.errors import UserError, run_command
+from workflows.folders import check_file
 from workflows.help import HelpFormatter
-from workflows.progress import console
-from workflows.state import read_categories
+from workflows.progress import Stage, console, stage
 
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One ranked item, by its original id; `score` is the probability the model gives it."""
-
-    item: object
-    score: float
-
-
-class Recommender:
-    """A trained run together with the ids and interactions of the folder it was trained on."""
-
-    def __init__(self, run: Run, data: Path, torch_device: torch.device) -> None:
-        """Raises UserError where `data` is not the folder of the run (any more)."""
-        self._model, self._device = run.model, torch_device
-        if not data.is_dir():
-            raise UserError(
-                f"{data}, which {run.folder} was trained on, is not there; name it with --data where it moved"
-            )
-        self._spec = read_feature_spec(data, run.config["feature_spec_file"])
-        ids = run.config.get("features") or {}
-        self._data, self._columns = data, Columns.of(self._spec, ids.get("user"), ids.get("item"))
-        shape = run.model.config
-        if (self._columns.n_users, self._columns.n_items) != (shape.n_users, shape.n_items):
-            raise UserError(
-                f"{data} has {self._columns.n_users:,} users and {self._columns.n_items:,} items, and {run.folder} was "
-                f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
-            )
-        self._row_side = tuple(feature.name for feature in shape.row_side)
-        for feature in (*shape.row_side, *shape.item_side):
-            if feature not in self._columns.side:
-                raise UserError(
-                    f"{run.folder} was trained with the side feature {feature.name!r} (cardinality "
-                    f"{feature.cardinality}), which {data} does not have; name the folder it was trained on with --data"
-                )
-        self._users = _original_ids(data, self._columns.user, shape.n_users)
-        self._items = _original_ids(data, self._columns.item, shape.n_items)
-
-    def recommend(self, users: Sequence[str], k: int) -> list[list[Recommendation]]:
-        """For each user the k best items among those the user has not interacted with, best first.
-
-        Raises:
-            UserError: a user is not in the data.
-        """
-        numbers = [self._encoded_user(user) for user in users]
-        known = known_of(self._data, self._spec, self._columns, self._row_side, numbers)
-        return [self._best(number, known[number], k) for number in numbers]
-
-    def _best(self, user: int, known: Known, k: int) -> list[Recommendation]:
-        scores = self._scores(user, known.row_side)
-        scores[torch.from_numpy(known.seen)] = -torch.inf
-        top = scores.topk(min(k, scores.numel() - len(known.seen)))
-        chosen = zip(top.indices.tolist(), torch.sigmoid(top.values).tolist(), strict=True)
-        return [Recommendation(self._items[item], score) for item, score in chosen]
-
-    @torch.no_grad()
-    def _scores(self, user: int, row_side: Sequence[int | float]) -> torch.Tensor:
-        items = torch.arange(self._columns.n_items, device=self._device)
-        side = [torch.tensor(value, device=self._device).expand(len(items)) for value in row_side]
-        return self._model(torch.full_like(items, user), items, *side).float().cpu()
-
-    def _encoded_user(self, user: str) -> int:
-        found = np.flatnonzero(self._users.astype(str) == user)
-        if not len(found):
-            few = ", ".join(map(str, self._users[:3]))
-            raise UserError(
-                f"user {user!r} is not among the {len(self._users):,} users this run was trained on (such as {few}); "
-                "check the id, or add the user's interactions to the log, then prepare and train again"
-            )
-        return int(found[0])
-
-
-def _original_ids(folder: Path, column: str, n: int) -> pd.Series:
-    """Original ids by encoded id; of a folder without categories the ids are their own originals."""
-    if not (folder / "categories").is_dir():
-        return pd.Series(np.arange(n))
-    ids = read_categories(folder, column)
-    if len(ids) != n:
-        raise UserError(f"{folder}/categories lists {len(ids):,} ids of {column!r}, and its feature spec {n:,}")
-    return ids
+_MAX_LIST_BYTES = 1 << 30
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m model.recommend",
-        description="Rank the items a user has not interacted with.",
+        description="Rank items for users by a trained run.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
-    parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="original user ids")
+    whom = parser.add_mutually_exclusive_group(required=True)
+    whom.add_argument("--user", nargs="+", metavar="ID", help="original user ids")
+    whom.add_argument("--users-file", type=Path, metavar="FILE", help="text with an original user id in each line")
+    whom.add_argument("--all", action="store_true", help="all users the run was trained on")
     parser.add_argument("-k", type=int, default=10, metavar="K", help="items per user")
+    parser.add_argument(
+        "--candidates", type=Path, metavar="FILE", help="choose only from these: text with an item id in each line"
+    )
+    parser.add_argument(
+        "--exclude-seen", action=argparse.BooleanOptionalAction, default=True,
+        help="leave out items the user has interacted with",
+    )  # fmt: skip
+    parser.add_argument(
+        "--unknown-users", choices=["error", "popular"], default="error",
+        help="users the run was not trained on: end with an error, or rank by popularity and say so",
+    )  # fmt: skip
     parser.add_argument("--titles", type=Path, metavar="FILE", help="CSV or Parquet with item ids and titles")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help=f"write a table, {', '.join(SUFFIXES)} (default: print it)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: where the run was trained)")
     parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
     return parser.parse_args(argv)
@@ -124,21 +57,72 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.k < 1:
         raise UserError(f"-k should be 1 or more, got {args.k}")
-    titles = read_titles(args.titles) if args.titles else {}
-    target = device.torch_device(args.device, None)
-    run = load_run(args.run, target)
-    recommender = Recommender(run, args.data or Path(run.config["data"]), target)
-    for user, ranked in zip(args.user, recommender.recommend(args.user, args.k), strict=True):
-        rows = [
-            (str(rank), str(found.item), f"{found.score:.4f}", titles.get(str(found.item), ""))
-            for rank, found in enumerate(ranked, 1)
-        ]
-        header = ("rank", "item", "score", "title" if titles else "")
-        widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
-        console.print(f"user {user}")
-        for row in [header, *rows]:
-            cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
-            console.print("  ".join([*cells, row[3]]).rstrip())
+    if args.output is not None:
+        if args.output.suffix not in SUFFIXES:
+            raise UserError(
+                f"--output {args.output}: the name should end in {', '.join(SUFFIXES)}, which is its format"
+            )
+        check_file(args.output, args.overwrite)
+    titles = read_titles(args.titles) if args.titles else None
+    candidates = _read_ids(args.candidates) if args.candidates else None
+    users = _read_ids(args.users_file) if args.users_file else args.user
+    recommender = Recommender.load(args.run, args.data, args.device)
+    how = {"exclude_seen": args.exclude_seen, "candidates": candidates, "unknown_users": args.unknown_users}
+    found: Iterable[Recommendations]
+    found = recommender.recommend_all(args.k, **how) if args.all else [recommender.recommend(users, args.k, **how)]
+    if args.output is None:
+        for part in found:
+            for ranking in part:
+                _show(ranking, titles)
+        return
+    n_users, n_popular = 0, 0
+
+    def counted(progress: Stage) -> Iterator[Recommendations]:
+        nonlocal n_users, n_popular
+        for part in found:
+            yield part
+            n_users, n_popular = n_users + len(part), n_popular + int(part.is_popularity.sum())
+            progress.advance(len(part))
+
+    with stage("recommend", len(recommender.users) if args.all else len(users), "users") as progress:
+        write_recommendations(args.output, counted(progress), titles, args.overwrite)
+    by_popularity = f", {n_popular:,} of them unknown and given popular items" if n_popular else ""
+    console.print(f"wrote {args.output} for {n_users:,} users{by_popularity}")
+
+
+def _read_ids(path: Path) -> list[str]:
+    """The ids in a text file, one in each line that is not empty.
+
+    Raises:
+        UserError: not readable as text, too large, or without any id.
+    """
+    try:
+        if path.stat().st_size > _MAX_LIST_BYTES:
+            raise UserError(f"{path}: more than a list of ids should have ({_MAX_LIST_BYTES:,} bytes)")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise UserError(f"{path}: not readable as UTF-8 text ({err.reason}); give an id in each line") from None
+    except OSError as err:
+        raise UserError(f"{path}: not readable ({err.strerror})") from None
+    ids = [line for line in text.split("\n") if line]
+    if not ids:
+        raise UserError(f"{path} is empty; give an id in each line")
+    return ids
+
+
+def _show(ranking: Ranking, titles: Mapping[str, str] | None) -> None:
+    """Print what one user is recommended."""
+    note = ": unknown, so these are popular items" if ranking.basis == "popularity" else ""
+    console.print(f"user {ranking.user}{note}")
+    rows = [
+        (str(rank), str(item), f"{score:.4f}", (titles or {}).get(str(item), ""))
+        for rank, (item, score) in enumerate(zip(ranking.items, ranking.scores, strict=True), 1)
+    ]
+    header = ("rank", "item", "score", "title" if titles else "")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
+    for row in [header, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=False)]
+        console.print("  ".join([*cells, row[3]]).rstrip())
 
 
 if __name__ == "__main__":

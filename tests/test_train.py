@@ -569,7 +569,10 @@ PREPARE_FLAGS = """
     --popularity-exponent --time-aware -s --seed --feature_spec_in --feature_spec_out --emit --device --partitions
     --scheduler --workers --memory-limit
 """
-RECOMMEND_FLAGS = "-h --help --run --user -k --titles --data --device"
+RECOMMEND_FLAGS = """
+    -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users --titles
+    --output --overwrite --data --device
+"""
 
 
 def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:

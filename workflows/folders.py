@@ -56,6 +56,35 @@ def check_outside(path: Path, inputs: Sequence[Path]) -> None:
             raise UserError(f"{path} lies in {folder}, which this command reads; name another --output")
 
 
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raises UserError where a file may not be written: it exists and is not to be replaced, or is a folder."""
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; name another --output, or add --overwrite to replace it")
+
+
+@contextmanager
+def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Write a file beside its place and rename it when it is whole; on any error nothing is left.
+
+    Yields:
+        The path to write to. `path` itself is touched only after the block ends well.
+    """
+    check_file(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
 @contextmanager
 def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
     """Build a folder beside its place and rename it when it is whole; on any error nothing is left.
@@ -155,10 +184,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write `data` beside `path` and rename it into place."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with staged_file(path, overwrite=True) as partial:
         partial.write_bytes(data)
-        partial.replace(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise

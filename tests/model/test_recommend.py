@@ -13,13 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model import known, recommend
+from model import recommend
 from model.checkpoint import load_run, save_model
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
-from model.recommend import Recommender
-from preprocessing.chunks import read_mapping
-from preprocessing.feature_spec import FeatureSpec
+from model.recommender import Recommender
 from workflows.errors import UserError
 
 CPU = torch.device("cpu")
@@ -64,27 +62,20 @@ def expected_ranking(run: Path, user: int) -> list[tuple[str, float]]:
 @pytest.mark.parametrize("user", range(N_USERS))
 @pytest.mark.parametrize("k", [1, 4, 100])
 def test_recommendations_are_all_unseen_items_by_score(prepared: Path, run: Path, user: int, k: int) -> None:
-    found = Recommender(load_run(run, CPU), prepared, CPU).recommend([str(USER_NAMES[user])], k)[0]
+    found = Recommender(load_run(run, CPU), prepared).recommend([str(USER_NAMES[user])], k)[0]
     expected = expected_ranking(run, user)[:k]
-    assert [recommendation.item for recommendation in found] == [item for item, _ in expected]
-    assert [recommendation.score for recommendation in found] == pytest.approx([score for _, score in expected])
+    assert found.items == [item for item, _ in expected]
+    assert found.scores == pytest.approx([score for _, score in expected])
     if user == 3:
-        assert found == []  # nothing is left to recommend
+        assert found.items == []  # nothing is left to recommend
 
 
-def test_several_users_are_read_in_one_pass(prepared: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes = []
-
-    def counted(folder: Path, spec: FeatureSpec, mapping: str, names: list[str]) -> pa.Table:
-        passes.append(mapping)
-        return read_mapping(folder, spec, mapping, names)
-
-    monkeypatch.setattr(known, "read_mapping", counted)
-    order = [2, 0, 3, 0, 1]  # any order, and one of them twice
-    found = Recommender(load_run(run, CPU), prepared, CPU).recommend([str(USER_NAMES[user]) for user in order], 4)
-    assert passes == ["train", "test"]
+def test_several_users_are_asked_in_any_order_and_more_than_once(prepared: Path, run: Path) -> None:
+    order = [2, 0, 3, 0, 1]
+    found = Recommender(load_run(run, CPU), prepared).recommend([str(USER_NAMES[user]) for user in order], 4)
     for user, ranked in zip(order, found, strict=True):
-        assert [one.item for one in ranked] == [item for item, _ in expected_ranking(run, user)[:4]]
+        assert (ranked.user, ranked.basis) == (USER_NAMES[user], "model")
+        assert ranked.items == [item for item, _ in expected_ranking(run, user)[:4]]
 
 
 def test_the_command_prints_ranks_ids_scores_and_titles(
@@ -114,7 +105,7 @@ def test_the_folder_may_have_moved(prepared: Path, run: Path, capsys: pytest.Cap
 @pytest.mark.parametrize("user", ["4", "03", "", "nobody", "3.0"])
 def test_an_unknown_user_is_told_with_examples(prepared: Path, run: Path, user: str) -> None:
     with pytest.raises(UserError, match=r"not among the 4 users.*1007, 3, 55"):
-        Recommender(load_run(run, CPU), prepared, CPU).recommend(["3", user], 3)
+        Recommender(load_run(run, CPU), prepared).recommend(["3", user], 3)
 
 
 def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +119,8 @@ def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest
 
 def test_a_folder_without_categories_has_its_own_ids(prepared: Path, run: Path) -> None:
     shutil.rmtree(prepared / "categories")
-    found = Recommender(load_run(run, CPU), prepared, CPU).recommend(["1"], 100)[0]
-    assert [ITEM_NAMES[int(str(one.item))] for one in found] == [item for item, _ in expected_ranking(run, 1)]
+    found = Recommender(load_run(run, CPU), prepared).recommend(["1"], 100)[0]
+    assert [ITEM_NAMES[int(str(item))] for item in found.items] == [item for item, _ in expected_ranking(run, 1)]
 
 
 def test_another_folder_is_refused(prepared: Path, run: Path, write_folder: Callable[..., Path]) -> None:
@@ -218,18 +209,18 @@ def test_side_features_are_those_of_the_last_train_row(
     side_run: Path, user: int, hour: int, age: float, unseen: list[int]
 ) -> None:
     run = load_run(side_run, CPU)
-    found = Recommender(run, Path(run.config["data"]), CPU).recommend([str(user)], 10)[0]
+    found = Recommender(run, Path(run.config["data"])).recommend([str(user)], 10)[0]
     items = torch.tensor(unseen)
     scores = run.model(
         torch.full_like(items, user), items, torch.full_like(items, hour), torch.full((len(items),), age)
     )
     expected = sorted(zip(torch.sigmoid(scores).tolist(), unseen, strict=True), reverse=True)
-    assert [int(str(one.item)) for one in found] == [item for _, item in expected]
-    assert [one.score for one in found] == pytest.approx([score for score, _ in expected])
+    assert found.items == [item for _, item in expected]
+    assert found.scores == pytest.approx([score for score, _ in expected])
 
 
 def test_a_user_whose_side_features_nobody_knows_is_told(side_run: Path) -> None:
-    with pytest.raises(UserError, match=r"no row of the user with the encoded id 3.*hour, age"):
+    with pytest.raises(UserError, match=r"no row of user 3.*hour, age"):
         recommend.main(["--run", str(side_run), "--user", "3"])
 
 

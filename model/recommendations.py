@@ -1,0 +1,110 @@
+"""What users are recommended, in original ids, and how the best of many scores are found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, overload
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from model.ids import Id
+
+Basis = Literal["model", "popularity"]
+_BASES: tuple[Basis, Basis] = ("model", "popularity")
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What one user is recommended, best first.
+
+    Attributes:
+        basis: "model", or "popularity" for a user the model does not know.
+        items: original ids; fewer than asked for where no more are left.
+        scores: by the model the probability of an interaction, by popularity the share of users that have interacted
+            with the item in train.
+    """
+
+    user: Id
+    basis: Basis
+    items: list[Id]
+    scores: list[float]
+
+
+@dataclass(frozen=True, eq=False)
+class Recommendations(Sequence[Ranking]):
+    """A ranking for each user asked for, in that order, held as columns.
+
+    Attributes:
+        users: original ids, int64 or text [U].
+        is_popularity: whose ranking rests on popularity, not the model, bool [U].
+        starts: the first user has `items[starts[0] : starts[1]]`, and so on, int64 [U + 1].
+        items: original ids, int64 or text [N].
+        scores: float32 [N].
+    """
+
+    users: np.ndarray
+    is_popularity: np.ndarray
+    starts: np.ndarray
+    items: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @overload
+    def __getitem__(self, place: int) -> Ranking: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Ranking]: ...
+    def __getitem__(self, place: int | slice) -> Ranking | Sequence[Ranking]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(len(self))[place]]
+        number = range(len(self))[place]
+        own = slice(*self.starts[number : number + 2])
+        basis = _BASES[int(self.is_popularity[number])]
+        return Ranking(
+            self.users[number : number + 1].tolist()[0], basis, self.items[own].tolist(), self.scores[own].tolist()
+        )
+
+    def to_table(self) -> pa.Table:
+        """A row for each recommendation: user, rank (from 1, int32), item, score (float32), basis."""
+        counts = np.diff(self.starts)
+        rank = np.arange(len(self.items)) - np.repeat(self.starts[:-1], counts) + 1
+        return pa.table(
+            {
+                "user": _ids(np.repeat(self.users, counts)),
+                "rank": pa.array(rank, pa.int32()),
+                "item": _ids(self.items),
+                "score": pa.array(self.scores, pa.float32()),
+                "basis": pa.array(np.take(_BASES, np.repeat(self.is_popularity, counts).astype(int)), pa.string()),
+            }
+        )
+
+
+def _ids(values: np.ndarray) -> pa.Array:
+    return pa.array(values, None if values.dtype.kind in "iu" else pa.string())
+
+
+def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best columns of each row, or all there are, best first; of equal scores the lower column comes first.
+
+    Args:
+        scores: shape [R, N], without NaN.
+    Returns:
+        (scores, columns), each [R, min(k, N)].
+    """
+    n_columns = scores.shape[1]
+    k = min(k, n_columns)
+    found, columns = scores.topk(min(k + 1, n_columns))
+    is_tied = found[:, k - 1] == found[:, k] if n_columns > k else found[:, 0] < found[:, 0]
+    # Which of equal scores topk takes, and in which order, it leaves open.
+    columns, order = columns[:, :k].sort(dim=1)
+    found, order = found[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
+    columns = columns.gather(1, order)
+    for row in (is_tied & (found[:, -1] > -torch.inf)).nonzero().squeeze(1).tolist():
+        ordered, places = scores[row].sort(descending=True, stable=True)
+        found[row], columns[row] = ordered[:k], places[:k]
+    return found, columns

@@ -1,0 +1,271 @@
+"""A trained run in use: what to recommend to whom, and how probable a pair is, in original ids.
+
+recommender = Recommender.load(Path("runs/mine"))
+for ranking in recommender.recommend(["anna", "ben"], k=10):
+    print(ranking.user, ranking.items, ranking.scores)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.checkpoint import Run, load_run
+from model.columns import Columns
+from model.evaluation import item_popularity
+from model.ids import Id, Ids
+from model.known import Interactions, Known, cut
+from model.recommendations import Recommendations, best
+from model.scoring import Scorer
+from model.world import World
+from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from workflows import device as devices
+from workflows.errors import UserError
+
+UnknownUsers = Literal["error", "popular"]
+
+_Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
+_BLOCK_SCORES = 1 << 23  # held at a time, 4 bytes each
+
+
+class Recommender:
+    """A trained run together with the ids and interactions of the folder it was trained on.
+
+    It changes nothing once it is made, so threads may share it.
+    """
+
+    def __init__(self, run: Run, data: Path, in_memory: bool = False) -> None:
+        """As `load`, for a run that is loaded already."""
+        if not data.is_dir():
+            raise UserError(
+                f"{data}, which {run.folder} was trained on, is not there; name it with --data where it moved"
+            )
+        spec = read_feature_spec(data, run.config["feature_spec_file"])
+        self._run, self._data = run, data
+        columns = _columns_of(run, data, spec)
+        self.users = Ids.of(data, columns.user, "user", columns.n_users)
+        self.items = Ids.of(data, columns.item, "item", columns.n_items)
+        self._interactions = Interactions(data, spec, columns)
+        self._held = self._interactions.of_users(np.arange(columns.n_users)) if in_memory else None
+        self._scorer = Scorer(run.model)
+        self._device = run.model.final.weight.device
+
+    @staticmethod
+    def load(run: Path, data: Path | None = None, device: str = "auto", in_memory: bool = False) -> Recommender:
+        """Load a run folder of train.py.
+
+        Args:
+            data: the prepared folder it was trained on, where that has moved.
+            device: "auto", "cpu" or "cuda": where to score.
+            in_memory: read the interactions once and hold them, 4 bytes each, to answer at once; else each call that
+                needs them streams the train rows.
+
+        Raises:
+            UserError: no run, or `data` is not the folder it was trained on (any more).
+        """
+        loaded = load_run(run, devices.torch_device(device, None))
+        return Recommender(loaded, data or Path(loaded.config["data"]), in_memory)
+
+    def recommend(
+        self,
+        users: Sequence[Id],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Sequence[Id] | None = None,
+        unknown_users: UnknownUsers = "error",
+    ) -> Recommendations:
+        """The k best items for each user; of equal scores the lower original id comes first.
+
+        Args:
+            users: original ids, as `Ids.known` takes them; repeats are fine.
+            exclude_seen: leave out what the user has interacted with, in train or as held-out item.
+            candidates: original ids of the items to choose from, None for all.
+            unknown_users: what to do about users the run was not trained on: raise, or give them the items with most
+                interactions in train. A user without any row, where the network needs the user's side features, is
+                one of them.
+
+        Raises:
+            UserError: `k` is below 1, a user or candidate is not known, or the network's scores are no numbers.
+        """
+        choice = self._choice(k, exclude_seen, candidates)
+        numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users)
+        known = self._known(np.unique(numbers[numbers >= 0]))
+        return self._recommendations(self.users.spelt(users), numbers, known, choice, unknown_users)
+
+    def recommend_all(
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Sequence[Id] | None = None,
+        unknown_users: UnknownUsers = "error",
+    ) -> Iterator[Recommendations]:
+        """As `recommend` for all users of the run, some at a time: those of a part of train, part by part."""
+        choice = self._choice(k, exclude_seen, candidates)
+        for known in [self._held] if self._held is not None else self._interactions.by_part():
+            users = self.users.originals(known.users)
+            yield self._recommendations(users, known.users, known, choice, unknown_users)
+
+    @torch.inference_mode()
+    def score(self, users: Sequence[Id], items: Sequence[Id]) -> npt.NDArray[np.float32]:
+        """The probability of an interaction for each pair of users and items of equal places, shape [N].
+
+        Raises:
+            UserError: a user or an item is not known, there are not as many of one as of the other, or the network
+                needs side features that no row of a user tells.
+        """
+        if len(users) != len(items):
+            raise UserError(f"score takes pairs: as many users as items, got {len(users)} and {len(items)}")
+        numbers, item_numbers = self.users.known(users), self.items.known(items)
+        distinct, places = np.unique(numbers, return_inverse=True)
+        side: list[Tensor] = []
+        if self._run.model.config.row_side:
+            known = self._usable(self._known(distinct), "error")
+            side = [torch.from_numpy(values[places]).to(self._device) for values in known.row_side]
+        pairs = [torch.from_numpy(column).to(self._device) for column in (numbers, item_numbers)]
+        return torch.sigmoid(self._scorer(*pairs, *side)).float().cpu().numpy()
+
+    def history(self, user: Id) -> list[Id]:
+        """The items a user has interacted with: train's in the order of its rows (of time, where the folder says so),
+        then held-out ones.
+
+        Raises:
+            UserError: the user is not known.
+        """
+        known = self._known(self.users.known([user]))
+        return self.items.originals(known.items).tolist()
+
+    def _known(self, users: np.ndarray) -> Known:
+        return self._held.take(users) if self._held is not None else self._interactions.of_users(users)
+
+    def _choice(self, k: int, exclude_seen: bool, candidates: Sequence[Id] | None) -> _Choice:
+        if k < 1:
+            raise UserError(f"-k should be 1 or more, got {k}")
+        if candidates is None:
+            return _Choice(k, exclude_seen)
+        if not len(candidates):
+            raise UserError("the candidates should be one item or more, got none")
+        items = np.unique(self.items.known(candidates))
+        column_of = np.full(len(self.items), -1)
+        column_of[items] = np.arange(len(items))
+        return _Choice(k, exclude_seen, items, column_of)
+
+    def _recommendations(
+        self, users: np.ndarray, numbers: np.ndarray, known: Known, choice: _Choice, unknown_users: UnknownUsers
+    ) -> Recommendations:
+        """
+        Args:
+            users, numbers: whom to recommend to, by original id and by number (-1: not known).
+            known: what the data says of them, each once.
+        """
+        known = self._usable(known, unknown_users)
+        starts, items, scores = self._ranked(known, choice)
+        places, is_popularity = np.searchsorted(known.users, numbers), ~np.isin(numbers, known.users)
+        if is_popularity.any():
+            popular, shares = self._popular(choice)
+            places[is_popularity] = len(starts) - 1
+            starts = np.append(starts, starts[-1] + len(popular))
+            items, scores = np.concatenate([items, popular]), np.concatenate([scores, shares])
+        starts, chosen = cut(starts, places)
+        return Recommendations(users, is_popularity, starts, self.items.originals(items[chosen]), scores[chosen])
+
+    def _usable(self, known: Known, unknown_users: UnknownUsers) -> Known:
+        """Those users whose side features are known, where the network needs any."""
+        features = self._run.model.config.row_side
+        if not features or known.has_row.all():
+            return known
+        if unknown_users == "error":
+            user = self.users.originals(known.users[~known.has_row])[0]
+            raise UserError(
+                f"{self._data} has no row of user {user!r}, so {', '.join(feature.name for feature in features)} of "
+                "the user are not known; add the user's interactions to the log, then prepare and train again, or "
+                "take popular items with --unknown-users popular"
+            )
+        return known.take(known.users[known.has_row])
+
+    @torch.inference_mode()
+    def _ranked(self, known: Known, choice: _Choice) -> _Lists:
+        """The best items of each user: where each list begins and ends, the items' numbers, their probabilities."""
+        counts, items, scores = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        candidates = torch.from_numpy(choice.items).to(self._device) if choice.items is not None else None
+        n_users = max(1, _BLOCK_SCORES // (len(self.items) if choice.items is None else len(choice.items)))
+        for start in range(0, len(known.users), n_users):
+            block = known.take(known.users[start : start + n_users])
+            users, *side = (torch.from_numpy(column).to(self._device) for column in (block.users, *block.row_side))
+            logits = self._scorer.all_items(users, *side, items=candidates)
+            if choice.exclude_seen:
+                seen = (torch.from_numpy(places).to(self._device) for places in choice.seen(block))
+                logits[tuple(seen)] = -torch.inf
+            found, columns = best(logits, choice.k)
+            if found.isnan().any():
+                raise UserError(f"the network in {self._run.folder} gives scores that are no numbers; train it again")
+            is_left = found > -torch.inf
+            chosen = columns if candidates is None else candidates[columns]
+            counts.append(is_left.sum(dim=1).cpu().numpy())
+            items.append(chosen[is_left].cpu().numpy())
+            scores.append(torch.sigmoid(found[is_left]).float().cpu().numpy())
+        return np.cumsum(np.concatenate(counts)), np.concatenate(items), np.concatenate(scores)
+
+    def _popular(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates with most interactions in train, and the share of users that have interacted with each."""
+        order, counts = self._popularity
+        if choice.column_of is not None:
+            order = order[choice.column_of[order] >= 0]
+        popular = order[: choice.k]
+        return popular, (counts[popular] / len(self.users)).astype(np.float32)
+
+    @cached_property
+    def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """All items, those with most train interactions first, and the interactions of each item by its number."""
+        counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
+        return np.argsort(-counts, kind="stable"), counts
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What to choose for a user.
+
+    Attributes:
+        items: candidates, ascending numbers; None: all items.
+        column_of: of each item its place among them, -1 for none.
+    """
+
+    k: int
+    exclude_seen: bool
+    items: np.ndarray | None = None
+    column_of: np.ndarray | None = None
+
+    def seen(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+        """(place of the user, place among the candidates) of each interaction with one of them, int64."""
+        owners = np.repeat(np.arange(len(known.users)), np.diff(known.starts))
+        if self.column_of is None:
+            return owners, known.items.astype(np.int64)
+        columns = self.column_of[known.items]
+        return owners[columns >= 0], columns[columns >= 0]
+
+
+def _columns_of(run: Run, data: Path, spec: FeatureSpec) -> Columns:
+    """The roles of the folder's features, as the network takes them; raises UserError where it is another folder."""
+    ids = run.config.get("features") or {}
+    columns, shape = Columns.of(spec, ids.get("user"), ids.get("item")), run.model.config
+    if (columns.n_users, columns.n_items) != (shape.n_users, shape.n_items):
+        raise UserError(
+            f"{data} has {columns.n_users:,} users and {columns.n_items:,} items, and {run.folder} was "
+            f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
+        )
+    for feature in (*shape.row_side, *shape.item_side):
+        if feature not in columns.side:
+            raise UserError(
+                f"{run.folder} was trained with the side feature {feature.name!r} (cardinality "
+                f"{feature.cardinality}), which {data} does not have; name the folder it was trained on with --data"
+            )
+    return replace(columns, row_side=shape.row_side, item_side=shape.item_side, either_side=())
