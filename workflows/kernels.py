@@ -14,13 +14,22 @@ from workflows import counters
 
 _DIGIT_BITS = 9  # a cache line of each of a digit's targets fits the caches
 _CODE_BITS = 63  # a shift by all 64 would be none
+_DRAWS = 512  # whose points stay in the nearest cache
 
 # What pandas hands out is read-only where it copies on write; a writable array will do as well.
 _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
 
+_U = np.uint64  # of indices in the innermost loops: the compiler then need not ask whether one counts from the end
 _STEP = counters._STEP
 _mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
+
+
+@njit
+def _below_32(bits, bound):
+    """`counters.below` for a bound of at most 2**32, all uint64: in halves, which vector instructions multiply."""
+    low = (bits & _U(0xFFFFFFFF)) * bound >> _U(32)
+    return ((bits >> _U(32)) * bound + low) >> _U(32)
 
 
 def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, ...] | None:
@@ -178,48 +187,117 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
     return chosen
 
 
-@njit(types.Tuple((_INT[:, ::1], types.boolean[::1]))(_INTS, _INTS, _INT, _INT, _INT), nogil=True, cache=True)
-def row_places(users, items, n_items, per_row, seed):
-    """What `negatives.row_negatives` draws where all items weigh the same: int64 [N, per_row], and bool [N].
+@njit
+def _left_before(items, parts, before):
+    """How many items are left before each of the distinct `items`, ascending, in `before`; returns how many there are.
 
     Args:
-        users: int64 [N], each user's rows consecutive and all there.
-        items: int64 [N].
+        items: [R], any order.
+        parts: room for 2 * R + 2 numbers.
     """
-    n_rows = len(users)
-    chosen, exists = np.empty((n_rows, per_row), np.int64), np.empty(n_rows, np.bool_)
-    before, guide = np.empty(n_rows + 1, np.int64), np.empty(2 * n_rows + 2, np.int64)
+    # Sorted by their leading bits, into about twice as many parts as there are items, then by insertion: at worst, with
+    # all of them in few parts, that many moves as a part is wide for each of them, in all no more than there are ids.
+    shift, n_items = _U(0), _U(len(items))
+    while _U(np.max(items)) >> shift > _U(2) * n_items:
+        shift += _U(1)
+    parts[:] = 0
+    for item in items:
+        parts[_U(item) >> shift] += 1
+    behind = 0
+    for part in range(_U(len(parts))):
+        behind += parts[part]
+        parts[part] = behind
+    for item in items:
+        parts[_U(item) >> shift] -= 1
+        before[_U(parts[_U(item) >> shift])] = item
+    for place in range(_U(1), n_items):
+        item, at = before[place], place
+        while at and before[at - _U(1)] > item:
+            before[at] = before[at - _U(1)]
+            at -= _U(1)
+        before[at] = item
+    n_distinct = _U(0)
+    for place in range(n_items):
+        item = before[place]
+        again = place + _U(1) < n_items and before[place + _U(1)] == item
+        before[n_distinct] = item - np.int32(n_distinct)
+        n_distinct += _U(not again)
+    return n_distinct
+
+
+@njit
+def _guide(before, n_before, left, parts):
+    """Where to search `before` for a point in [0, left): its part is `point >> shift`, the number at which that begins.
+
+    Returns `shift`, and the largest part.
+    """
+    shift, largest = _U(0), np.int32(0)
+    while left >> shift > _U(2) * n_before:
+        shift += _U(1)
+    parts[:] = 0
+    for place in range(n_before):
+        parts[(_U(before[place]) >> shift) + _U(1)] = np.int32(place + _U(1))
+    for part in range(_U(1), _U(len(parts))):
+        end = max(parts[part], parts[part - _U(1)])
+        largest = max(largest, end - parts[part - _U(1)])
+        parts[part] = end
+    return shift, largest
+
+
+_ROWS_TO_PLACES = [
+    types.Tuple((kind[:, ::1], types.boolean[::1]))(*[types.Array(kind, 1, "C", readonly=True)] * 2, *[_INT] * 3)
+    for kind in (types.int32, types.int64)
+]
+
+
+@njit(_ROWS_TO_PLACES, nogil=True, cache=True)
+def row_places(users, items, n_items, per_row, seed):
+    """What `negatives.row_negatives` draws where all items weigh the same: [N, per_row], and bool [N].
+
+    Each loop over the draws does one thing, so that the compiler can do several draws at a time, and none branches by
+    what was drawn.
+
+    Args:
+        users: int32 or int64 [N], each user's rows consecutive and all there.
+        items: the same type [N], below `n_items`, which is at most 2**31 - 1.
+    """
+    n_rows, start, longest = len(users), 0, 0
+    for row in range(n_rows):
+        start = row if users[row] != users[start] else start
+        longest = max(longest, row + 1 - start)
+    chosen, exists = np.empty((n_rows, per_row), items.dtype), np.empty(n_rows, np.bool_)
+    drawn, at = chosen.reshape(-1), _U(0)
+    before, parts = np.empty(2 * longest + 2, np.int32), np.empty(2 * longest + 3, np.int32)
+    points, passed = np.empty(_DRAWS, np.int32), np.empty(_DRAWS, np.int32)
     start = 0
     while start < n_rows:
-        user, end = users[start], start + 1
+        user, end = np.int64(users[start]), start + 1
         while end < n_rows and users[end] == user:
             end += 1
-        own = np.sort(items[start:end])
-        # How many items are left before each of the user's own, which count once.
-        n_own = 0
-        for place in range(len(own)):
-            if not place or own[place] != own[place - 1]:
-                before[n_own] = own[place] - n_own
-                n_own += 1
-        before[n_own] = n_items  # behind every point
-        left = n_items - n_own
-        # Where to begin to look for a point: what is left, in about twice as many parts as there are own items.
-        shift = 0
-        while left >> shift > 2 * n_own:
-            shift += 1
-        passed = 0
-        for part in range((left >> shift) + 1):
-            while before[passed] < part << shift:
-                passed += 1
-            guide[part] = passed
+        rows = end - start
+        n_before = _left_before(items[start:end], parts[: 2 * rows + 2], before)
+        left = _U(n_items) - n_before
+        exists[start:end] = left > _U(0)
+        shift, largest = _guide(before, n_before, left, parts[: 2 * n_before + _U(3)])
+        step = 1
+        while step <= largest:
+            step *= 2
+        before[n_before : n_before + _U(step)] = n_items  # behind every point
         key = _mix(_mix(user * _STEP) ^ seed)
-        for row in range(start, end):
-            exists[row] = left > 0
-            for draw in range(per_row):
-                point = _below(_mix(_advanced(key, (row - start) * per_row + draw + 1)), max(left, 1))
-                passed = guide[point >> shift]
-                while before[passed] <= point:
-                    passed += 1
-                chosen[row, draw] = min(point + passed, n_items - 1)
+        for first in range(_U(0), _U(rows * per_row), _U(_DRAWS)):
+            n_draws = min(_U(_DRAWS), _U(rows * per_row) - first)
+            for draw in range(n_draws):
+                points[draw] = _below_32(_U(_mix(_advanced(key, np.int64(first + draw) + 1))), max(left, _U(1)))
+            for draw in range(n_draws):
+                passed[draw] = parts[_U(points[draw]) >> shift]
+            half = np.int32(step // 2)
+            while half:
+                for draw in range(n_draws):
+                    place = passed[draw]
+                    passed[draw] = place + (half & ((before[_U(place + half - 1)] - points[draw] - 1) >> 31))
+                half >>= 1
+            for draw in range(n_draws):
+                drawn[at + draw] = min(points[draw] + passed[draw], np.int32(n_items - 1))
+            at += n_draws
         start = end
     return chosen, exists

@@ -128,23 +128,23 @@ def row_negatives(
     Draw number n of a user is the same wherever the user's rows lie, as long as they are in the same order.
 
     Args:
-        users: int64 [N], each user's rows consecutive and all there.
-        items: int64 [N].
+        users: int32 or int64 [N], each user's rows consecutive and all there.
+        items: the same type, [N].
         seed: from `counters.stream_seed`; include the epoch for fresh draws.
         times: integers [N], where `candidates` asks for them.
     Returns:
-        int64 [N, per_row] items, and bool [N]: False where the user has seen every item, so that there is no
-        negative (what stands in such a row is to be left out).
+        [N, per_row] items, of the type of `items`, and bool [N]: False where the user has seen every item, so that
+        there is no negative (what stands in such a row is to be left out).
     """
     xp = array_namespace(users, items)
-    plain = exact and candidates.before is None and candidates.items is None and candidates.since is None
-    host = (host_view(users), host_view(items)) if plain else ()
+    alike = exact and candidates.before is None and candidates.items is None and candidates.since is None
+    host = (host_view(users), host_view(items)) if alike and candidates.n_items < 1 << 31 else ()
     kernels = host_kernels(host[0]) if host else None
     if kernels is not None:
-        return tuple(
-            xp.asarray(found, device=device(users))
-            for found in kernels.row_places(*host, candidates.n_items, per_row, seed)
-        )
+        found = kernels.row_places(*host, candidates.n_items, per_row, seed)
+        return tuple(xp.asarray(each, device=device(users)) for each in found)
+    kind = items.dtype
+    users, items = (xp.astype(column, xp.int64, copy=False) for column in (users, items))
     new_user = run_starts(users)
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]
@@ -160,4 +160,4 @@ def row_negatives(
     bits = counters.draws(counters.keys(seed, users)[:, None], number)
     points = counters.below(bits, xp.clip(bound, min=1)[:, None])
     places = xp.clip(unseen.places(owner, points), max=candidates.n_items - 1)
-    return candidates.item_at(places), bound > 0
+    return xp.astype(candidates.item_at(places), kind, copy=False), bound > 0

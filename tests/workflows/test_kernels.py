@@ -111,21 +111,39 @@ def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware
     assert found.shape == (len(which), length)
 
 
-@given(LOGS, st.integers(0, 7), st.booleans())
-def test_negatives_of_rows_are_those_of_array_code(shape: tuple, per_row: int, as_tensors: bool) -> None:
-    users, items, _ = (np.asarray(column, dtype=np.int64) for column in log_of(shape))
-    order = np.argsort(users, kind="stable")  # repeated pairs stay
-    users, items = users[order], items[order]
-    candidates = Candidates(int(items.max()) + 1 + shape[0] % 3)
+def same_rows(users: np.ndarray, items: np.ndarray, n_items: int, per_row: int, as_tensors: bool = False) -> None:
+    """Negatives of rows from the compiled loop and from array code are the same, of the type of the items."""
+    candidates = Candidates(n_items)
+    given_as = torch.from_numpy if as_tensors else np.asarray
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(negatives, "host_kernels", lambda _: None)
         expected = negatives.row_negatives(users, items, candidates, per_row, SEED)
         patch.setattr(negatives, "host_kernels", lambda _: kernels)
-        given_as = torch.from_numpy if as_tensors else np.asarray
         found = negatives.row_negatives(given_as(users), given_as(items), candidates, per_row, SEED)
     assert isinstance(found[0], torch.Tensor) == as_tensors
+    assert np.asarray(found[0]).dtype == expected[0].dtype == items.dtype
     np.testing.assert_array_equal(found[1], expected[1])
     # Where there is none, anything may stand.
-    np.testing.assert_array_equal(np.asarray(found[0])[expected[1]], np.asarray(expected[0])[expected[1]])
+    np.testing.assert_array_equal(np.asarray(found[0])[expected[1]], expected[0][expected[1]])
+
+
+@given(LOGS, st.integers(0, 7), st.booleans())
+def test_negatives_of_rows_are_those_of_array_code(shape: tuple, per_row: int, as_tensors: bool) -> None:
+    users, items, _ = log_of(shape)
+    order = np.argsort(users, kind="stable")  # repeated pairs stay
+    same_rows(users[order], items[order], int(items.max()) + 1 + shape[0] % 3, per_row, as_tensors)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+@pytest.mark.parametrize("n_items", [3000, 2**31 - 1])
+def test_negatives_of_users_whose_items_lie_close_together(n_items: int, kind: type) -> None:
+    rng = np.random.default_rng(5)
+    near_the_ends = np.concatenate(
+        [np.arange(700), np.arange(n_items - 500, n_items), np.arange(n_items - 500, n_items)]
+    )
+    users = np.repeat([4, 2, 9, 8], [len(near_the_ends), 900, 1, 2000])
+    items = np.concatenate([near_the_ends, 1000 + rng.permutation(900), [n_items - 1], rng.integers(0, n_items, 2000)])
+    same_rows(users.astype(kind), items.astype(kind), n_items, 3)
 
 
 def test_places_of_one_series_by_hand() -> None:

@@ -19,6 +19,7 @@ from scipy import stats
 
 from workflows import counters, negatives
 from workflows.counters import stream_seed
+from workflows.device import KERNEL_ROWS
 from workflows.interactions import Histories, histories
 from workflows.negatives import MAX_WEIGHT, Candidates, row_negatives, series_negatives
 
@@ -362,9 +363,14 @@ def test_row_negatives_that_are_not_exact_are_any_items_that_had_appeared(case: 
         assert set(row) <= (case.appeared(time) or set(range(case.n_items)))
 
 
-@pytest.mark.parametrize("weights", [None, [3, 1, 8, 2, 2, 5, 90, 1, 1, 4, 6, 7]])
-def test_row_negatives_follow_the_weights_of_the_unseen(weights: list[int] | None) -> None:
-    case = alike(3000, {2, 7, 8, 11}, 12, weights)
+@pytest.mark.parametrize(
+    ("n_users", "weights"),
+    [(3000, None), (10_000, None), (3000, [3, 1, 8, 2, 2, 5, 90, 1, 1, 4, 6, 7])],
+    ids=["alike", "alike, compiled", "weights"],
+)
+def test_row_negatives_follow_the_weights_of_the_unseen(n_users: int, weights: list[int] | None) -> None:
+    case = alike(n_users, {2, 7, 8, 11}, 12, weights)
+    assert (len(case.users) >= KERNEL_ROWS) == (n_users == 10_000)
     negatives, exists = rows_of(case, 4)
     assert exists.all()
     unseen = {item: 1 if weights is None else weights[item] for item in range(12) if item not in {2, 7, 8, 11}}
