@@ -31,12 +31,17 @@ def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
     Args:
         about: further JSON for the config: where the data is, how it was trained.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    _save(folder / WEIGHTS_NAME, weights)
+    save_tensors(folder / WEIGHTS_NAME, weights_of(model))
     write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
 
 
-def _save(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+def weights_of(model: NeuMF) -> dict[str, torch.Tensor]:
+    """The state of a network on the host."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
+    """Write contiguous tensors on the host as safetensors, with text in the header; whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     safetensors.torch.save_file(tensors, partial, about)
     partial.chmod(0o666 & ~umask())  # the library makes its files private
@@ -61,7 +66,7 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
     state = {"format": _FORMAT, **about, "scaler": training.step.scaler.state_dict()}
     state["history"] = training.history.to_json()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    _save(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
+    save_tensors(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
 
 
 def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
@@ -162,7 +167,7 @@ def save_reference(folder: Path, model: NeuMF) -> None:
 def write_reference(path: Path, model: NeuMF) -> None:
     """Write a state dict with the reference's parameter names, as torch saves it; whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    torch.save({name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}, partial)
+    torch.save(weights_of(model), partial)
     partial.replace(path)
 
 

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import load_run, write_reference
+from model.checkpoint import load_run
+from model.formats import FILES, is_embeddings, write_embeddings
+from model.run_data import RunData
 from workflows.errors import UserError, run_command
+from workflows.folders import check_file, check_output, staged_folder
 from workflows.help import HelpFormatter
 from workflows.progress import console
 
-FORMATS = ("nvidia",)
-_NAMES = {"nvidia": "model.pth"}
+_EMBEDDINGS = "embeddings"
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -26,30 +28,38 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
     parser.add_argument(
-        "--format", choices=FORMATS, required=True,
-        help="nvidia: a model.pth, which NVIDIA's ncf.py takes as --load_checkpoint_path",
+        "--format", choices=[*FILES, _EMBEDDINGS], required=True,
+        help="nvidia: a model.pth, which NVIDIA's ncf.py takes as --load_checkpoint_path; onnx: a graph for ONNX "
+        "Runtime and others; torch-export: a program that torch.export.load runs without this project; safetensors: "
+        "parameters and shape in one file; embeddings: a folder of Parquet tables with a vector for each user and item",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="default: model.pth in --run")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="default: a name that suits the format, in --run")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="for embeddings: prepared folder with the original ids (default: where the run was trained)",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    target: Path = args.output or args.run / _NAMES[args.format]
-    model = load_run(args.run, torch.device("cpu")).model
-    side = [feature.name for feature in (*model.config.row_side, *model.config.item_side)]
-    if side:
-        raise UserError(
-            f"{args.run} was trained with the side features {', '.join(side)}, which the reference's network does not "
-            "have; train without them to export it"
-        )
-    if target.is_dir():
-        raise UserError(f"--output {target} is a folder; name a file in it")
-    if target.exists() and not args.overwrite:
-        raise UserError(f"{target} exists already; name another --output, or add --overwrite to replace it")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_reference(target, model)
+    if args.data is not None and args.format != _EMBEDDINGS:
+        raise UserError(f"--data is for --format {_EMBEDDINGS}; {args.format} needs no original ids")
+    if args.format == _EMBEDDINGS:
+        target = args.output or args.run / _EMBEDDINGS
+        check_output(target, args.overwrite, is_embeddings)
+        run = load_run(args.run, torch.device("cpu"))
+        data = RunData.of(run, args.data)
+        with staged_folder(target, args.overwrite, is_embeddings) as folder:
+            write_embeddings(folder, run, data)
+    else:
+        name, write = FILES[args.format]
+        target = args.output or args.run / name
+        check_file(target, args.overwrite)
+        run = load_run(args.run, torch.device("cpu"))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write(target, run)
     console.print(f"wrote {target}")
 
 

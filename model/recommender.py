@@ -8,7 +8,7 @@ for ranking in recommender.recommend(["anna", "ben"], k=10):
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Run, load_run
-from model.columns import Columns
 from model.evaluation import item_popularity
 from model.ids import Id, Ids
 from model.known import Interactions, Known, cut
 from model.recommendations import Recommendations, best
+from model.run_data import RunData
 from model.scoring import Scorer
 from model.world import World
-from preprocessing.feature_spec import FeatureSpec, read_feature_spec
 from workflows import device as devices
 from workflows.errors import UserError
 
@@ -42,21 +41,23 @@ class Recommender:
     It changes nothing once it is made, so threads may share it.
     """
 
-    def __init__(self, run: Run, data: Path, in_memory: bool = False) -> None:
+    def __init__(self, run: Run, data: Path | None = None, in_memory: bool = False) -> None:
         """As `load`, for a run that is loaded already."""
-        if not data.is_dir():
-            raise UserError(
-                f"{data}, which {run.folder} was trained on, is not there; name it with --data where it moved"
-            )
-        spec = read_feature_spec(data, run.config["feature_spec_file"])
-        self._run, self._data = run, data
-        columns = _columns_of(run, data, spec)
-        self.users = Ids.of(data, columns.user, "user", columns.n_users)
-        self.items = Ids.of(data, columns.item, "item", columns.n_items)
-        self._interactions = Interactions(data, spec, columns)
-        self._held = self._interactions.of_users(np.arange(columns.n_users)) if in_memory else None
+        self._run, self._data = run, RunData.of(run, data)
+        self._interactions = Interactions(self._data.folder, self._data.spec, self._data.columns)
+        self._held = self._interactions.of_users(np.arange(len(self.users))) if in_memory else None
         self._scorer = Scorer(run.model)
         self._device = run.model.final.weight.device
+
+    @property
+    def users(self) -> Ids:
+        """The users the run was trained on."""
+        return self._data.users
+
+    @property
+    def items(self) -> Ids:
+        """The items the run was trained on."""
+        return self._data.items
 
     @staticmethod
     def load(run: Path, data: Path | None = None, device: str = "auto", in_memory: bool = False) -> Recommender:
@@ -72,7 +73,7 @@ class Recommender:
             UserError: no run, or `data` is not the folder it was trained on (any more).
         """
         loaded = load_run(run, devices.torch_device(device, None))
-        return Recommender(loaded, data or Path(loaded.config["data"]), in_memory)
+        return Recommender(loaded, data, in_memory)
 
     def recommend(
         self,
@@ -185,10 +186,11 @@ class Recommender:
             return known
         if unknown_users == "error":
             user = self.users.originals(known.users[~known.has_row])[0]
+            names = ", ".join(feature.name for feature in features)
             raise UserError(
-                f"{self._data} has no row of user {user!r}, so {', '.join(feature.name for feature in features)} of "
-                "the user are not known; add the user's interactions to the log, then prepare and train again, or "
-                "take popular items with --unknown-users popular"
+                f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add the user's "
+                "interactions to the log, then prepare and train again, or take popular items with --unknown-users "
+                "popular"
             )
         return known.take(known.users[known.has_row])
 
@@ -251,21 +253,3 @@ class _Choice:
             return owners, known.items.astype(np.int64)
         columns = self.column_of[known.items]
         return owners[columns >= 0], columns[columns >= 0]
-
-
-def _columns_of(run: Run, data: Path, spec: FeatureSpec) -> Columns:
-    """The roles of the folder's features, as the network takes them; raises UserError where it is another folder."""
-    ids = run.config.get("features") or {}
-    columns, shape = Columns.of(spec, ids.get("user"), ids.get("item")), run.model.config
-    if (columns.n_users, columns.n_items) != (shape.n_users, shape.n_items):
-        raise UserError(
-            f"{data} has {columns.n_users:,} users and {columns.n_items:,} items, and {run.folder} was "
-            f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
-        )
-    for feature in (*shape.row_side, *shape.item_side):
-        if feature not in columns.side:
-            raise UserError(
-                f"{run.folder} was trained with the side feature {feature.name!r} (cardinality "
-                f"{feature.cardinality}), which {data} does not have; name the folder it was trained on with --data"
-            )
-    return replace(columns, row_side=shape.row_side, item_side=shape.item_side, either_side=())

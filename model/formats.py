@@ -1,0 +1,99 @@
+"""The forms that a trained network can be written in for other programs; each file whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from model.checkpoint import Run, save_tensors, weights_of, write_reference
+from model.run_data import RunData
+from workflows.errors import UserError
+from workflows.folders import replace_file
+
+_GROUP_ROWS = 1 << 16
+
+
+def _write_nvidia(path: Path, run: Run) -> None:
+    side = [feature.name for feature in (*run.model.config.row_side, *run.model.config.item_side)]
+    if side:
+        raise UserError(
+            f"{run.folder} was trained with the side features {', '.join(side)}, which the reference's network does "
+            "not have; train without them to export it, or take another --format"
+        )
+    write_reference(path, run.model)
+
+
+def _write_onnx(path: Path, run: Run) -> None:
+    from model.onnx_graph import write_onnx  # onnx takes half a second
+
+    write_onnx(path, run.model)
+
+
+def _write_torch_export(path: Path, run: Run) -> None:
+    """A program that torch.export.load gives back: (users, items, side features of the row, each [batch]) -> logits."""
+    ids, side = torch.zeros(2, dtype=torch.int64), run.model.config.row_side
+    row_side = [torch.zeros(2) if feature.cardinality is None else ids for feature in side]
+    batch = {0: torch.export.Dim("batch")}
+    shapes = (batch, batch, *([tuple(batch for _ in side)] if side else []))
+    program = torch.export.export(run.model, (ids, ids, *row_side), dynamic_shapes=shapes)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names the files of this machine
+    content = io.BytesIO()
+    torch.export.save(program, content)
+    replace_file(path, content.getvalue())
+
+
+def _write_safetensors(path: Path, run: Run) -> None:
+    """One file: the parameters, and the network's shape as JSON under "model" in the header."""
+    save_tensors(path, weights_of(run.model), {"model": json.dumps(asdict(run.model.config))})
+
+
+# Of each format the usual name and what writes it.
+FILES: dict[str, tuple[str, Callable[[Path, Run], None]]] = {
+    "nvidia": ("model.pth", _write_nvidia),
+    "onnx": ("model.onnx", _write_onnx),
+    "torch-export": ("model.pt2", _write_torch_export),
+    "safetensors": ("neumf.safetensors", _write_safetensors),
+}
+
+
+@torch.no_grad()
+def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
+    """Write `users.parquet` and `items.parquet`, a row for each id: id (its number), original, gmf, mlp.
+
+    `gmf` [factors] of a user is weighted by the network's last layer, so that the inner product of a user's and an
+    item's is what the GMF branch adds to the logit. `mlp` [layers[0] / 2] is what goes into the MLP.
+    """
+    model = run.model
+    head = model.final.weight[0, : model.config.factors]
+    vectors = {
+        "users": (data.users, model.mf_user_embed.weight * head, model.mlp_user_embed.weight),
+        "items": (data.items, model.mf_item_embed.weight, model.mlp_item_embed.weight),
+    }
+    for name, (ids, gmf, mlp) in vectors.items():
+        columns = {
+            "id": pa.array(np.arange(len(ids)), pa.int32()),
+            "original": pa.array(ids.originals(np.arange(len(ids)))),
+            "gmf": _vectors(gmf),
+            "mlp": _vectors(mlp),
+        }
+        pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=_GROUP_ROWS)
+
+
+def _vectors(matrix: Tensor) -> pa.Array:
+    """The rows of a float32 matrix as vectors of fixed length."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.contiguous().numpy().ravel()), matrix.shape[1])
+
+
+def is_embeddings(folder: Path) -> bool:
+    """Whether a folder was written by `write_embeddings`."""
+    return {path.name for path in folder.iterdir()} == {"users.parquet", "items.parquet"}

@@ -1,0 +1,64 @@
+"""The prepared folder that a run was trained on: what its features are to the network, and the original ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.checkpoint import Run
+from model.columns import Columns
+from model.ids import Ids
+from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from workflows.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A prepared folder, as the network of a run takes it.
+
+    Attributes:
+        columns: roles of the features; of side features those that the network has.
+    """
+
+    folder: Path
+    spec: FeatureSpec
+    columns: Columns
+    users: Ids
+    items: Ids
+
+    @staticmethod
+    def of(run: Run, folder: Path | None = None) -> RunData:
+        """
+        Args:
+            folder: None where it is where it was.
+
+        Raises:
+            UserError: it is not the folder the run was trained on (any more).
+        """
+        folder = folder or Path(run.config["data"])
+        if not folder.is_dir():
+            raise UserError(
+                f"{folder}, which {run.folder} was trained on, is not there; name it with --data where it moved"
+            )
+        spec = read_feature_spec(folder, run.config["feature_spec_file"])
+        columns = _columns(run, folder, spec)
+        users = Ids.of(folder, columns.user, "user", columns.n_users)
+        return RunData(folder, spec, columns, users, Ids.of(folder, columns.item, "item", columns.n_items))
+
+
+def _columns(run: Run, folder: Path, spec: FeatureSpec) -> Columns:
+    """The roles of the folder's features, as the network takes them; raises UserError where it is another folder."""
+    ids = run.config.get("features") or {}
+    columns, shape = Columns.of(spec, ids.get("user"), ids.get("item")), run.model.config
+    if (columns.n_users, columns.n_items) != (shape.n_users, shape.n_items):
+        raise UserError(
+            f"{folder} has {columns.n_users:,} users and {columns.n_items:,} items, and {run.folder} was "
+            f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
+        )
+    for feature in (*shape.row_side, *shape.item_side):
+        if feature not in columns.side:
+            raise UserError(
+                f"{run.folder} was trained with the side feature {feature.name!r} (cardinality "
+                f"{feature.cardinality}), which {folder} does not have; name the folder it was trained on with --data"
+            )
+    return replace(columns, row_side=shape.row_side, item_side=shape.item_side, either_side=())
