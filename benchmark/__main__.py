@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import demo, pipeline, training
+from benchmark import cost_model, demo, pipeline, training
 from workflows.errors import run_command
 
 
@@ -20,6 +20,11 @@ class _Command:
 
 
 _COMMANDS = {
+    "cost-model": _Command(
+        "what GPUs could reach at most, from counted operators and datasheets",
+        cost_model.main,
+        cost_model.add_arguments,
+    ),
     "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments

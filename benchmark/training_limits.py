@@ -79,12 +79,13 @@ def bounds(counted: dict[str, dict[str, float]], rates: dict[str, float]) -> dic
     return found
 
 
-def measure_rates(size: int, mib: int) -> dict[str, float]:
+def measure_rates(size: int, mib: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
     """Rates of all threads of torch.
 
     Args:
         size: of the square matrices.
         mib: of the memory that is copied, and of the table that rows are gathered from.
+        clock: seconds.
     Returns:
         GFLOP/s of matrix products; GB/s of a copy and of a gather of random 1 KB rows, bytes read plus bytes written.
     """
@@ -92,7 +93,7 @@ def measure_rates(size: int, mib: int) -> dict[str, float]:
 
     def product(dtype: torch.dtype) -> float:
         left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
-        return 2 * size**3 / _seconds(lambda: left @ right) / 1e9
+        return 2 * size**3 / median_s(lambda: left @ right, clock) / 1e9
 
     source = torch.randn(mib * (1 << 20) // (_FLOAT * _ROW_FLOATS), _ROW_FLOATS)
     target = torch.empty_like(source)
@@ -101,18 +102,18 @@ def measure_rates(size: int, mib: int) -> dict[str, float]:
     return {
         "fp32_gflop_per_s": product(torch.float32),
         "bf16_gflop_per_s": product(torch.bfloat16),
-        "copy_gb_per_s": moved / _seconds(lambda: target.copy_(source)),
-        "gather_gb_per_s": moved / _seconds(lambda: torch.index_select(source, 0, which, out=target)),
+        "copy_gb_per_s": moved / median_s(lambda: target.copy_(source), clock),
+        "gather_gb_per_s": moved / median_s(lambda: torch.index_select(source, 0, which, out=target), clock),
     }
 
 
-def _seconds(work: Callable[[], Any]) -> float:
+def median_s(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
     """The median of three, after one to warm up."""
     taken = []
     for _ in range(4):
-        started = time.perf_counter()
+        started = clock()
         work()
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return statistics.median(taken[1:])
 
 

@@ -97,6 +97,7 @@ def test_modules_are_imported_by_names_that_these_tests_can_read(path: str) -> N
 DEVICES = ("cpu", "cuda", "gpu", "numpy", "cupy", "pandas", "cudf")
 # Questions about the device outside its door, by file or folder, each with the reason why no code differs by it.
 QUESTIONS = {
+    "benchmark/cost_model_arrays.py": {"isinstance(value, np.ndarray)"},  # arrays among what NumPy takes and gives
     "preprocessing/features.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/prepare.py": {"device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host

@@ -1,0 +1,110 @@
+"""The cost model held against this machine: samples/s that follow from counts and measured rates, and those measured.
+
+One thread and its CPU seconds, so that other programs on the machine disturb little.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+import model.step
+from benchmark import training_variants as settings
+from benchmark.cost_model_bounds import Machine, Streams, bound
+from benchmark.cost_model_stages import Counted, count_training, network_config
+from benchmark.plain_training import PlainNeuMF, PlainStep, Samples
+from benchmark.training_limits import measure_rates, median_s
+from model.batches import Batch
+from model.config import TrainConfig
+from model.neumf import NeuMF
+from model.world import World
+from preprocessing.synthetic import Shape
+
+_GROUP = 1 + settings.NEGATIVES
+_CPU = torch.device("cpu")
+
+
+def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: int = 256) -> dict[str, Any]:
+    """Steps of the product and of the reference's way on this CPU, in float32: predicted and measured.
+
+    Args:
+        size, mib: of what the rates are measured with, as `measure_rates` takes them.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        n = batch_size // _GROUP * _GROUP
+        rates = _rates(size, mib)
+        chunk = model.step.CHUNK_SAMPLES
+        programs = {
+            "torch step": (count_training(shape, n, "fp32", chunk=chunk), "copy_gb_per_s", _torch_step_s(shape, n)),
+            # Its operators give arrays too large for the allocator to keep: each time new pages.
+            "plain step": (count_training(shape, n, "fp32", plain=True), "new_gb_per_s", _plain_step_s(shape, n)),
+        }
+    finally:
+        torch.set_num_threads(threads)
+    found: dict[str, Any] = {"threads": 1, "clock": "CPU seconds", "batch_size": n, "rates": rates}
+    for name, (counted, memory, seconds) in programs.items():
+        predicted, measured = predict(counted, rates, memory), n / seconds
+        found[name] = {
+            "predicted_samples_per_s": predicted,
+            "measured_samples_per_s": measured,
+            "predicted_over_measured": predicted / measured,
+        }
+    return found
+
+
+def predict(counted: Counted, rates: dict[str, float], memory: str) -> float:
+    """Samples/s of a CPU, one operator after the other.
+
+    Args:
+        rates: measured; gathers are served at their own, everything else at that named `memory`.
+    """
+    seconds = 0.0
+    for stage, operators in counted.stages.items():
+        cpu = Machine(
+            memory_gb_per_s=rates["gather_gb_per_s" if stage == "gather" else memory],
+            fp32_tflops=rates["fp32_gflop_per_s"] / 1e3,
+            tf32_tflops=rates["fp32_gflop_per_s"] / 1e3,
+            half_tflops=rates["bf16_gflop_per_s"] / 1e3,
+            host_gb_per_s=1.0,
+            link_gb_per_s=1.0,
+            draws_per_s=rates["draws_per_s"],
+            source="measured",
+        )
+        seconds += 1.0 / bound({stage: operators}, Streams(), cpu, "fp32")["serial_samples_per_s"]
+    return 1.0 / seconds
+
+
+def _rates(size: int, mib: int) -> dict[str, float]:
+    """`measure_rates`, a copy into new memory (GB/s, read plus written), and random numbers per second."""
+    source, mask = torch.ones(mib << 18), torch.empty(mib << 14)
+    copy_s = median_s(source.clone, time.process_time)
+    draw_s = median_s(lambda: mask.bernoulli_(0.5), time.process_time)
+    return {
+        **measure_rates(size, mib, time.process_time),
+        "new_gb_per_s": 2 * source.numel() * source.element_size() / copy_s / 1e9,
+        "draws_per_s": mask.numel() / draw_s,
+    }
+
+
+def _torch_step_s(shape: Shape, n: int) -> float:
+    step = model.step.Step(
+        NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), World(_CPU), kernels=False
+    )
+    users, items, labels = _samples(shape, n)
+    batch = Batch(users.int(), items.int(), labels, group=_GROUP)
+    return median_s(lambda: step(batch, n), time.process_time)
+
+
+def _plain_step_s(shape: Shape, n: int) -> float:
+    step, samples = PlainStep(PlainNeuMF(shape.users, shape.items)), Samples(*_samples(shape, n))
+    return median_s(lambda: step(samples), time.process_time)
+
+
+def _samples(shape: Shape, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random groups of one user: users, items and labels."""
+    users = torch.randint(shape.users, (n // _GROUP,)).repeat_interleave(_GROUP)
+    return users, torch.randint(shape.items, (n,)), (torch.arange(n) % _GROUP == 0).float()

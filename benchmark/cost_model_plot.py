@@ -1,0 +1,98 @@
+"""The picture of `cost-model.json`: bytes of a sample by stage, and bounds on every machine. From the JSON alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+
+_BARS = {  # program, precision: what it is called, and its colour
+    ("plain training", "tf32"): ("reference's way, TF32", "silver"),
+    ("plain training", "amp"): ("reference's way, AMP", "tab:gray"),
+    ("training", "tf32"): ("torch step, TF32", "lightgreen"),
+    ("training", "amp"): ("torch step, AMP", "tab:green"),
+}
+_STAGE_COLOURS = {
+    "loader": "tab:cyan",
+    "negative sampling": "tab:purple",
+    "gather": "tab:orange",
+    "forward": "tab:blue",
+    "backward": "tab:red",
+    "optimizer": "tab:brown",
+}
+
+
+def draw_cost_model(result: dict[str, Any], path: Path) -> None:
+    size = max(each["batch_size"] for each in result["bounds"] if each["batch_size"])
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    traffic, alone, together = figure.subplots(1, 3, width_ratios=(2, 3, 3))
+    _traffic(traffic, result["counts"], size)
+    devices = sorted({each["devices"] for each in result["bounds"]})
+    for axes, number in ((alone, devices[0]), (together, devices[-1])):
+        _bounds(axes, [b for b in result["bounds"] if b["batch_size"] == size and b["devices"] == number])
+        axes.set_title(f"Million samples/s at most, devices: {number}, batches of {size:,}", fontsize=10)
+    together.legend(fontsize=8, loc="upper left")
+    shape = result["shape"]
+    figure.suptitle(
+        f"NOT MEASURED: {result['label']}. {shape['users']:,} users, {shape['items']:,} items.\n"
+        "Bars: one operator after the other; outlines: element-wise operators fused; crosses: published by NVIDIA",
+        fontsize=9,
+    )
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=110, metadata={"Software": None})
+    partial.replace(path)
+
+
+def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:
+    """Stacked bars: kilobytes that a sample of each program moves through memory, by stage."""
+    programs = [("plain training", "fp32"), ("plain training", "amp"), ("training", "fp32"), ("training", "amp")]
+    for place, (program, precision) in enumerate(programs):
+        (stages,) = (
+            each["stages"]
+            for each in counts
+            if (each["program"], each["precision"], each["batch_size"], each["devices"])
+            == (program, precision, size, 1)
+        )
+        below = 0.0
+        for stage, colour in _STAGE_COLOURS.items():
+            if stage in stages:
+                total = stages[stage]["total"]
+                kilobytes = (total["read_bytes"] + total["written_bytes"]) / 1e3
+                axes.bar(place, kilobytes, bottom=below, color=colour, label=stage if place == 2 else None)
+                below += kilobytes
+    axes.set_xticks(
+        range(4), ["reference's\nfp32", "reference's\nAMP", "torch step\nfp32", "torch step\nAMP"], fontsize=8
+    )
+    axes.set_title("Kilobytes through memory per sample", fontsize=10)
+    axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=8, ncols=2)
+    _clean(axes)
+
+
+def _bounds(axes: Axes, bounds: list[dict[str, Any]]) -> None:
+    """Bars of each program and precision on each machine."""
+    machines = list(dict.fromkeys(each["machine"] for each in bounds))
+    for number, ((program, precision), (label, colour)) in enumerate(_BARS.items()):
+        for place, machine in enumerate(machines):
+            (found,) = (
+                b for b in bounds if (b["program"], b["precision"], b["machine"]) == (program, precision, machine)
+            )
+            at = place + 0.2 * (number - 1.5)
+            fused = found["fused_samples_per_s"] / 1e6
+            axes.bar(at, fused, width=0.18, fill=False, edgecolor=colour, linewidth=1)
+            axes.bar(at, found["serial_samples_per_s"] / 1e6, width=0.18, color=colour, label=None if place else label)
+            if program == "plain training" and found["published_samples_per_s"]:
+                axes.plot(at, found["published_samples_per_s"] / 1e6, "kx", markersize=7)
+    axes.set_xticks(range(len(machines)), machines)
+    _clean(axes)
+
+
+def _clean(axes: Axes) -> None:
+    axes.grid(alpha=0.3, axis="y")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,254 @@
+"""The product's own code, stage by stage, under the counter: bytes and operations per sample.
+
+The training step and inference run on tensors without memory (torch's fake tensors), which have the shapes of the
+reference; batches, evaluation and preprocessing depend on values, and run on a small log with as many interactions of
+a user, and as many items. Array code is that of a GPU: compiled loops take over only larger arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch._subclasses import FakeTensorMode
+
+import model.step
+from benchmark import training_variants as settings
+from benchmark.cost_model_arrays import CountedArray
+from benchmark.cost_model_cost import Cost
+from benchmark.cost_model_counter import Counter
+from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
+from model.batches import Batch, EpochBatches, SamplingConfig
+from model.columns import Columns
+from model.config import TrainConfig
+from model.data import Rows
+from model.evaluation import Evaluation
+from model.neumf import NeuMF, NeuMFConfig
+from model.source import TableSource
+from model.world import World
+from preprocessing.synthetic import Shape
+from workflows.device import KERNEL_ROWS, frame_device
+from workflows.encode import EncodeIds
+from workflows.operators import TEST, LeaveOneOut
+
+_CPU = torch.device("cpu")
+_GROUP = 1 + settings.NEGATIVES
+_SERIES = 101
+_GATHER = ("index_select", "index_add_", "embedding", "embedding_dense_backward")
+_OPTIMIZER = (
+    "_fused_adam_",
+    "_foreach_add_",
+    "_foreach_sub_",
+    "zero_",
+    "_amp_foreach_non_finite_check_and_unscale_",
+    "_amp_update_scale_",
+)
+_STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(_OPTIMIZER, "optimizer")
+_LOG = ("user", "item", "time")
+_SECONDS = 1 << 30  # of time that the log spans
+
+Stages = dict[str, dict[str, Cost]]
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Costs per unit of some stages, by operator.
+
+    Attributes:
+        unit: what they are counted per.
+        host_bytes: between host and device, per unit.
+    """
+
+    stages: Stages
+    unit: str = "sample"
+    host_bytes: float = 0.0
+
+
+def count_training(shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int = 0) -> Counted:
+    """A step of training on whole groups: gather, forward, backward, optimizer.
+
+    Args:
+        batch_size: of one device.
+        precision: "fp32" (TF32 takes the same operators) or "amp".
+        plain: the reference's way (`benchmark.plain_training`), instead of the product's torch step.
+        chunk: samples computed at a time; 0 for all, as on a GPU.
+    """
+    n, amp = batch_size // _GROUP * _GROUP, precision == "amp"
+    counter = Counter(_STAGE_OF)
+    with FakeTensorMode(), _chunks(chunk or n):
+        ids, labels = torch.zeros(n, dtype=torch.int32), torch.zeros(n)
+        run: Callable[[], Any]
+        if plain:
+            samples = Samples(ids.long(), ids.long(), labels)
+            step = PlainStep(PlainNeuMF(shape.users, shape.items))
+            step.network.train()
+            autocast: AbstractContextManager = torch.autocast("cpu", torch.float16) if amp else nullcontext()
+
+            def run() -> None:
+                with autocast:
+                    step(samples)
+
+        else:
+            network = NeuMF(network_config(shape.users, shape.items))
+            network.train()
+            # float16 on a CPU stands for float16 on a GPU: the same bytes, and the same scaling of gradients.
+            config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
+            ours = model.step.Step(network, config, World(_CPU), kernels=False)
+            batch = Batch(ids, ids, labels, group=_GROUP)
+
+            def run() -> None:
+                ours(batch, n)
+
+        run()  # makes the state of Adam and of the gradients' scale
+        with counter.torch_operators(), counter.stage("forward"):
+            run()
+    return Counted(_per(counter, n))
+
+
+def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
+    """The network's forward without dropout: gather and the layers."""
+    counter = Counter(_STAGE_OF)
+    with FakeTensorMode(), torch.inference_mode():
+        network = NeuMF(network_config(shape.users, shape.items)).eval()
+        ids = torch.zeros(batch_size, dtype=torch.int64)
+        autocast: AbstractContextManager = torch.autocast("cpu", torch.float16) if precision == "amp" else nullcontext()
+        with autocast, counter.torch_operators(), counter.stage("forward"):
+            network(ids, ids)
+    return Counted(_per(counter, batch_size))
+
+
+def count_batches(shape: Shape) -> Counted:
+    """An epoch's batches: the loader's blocks, shuffled and cut, and their negatives."""
+    log = small_log(shape)
+    columns = Columns("user", "item", "label", len(np.unique(log["user"])), shape.items)
+    rows = _rows(
+        columns, ("user", "item", "label"), log["user"].to_numpy(), log["item"].to_numpy(), np.ones(len(log), "float32")
+    )
+    # Batches smaller than the users, as the reference's are, keep groups.
+    config = SamplingConfig(batch_size=1000, per_positive=settings.NEGATIVES, kind="exact", in_memory=False, seed=1)
+    batches, counter = EpochBatches(rows, config, World(_CPU)), Counter()
+    with (
+        counter.watch(EpochBatches, "_samples", "negative sampling"),
+        counter.torch_operators(),
+        counter.stage("loader"),
+    ):
+        samples = sum(len(batch) for batch in batches.epoch(0))
+    return Counted(_per(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
+
+
+def count_plain_batches(shape: Shape) -> Counted:
+    """An epoch of the reference's way: any items as negatives, all samples in one random order, on the device."""
+    log, counter = small_log(shape), Counter()
+    users, items = (torch.from_numpy(log[name].to_numpy(dtype="int64")) for name in ("user", "item"))
+    with counter.torch_operators(), counter.stage("negative sampling"):
+        samples = prepare_epoch(users, items, shape.items, settings.NEGATIVES)
+    return Counted(_per(counter, len(samples)))
+
+
+def count_evaluation(shape: Shape) -> Counted:
+    """Scoring and ranking a piece of the test series, in float32."""
+    series = (1 << 16) // _SERIES
+    columns = Columns("user", "item", "label", series, shape.items)
+    random = np.random.default_rng(1)
+    items = random.permuted(np.tile(np.arange(shape.items), (series, 1)), axis=1)[:, :_SERIES].reshape(-1)
+    rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
+    network, counter = NeuMF(network_config(series, shape.items)), Counter()
+    evaluation = Evaluation(rows, _SERIES, 10, 1 << 20, World(_CPU))
+    with counter.torch_operators(), counter.stage("evaluation"):
+        evaluation(network)
+    return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
+
+
+def count_preprocessing(shape: Shape) -> Counted:
+    """Ids to numbers, histories, the held-out items and their negatives, of one partition: per interaction."""
+    log, counter = small_log(shape), Counter()
+    frame = _Frame({name: CountedArray.of(log[name].to_numpy(), counter) for name in _LOG})
+    numbers = {name: pd.Series(np.arange(size)) for name, size in (("user", shape.users), ("item", shape.items))}
+    encoder = EncodeIds(numbers, keep=("time",))
+    split = LeaveOneOut(encoder, "user", "item", "time", test_negatives=_SERIES - 1)
+    with counter.stage("preprocessing"):
+        out = split.transform(None, encoder.transform(SimpleNamespace(names=_LOG), frame))
+    assert int((out["split"].values == TEST).sum()) == _SERIES * log["user"].nunique()
+    host_bytes = sum(column.values.nbytes for part in (frame, out) for column in part.values())
+    return Counted(_per(counter, len(log)), "interaction", host_bytes / len(log))
+
+
+def small_log(shape: Shape) -> pd.DataFrame:
+    """Interactions of some whole users, in random order: distinct items, with times; int32 columns user, item, time.
+
+    As many of a user as the shape has on average, and as many users as array code takes without compiled loops.
+    """
+    each = max(2, shape.rows // shape.users)
+    users = max(1, min(shape.users, (KERNEL_ROWS - 1) // each))
+    random = np.random.default_rng(1)
+    chosen = np.sort(random.choice(shape.users, users, replace=False))
+    items = np.concatenate([random.choice(shape.items, each, replace=False) for _ in range(users)])
+    log = pd.DataFrame(
+        {"user": chosen.repeat(each), "item": items, "time": random.integers(0, _SECONDS, users * each)}, dtype="int32"
+    )
+    return log.iloc[random.permutation(len(log))].reset_index(drop=True)
+
+
+def parameters(shape: Shape) -> int:
+    """How many the network has, all of which have a gradient that devices add up."""
+    with FakeTensorMode():
+        return sum(parameter.numel() for parameter in NeuMF(network_config(shape.users, shape.items)).parameters())
+
+
+class _Column:
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+
+class _Frame(dict):
+    """As much of a dataframe as the operators use; its arrays stay what they are."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        super().__init__({name: c if isinstance(c, _Column) else _Column(c) for name, c in columns.items()})
+
+
+def _rows(columns: Columns, names: tuple[str, ...], *values: np.ndarray) -> Rows:
+    """Rows in memory, ordered by the first of them, with ids from 0."""
+    order = np.argsort(values[0], kind="stable")
+    arrays = [np.unique(values[0][order], return_inverse=True)[1], *(array[order] for array in values[1:])]
+    table = pa.table(dict(zip(names, arrays, strict=True)))
+    return Rows(columns, names, TableSource.of(columns, columns.cast(table, "rows")), frame_device("cpu"))
+
+
+def _row_bytes(rows: Rows) -> float:
+    """Bytes of a row on its way to the device."""
+    return sum(values.element_size() for values in next(iter(rows.stream(1, _CPU))))
+
+
+def network_config(users: int, items: int) -> NeuMFConfig:
+    return NeuMFConfig(
+        n_users=users,
+        n_items=items,
+        factors=settings.FACTORS,
+        layers=settings.LAYERS,
+        dropout=settings.DROPOUT,
+    )
+
+
+@contextmanager
+def _chunks(samples: int) -> Iterator[None]:
+    """Steps made meanwhile compute so many samples at a time, where they are made for a CPU."""
+    before, model.step.CHUNK_SAMPLES = model.step.CHUNK_SAMPLES, samples
+    try:
+        yield
+    finally:
+        model.step.CHUNK_SAMPLES = before
+
+
+def _per(counter: Counter, units: int) -> Stages:
+    return {
+        stage: {name: cost.times(1.0 / units) for name, cost in operators.items()}
+        for stage, operators in counter.costs.items()
+    }

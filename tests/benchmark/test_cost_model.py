@@ -1,0 +1,403 @@
+"""The cost model: counters against operators known by construction, formulas by hand, the command once for real."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from benchmark import cost_model, training_limits
+from benchmark import training_variants as settings
+from benchmark.cost_model_arrays import CountedArray
+from benchmark.cost_model_bounds import MACHINES, Machine, Streams, all_reduce_bytes, bound
+from benchmark.cost_model_check import predict
+from benchmark.cost_model_cost import Cost, sort_bytes
+from benchmark.cost_model_counter import Counter
+from benchmark.cost_model_stages import (
+    Counted,
+    count_batches,
+    count_evaluation,
+    count_inference,
+    count_plain_batches,
+    count_preprocessing,
+    count_training,
+    parameters,
+    small_log,
+)
+from preprocessing.synthetic import Shape
+from workflows.device import KERNEL_ROWS
+from workflows.errors import UserError
+
+_ROOT = Path(__file__).parents[2]
+_SHAPE = Shape(3_000, 2_000, 60_000)
+_GROUP = 1 + settings.NEGATIVES
+_WIDTH = settings.LAYERS[0] // 2
+
+
+def _cost(operator, *, stage: str = "s") -> Cost:
+    """Of all that `operator` calls."""
+    counter = Counter()
+    with counter.torch_operators(), counter.stage(stage):
+        operator()
+    return counter.total(stage)
+
+
+def _total(counted: Counted, stage: str) -> Cost:
+    return Cost.sum(counted.stages[stage].values())
+
+
+# --- Operators --------------------------------------------------------------------------------------------------
+
+
+def test_a_product_reads_both_matrices_and_writes_one() -> None:
+    left, right = torch.ones(5, 7), torch.ones(7, 3)
+    assert _cost(lambda: left @ right) == Cost(1, 4 * (35 + 21), 4 * 15, fp32_flops=2 * 5 * 7 * 3)
+    left, right = left.half(), right.half()
+    assert _cost(lambda: left @ right) == Cost(1, 2 * (35 + 21), 2 * 15, half_flops=2 * 5 * 7 * 3)
+    bias = torch.ones(3)
+    weight = torch.ones(3, 7)
+    linear = _cost(lambda: nn.functional.linear(torch.ones(5, 7), weight, bias))
+    assert linear.fp32_flops == 2 * 5 * 7 * 3
+    batched = torch.ones(4, 5, 7)
+    assert _cost(lambda: batched @ torch.empty(4, 7, 2)).fp32_flops == 2 * 4 * 5 * 7 * 2
+
+
+def test_a_gather_touches_its_rows_alone() -> None:
+    table, rows = torch.ones(1000, 16), torch.tensor([3, 4, 999])
+    expected = Cost(1, 3 * 8 + 3 * 64, 3 * 64)
+    assert _cost(lambda: table.index_select(0, rows)) == expected
+    assert _cost(lambda: nn.functional.embedding(rows, table)) == expected
+    assert _cost(lambda: table[rows]) == expected
+    # Of a row shorter than a sector, 32 bytes are moved.
+    column = torch.ones(1000)
+    assert _cost(lambda: column.index_select(0, rows)) == Cost(1, 3 * 8 + 3 * 32, 3 * 4)
+
+
+def test_adding_rows_reads_and_writes_them() -> None:
+    total, rows, gradients = torch.zeros(1000, 16), torch.tensor([3, 4, 999]), torch.ones(3, 16)
+    assert _cost(lambda: total.index_add_(0, rows, gradients)) == Cost(1, 3 * 8 + 2 * 3 * 64, 3 * 64)
+
+
+def test_the_gradient_of_an_embedding_is_as_large_as_its_table() -> None:
+    table, rows = torch.ones(1000, 16, requires_grad=True), torch.tensor([3, 4, 999])
+    counter = Counter()
+    with counter.torch_operators():
+        nn.functional.embedding(rows, table).sum().backward()
+    found = counter.costs["backward"]["embedding_dense_backward"]
+    # The gradient of a sum is one number for all; zeros are written, then rows of them read and written.
+    assert found == Cost(1, 3 * 8 + 4 + 3 * 64, 1000 * 64 + 3 * 64)
+
+
+def test_a_mask_reads_everything() -> None:
+    values, mask = torch.ones(100), torch.arange(100) < 10
+    assert _cost(lambda: values[mask]) == Cost(1, 400 + 100, 40)
+
+
+def test_views_are_free_and_what_is_overwritten_is_not_read() -> None:
+    values = torch.ones(6, 4)
+    assert _cost(lambda: (values.view(4, 6), values.t(), values[1:3], values.detach(), values.add_(1)[:])).bytes == 192
+    assert _cost(values.zero_) == Cost(1, 0, 96)
+    other = torch.ones(6, 4)
+    assert _cost(lambda: values.copy_(other)) == Cost(1, 96, 96)
+    assert _cost(lambda: values.add_(other)) == Cost(1, 192, 96)
+    assert _cost(lambda: torch.add(values, other, out=values)) == Cost(1, 192, 96)
+    assert _cost(lambda: values.bernoulli_(0.5)) == Cost(1, 0, 96, draws=24)
+    # A row for all rows is read once.
+    assert _cost(lambda: values + torch.as_strided(other, (6, 4), (0, 1))).read_bytes == 96 + 16
+
+
+def test_sorts_go_through_long_arrays_once_a_byte() -> None:
+    short, long = torch.ones(50, 100), torch.ones(5000)
+    assert _cost(lambda: short.sort(dim=1)) == Cost(1, 5000 * 12, 5000 * 12)
+    assert _cost(lambda: long.sort()).bytes == sort_bytes(5000, 5000, 4) == 2 * 5000 * 12 * 4
+    assert _cost(lambda: torch.randperm(5000)).bytes == 2 * 5000 * 16 * 8
+
+
+def test_what_autograd_calls_is_backward() -> None:
+    weight = torch.ones(7, 3, requires_grad=True)
+    inputs = torch.ones(5, 7)
+    counter = Counter()
+    with counter.torch_operators(), counter.stage("forward"):
+        (inputs @ weight).sum().backward()
+    assert counter.total("forward").fp32_flops == counter.total("backward").fp32_flops == 2 * 5 * 7 * 3
+
+
+def test_without_autograd_composite_operators_are_what_they_are_made_of() -> None:
+    with torch.inference_mode():
+        layer, inputs = nn.Linear(7, 3), torch.ones(5, 7)
+        dropout = nn.Dropout().eval()
+        counter = Counter()
+        with counter.torch_operators(), counter.stage("s"):
+            dropout(layer(inputs))
+    assert counter.costs["s"] == {"addmm": Cost(1, 4 * (35 + 21 + 3), 60, fp32_flops=2 * 5 * 7 * 3)}
+
+
+def test_stages_of_methods_and_of_operators() -> None:
+    class Work:
+        def double(self, values):
+            return values * 2
+
+    counter, values, work = Counter({"add": "sums"}), torch.ones(10), Work()
+    original = Work.double
+    with counter.watch(Work, "double", "doubles"), counter.torch_operators(), counter.stage("rest"):
+        work.double(values) + 1
+        values / 2
+    assert {stage: list(operators) for stage, operators in counter.costs.items()} == {
+        "doubles": ["mul"],
+        "sums": ["add"],
+        "rest": ["div"],
+    }
+    assert Work.double is original
+
+
+def test_tensors_without_memory_count_the_same() -> None:
+    def work() -> Cost:
+        table, rows = torch.ones(300, 16), torch.zeros(70, dtype=torch.int64)
+        return _cost(lambda: torch.relu(table[rows] @ table.t()).sum())
+
+    real = work()
+    with FakeTensorMode():
+        assert work() == real
+
+
+def test_arrays_count_what_numpy_does() -> None:
+    counter = Counter()
+    values = CountedArray.of(np.arange(1000, dtype=np.int32), counter)
+    with counter.stage("s"):
+        doubled = values * 2  # 4000 in, 4000 out
+        found = np.take(doubled, np.array([1, 5, 7]))  # 24 + 3 sectors in, 12 out
+        assert isinstance(found, CountedArray)
+        assert found.tolist() == [2, 10, 14]
+        doubled[values > 500]  # the comparison: 4000 in, 1000 out; 5000 in, 4 · 499 out
+        values[10:20].reshape(2, 5)  # views
+        np.argsort(values.astype(np.int64), kind="stable")
+    costs = counter.costs["s"]
+    assert costs["multiply"] == Cost(1, 4000, 4000)
+    assert costs["take"] == Cost(1, 24 + 3 * 32, 12)
+    assert costs["greater"] == Cost(1, 4000, 1000)
+    assert costs["compress"] == Cost(1, 5000, 4 * 499)
+    assert costs["astype"] == Cost(1, 4000, 8000)
+    assert costs["argsort"].bytes == sort_bytes(1000, 1000, 8)
+    assert sum(cost.bytes for name, cost in costs.items() if "reshape" in name) == 0
+
+
+# --- Stages -----------------------------------------------------------------------------------------------------
+
+
+def test_a_dense_step_by_hand() -> None:
+    n = 4000
+    counted = count_training(_SHAPE, n, "fp32", plain=True)
+    layers = sum(a * b for a, b in zip(settings.LAYERS, settings.LAYERS[1:], strict=False))
+    forward = 2 * (layers + settings.FACTORS + settings.LAYERS[-1])
+    assert _total(counted, "forward").fp32_flops == forward
+    assert _total(counted, "backward").fp32_flops == 2 * forward
+    assert _total(counted, "gather").fp32_flops == 0
+    # Four embeddings of a sample and their ids; rows are read and written, then gradients of whole tables made.
+    floats = 2 * (_WIDTH + settings.FACTORS)
+    assert counted.stages["gather"]["embedding"].bytes == 4 * 8 + 2 * 4 * floats
+    tables = (_SHAPE.users + _SHAPE.items) * (_WIDTH + settings.FACTORS)
+    assert counted.stages["gather"]["embedding_dense_backward"].bytes == 4 * 8 + 4 * (3 * floats + tables / n)
+    # Adam: parameter, gradient and two moments read; all but the gradient written; and a few counters of steps.
+    n_parameters = tables + layers + sum(settings.LAYERS[1:]) + settings.FACTORS + settings.LAYERS[-1] + 1
+    assert parameters(_SHAPE) == n_parameters
+    assert _total(counted, "optimizer").bytes == pytest.approx(4 * 7 * n_parameters / n, rel=1e-3)
+    # What `benchmark.training_limits` has by formula.
+    formula = training_limits.counts(
+        _SHAPE.users, _SHAPE.items, settings.FACTORS, settings.LAYERS, settings.NEGATIVES, n, (0.25,) * 3, 0.5
+    )["dense"]
+    assert 3 * forward == formula["flops"]
+    assert 4 * 7 * n_parameters / n == formula["adam_bytes"]
+
+
+@pytest.mark.parametrize("batch_size", [4000, 20_000])
+def test_the_products_step_has_the_operations_of_the_factorised_formula(batch_size: int) -> None:
+    counted = count_training(_SHAPE, batch_size, "fp32")
+    first = settings.LAYERS[1]
+    later = sum(a * b for a, b in zip(settings.LAYERS[1:], settings.LAYERS[2:], strict=False))
+    per_sample = later + settings.FACTORS + settings.LAYERS[-1]
+    once = _WIDTH * first * (1 / _GROUP + _SHAPE.items / batch_size)
+    forward, backward = _total(counted, "forward").fp32_flops, _total(counted, "backward").fp32_flops
+    assert forward == pytest.approx(2 * (per_sample + once))
+    assert backward == pytest.approx(2 * forward)
+    # Rows of each group's user and each sample's item, read and written; gradients read, and rows read and written.
+    user, item = _WIDTH + settings.FACTORS, first + settings.FACTORS
+    ids = 2 * 2 * 4 * (1 / _GROUP + 1)
+    assert _total(counted, "gather").bytes == pytest.approx(ids + 5 * 4 * (user / _GROUP + item))
+
+
+def test_mixed_precision_moves_products_and_halves_their_bytes() -> None:
+    full, mixed = (count_training(_SHAPE, 4000, precision) for precision in ("fp32", "amp"))
+    for stage in ("forward", "backward"):
+        ours, theirs = _total(mixed, stage), _total(full, stage)
+        assert (ours.fp32_flops, ours.half_flops) == (0, pytest.approx(theirs.fp32_flops))
+        assert 0.4 < ours.bytes / theirs.bytes < 0.9
+    # The scale of the gradients: one more pass over them.
+    unscale = mixed.stages["optimizer"]["_amp_foreach_non_finite_check_and_unscale_"]
+    assert unscale.bytes == pytest.approx(2 * 4 * parameters(_SHAPE) / 4000, rel=1e-3)
+
+
+def test_chunks_change_no_operation_but_the_number_of_operators() -> None:
+    whole, chunked = count_training(_SHAPE, 4000, "fp32"), count_training(_SHAPE, 4000, "fp32", chunk=1000)
+    assert _total(chunked, "backward").fp32_flops == pytest.approx(_total(whole, "backward").fp32_flops)
+    assert _total(chunked, "forward").calls > 3 * _total(whole, "forward").calls
+
+
+def test_inference_and_evaluation_have_the_operations_of_a_forward() -> None:
+    forward = 2 * (sum(a * b for a, b in zip(settings.LAYERS, settings.LAYERS[1:], strict=False)) + 128)
+    inference = count_inference(_SHAPE, 4096, "fp32")
+    assert _total(inference, "forward").fp32_flops == forward
+    assert _total(inference, "gather").bytes == 4 * 8 + 2 * 4 * 2 * (_WIDTH + settings.FACTORS)
+    assert _total(count_inference(_SHAPE, 4096, "amp"), "forward").half_flops == forward
+    evaluation = count_evaluation(_SHAPE)
+    assert _total(evaluation, "evaluation").fp32_flops == pytest.approx(forward)
+    assert evaluation.host_bytes == 8
+
+
+def test_batches_stream_rows_once_and_are_counted_by_sample() -> None:
+    counted = count_batches(_SHAPE)
+    assert counted.host_bytes == 12 / _GROUP  # user, item and label of a positive
+    assert counted.stages.keys() == {"loader", "negative sampling"}
+    assert all(_total(counted, stage).bytes > 0 for stage in counted.stages)
+    assert "sort" in counted.stages["negative sampling"]  # array code, not the compiled loop of a CPU
+    plain = count_plain_batches(_SHAPE).stages["negative sampling"]
+    # All samples in one order: two int64 ids and a label, each by a gather.
+    assert plain["index"].bytes == 3 * 8 + 2 * (32 + 8) + 32 + 4
+
+
+def test_preprocessing_is_counted_by_interaction() -> None:
+    log = small_log(_SHAPE)
+    assert len(log) < KERNEL_ROWS
+    assert not log.duplicated(["user", "item"]).any()
+    users = log["user"].nunique()
+    counted = count_preprocessing(_SHAPE)
+    assert counted.unit == "interaction"
+    rows_out = len(log) + 100 * users  # all but one of a user to train, 101 to test
+    assert counted.host_bytes == pytest.approx((12 * len(log) + 13 * rows_out) / len(log))
+    assert {"argsort", "take"} <= counted.stages["preprocessing"].keys()
+
+
+# --- Bounds -----------------------------------------------------------------------------------------------------
+
+_MACHINE = Machine(
+    memory_gb_per_s=100,
+    fp32_tflops=1,
+    tf32_tflops=2,
+    half_tflops=4,
+    host_gb_per_s=10,
+    link_gb_per_s=20,
+    draws_per_s=1e9,
+    source="made up",
+)
+_STAGES = {
+    "forward": {"mm": Cost(1, 60, 40, fp32_flops=3000), "relu": Cost(1, 100, 100)},  # 3 ns (TF32: 1.5) and 2 ns
+    "gather": {"index_select": Cost(1, 200, 200)},  # 4 ns
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "serial_ns", "fused_ns", "overlapped_ns", "busiest"),
+    [("fp32", 9.0, 7.0, 7.0, "memory"), ("tf32", 7.5, 5.5, 7.0, "memory")],
+)
+def test_operators_follow_each_other_and_resources_overlap(
+    precision: str, serial_ns: float, fused_ns: float, overlapped_ns: float, busiest: str
+) -> None:
+    found = bound(_STAGES, Streams(), _MACHINE, precision)
+    assert 1e9 / found["serial_samples_per_s"] == pytest.approx(serial_ns)
+    assert 1e9 / found["fused_samples_per_s"] == pytest.approx(fused_ns)
+    assert 1e9 / found["overlapped_samples_per_s"] == pytest.approx(overlapped_ns)
+    assert found["busiest"] == busiest
+    assert found["stages_ns"]["gather"] == pytest.approx(4.0)
+
+
+def test_links_count_and_devices_multiply() -> None:
+    found = bound(_STAGES, Streams(host_bytes=10, exchanged_bytes=400), _MACHINE, "fp32", devices=8)
+    assert (found["stages_ns"]["host link"], found["stages_ns"]["exchange"]) == (pytest.approx(1), pytest.approx(20))
+    assert found["busiest"] == "exchange"
+    assert found["overlapped_samples_per_s"] == pytest.approx(8 / 20e-9)
+    assert found["serial_samples_per_s"] == pytest.approx(8 / 30e-9)
+
+
+def test_half_precision_and_random_numbers_have_their_own_rates() -> None:
+    assert _MACHINE.seconds(Cost(1, half_flops=4000), "amp") == pytest.approx(1e-9)
+    assert _MACHINE.seconds(Cost(1, 8, 8, draws=5), "amp") == pytest.approx(5e-9)
+    assert MACHINES["A100"].arithmetic_s(Cost(1, draws=5), "amp") == 0
+
+
+def test_a_ring_sends_all_but_its_own_part_twice() -> None:
+    assert all_reduce_bytes(800.0, 1) == 0
+    assert all_reduce_bytes(800.0, 8) == 2 * 700
+
+
+def test_a_prediction_takes_each_stage_at_its_rate() -> None:
+    rates = {
+        "fp32_gflop_per_s": 1000.0,
+        "bf16_gflop_per_s": 1000.0,
+        "copy_gb_per_s": 100.0,
+        "gather_gb_per_s": 50.0,
+        "new_gb_per_s": 10.0,
+        "draws_per_s": 1e9,
+    }
+    assert predict(Counted(_STAGES), rates, "copy_gb_per_s") == pytest.approx(1 / (3e-9 + 2e-9 + 8e-9))
+    assert predict(Counted(_STAGES), rates, "new_gb_per_s") == pytest.approx(1 / (10e-9 + 20e-9 + 8e-9))
+
+
+# --- The command ------------------------------------------------------------------------------------------------
+
+
+def test_as_a_process(tmp_path: Path) -> None:
+    run = [sys.executable, "-m", "benchmark", "cost-model", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(run, cwd=_ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Not measured" in done.stdout
+    target = tmp_path / "cost-model.json"
+    result = json.loads(target.read_text())
+    assert "not a measurement" in result["label"]
+    stages = {stage for counted in result["counts"] for stage in counted["stages"]}
+    assert stages == {
+        "preprocessing", "loader", "negative sampling", "gather", "forward", "backward", "optimizer", "evaluation",
+    }  # fmt: skip
+    assert all(machine["source"] for machine in result["machines"].values())
+    for found in result["bounds"]:
+        assert 0 < found["serial_samples_per_s"] <= found["overlapped_samples_per_s"] * (1 + 1e-9)
+        assert found["serial_samples_per_s"] <= found["fused_samples_per_s"]
+    for name in ("torch step", "plain step"):
+        checked = result["this_machine"][name]
+        ratio = checked["predicted_samples_per_s"] / checked["measured_samples_per_s"]
+        assert checked["predicted_over_measured"] == pytest.approx(ratio)
+        assert ratio > 0
+    # The picture comes from the JSON alone.
+    picture = target.with_suffix(".png")
+    drawn = picture.read_bytes()
+    picture.unlink()
+    cost_model.main(_args("--draw", str(target)))
+    assert picture.read_bytes() == drawn
+
+
+def _args(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    cost_model.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"), [(["--batch_sizes", "65536", "100"], "8,000 or more"), (["--shape", "20m"], "ml-20m")]
+)
+def test_wrong_settings_are_told_before_anything_is_written(tmp_path: Path, argv: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        cost_model.main(_args(*argv, "--output", str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("content", ["no json", "[]", '{"bounds": []}'])
+def test_only_a_result_is_drawn(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(UserError, match=r"x\.json"):
+        cost_model.main(_args("--draw", str(tmp_path / "x.json")))
