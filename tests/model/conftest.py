@@ -16,7 +16,9 @@ import pytest
 import torch
 import yaml
 
+from model.checkpoint import save_model
 from model.data import Rows, open_train
+from model.neumf import NeuMF, NeuMFConfig
 from model.series import open_test
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 
@@ -147,3 +149,23 @@ def write_frames(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def titled_run(write_folder: Callable[..., Path]) -> Path:
+    """A run on four users (1007, 3, 55, 20) and twelve items (item-0 to item-11) with titles, but for the last one."""
+    train = [[(user, item, 1.0) for item in range(user, 12, 2 + user)] for user in range(4)]
+    data = write_folder(train, 4, 12, [[(user, 10 + user % 2, 1.0)] for user in range(4)])
+    (data / "categories").mkdir()
+    items = [f"item-{number}" for number in range(12)]
+    for name, ids in (("user", [1007, 3, 55, 20]), ("item", items)):
+        table = pa.table({"id": pa.array(range(len(ids)), pa.int32()), "original": ids})
+        pq.write_table(table, data / "categories" / f"{name}.parquet")
+    titles = [f"<b>Title</b> & {item}" for item in items[:-1]]
+    pq.write_table(pa.table({"item": items[:-1], "title": titles}), data / "titles.parquet")
+    shape = NeuMFConfig(n_users=4, n_items=12, factors=4, layers=(8, 4))
+    run = data.parent / "run"
+    run.mkdir()
+    model = NeuMF(shape, torch.Generator().manual_seed(3))
+    save_model(run, model, {"data": str(data), "feature_spec_file": "feature_spec.yaml"})
+    return run

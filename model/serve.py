@@ -1,0 +1,85 @@
+"""`python -m model.serve`: a trained run as an HTTP service, with a page for people."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from model.checkpoint import load_run
+from model.recommender import Recommender
+from model.serving.answers import Answers
+from model.serving.app import create_app
+from preprocessing.titles import read_titles
+from workflows import device
+from workflows.errors import UserError, run_command
+from workflows.help import HelpFormatter
+from workflows.progress import console
+
+_STOP_S = 30  # requests in flight may take when the service is asked to stop
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m model.serve",
+        description="Answer requests for recommendations over HTTP.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: where the run was trained)")
+    parser.add_argument(
+        "--titles",
+        type=Path,
+        metavar="FILE",
+        help="CSV or Parquet with item ids and titles (default: the sample's own)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at")
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen at; 0 takes a free one")
+    parser.add_argument(
+        "--unknown-users", choices=("error", "popular"), default="error", help="what users not trained on get"
+    )
+    parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if not 0 <= args.port < 1 << 16:
+        raise UserError(f"--port should be 0 to 65535, got {args.port}")
+    run = load_run(args.run, device.torch_device(args.device, None))
+    data = args.data or Path(run.config["data"])
+    recommender = Recommender(run, data, in_memory=True)
+    own_titles = data / "titles.parquet"
+    path = args.titles or (own_titles if own_titles.is_file() else None)
+    answers = Answers(recommender, read_titles(path) if path else {})
+    app = create_app(answers, refuses_unknown=args.unknown_users == "error")
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # who asked for whom is nobody's business
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_S,
+    )
+    with _listening(args.host, args.port) as listener:
+        host, port = listener.getsockname()[:2]
+        console.print(f"serving {args.run} at http://{f'[{host}]' if ':' in host else host}:{port}")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # uvicorn stops by them, then raises them anew
+        uvicorn.Server(config).run([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as err:
+        raise UserError(f"cannot listen at {host}, port {port} ({err}); choose others with --host and --port") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,1 @@
+"""The HTTP service of a trained run; `model.serve` starts it."""

@@ -1,0 +1,55 @@
+"""What holds for every response: security headers, and how often and how fast it was given."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+_POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
+# The page that FastAPI writes for Swagger UI starts it by an inline script; its pictures are data: addresses.
+_DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
+_COUNTED = ("/recommend", "/health", "/metrics")  # others go by one name: clients choose them
+
+
+class Edge:
+    """Wraps an ASGI application."""
+
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self._app = app
+        self._requests = Counter(
+            "neumf_requests", "Responses by path and status", ["path", "status"], registry=registry
+        )
+        self._seconds = Histogram(
+            "neumf_request_seconds", "From request to end of response", ["path"], registry=registry
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path, started, status = scope["path"], time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers["Content-Security-Policy"] = _DOCS_POLICY if path == "/docs" else _POLICY
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            label = path if path in _COUNTED else "other"
+            self._requests.labels(label, str(status)).inc()
+            self._seconds.labels(label).observe(time.perf_counter() - started)
