@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import cost_model, demo, pipeline, training
+from benchmark import cost_model, demo, pipeline, serve, training
 from workflows.errors import run_command
 
 
@@ -29,6 +29,7 @@ _COMMANDS = {
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
     ),
+    "serve": _Command("a service under load from many clients: requests/s, latency", serve.main, serve.add_arguments),
     "training": _Command(
         "training, against the reference's way of it: samples/s, memory, bounds", training.main, training.add_arguments
     ),

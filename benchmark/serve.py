@@ -1,0 +1,121 @@
+"""`python -m benchmark serve`: a service under load from many clients at once, by wrk."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from rich.table import Table
+
+from benchmark.machine import describe_machine
+from model.recommender import Recommender
+from workflows.errors import UserError
+from workflows.folders import write_json
+from workflows.progress import console
+
+_STOP_S = 60
+# Each request asks for one user, drawn anew. wrk counts what failed, and reports times in microseconds.
+_SCRIPT = """
+local users = {%s}
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+function request()
+  return wrk.format(nil, nil, nil, '{"users": [' .. users[math.random(#users)] .. '], "k": %d}')
+end
+function done(summary, latency, requests)
+  local errors = summary.errors
+  io.write(string.format('\\n{"requests": %%d, "duration_s": %%f, "failed": %%d, "p50_ms": %%f, "p90_ms": %%f, '
+    .. '"p99_ms": %%f, "max_ms": %%f}\\n', summary.requests, summary.duration / 1e6,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout, latency:percentile(50) / 1e3,
+    latency:percentile(90) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+end
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
+    parser.add_argument("--clients", type=int, default=100, metavar="N", help="connections that ask all the time")
+    parser.add_argument("--seconds", type=int, default=60, metavar="N")
+    parser.add_argument("-k", type=int, default=10, metavar="K", help="items per user")
+    parser.add_argument("--output", type=Path, default=Path("benchmark/results/serve.json"), metavar="FILE")
+
+
+def main(args: argparse.Namespace) -> None:
+    if shutil.which("wrk") is None:
+        raise UserError("the load comes from wrk, which is not installed (Debian, Ubuntu: apt-get install wrk)")
+    users = _users(args.run)
+    with _service(args.run) as (process, address):
+        _load(address, users, args.k, args.clients, seconds=2)  # warm-up
+        before = _batches(address)
+        result = _load(address, users, args.k, args.clients, args.seconds)
+        n_batches, n_users = (after - earlier for after, earlier in zip(_batches(address), before, strict=True))
+        rss_mib = psutil.Process(process.pid).memory_info().rss / 2**20
+    result |= {
+        "requests_per_s": result["requests"] / result["duration_s"],
+        "users_per_call": n_users / n_batches,
+        "rss_mib": rss_mib,
+    }
+    settings = {"run": str(args.run), "clients": args.clients, "seconds": args.seconds, "k": args.k}
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(args.output, {"machine": describe_machine(), "settings": settings, "result": result})
+    table = Table("measure", "value")
+    for name, value in result.items():
+        table.add_row(name, f"{value:,.0f}" if isinstance(value, int) else f"{value:,.1f}")
+    console.print(table)
+    console.print(f"wrote {args.output}")
+
+
+def _users(run: Path) -> list[str]:
+    """Original ids of all users a run was trained on, as text."""
+    users = Recommender.load(run, device="cpu").users
+    return [str(user) for user in users.originals(np.arange(len(users)))]
+
+
+@contextmanager
+def _service(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service of the run at a free port of this machine: its process and address; stopped in the end."""
+    command = [sys.executable, "-m", "model.serve", "--run", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise UserError(f"{' '.join(command)} did not start")
+            yield process, line.split()[-1]
+            process.terminate()
+            if process.wait(_STOP_S):
+                raise UserError(f"the service ended with status {process.returncode} when it was stopped")
+        finally:
+            process.kill()
+
+
+def _load(address: str, users: Sequence[str], k: int, clients: int, seconds: int) -> dict[str, Any]:
+    """What wrk reports of a load."""
+    with tempfile.NamedTemporaryFile("w", suffix=".lua", encoding="utf-8") as script:
+        # A JSON text within a Lua string: both escape by backslashes, and JSON's ASCII form needs nothing else.
+        bodies = (json.dumps(json.dumps(user)) for user in users)
+        script.write(_SCRIPT % (", ".join(bodies), k))
+        script.flush()
+        command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "10s", "-s", script.name]
+        ran = subprocess.run([*command, f"{address}/recommend"], capture_output=True, text=True, check=False)
+    if ran.returncode:
+        raise UserError(f"wrk failed:\n{ran.stdout}{ran.stderr}")
+    return json.loads(ran.stdout.splitlines()[-1])
+
+
+def _batches(address: str) -> tuple[float, float]:
+    """How many scoring calls the service made so far, and for how many users."""
+    with urllib.request.urlopen(f"{address}/metrics") as response:
+        lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[:1] != "#")
+    return float(lines["neumf_batch_users_count"]), float(lines["neumf_batch_users_sum"])
