@@ -1,5 +1,5 @@
 # make demo | make test | make soak | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
-# make gpu-contract
+# make gpu-contract | make gpu-check [FLAGS="--only steps trace"] | make gpu-check DEVICE=cpu (a rehearsal)
 VENV := .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do command -v $$p && break; done)
 # A set-up for a GPU stays one.
@@ -15,7 +15,7 @@ READY := $(VENV)/.ready-$(DEVICE)
 TORCH := $(if $(filter gpu,$(DEVICE)),requirements/torch-gpu.txt,requirements/torch.txt)
 PACKAGES := workflows preprocessing model benchmark train.py tests
 
-.PHONY: setup demo test soak gpu-contract lint format lock clean
+.PHONY: setup demo test soak gpu-contract gpu-check lint format lock clean
 
 setup: $(READY)
 
@@ -57,6 +57,14 @@ gpu-contract:
 	$(RESOLVE) --python-version 3.11 requirements/gpu.txt requirements/torch.txt -o $(CONTRACT)/resolved-cpu-torch.txt
 	CUDA_VISIBLE_DEVICES= RAPIDS_NO_INITIALIZE=1 \
 	  $(CONTRACT)/bin/python -m pytest tests/contract tests/workflows/test_merlin_cudf.py
+
+# All that only a GPU can tell, into gpu-report/. Where there is none, nothing is set up for one; DEVICE=cpu rehearses.
+REHEARSED := $(filter command,$(origin DEVICE))$(filter cpu,$(DEVICE))
+gpu-check:
+	@test "$(REHEARSED)" = commandcpu || nvidia-smi -L >/dev/null 2>&1 || { echo "make gpu-check needs an NVIDIA GPU, \
+	and nvidia-smi shows none; rehearse it on the CPU: make gpu-check DEVICE=cpu" >&2; exit 2; }
+	@$(MAKE) --no-print-directory setup DEVICE=$(if $(filter commandcpu,$(REHEARSED)),cpu,gpu)
+	$(BIN)/python -m benchmark gpu-check $(if $(filter commandcpu,$(REHEARSED)),--device cpu --small) $(FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)

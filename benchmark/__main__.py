@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import cost_model, demo, pipeline, serve, training
+from benchmark import cost_model, demo, gpu_check, pipeline, serve, training
 from workflows.errors import run_command
 
 
@@ -32,6 +32,9 @@ _COMMANDS = {
     "serve": _Command("a service under load from many clients: requests/s, latency", serve.main, serve.add_arguments),
     "training": _Command(
         "training, against the reference's way of it: samples/s, memory, bounds", training.main, training.add_arguments
+    ),
+    "gpu-check": _Command(
+        "all that only a GPU can tell: tests, parity with a CPU, traces, speed", gpu_check.main, gpu_check.add_arguments
     ),
 }
 

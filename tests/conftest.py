@@ -15,6 +15,7 @@ settings.load_profile("repeatable")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse the tests of a GPU")
     parser.addoption("--soak", action="store_true", help="repeat the tests of freezes and kills many times")
 
 

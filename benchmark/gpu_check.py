@@ -1,0 +1,160 @@
+"""`python -m benchmark gpu-check`: all that only a machine with a GPU can tell, one report; rehearsed on a CPU.
+
+Each check is a process of its own with a time limit, and the report is written after each, so that a crash or a hang
+costs no more than that check.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmark.gpu_check_findings import FAILED, NOT_RUN
+from benchmark.gpu_check_page import REPORT_NAME, RESULT_NAME, write_report
+from benchmark.machine import describe_machine
+from workflows.device import torch_device
+from workflows.errors import UserError
+from workflows.folders import check_output, read_json, set_aside
+from workflows.progress import console
+
+_ROOT = Path(__file__).parents[1]
+_LAST_LINES = 25
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: the module that makes it, what it shows, and the most seconds it may take."""
+
+    module: str
+    what: str
+    limit_s: float
+
+
+CHECKS = {
+    "environment": Check("benchmark.gpu_check_machine", "GPU, driver, versions; torch computes on the device", 120),
+    "tests": Check("benchmark.gpu_check_machine", "the tests marked gpu", 600),
+    "arrays": Check("benchmark.gpu_check_arrays", "splits, negatives, ids: array code on CuPy against NumPy", 300),
+    "sampling": Check("benchmark.gpu_check_arrays", "negatives of training: on torch's tensors against NumPy", 300),
+    "preprocessing": Check(
+        "benchmark.gpu_check_arrays", "one log prepared with cuDF and with pandas, file by file", 600
+    ),
+    "steps": Check("benchmark.gpu_check_training", "losses of the same steps: each precision, CUDA graphs, CPU", 600),
+    "training": Check(
+        "benchmark.gpu_check_training", "losses and HR@10 of train.py: each precision against the CPU", 1200
+    ),
+    "ranks": Check("benchmark.gpu_check_training", "train.py --gpus N against one process", 1200),
+    "trace": Check("benchmark.gpu_check_speed", "profile of steps; share of the time in which the GPU idles", 600),
+    "throughput": Check("benchmark.gpu_check_speed", "samples/s of training from memory and of scoring", 900),
+    "pipeline": Check("benchmark.gpu_check_speed", "log to folder, Loader, train.py: rows/s and samples/s", 1800),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse it without a GPU")
+    parser.add_argument("--small", action="store_true", help="small data and networks, to see that all works")
+    parser.add_argument(
+        "--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME", help=", ".join(CHECKS)
+    )
+    parser.add_argument("--output", type=Path, default=Path("gpu-report"), metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace a report that exists")
+
+
+def main(args: argparse.Namespace) -> None:
+    """
+    Raises:
+        UserError: no GPU is there, or the report may not be written; nothing is.
+    """
+    rehearsal = args.device == "cpu"
+    try:
+        torch_device(args.device, None)
+    except UserError:
+        raise UserError(
+            "gpu-check needs an NVIDIA GPU that torch can use, and there is none; what can be rehearsed on a CPU is by "
+            "`python -m benchmark gpu-check --device cpu --small` (make gpu-check DEVICE=cpu)"
+        ) from None
+    check_output(args.output, args.overwrite, _is_report)
+    output = args.output.absolute()
+    report: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "device": args.device,
+        "rehearsal": rehearsal,
+        "small": args.small,
+        "checks": {
+            name: {"what": check.what, "status": NOT_RUN, "reason": "not asked for"} for name, check in CHECKS.items()
+        },
+    }
+    for name in args.only:
+        report["checks"][name]["reason"] = "not reached"
+    flags = ["--device", args.device, *(["--rehearsal"] if rehearsal else []), *(["--small"] if args.small else [])]
+    with set_aside(output) as aside:
+        output.mkdir(parents=True)
+        write_report(output, report)
+        aside.discard()
+    for name in CHECKS:
+        if name in args.only:
+            report["checks"][name] = {"what": CHECKS[name].what, **_made(name, flags, output)}
+            write_report(output, report)
+            _tell(name, report["checks"][name])
+    console.print(f"report in {args.output / REPORT_NAME}")
+    if any(check["status"] == FAILED for check in report["checks"].values()):
+        sys.exit(1)
+
+
+def _is_report(folder: Path) -> bool:
+    return {"machine", "checks", "rehearsal"} <= read_json(folder / RESULT_NAME).keys()
+
+
+def _tell(name: str, result: dict[str, Any]) -> None:
+    reason = f": {result['reason']}" if result["reason"] else ""
+    console.print(f"{name}: {result['status']} in {result['seconds']:.0f} s{reason}")
+    for what, why in result.get("left_out", {}).items():
+        console.print(f"  left out: {what}: {why}")
+
+
+def _made(name: str, flags: Sequence[str], output: Path) -> dict[str, Any]:
+    """Make a check in a process: its status, reason, seconds and findings."""
+    check, log = CHECKS[name], output / f"{name}.log"
+    with tempfile.TemporaryDirectory(prefix="neumf-gpu-check-") as folder:
+        work, result = Path(folder) / "work", Path(folder) / "result.json"
+        work.mkdir()
+        places = ["--output", str(output), "--work", str(work), "--result", str(result)]
+        started = time.perf_counter()
+        ended = _run([sys.executable, "-m", check.module, name, *flags, *places], log, check.limit_s)
+        found = read_json(result)
+        if not found or ended:
+            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
+            found = {"status": FAILED, "reason": "\n".join([ended or "it told no result", *last])}
+        if not log.stat().st_size:
+            log.unlink()
+        return {**found, "seconds": time.perf_counter() - started}
+
+
+def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
+    """Run a command and all that it starts, to its end or the limit; what was wrong with that, empty for nothing."""
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        try:
+            status = process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            return f"it took longer than {limit_s:g} s and was ended"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it is a session of its own, whatever it started
+            process.wait()
+    if status < 0:
+        return f"it was ended by signal {signal.Signals(-status).name}"
+    return f"it ended with status {status}" if status else ""

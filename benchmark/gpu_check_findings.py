@@ -1,0 +1,235 @@
+"""What a check of `python -m benchmark gpu-check` is told and what it finds, and the process that runs one check.
+
+Nothing here imports torch: a check has to come to a result on a machine where that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmark.measure import Usage, measure
+from preprocessing.synthetic import Shape, parse_shape
+from workflows.errors import run_command
+from workflows.folders import write_json
+
+_ROOT = Path(__file__).parents[1]
+PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+_NEED_GPU = ("tf32", "CUDA graphs")
+
+
+class NotPossibleError(Exception):
+    """A check cannot be made here; says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How large the checks are.
+
+    Attributes:
+        shape: of the log that speed is measured on.
+        factors, layers, batch_size: of the network that speed is measured with.
+        parity_shape, parity_batch, steps: of what is computed twice, on both devices, and compared.
+        training: the flags of `python -m preprocessing` that tell what whole trainings are of.
+        epochs: of whole trainings.
+        scored: pairs scored at a time, and how often.
+    """
+
+    shape: Shape
+    factors: int
+    layers: tuple[int, ...]
+    batch_size: int
+    parity_shape: Shape
+    parity_batch: int
+    steps: int
+    training: tuple[str, str]
+    epochs: int
+    scored: tuple[int, int]
+
+
+SMALL = Scale(
+    shape=Shape(400, 300, 12_000),
+    factors=8,
+    layers=(32, 16, 8),
+    batch_size=4_096,
+    parity_shape=Shape(300, 200, 6_000),
+    parity_batch=1_024,
+    steps=8,
+    training=("--synthetic", "300x200x6000"),
+    epochs=2,
+    scored=(4_096, 3),
+)
+FULL = Scale(
+    shape=parse_shape("ml-20m"),
+    factors=64,
+    layers=(256, 256, 128, 64),
+    batch_size=1 << 20,
+    parity_shape=Shape(20_000, 26_744, 400_000),
+    parity_batch=65_536,
+    steps=30,
+    training=("--sample", "ml-100k"),
+    epochs=14,
+    scored=(1 << 20, 200),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Attributes:
+        device: "cuda", or "cpu" in a rehearsal, where what runs on a GPU is compared with itself.
+        output: the report's folder, where a check may leave files.
+        work: an empty folder that goes afterwards.
+    """
+
+    device: str
+    rehearsal: bool
+    scale: Scale
+    output: Path
+    work: Path
+
+    @property
+    def comparable(self) -> bool:
+        """Whether figures may stand beside published ones."""
+        return not self.rehearsal and self.scale is FULL
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two results that should be one, to within a tolerance (None: exactly)."""
+
+    what: str
+    found: Any
+    expected: Any
+    tolerance: float | None
+    holds: bool
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measured value, and what is published of the reference on other hardware (None: nothing is)."""
+
+    what: str
+    value: float
+    unit: str
+    published: float | None = None
+    published_of: str = ""
+
+
+@dataclass
+class Findings:
+    """What a check has found; it fails where a comparison does not hold.
+
+    Attributes:
+        left_out: what of the check could not be made here, and why.
+        facts: whatever else is to be told.
+        curves: losses by step.
+        files: what lies in the report's folder.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)
+
+    def equal(self, what: str, found: np.ndarray, expected: np.ndarray) -> None:
+        """Compare two arrays value by value."""
+        same_kind = found.shape == expected.shape and found.dtype == expected.dtype
+        wrong = int((found != expected).sum()) if same_kind else max(found.size, expected.size)
+        told, wanted = (f"{values.size:,} values ({values.dtype})" for values in (found, expected))
+        self.comparisons.append(Comparison(f"{what}: {wrong:,} differ", told, wanted, None, same_kind and not wrong))
+
+    def close(self, what: str, found: float, expected: float, tolerance: float, relative: bool = True) -> None:
+        """Compare two numbers; the tolerance is a share of what is expected, or where not relative a difference."""
+        error = abs(found - expected) / (abs(expected) if relative and expected else 1.0)
+        self.comparisons.append(Comparison(what, _shown(found), _shown(expected), tolerance, error <= tolerance))
+
+    def curves_close(self, what: str, found: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
+        """Compare two series of losses where they are farthest apart."""
+        if len(found) != len(expected):
+            self.comparisons.append(Comparison(f"{what}: length", len(found), len(expected), None, False))
+            return
+        worst = max(range(len(found)), key=lambda at: _distance(found[at], expected[at]))
+        self.close(f"{what}, at step {worst} of {len(found)}", found[worst], expected[worst], tolerance)
+
+    def below(self, what: str, found: float, bound: float) -> None:
+        """Hold a number against a bound; one that is none is not below it."""
+        self.comparisons.append(Comparison(what, _shown(found), f"below {bound:g}", None, found < bound))
+
+    def possible(self, names: Iterable[str], settings: Settings) -> Iterator[str]:
+        """Those of some variants that can be run: what needs a GPU is left out of a rehearsal."""
+        for name in names:
+            if settings.rehearsal and any(word in name for word in _NEED_GPU):
+                self.left_out[name] = "needs an NVIDIA GPU"
+            else:
+                yield name
+
+
+def _shown(value: float) -> float | str:
+    """As JSON can hold it, which has no word for what is no number."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _distance(found: float, expected: float) -> float:
+    error = abs(found - expected)
+    return error if math.isfinite(error) else math.inf
+
+
+def need(module: str, name: str) -> None:
+    """Raises NotPossibleError where a Python module is not installed."""
+    if find_spec(module) is None:
+        raise NotPossibleError(f"{name} is not installed")
+
+
+def ours(*argv: str | Path) -> Usage:
+    """Run one of our programs to its end.
+
+    Raises:
+        UserError: it ended badly; the message has its last lines.
+    """
+    return measure([sys.executable, *argv], _ROOT)
+
+
+def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:
+    """Prepare a log that `preprocessing.synthetic` wrote."""
+    columns = ("--user", "userId", "--item", "movieId", "--time", "timestamp")
+    return ours("-m", "preprocessing", "--input", log, *columns, "--device", device, "--output", folder, *flags)
+
+
+def run_check(checks: Mapping[str, Callable[[Settings], Findings]], argv: Sequence[str] | None = None) -> None:
+    """The command line of a process that makes one of some checks and writes what it found, as JSON, to `--result`.
+
+    Whatever else goes wrong ends the process, and is for the one that started it to tell.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("name", choices=checks)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--rehearsal", action="store_true")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--result", type=Path, required=True)
+    args = parser.parse_args(argv)
+
+    def main() -> None:
+        settings = Settings(args.device, args.rehearsal, SMALL if args.small else FULL, args.output, args.work)
+        try:
+            findings = checks[args.name](settings)
+        except NotPossibleError as reason:
+            write_json(args.result, {"status": NOT_RUN, "reason": str(reason)})
+            return
+        wrong = [each.what for each in findings.comparisons if not each.holds]
+        status = {"status": FAILED if wrong else PASSED, "reason": "; ".join(wrong)}
+        write_json(args.result, {**status, **asdict(findings)})
+
+    run_command(main)

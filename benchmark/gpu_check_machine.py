@@ -1,0 +1,62 @@
+"""Checks of the machine: what it is, and the tests that only a GPU can run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmark.gpu_check_findings import Findings, Settings, need, run_check
+from benchmark.machine import describe_machine
+
+_ROOT = Path(__file__).parents[1]
+_QUERY = "name,driver_version,memory.total,compute_cap,pstate,clocks.max.sm,power.limit"
+_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cudf-cu12", "dask-cudf-cu12", "dask-cuda", "numba", "triton", "pytest")
+
+
+def environment(settings: Settings) -> Findings:
+    """GPUs, driver, versions; and that torch computes on the device."""
+    import torch
+
+    from workflows.device import torch_device
+
+    found = Findings(
+        facts={"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": torch.version.cuda}
+    )
+    found.facts["packages"] = {name: told for name in _PACKAGES if (told := _version(name))}
+    try:
+        query = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"]
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+        found.facts["GPUs"] = told.strip().splitlines()
+    except (OSError, subprocess.SubprocessError) as err:
+        found.left_out["GPUs"] = f"nvidia-smi tells nothing ({err})"
+    device = torch_device(settings.device, None)
+    numbers = torch.arange(1000, device=device)
+    found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def tests(settings: Settings) -> Findings:
+    """The tests marked `gpu`."""
+    need("pytest", "pytest")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/gpu", "--gpu-device", settings.device, "-rsf"]
+    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, flush=True)
+    lines = done.stdout.splitlines()
+    found = Findings(facts={"pytest": lines[-1] if lines else done.stderr[-500:]})
+    skipped = [line.removeprefix("SKIPPED ").rpartition(": ") for line in lines if line.startswith("SKIPPED ")]
+    found.left_out = {where: why for where, _, why in skipped}
+    found.close("exit status of pytest", done.returncode, 0, 0.0)
+    return found
+
+
+if __name__ == "__main__":
+    run_check({"environment": environment, "tests": tests})

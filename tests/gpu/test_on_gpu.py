@@ -1,0 +1,153 @@
+"""What only a GPU shows: steps without a wait, graphs, random state, ranks, and a run that goes on elsewhere."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model.batches import Batch
+from model.config import TrainConfig
+from model.metrics import positive_ranks
+from model.neumf import NeuMF, NeuMFConfig
+from model.scoring import Scorer
+from model.step import Step
+from model.world import World
+from workflows.device import rng_state, set_rng_state, synchronize
+
+pytestmark = pytest.mark.gpu
+
+ROOT = Path(__file__).parents[2]
+N_USERS, N_ITEMS, GROUP = 400, 300, 5
+PRECISIONS = ["fp32", "bf16", "fp16"]
+
+
+def network(device: torch.device, dropout: float = 0.5) -> NeuMF:
+    shape = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=16, layers=(64, 32, 16), dropout=dropout)
+    return NeuMF(shape, torch.Generator().manual_seed(1)).to(device)
+
+
+def batches(device: torch.device, sizes: list[int]) -> list[Batch]:
+    g = torch.Generator().manual_seed(2)
+    found = []
+    for size in sizes:
+        users = torch.randint(N_USERS, (size // GROUP,), generator=g).repeat_interleave(GROUP).int()
+        items, labels = torch.randint(N_ITEMS, (size,), generator=g).int(), torch.randint(2, (size,), generator=g)
+        found.append(Batch(users.to(device), items.to(device), labels.float().to(device), (), GROUP))
+    return found
+
+
+def step_of(net: NeuMF, device: torch.device, **config: Any) -> Step:
+    return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), World(device), kernels=False)
+
+
+@contextmanager
+def no_waits(device: torch.device) -> Iterator[None]:
+    """CUDA's own check: a call that waits for the GPU is an error."""
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_never_waits_for_the_device(device: torch.device, precision: str) -> None:
+    given = batches(device, [1000] * 4)
+    step = step_of(network(device), device, precision=precision)
+    step(given[0], 1000)  # the optimiser sets itself up in its first step
+    synchronize(device)
+    with no_waits(device):
+        losses = [step(batch, 1000) for batch in given[1:]]
+    assert all(0 < float(loss) < 1000 for loss in losses)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2), ("fp16", 5e-3)])
+def test_steps_are_those_of_a_cpu(device: torch.device, precision: str, tolerance: float) -> None:
+    cpu = torch.device("cpu")
+    sizes = [1000] * 10 + [135]
+    expected_step = step_of(network(cpu, 0.0), cpu)
+    expected = [float(expected_step(batch, len(batch))) for batch in batches(cpu, sizes)]
+    step = step_of(network(device, 0.0), device, precision=precision)
+    found = [float(step(batch, len(batch))) for batch in batches(device, sizes)]
+    assert found == pytest.approx(expected, rel=tolerance)
+
+
+SIZES = [1000] * 8 + [135] + [1000] * 4 + [135]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_graphs_change_nothing(device: torch.device, precision: str, pieces: int) -> None:
+    results = []
+    for cuda_graphs in (False, True):
+        torch.manual_seed(7)
+        net = network(device)
+        step = step_of(net, device, precision=precision, cuda_graphs=cuda_graphs, grads_accumulated=pieces)
+        losses = [float(step(batch, len(batch) + at)) for at, batch in enumerate(batches(device, SIZES))]
+        results.append((losses, [parameter.detach() for parameter in net.parameters()], rng_state(device)))
+    plain, graphed = results
+    assert graphed[0] == pytest.approx(plain[0], rel=1e-4)
+    for one, other in zip(graphed[1], plain[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+    assert torch.equal(graphed[2], plain[2])  # as many random numbers were drawn
+
+
+@pytest.mark.usefixtures("graphs")
+def test_each_run_of_a_graph_drops_other_units(device: torch.device) -> None:
+    (batch,) = batches(device, [1000])
+    net = network(device)
+    step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)
+    assert len({float(step(batch, 1000)) for _ in range(8)}) == 8
+
+
+def test_random_numbers_go_on_where_they_were(device: torch.device) -> None:
+    state = rng_state(device)
+    assert state.device.type == "cpu"
+    first = torch.rand(100, device=device)
+    set_rng_state(device, state)
+    assert torch.equal(torch.rand(100, device=device), first)
+
+
+def test_scores_and_ranks_are_those_of_a_cpu(device: torch.device) -> None:
+    g = torch.Generator().manual_seed(3)
+    users = torch.arange(N_USERS).repeat_interleave(50)
+    items = torch.randint(N_ITEMS, (len(users),), generator=g)
+    net = network(torch.device("cpu")).eval()
+    expected = Scorer(net)(users, items)
+    found = Scorer(net.to(device))(users.to(device), items.to(device))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+    # Ranks of the very same scores, ties and repeated items among them.
+    scores = (expected * 100).round().view(-1, 50)
+    ranks = positive_ranks(scores.to(device), items.view(-1, 50).to(device))
+    assert torch.equal(ranks.cpu(), positive_ranks(scores, items.view(-1, 50)))
+
+
+def test_a_run_is_trained_and_read_on_either_device(device: torch.device, tmp_path: Path) -> None:
+    pytest.importorskip("nvtabular")
+
+    def command(*argv: str) -> None:
+        done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    data, run = str(tmp_path / "data"), tmp_path / "run"
+    flags = ["--synthetic", "300x200x6000", "--device", "cpu", "--output", data]
+    command("-m", "preprocessing", *flags)
+    flags = ["--data", data, "--factors", "8", "--layers", "16", "8", "--batch_size", "2000", "--amp", "--seed", "1"]
+    command("train.py", *flags, "--output", str(run), "--device", device.type, "--epochs", "1")
+    command("train.py", "--resume", str(run), "--epochs", "2")
+    test = ["--mode", "test", "--load_checkpoint_path", str(run / "model.safetensors"), "--device", "cpu"]
+    command("train.py", *flags, *test, "--output", str(tmp_path / "test"))
+    trained, tested = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "test"))
+    assert tested["hr@10"] == pytest.approx(trained["hr@10"], abs=0.01)
