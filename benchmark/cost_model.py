@@ -20,6 +20,7 @@ from benchmark import training_variants as settings
 from benchmark.cost_model_bounds import MACHINES, PRECISIONS, REFERENCE, Streams, all_reduce_bytes, bound
 from benchmark.cost_model_cost import Cost
 from benchmark.cost_model_plot import draw_cost_model
+from benchmark.cost_model_scaling import CLUSTERS, SIZES, scaling
 from benchmark.machine import describe_machine
 from preprocessing.synthetic import Shape, parse_shape
 from workflows.errors import UserError
@@ -75,6 +76,11 @@ def main(args: argparse.Namespace) -> None:
         "machines": {name: {**asdict(machine), "draws_per_s": None} for name, machine in MACHINES.items()},
         "counts": [_described(each) for each in counted],
         "bounds": [found for each in counted for found in _bounds(each)],
+        "scaling": [
+            {"size": name, "batch_size": size, "devices": devices, **scaling(users, items, size, devices)}
+            for name, (users, items) in SIZES.items()
+            for size, devices in CLUSTERS
+        ],
         "this_machine": check_on_this_machine(shape, min(sizes), **({"size": 512, "mib": 16} if args.quick else {})),
     }
     target = args.output / "cost-model.json"

@@ -21,6 +21,7 @@ from benchmark.cost_model_bounds import MACHINES, Machine, Streams, all_reduce_b
 from benchmark.cost_model_check import predict
 from benchmark.cost_model_cost import Cost, sort_bytes
 from benchmark.cost_model_counter import Counter
+from benchmark.cost_model_scaling import scaling
 from benchmark.cost_model_stages import (
     Counted,
     count_batches,
@@ -347,6 +348,27 @@ def test_a_prediction_takes_each_stage_at_its_rate() -> None:
     }
     assert predict(Counted(_STAGES), rates, "copy_gb_per_s") == pytest.approx(1 / (3e-9 + 2e-9 + 8e-9))
     assert predict(Counted(_STAGES), rates, "new_gb_per_s") == pytest.approx(1 / (10e-9 + 20e-9 + 8e-9))
+
+
+def test_exchange_of_tables_by_hand() -> None:
+    row, layers = 4 * (_WIDTH + settings.FACTORS), 4 * (65_792 + 32_896 + 8_256 + 129)
+    # A step of 4 devices, 1,000 samples each: rows of 200 users and, of the 500 items, all.
+    found = scaling(1_000_000, 500, 4000, 4)
+    everything = 1_000_500 * row + layers
+    assert found["state_gb"] == pytest.approx(4 * everything / 1e9)
+    assert found["dense_bytes"] == pytest.approx(2 * everything * 3 / 4 / 1000)
+    # Users' rows from three others; of the items, adding up all is less than three times all of them.
+    items, users = 2 * 500 * row * 3 / 4, 3 * 200 * (row + 4)
+    assert found["rows_bytes"] == pytest.approx((2 * layers * 3 / 4 + items + users) / 1000)
+    # Three quarters of the rows come from other devices, and their gradients from as many; an id asks for each.
+    assert found["sharded_bytes"] == pytest.approx((2 * layers + 700 * (2 * row + 4)) * 3 / 4 / 1000)
+    assert found["adam_bytes"] == pytest.approx(7 * everything / 1000)
+    assert found["adam_sharded_bytes"] == pytest.approx(7 * (layers + 1_000_500 * row / 4) / 1000)
+
+
+def test_the_scaled_network_is_the_one_that_is_counted() -> None:
+    found = scaling(_SHAPE.users, _SHAPE.items, 8000, 8)
+    assert found["state_gb"] == 16 * parameters(_SHAPE) / 1e9
 
 
 # --- The command ------------------------------------------------------------------------------------------------
