@@ -72,12 +72,12 @@ class Ids:
         numbers = self.find(ids)
         unknown = [repr(one) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
         if unknown:
-            more = f" and {len(unknown) - _SHOWN:,} more are" if len(unknown) > _SHOWN else " is"
+            named = ", ".join(unknown[:_SHOWN]) + (f" and {len(unknown) - _SHOWN:,} more" if unknown[_SHOWN:] else "")
+            whose = f"{self.what} {named} is" if len(unknown) == 1 else f"{self.what}s {named} are"
             few = ", ".join(map(str, self._index[:_SHOWN]))
             raise UserError(
-                f"{self.what} {', '.join(unknown[:_SHOWN])}{more} not among the {len(self):,} {self.what}s this run "
-                f"was trained on (such as {few}); check the id, or add interactions of the {self.what} to the log, "
-                "then prepare and train again"
+                f"{whose} not among the {len(self):,} {self.what}s this run was trained on (such as {few}); check "
+                f"the id, or add interactions of the {self.what} to the log, then prepare and train again"
             )
         return numbers
 

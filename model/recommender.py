@@ -188,9 +188,9 @@ class Recommender:
             user = self.users.originals(known.users[~known.has_row])[0]
             names = ", ".join(feature.name for feature in features)
             raise UserError(
-                f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add the user's "
-                "interactions to the log, then prepare and train again, or take popular items with --unknown-users "
-                "popular"
+                f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add "
+                "interactions of the user to the log, then prepare and train again, or take popular items with "
+                "--unknown-users popular"
             )
         return known.take(known.users[known.has_row])
 

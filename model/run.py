@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from model.arguments import FLAGS_NAME, is_flags, write_flags
+from model.card import write_card
 from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
 from model.columns import Columns
 from model.config import TrainConfig
@@ -183,7 +184,7 @@ class RunWriter:
         return self._folder
 
     def finish_training(self, history: History, test: Scores | None, popularity: Scores | None) -> None:
-        """Write the summary, `metrics.json` and `curves.png`.
+        """Write the summary, `metrics.json`, `curves.png` and the model card.
 
         Args:
             test: what the saved model comes to on test.
@@ -226,6 +227,7 @@ class RunWriter:
                 "selected_on": "last" if best.quality is None else "validation" if validated else "test",
             },
         )
+        write_card(self._folder, read_json(self._folder / CONFIG_NAME), read_json(self._folder / METRICS_NAME))
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
         """Write the metrics of a checkpoint that was only evaluated."""

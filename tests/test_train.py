@@ -96,6 +96,7 @@ def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
 
 def test_a_run_leaves_its_files(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
+        "README.md",
         "config.json",
         "config.yaml",
         "curves.png",

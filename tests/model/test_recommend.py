@@ -232,3 +232,80 @@ def test_a_folder_without_the_side_features_of_the_run_is_refused(
     other = write_frames({"train": SIDE_TRAIN, "test": SIDE_TEST}, channels, sizes, name="other")
     with pytest.raises(UserError, match=r"side feature 'kind' \(cardinality 2\), which .*other does not have"):
         recommend.main(["--run", str(side_run), "--user", "1", "--data", str(other)])
+
+
+def test_a_file_of_users_and_candidates(prepared: Path, run: Path, tmp_path: Path) -> None:
+    (tmp_path / "users.txt").write_text("\ufeff55\n\n1007\r\nnobody\n", encoding="utf-8", newline="")
+    (tmp_path / "items.txt").write_text("\n".join(ITEM_NAMES[:7]))
+    flags = f"--users-file {tmp_path}/users.txt --candidates {tmp_path}/items.txt --unknown-users popular -k 2"
+    for name in ("recs.json", "again.json"):
+        recommend.main(["--run", str(run), *flags.split(), "--output", str(tmp_path / name)])
+    assert (tmp_path / "recs.json").read_bytes() == (tmp_path / "again.json").read_bytes()
+    found = json.loads((tmp_path / "recs.json").read_text())
+    assert [(one["user"], one["basis"]) for one in found] == [
+        ("55", "model"), ("1007", "model"), ("nobody", "popularity"),
+    ]  # fmt: skip
+    for user, one in ((2, found[0]), (0, found[1])):
+        by_hand = [item for item, _ in expected_ranking(run, user) if item in ITEM_NAMES[:7]]
+        assert [ranked["item"] for ranked in one["items"]] == by_hand[:2]
+
+
+def test_all_users_go_to_a_file(prepared: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--run", str(run), "--all", "-k", "3", "--output", str(tmp_path / "recs.parquet")]
+    recommend.main(command)
+    assert f"wrote {tmp_path}/recs.parquet for 4 users\n" in capsys.readouterr().out
+    frame = pd.read_parquet(tmp_path / "recs.parquet")
+    for user, name in enumerate(USER_NAMES):
+        assert frame.loc[frame["user"] == name, "item"].tolist() == [
+            item for item, _ in expected_ranking(run, user)[:3]
+        ]
+    with pytest.raises(UserError, match="exists already"):
+        recommend.main(command)
+
+
+def test_seen_items_may_be_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recommend.main(["--run", str(run), "--user", "20", "--no-exclude-seen", "-k", "100"])
+    assert len(capsys.readouterr().out.splitlines()) == 2 + N_ITEMS
+    recommend.main(["--run", str(run), "--user", "nobody", "--unknown-users", "popular"])
+    assert "user nobody: unknown, so these are popular items\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--user 3 --output recs.xlsx", r"recs\.xlsx.*\.parquet, \.csv, \.json"),
+        ("--user 3 --output {tmp}", "--output .* the name should end in"),
+        ("--users-file {tmp}/none.txt", "none.txt: not readable"),
+        ("--users-file {tmp}/empty.txt", "empty.txt is empty"),
+        ("--users-file {tmp}/bytes.txt", "bytes.txt: not readable as UTF-8"),
+        ("--user 3 --candidates {tmp}/other.txt", "item 'item-99' is not among the 12 items"),
+        ("--user 3 --output {tmp}/empty.txt/recs.csv", "empty.txt is a file"),
+    ],
+)
+def test_files_that_will_not_do_are_told(run: Path, tmp_path: Path, flags: str, message: str) -> None:
+    (tmp_path / "empty.txt").write_text("\n\n")
+    (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "other.txt").write_text("item-1\nitem-99\n")
+    with pytest.raises(UserError, match=message):
+        recommend.main(["--run", str(run), *flags.format(tmp=tmp_path).split()])
+
+
+@pytest.mark.parametrize("flags", ["", "--user 3 --all", "--all --users-file f"])
+def test_whom_to_recommend_to_is_said_once(run: Path, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        recommend.main(["--run", str(run), *flags.split()])
+    assert ended.value.code == 2
+    assert "--all" in capsys.readouterr().err
+
+
+def test_all_users_of_a_run_with_side_features(side_run: Path, tmp_path: Path) -> None:
+    command = ["--run", str(side_run), "--all", "-k", "10", "--output", str(tmp_path / "recs.parquet")]
+    with pytest.raises(UserError, match="no row of user 3"):
+        recommend.main(command)
+    assert not (tmp_path / "recs.parquet").exists()
+    recommend.main([*command, "--unknown-users", "popular"])
+    frame = pd.read_parquet(tmp_path / "recs.parquet")
+    assert frame.groupby("user")["basis"].unique().map(list).to_dict() == {
+        0: ["model"], 1: ["model"], 2: ["model"], 3: ["popularity"],
+    }  # fmt: skip
+    assert sorted(frame.loc[frame["user"] == 1, "item"]) == [0, 1, 2, 3]

@@ -268,7 +268,7 @@ def test_each_output_can_be_left_out(data: Path, capsys: pytest.CaptureFixture[s
 def test_all_outputs_can_be_left_out(data: Path) -> None:
     run = trained(data, "run", "-e", "1", *["--without", "progress", "log", "tensorboard", "curves"])
     assert {path.name for path in run.iterdir()} == {
-        "config.json", "config.yaml", "last", "metrics.json", "model.safetensors",
+        "README.md", "config.json", "config.yaml", "last", "metrics.json", "model.safetensors",
     }  # fmt: skip
 
 
