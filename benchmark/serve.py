@@ -57,13 +57,14 @@ def main(args: argparse.Namespace) -> None:
     users = _users(args.run)
     with _service(args.run) as (process, address):
         _load(address, users, args.k, args.clients, seconds=2)  # warm-up
-        before = _batches(address)
+        before = _counters(address)
         result = _load(address, users, args.k, args.clients, args.seconds)
-        n_batches, n_users = (after - earlier for after, earlier in zip(_batches(address), before, strict=True))
+        n_calls, n_users, cpu_s = _counters(address) - before
         rss_mib = psutil.Process(process.pid).memory_info().rss / 2**20
     result |= {
         "requests_per_s": result["requests"] / result["duration_s"],
-        "users_per_call": n_users / n_batches,
+        "cpu_ms_per_request": 1e3 * cpu_s / n_users,
+        "users_per_call": n_users / n_calls,
         "rss_mib": rss_mib,
     }
     settings = {"run": str(args.run), "clients": args.clients, "seconds": args.seconds, "k": args.k}
@@ -71,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
     write_json(args.output, {"machine": describe_machine(), "settings": settings, "result": result})
     table = Table("measure", "value")
     for name, value in result.items():
-        table.add_row(name, f"{value:,.0f}" if isinstance(value, int) else f"{value:,.1f}")
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:,.2f}")
     console.print(table)
     console.print(f"wrote {args.output}")
 
@@ -114,8 +115,9 @@ def _load(address: str, users: Sequence[str], k: int, clients: int, seconds: int
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def _batches(address: str) -> tuple[float, float]:
-    """How many scoring calls the service made so far, and for how many users."""
+def _counters(address: str) -> np.ndarray:
+    """What the service has done so far: scoring calls, users of them, CPU seconds."""
     with urllib.request.urlopen(f"{address}/metrics") as response:
         lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[:1] != "#")
-    return float(lines["neumf_batch_users_count"]), float(lines["neumf_batch_users_sum"])
+    names = ("neumf_batch_users_count", "neumf_batch_users_sum", "process_cpu_seconds_total")
+    return np.array([float(lines[name]) for name in names])

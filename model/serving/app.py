@@ -116,7 +116,10 @@ def _add_recommend(app: FastAPI, batcher: Batcher[Asked, UserAnswer], refuses_un
 
 
 async def _bounded_body(request: Request) -> bytes:
-    """The body of a request; of one that is too large no more is held than shows it."""
+    """The body of a request; of one that is too large no more is held than shows it.
+
+    Starlette's middleware for it refuses some in plain text, and clients expect JSON.
+    """
     body = bytearray()
     if int(request.headers.get("Content-Length", 0)) <= MAX_BODY_BYTES:
         async for chunk in request.stream():
