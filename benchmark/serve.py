@@ -19,7 +19,6 @@ import psutil
 from rich.table import Table
 
 from benchmark.machine import describe_machine
-from model.recommender import Recommender
 from workflows.errors import UserError
 from workflows.folders import write_json
 from workflows.progress import console
@@ -79,6 +78,8 @@ def main(args: argparse.Namespace) -> None:
 
 def _users(run: Path) -> list[str]:
     """Original ids of all users a run was trained on, as text."""
+    from model.recommender import Recommender  # torch and Merlin, which other measurements need not have
+
     users = Recommender.load(run, device="cpu").users
     return [str(user) for user in users.originals(np.arange(len(users)))]
 
