@@ -323,8 +323,8 @@ def test_ranks_need_several_gpus(tmp_path: Path) -> None:
 
 
 HIDDEN = """
-    betterproto bokeh dask distributed fastapi google.protobuf httptools merlin npy_append_array nvtabular onnx onnxruntime
-    pandas prometheus_client safetensors scipy tensorboardX tensorflow_metadata tqdm uvicorn
+    betterproto bokeh dask distributed fastapi google.protobuf httptools merlin npy_append_array nvtabular onnx
+    onnxruntime pandas prometheus_client safetensors scipy tensorboardX tensorflow_metadata tqdm uvicorn
 """
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from workflows.device import torch_device
+from workflows.device import torch_device, torch_precision
 from workflows.errors import UserError
 
 
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     try:
-        return torch_device(request.config.getoption("--gpu-device"), None)
+        found = torch_device(request.config.getoption("--gpu-device"), None)
     except UserError as err:
         pytest.skip(str(err))
+    torch_precision("fp32", found)  # whatever another test has set
+    return found
 
 
 @pytest.fixture
