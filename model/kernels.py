@@ -1,4 +1,4 @@
-"""Compiled loops of the CPU step: forward and backward of a block of samples, and Adam, for each thread its part.
+"""Compiled loops of a CPU: steps (forward and backward of a block of samples, and Adam) and scores, a part a thread.
 
 ReLU and dropout make about three quarters of the hidden units zero. What is multiplied by zero adds nothing, so these
 loops list the units that are not, and go through those rows of the weights alone: exact, and a quarter of the work.
@@ -21,8 +21,8 @@ from numba.extending import intrinsic
 from workflows import counters
 
 _PIECE = np.uint64(64)  # samples whose activations stay in the cache until their weight gradients are added up
-_UNROLLED = np.uint64(4)
 _AHEAD = np.uint64(2)  # how many samples before they are needed rows of items are asked for
+_TILE = np.uint64(256)  # items that stay in the cache for all rows
 _KEEP_BITS = 16
 KEEP_ALL, KEEP_HALF = 1 << _KEEP_BITS, 1 << (_KEEP_BITS - 1)
 
@@ -142,34 +142,57 @@ def _list_active(values, at, width, active, words, listed, numbers):
     return n_active
 
 
-@_inlined
-def _padded(listed, numbers, at, n_listed):
-    """With entries of value 0 up to whole steps of `_add_rows`."""
-    while n_listed % _UNROLLED:
-        numbers[at + n_listed] = _U(0)
-        listed[at + n_listed] = _ZERO
-        n_listed += _U(1)
-    return n_listed
+def _vector(context, builder, kind, array, place, width):
+    """A pointer to `width` float32 of an array, from a place on, as one vector; the array's kind is known to numba."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [place]), ir.VectorType(ir.FloatType(), width).as_pointer())
+
+
+@intrinsic
+def _positive_bits(typing_context, units, at):
+    """Which of 64 units are positive, or no number, a bit each."""
+
+    def generate(context, builder, signature, arguments):
+        values = builder.load(_vector(context, builder, signature.args[0], *arguments, 64), align=4)
+        return builder.bitcast(builder.fcmp_unordered(">", values, ir.Constant(values.type, None)), ir.IntType(64))
+
+    return types.uint64(units, at), generate
 
 
 def _row_adder(width):
-    """`_add_rows` for rows of a width that the compiler knows, which it makes up to twice as fast."""
+    """`_add_rows` for rows of a width that the compiler knows: a vector that stays in registers.
 
-    @_inlined
-    def add(total, at, table, offset, stride, listed, numbers, lists, n_listed):
-        for t in range(lists, lists + n_listed, _UNROLLED):
-            a, b = offset + numbers[t] * stride, offset + numbers[t + _U(1)] * stride
-            c, d = offset + numbers[t + _U(2)] * stride, offset + numbers[t + _U(3)] * stride
-            by_a, by_b, by_c, by_d = listed[t], listed[t + _U(1)], listed[t + _U(2)], listed[t + _U(3)]
-            for unit in range(_U(width)):
-                total[at + unit] += (
-                    by_a * table[a + unit] + by_b * table[b + unit] + by_c * table[c + unit] + by_d * table[d + unit]
-                )
+    Of loops over elements the compiler, which takes any two arrays for the same memory, makes half as fast ones.
+    """
+
+    @intrinsic
+    def add(typing_context, total, at, table, offset, stride, listed, numbers, lists, n_listed):
+        def generate(context, builder, signature, arguments):
+            total, at, table, offset, stride, listed, numbers, lists, n_listed = arguments
+            kinds, vector = signature.args, ir.VectorType(ir.FloatType(), width)
+            values = context.make_array(kinds[5])(context, builder, listed).data
+            rows = context.make_array(kinds[6])(context, builder, numbers).data
+            target = _vector(context, builder, kinds[0], total, at, width)
+            result = cgutils.alloca_once(builder, vector)
+            builder.store(builder.load(target, align=4), result)
+            with cgutils.for_range(builder, n_listed, intp=ir.IntType(64)) as loop:
+                t = builder.add(lists, loop.index)
+                row = builder.mul(builder.load(builder.gep(rows, [t])), stride)
+                source = _vector(context, builder, kinds[2], table, builder.add(offset, row), width)
+                value = builder.load(builder.gep(values, [t]))
+                one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.IntType(32)(0))
+                factor = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(ir.IntType(32), width), None))
+                product = builder.fmul(factor, builder.load(source, align=4), flags=["contract"])
+                builder.store(builder.fadd(builder.load(result), product, flags=["contract"]), result)
+            builder.store(builder.load(result), target, align=4)
+            return context.get_dummy_value()
+
+        return types.void(total, at, table, offset, stride, listed, numbers, lists, n_listed), generate
 
     return add
 
 
-_add_256, _add_128, _add_64, _add_16, _add_1 = (_row_adder(width) for width in (256, 128, 64, 16, 1))
+_add_64, _add_16, _add_1 = (_row_adder(width) for width in (64, 16, 1))
 
 
 @_inlined
@@ -178,18 +201,12 @@ def _add_rows(total, at, width, table, offset, stride, listed, numbers, lists, n
 
     Args:
         offset, stride: where its rows begin: offset + stride * number.
-        lists, n_listed: where the listed ones begin, and how many they are, padded.
+        lists, n_listed: where the listed ones begin, and how many they are.
     """
     start = _U(0)
     while start < width:
         left = width - start
-        if left >= _U(256):
-            _add_256(total, at + start, table, offset + start, stride, listed, numbers, lists, n_listed)
-            start += _U(256)
-        elif left >= _U(128):
-            _add_128(total, at + start, table, offset + start, stride, listed, numbers, lists, n_listed)
-            start += _U(128)
-        elif left >= _U(64):
+        if left >= _U(64):
             _add_64(total, at + start, table, offset + start, stride, listed, numbers, lists, n_listed)
             start += _U(64)
         elif left >= _U(16):
@@ -230,18 +247,18 @@ def train_block(
     """
     widths = hidden_widths.astype(np.uint64)
     word_counts = (widths + _U(63)) // _U(64)
-    piece, padding, largest = int(_PIECE), int(_UNROLLED), int(widths.max())
+    piece, largest = int(_PIECE), int(widths.max())
     n_lists = int(widths[1:].sum())
     scratch = (
         np.empty(piece * int(widths.sum()), np.float32),
         np.empty(piece * int(word_counts.sum()), np.uint64),
         np.empty(piece, np.float32),
-        np.empty(largest + padding, np.float32),
-        np.empty(largest + padding, np.uint64),
+        np.empty(largest, np.float32),
+        np.empty(largest, np.uint64),
         np.empty(largest, np.float32),
         np.empty(largest, np.float32),
-        np.empty(n_lists * (piece + padding), np.float32),
-        np.empty(n_lists * (piece + padding), np.uint64),
+        np.empty(n_lists * piece, np.float32),
+        np.empty(n_lists * piece, np.uint64),
         np.empty(n_lists, np.uint64),
     )
     _train_block(
@@ -286,7 +303,6 @@ def _train_block(
     for layer in range(n_layers):
         n_units += widths[layer]
         n_words += word_counts[layer]
-    list_size = _PIECE + _UNROLLED
     w_first, w_last = widths[0], widths[n_layers - 1]
     for start in range(_U(first), _U(last), _PIECE):
         n = min(_PIECE, _U(last) - start)
@@ -307,7 +323,6 @@ def _train_block(
             for layer in range(1, n_layers):
                 width, below = widths[layer], widths[layer - 1]
                 n_active = _list_active(hidden, at, below, active, words, listed, numbers)
-                n_active = _padded(listed, numbers, _U(0), n_active)
                 at, words = at + below, words + word_counts[layer - 1]
                 for unit in range(width):
                     hidden[at + unit] = biases[bias + unit]
@@ -346,11 +361,10 @@ def _train_block(
                 n_active = _list_active(gradient, _U(0), width, active, words, listed, numbers)
                 for t in range(n_active):
                     unit = bias + numbers[t]
-                    place = unit * list_size + n_samples[unit]
+                    place = unit * _PIECE + n_samples[unit]
                     samples[place] = sample
                     values[place] = listed[t]
                     n_samples[unit] += _U(1)
-                n_active = _padded(listed, numbers, _U(0), n_active)
                 for unit in range(below):
                     lower[unit] = _ZERO
                 _add_rows(lower, _U(0), below, up, offset, below, listed, numbers, _U(0), n_active)
@@ -372,9 +386,8 @@ def _train_block(
         for layer in range(1, n_layers):
             below = widths[layer - 1]
             for _ in range(widths[layer]):
-                begin = unit * list_size
-                n_active = _padded(values, samples, begin, n_samples[unit])
-                _add_rows(d_up, offset, below, hidden, at, n_units, values, samples, begin, n_active)
+                begin = unit * _PIECE
+                _add_rows(d_up, offset, below, hidden, at, n_units, values, samples, begin, n_samples[unit])
                 unit, offset = unit + _U(1), offset + below
             at += below
 
@@ -424,3 +437,96 @@ def adam_rows(weights, means, squares, gradients, rows, first, last, rate, beta1
                 mean[place] = beta1 * mean[place] + rest1 * slope
                 square[place] = beta2 * square[place] + rest2 * slope * slope
                 weight[place] -= by_mean * mean[place] / (sqrt(square[place]) * by_square + eps)
+
+
+@_inlined
+def _list_positive(units, at, width, listed, numbers):
+    """List the units from `at` on that are positive, or no number: which, and their values. Returns how many."""
+    n_listed = _U(0)
+    for start in range(_U(0), width, _U(64)):
+        begin, n_units, bits = at + start, min(_U(64), width - start), _U(0)
+        if n_units == _U(64):
+            bits = _positive_bits(units, begin)
+        else:
+            for place in range(n_units):
+                bits |= _U(not units[begin + place] <= _ZERO) << place
+        while bits:
+            unit = _lowest_bit(bits)
+            bits &= bits - _U(1)
+            numbers[n_listed] = start + unit
+            listed[n_listed] = units[begin + unit]
+            n_listed += _U(1)
+    return n_listed
+
+
+@_inlined
+def _score(rows, of_row, items, of_item, n_factors, widths, n_units, passed, head, bias, units, listed, numbers):
+    """The logit of a pair, see `score_pairs`."""
+    for unit in range(n_units):
+        units[unit] = rows[of_row + unit] + items[of_item + unit]
+    logit, at, offset = bias, _U(0), _U(0)
+    for layer in range(len(widths) - 1):
+        n_listed = _list_positive(units, at, widths[layer], listed, numbers)
+        at += widths[layer]
+        above = n_units - at
+        _add_rows(units, at, above, passed, offset, above, listed, numbers, _U(0), n_listed)
+        offset += widths[layer] * above
+    for unit in range(n_units - at):
+        value = units[at + unit]
+        logit += head[unit] * (_ZERO if value <= _ZERO else value)
+    for factor in range(n_factors):
+        logit += rows[of_row + n_units + factor] * items[of_item + n_units + factor]
+    return logit
+
+
+_NETWORK = (types.uint64[::1], _I64, _VECTOR, _VECTOR, _F32, _VECTOR, _VECTOR, types.uint64[::1])
+
+
+@njit(types.void(_I64, _I64, *[_VECTOR] * 3, *[types.int32[::1]] * 2, *_NETWORK), cache=True, _nrt=False, **_FAST)
+def score_pairs(
+    first, last, logits, row_table, item_table, rows, items,
+    widths, factors, passed, head, bias, units, listed, numbers,
+):  # fmt: skip
+    """Score pairs first … last - 1.
+
+    The network is folded (`model.folding`), with S hidden units in all: they are the sum of a row of each table and,
+    for each unit of a layer below that is positive, its row of `passed`.
+
+    Args:
+        logits: float32 [N], filled.
+        row_table, item_table: float32 [R, S + F] and [I, S + F], flat.
+        rows, items: int32 [N], of each pair its rows of the two.
+        widths: uint64 [L].
+        factors: F.
+        passed: of layers 1 … L - 1 one after the other, float32 [w_l, w_(l+1) + … + w_L], flat.
+        head, bias: of the last layer, float32 [w_L] and a number.
+        units, listed, numbers: room for S units, and for those of the largest layer.
+    """
+    n_factors, n_units = _U(factors), _U(0)
+    for layer in range(len(widths)):
+        n_units += widths[layer]
+    stride = n_units + n_factors
+    for pair in range(_U(first), _U(last)):
+        if pair + _AHEAD < _U(last):
+            _prefetch_row(item_table, _U(items[pair + _AHEAD]), stride)
+        logits[pair] = _score(
+            row_table, _U(rows[pair]) * stride, item_table, _U(items[pair]) * stride,
+            n_factors, widths, n_units, passed, head, bias, units, listed, numbers,
+        )  # fmt: skip
+
+
+@njit(types.void(_I64, _I64, _MATRIX, _VECTOR, _VECTOR, *_NETWORK), cache=True, _nrt=False, **_FAST)
+def score_all(first, last, logits, row_table, item_table, widths, factors, passed, head, bias, units, listed, numbers):
+    """Score every row with items first … last - 1: logits [R, I]; the rest as in `score_pairs`."""
+    n_factors, n_units = _U(factors), _U(0)
+    for layer in range(len(widths)):
+        n_units += widths[layer]
+    stride = n_units + n_factors
+    for begin in range(_U(first), _U(last), _TILE):
+        end = min(begin + _TILE, _U(last))
+        for row in range(_U(len(logits))):
+            for item in range(begin, end):
+                logits[row, item] = _score(
+                    row_table, row * stride, item_table, item * stride,
+                    n_factors, widths, n_units, passed, head, bias, units, listed, numbers,
+                )  # fmt: skip

@@ -141,21 +141,33 @@ class NeuMF(nn.Module):
 
     def side_inputs(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
         """What the side features add to the MLP's input, in the config's order: each [B, its width]."""
-        yield from self.row_inputs(row_side)
-        yield from self.item_inputs(items)
+        yield from self._row_side(row_side)
+        yield from self._item_side(items)
 
-    def row_inputs(self, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
-        """What the side features of the row add, of `side_inputs`."""
-        return _inputs(self.config.row_side, row_side, self.side_embed)
+    def row_inputs(self, users: Tensor, row_side: Sequence[Tensor]) -> Tensor:
+        """The part of the MLP's input that comes with a row: user and side features, [B, width]."""
+        return torch.cat((self.mlp_user_embed(users), *self._row_side(row_side)), dim=1)
 
-    def item_inputs(self, items: Tensor) -> Iterator[Tensor]:
-        """What the side features of the items add, of `side_inputs`."""
+    def item_inputs(self, items: Tensor) -> Tensor:
+        """The part of the MLP's input that comes with an item, [B, width]."""
+        return torch.cat((self.mlp_item_embed(items), *self._item_side(items)), dim=1)
+
+    def split_columns(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """A matrix on the MLP's input as two: on `row_inputs` and on `item_inputs`."""
+        widths = [sum(map(side_width, features)) for features in (self.config.row_side, self.config.item_side)]
+        user, item, row_side, item_side = weight.split((*[self.config.layers[0] // 2] * 2, *widths), dim=1)
+        return torch.cat((user, row_side), dim=1), torch.cat((item, item_side), dim=1)
+
+    def _row_side(self, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
+        return _embedded(self.config.row_side, row_side, self.side_embed)
+
+    def _item_side(self, items: Tensor) -> Iterator[Tensor]:
         of_rows = sum(feature.cardinality is not None for feature in self.config.row_side)
         tables = [table[items] for table in self.item_tables]
-        return _inputs(self.config.item_side, tables, list(self.side_embed)[of_rows:])
+        return _embedded(self.config.item_side, tables, list(self.side_embed)[of_rows:])
 
 
-def _inputs(
+def _embedded(
     features: Sequence[SideFeature], columns: Sequence[Tensor], embeddings: Iterable[nn.Module]
 ) -> Iterator[Tensor]:
     left = iter(embeddings)

@@ -1,40 +1,35 @@
-"""Scores of a trained network from projections: what it makes of a user, an item or a row is worked out once.
-
-The first layer on [user; item; side] is Wu·user + Wi·item + Ws·side. All items are projected when the scorer is made,
-a row's user and side features once for all its items; a pair only adds two rows. Pairs go in chunks, so memory does
-not grow with their number.
-"""
+"""Scores of a trained network from projections: what it makes of a user, an item or a row is worked out once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.neumf import NeuMF, side_width
+from model.compiled import compiled_loops
+from model.neumf import NeuMF
+from model.torch_scoring import TorchScoring
 
-_CHUNK_SAMPLES = 4096  # on a CPU, whose caches hold the activations of so many
-_CHUNK_SAMPLES_ON_DEVICE = 1 << 17
-_TILE_USERS = 8  # that share what is read of an item
+if TYPE_CHECKING:
+    from model.kernel_scoring import KernelScoring
 
 
 class Scorer:
-    """A network without dropout, in full precision, as its weights are when this is made."""
+    """A network without dropout, in full precision, as its weights are when this is made.
+
+    On a CPU compiled loops compute the scores where they can (`model.kernel_scoring`), else torch does
+    (`model.torch_scoring`). Scores are the network's up to rounding. Memory: what the network makes of each item, as
+    wide as its hidden layers and factors together; it does not grow with the number of pairs.
+    """
 
     @torch.no_grad()
-    def __init__(self, model: NeuMF) -> None:
-        """Memory: as much for each item as the first hidden layer is wide."""
-        config, self.model = model.config, model
-        weight, self._bias = (parameter.detach() for parameter in model.entry)
-        of_row, of_item = (sum(map(side_width, features)) for features in (config.row_side, config.item_side))
-        width = config.layers[0] // 2
-        self._by_user, by_item, self._by_row_side, by_item_side = weight.split((width, width, of_row, of_item), dim=1)
-        self._item_first = nn.functional.linear(model.mlp_item_embed.weight, by_item)
-        if config.item_side:
-            inputs = torch.cat(list(model.item_inputs(torch.arange(config.n_items, device=weight.device))), dim=1)
-            self._item_first += nn.functional.linear(inputs, by_item_side)
-        self._chunk = _CHUNK_SAMPLES if weight.device.type == "cpu" else _CHUNK_SAMPLES_ON_DEVICE
+    def __init__(self, model: NeuMF, kernels: bool = True) -> None:
+        """
+        Args:
+            kernels: whether compiled loops may be used.
+        """
+        self._scoring: TorchScoring | KernelScoring = TorchScoring(model) if not kernels else _scoring(model)
 
     @torch.no_grad()
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
@@ -45,19 +40,11 @@ class Scorer:
             side: a tensor of shape [N] for each of the config's `row_side`.
         Returns:
             Logits, shape [N].
+
+        Raises:
+            IndexError: an id is none of the network's.
         """
-        logits = torch.empty(len(users), dtype=self._bias.dtype, device=self._bias.device)
-        for start in range(0, len(users), self._chunk):
-            own_users, own_items, *own_side = (column[start : start + self._chunk] for column in (users, items, *side))
-            if side:
-                first, gmf = self._rows(own_users, own_side)
-            else:
-                distinct, which = own_users.unique_consecutive(return_inverse=True)
-                first, gmf = (rows[which] for rows in self._rows(distinct, ()))
-            hidden = first.add_(self._item_first[own_items])
-            gmf = gmf.mul_(self.model.mf_item_embed.weight[own_items]).sum(dim=1)
-            logits[start : start + self._chunk] = self._of_hidden(hidden) + gmf
-        return logits
+        return self._scoring(users, items, *side)
 
     @torch.no_grad()
     def all_items(self, users: Tensor, *side: Tensor, items: Tensor | None = None) -> Tensor:
@@ -69,36 +56,17 @@ class Scorer:
             items: ids of the items to score instead of all.
         Returns:
             Logits, shape [U, items].
+
+        Raises:
+            IndexError: an id is none of the network's.
         """
-        item_first, item_gmf = self._item_first, self.model.mf_item_embed.weight
-        if items is not None:
-            item_first, item_gmf = item_first[items], item_gmf[items]
-        logits = torch.empty(len(users), len(item_first), dtype=self._bias.dtype, device=self._bias.device)
-        step = self._chunk // max(1, min(_TILE_USERS, len(users)))
-        for top in range(0, len(users), _TILE_USERS):
-            bottom = top + _TILE_USERS
-            first, gmf = self._rows(users[top:bottom], [column[top:bottom] for column in side])
-            torch.mm(gmf, item_gmf.T, out=logits[top:bottom])
-            for start in range(0, len(item_first), step):
-                hidden = first[:, None] + item_first[start : start + step]
-                logits[top:bottom, start : start + step] += self._of_hidden(hidden)
-        return logits
+        return self._scoring.all_items(users, *side, items=items)
 
-    def _rows(self, users: Tensor, side: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What rows add to the first layer, and factors of the items' GMF embeddings: [R, w_1] and [R, F]."""
-        model = self.model
-        first = nn.functional.linear(model.mlp_user_embed.weight[users], self._by_user, self._bias)
-        if side:
-            inputs = torch.cat(list(model.row_inputs(side)), dim=1)
-            first += nn.functional.linear(inputs, self._by_row_side)
-        return first, model.mf_user_embed.weight[users] * model.final.weight[0, : model.config.factors]
 
-    def _of_hidden(self, hidden: Tensor) -> Tensor:
-        """What the MLP adds to the logits, from the first layer's sums [..., w_1], which are changed: shape [...]."""
-        if not len(self.model.mlp):
-            return hidden.squeeze(-1)
-        hidden = hidden.relu_()
-        for layer in self.model.mlp[1:]:
-            hidden = layer(hidden).relu_()
-        head = self.model.final.weight[:, self.model.config.factors :]
-        return nn.functional.linear(hidden, head, self.model.final.bias).squeeze(-1)
+def _scoring(model: NeuMF) -> TorchScoring | KernelScoring:
+    weight = model.final.weight
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not len(model.mlp) or not compiled_loops():
+        return TorchScoring(model)
+    from model.kernel_scoring import KernelScoring
+
+    return KernelScoring(model, torch.get_num_threads())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -12,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.batches import Batch
+from model.compiled import compiled_loops
 from model.config import TrainConfig
 from model.graphed import Graphed
 from model.neumf import NeuMF
@@ -113,12 +112,11 @@ def _kernel_step(model: NeuMF, config: TrainConfig, world: World, dtype: torch.d
         return None
     if dtype is torch.float16:
         return None
-    try:
-        kernel_step = importlib.import_module("model.kernel_step")
-    except RuntimeError as err:  # numba finds no folder to keep what it compiles
-        warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
+    if not compiled_loops():
         return None
+    from model.kernel_step import KernelStep
+
     # What --amp leaves open is decided by speed; --precision bf16 is taken at its word.
     reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
     products = torch.bfloat16 if reduced else torch.float32
-    return kernel_step.KernelStep(model, torch.get_num_threads(), products)
+    return KernelStep(model, torch.get_num_threads(), products)

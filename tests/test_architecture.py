@@ -108,7 +108,8 @@ QUESTIONS = {
     },
     "benchmark/gpu_check.py": {"args.device == 'cpu'"},  # the flag that asks for a rehearsal
     "model/": {"world.device.type"},  # handed to torch's autocast and GradScaler
-    "model/scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # how many pairs at a time
+    "model/scoring.py": {"weight.device.type", "weight.device.type != 'cpu'"},  # which of equal scores are quicker
+    "model/torch_scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # how many pairs at a time
     "model/step.py": {"world.device.type == 'cpu'", "world.device.type != 'cpu'"},  # which of equal steps is quicker
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model import scoring
+from model import kernel_scoring, torch_scoring
 from model.columns import SideFeature
+from model.folding import fold
 from model.neumf import NeuMF, NeuMFConfig
 from model.scoring import Scorer
 
@@ -62,14 +64,20 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def scorers(model: NeuMF) -> list[Scorer]:
+    """Of both kinds, the one that is quicker first."""
+    return [Scorer(model), Scorer(model, kernels=False)]
+
+
 @given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 90), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=60)
 def test_scores_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
     model = network(layers, side, seed).train()  # dropout never acts
     columns = pairs(model, n, seed)
-    found = Scorer(model)(*columns)
-    assert found.shape == (n,)
-    assert_close(found, plain(model, columns))
+    for scorer in scorers(model):
+        found = scorer(*columns)
+        assert found.shape == (n,)
+        assert_close(found, plain(model, columns))
 
 
 @given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 19), st.integers(0, 2**31))
@@ -77,8 +85,7 @@ def test_scores_are_the_networks(layers: tuple[int, ...], side: str, n: int, see
 def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
     model = network(layers, side, seed)
     users, _, *row_side = pairs(model, n, seed)
-    scorer = Scorer(model)
-    for items in (None, torch.tensor([3, 36, 3]), torch.tensor([], dtype=torch.int64)):
+    for scorer, items in product(scorers(model), (None, torch.tensor([3, 36, 3]), torch.arange(0))):
         ids = torch.arange(37) if items is None else items
         found = scorer.all_items(users, *row_side, items=items)
         each = [column.repeat_interleave(len(ids)) for column in (users, *row_side)]
@@ -87,16 +94,61 @@ def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str
 
 
 @pytest.mark.parametrize("side", sorted(SIDES))
-def test_chunks_change_nothing(side: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [1, 7, 32])
+def test_chunks_and_threads_change_nothing(side: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network((8, 64, 16), side)
     columns = pairs(model, 90)
     users, _, *row_side = columns
-    whole, every = Scorer(model)(*columns), Scorer(model).all_items(users, *row_side)
-    for size in (1, 7, 16):
-        monkeypatch.setattr(scoring, "_CHUNK_SAMPLES", 8 * size)
-        monkeypatch.setattr(scoring, "_TILE_USERS", min(size, 8))
-        assert_close(Scorer(model)(*columns), whole.double())
-        assert_close(Scorer(model).all_items(users, *row_side), every.double())
+    whole = [(scorer(*columns), scorer.all_items(users, *row_side)) for scorer in scorers(model)]
+    monkeypatch.setattr(torch_scoring, "_CHUNK_SAMPLES", 8 * size)
+    monkeypatch.setattr(torch_scoring, "_TILE_USERS", min(size, 8))
+    monkeypatch.setattr(kernel_scoring, "_PAIRS", size)
+    monkeypatch.setattr(kernel_scoring, "_TILE_ROWS", size)
+    monkeypatch.setattr(kernel_scoring, "_SHARED_PAIRS", 3)
+    monkeypatch.setattr(kernel_scoring, "_BLOCK_ITEMS", size)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    for scorer, (of_pairs, of_all) in zip(scorers(model), whole, strict=True):
+        assert_close(scorer(*columns), of_pairs.double())
+        assert_close(scorer.all_items(users, *row_side), of_all.double())
+
+
+def test_units_that_are_mostly_positive_are_folded_away() -> None:
+    model = network((8, 64, 64, 16))
+    with torch.no_grad():
+        for layer in model.mlp:
+            layer.weight.abs_()
+            layer.bias.fill_(20.0)  # so large that all are positive
+    folded = fold(model)
+    inputs = torch.cat((model.mlp_user_embed.weight[:9], model.mlp_item_embed.weight[:9]), dim=1)
+    units = inputs @ folded.entry.T + folded.bias
+    assert (units[:, :128] < 0).all()
+    assert (units[:, 128:] > 0).all()
+    columns = pairs(model, 50)
+    expected = plain(model, columns)
+    torch.testing.assert_close(Scorer(model)(*columns).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["mlp_user_embed", "mlp_item_embed", "mf_user_embed", "mlp.0", "mlp.1", "final"])
+def test_weights_that_are_no_numbers_make_scores_that_are_none(name: str) -> None:
+    model = network((8, 64, 16))
+    with torch.no_grad():
+        model.get_submodule(name).weight[0] = torch.nan
+    columns = pairs(model, 90)
+    broken = plain(model, columns).isnan()
+    assert broken.any()
+    for scorer in scorers(model):
+        found = scorer(*columns)
+        assert found[broken].isnan().all()
+        assert not found.isnan().all() or broken.all() or name == "mlp.0"
+
+
+@pytest.mark.parametrize(("user", "item"), [(13, 0), (-1, 0), (0, 37), (0, -1)])
+def test_ids_that_the_network_does_not_have_are_refused(user: int, item: int) -> None:
+    for scorer in scorers(network((8, 64, 16))):
+        with pytest.raises(IndexError):
+            scorer(torch.tensor([0, user]), torch.tensor([0, item]))
+        with pytest.raises(IndexError):
+            scorer.all_items(torch.tensor([user]), items=torch.tensor([item]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

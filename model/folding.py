@@ -1,0 +1,73 @@
+"""A network rewritten for evaluation: units that are seldom zero are made units that seldom are anything else.
+
+A unit x after ReLU is max(x, 0) = x + max(-x, 0). Of a unit that is mostly positive, only max(-x, 0) is left as a unit,
+mostly zero; x itself is linear, so what it adds to the layers above is put together with what feeds it: matrices on the
+input of the MLP, and on the units below. In trained networks this leaves about one unit in twelve that is not zero.
+
+Shapes: w_1 … w_L widths of the hidden layers, S = w_1 + … + w_L, E the width of the MLP's input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.neumf import NeuMF
+
+_SAMPLED = 64  # users, and items, whose pairs tell which units are mostly positive
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Hidden units are `entry`·input + `bias` + for each unit of a layer below that is positive, its row of `passed`.
+
+    Attributes:
+        entry, bias: float32 [S, E] and [S].
+        passed: of layers 1 … L - 1 what their units add to all layers above, one after the other, float32
+            [w_l, w_(l+1) + … + w_L], flat.
+    """
+
+    entry: Tensor
+    bias: Tensor
+    passed: Tensor
+
+
+def fold(model: NeuMF) -> Folded:
+    """Fold a network of one hidden layer or more. The units of the last one stay as they are."""
+    *folded, last = _mostly_positive(model)
+    weight, bias = (parameter.double() for parameter in model.entry)
+    entries, biases = [weight], [bias]
+    passed: list[list[Tensor]] = []  # of each layer, what it adds to each one above
+    for layer, through in zip(model.mlp[1:], folded, strict=True):
+        assert isinstance(layer, nn.Linear)
+        weight = layer.weight.double()
+        linear = weight * through
+        entries.append(linear @ entries[-1])
+        biases.append(linear @ biases[-1] + layer.bias)
+        for above in passed:
+            above.append(linear @ above[-1])
+        passed.append([weight])
+    signs = torch.cat([*(torch.where(through, -1.0, 1.0) for through in folded), torch.ones(len(last))]).double()
+    rows = [(torch.cat(above) * signs[-sum(map(len, above)) :, None]).T.reshape(-1) for above in passed]
+    entry, bias = torch.cat(entries) * signs[:, None], torch.cat(biases) * signs
+    return Folded(entry.float(), bias.float(), torch.cat([torch.empty(0), *rows]).float())
+
+
+def _mostly_positive(model: NeuMF) -> list[Tensor]:
+    """Which units of each hidden layer are positive for most of some pairs, bool [w_l]; side features of rows are 0."""
+    config = model.config
+    users, items = (torch.arange(_SAMPLED) * n // _SAMPLED for n in (config.n_users, config.n_items))
+    users, items = users.repeat_interleave(_SAMPLED), items.repeat(_SAMPLED)
+    side = [
+        torch.zeros(len(users), dtype=torch.float32 if feature.cardinality is None else torch.int32)
+        for feature in config.row_side
+    ]
+    ids = model.mlp_user_embed(users), model.mlp_item_embed(items)
+    hidden, positive = torch.cat((*ids, *model.side_inputs(items, side)), dim=1), []
+    for layer in model.mlp:
+        hidden = layer(hidden)
+        positive.append((hidden > 0).float().mean(dim=0) > 0.5)
+        hidden = hidden.relu_()
+    return positive

@@ -1,0 +1,109 @@
+"""Scores on a CPU: compiled loops over the units of the folded network (`model.folding`) that are not zero.
+
+What a row (its user and side features) or an item adds to all hidden units is worked out once, by matrix products, and
+stands in a table with its factors of the GMF; a pair adds two rows of the tables, then those of its few active units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model import kernels
+from model.folding import fold
+from model.neumf import NeuMF
+
+_PAIRS = 1 << 16  # at a time; their rows may be as many
+_TILE_ROWS = 64  # that share what is read of an item
+_SHARED_PAIRS = 1024  # so many are worth a further thread
+_BLOCK_ITEMS = 4096  # whose projections are worked out at a time
+
+
+class KernelScoring:
+    """See `model.scoring.Scorer`."""
+
+    def __init__(self, model: NeuMF, threads: int) -> None:
+        """
+        Args:
+            model: float32, with one hidden layer or more.
+            threads: how many work at a time.
+        """
+        folded, factors = fold(model), model.config.factors
+        self._model, self._threads, self._pool = model, threads, ThreadPoolExecutor(threads)
+        self._bias, head = folded.bias, model.final.weight[0].detach()
+        self._by_row, self._by_item = model.split_columns(folded.entry)
+        self._gmf_head = head[:factors]
+        self._widths = np.array([layer.out_features for layer in model.mlp], dtype=np.uint64)
+        self._network = (
+            self._widths, factors, folded.passed.numpy(), head[factors:].numpy(), model.final.bias.item(),
+        )  # fmt: skip
+        ids = torch.arange(model.config.n_items)
+        self._items = torch.empty(len(ids), len(folded.bias) + factors)
+        for part in ids.split(_BLOCK_ITEMS):
+            first = nn.functional.linear(model.item_inputs(part), self._by_item)
+            self._items[part] = torch.cat((first, model.mf_item_embed(part)), dim=1)
+
+    def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
+        if len(items) and not 0 <= items.min() <= items.max() < len(self._items):
+            raise IndexError(f"item ids should be in [0, {len(self._items)})")
+        order = None
+        if len(users) > _PAIRS and not side and (users[1:] < users[:-1]).any():
+            order = users.argsort()
+            users, items = users[order], items[order]
+        logits = torch.empty(len(users))
+        for start in range(0, len(users), _PAIRS):
+            end = start + _PAIRS
+            logits[start:end] = self._pairs(users[start:end], items[start:end], [column[start:end] for column in side])
+        return logits if order is None else torch.empty_like(logits).index_copy_(0, order, logits)
+
+    def all_items(self, users: Tensor, *side: Tensor, items: Tensor | None = None) -> Tensor:
+        table = self._items if items is None else nn.functional.embedding(items, self._items)
+        logits = torch.empty(len(users), len(table))
+        for top in range(0, len(users), _TILE_ROWS):
+            bottom = top + _TILE_ROWS
+            rows = self._rows(users[top:bottom], [column[top:bottom] for column in side])
+            self._share(len(table), kernels.score_all, logits[top:bottom].numpy(), _flat(rows), _flat(table))
+        return logits
+
+    def _pairs(self, users: Tensor, items: Tensor, side: Sequence[Tensor]) -> Tensor:
+        if side:
+            rows, which = self._rows(users, side), torch.arange(len(users))
+        else:
+            distinct, which = users.unique_consecutive(return_inverse=True)
+            rows = self._rows(distinct, ())
+        # In the order of items, whose table is far larger than the rows', by 16 bits, which NumPy sorts in linear time.
+        shift = max(0, len(self._items).bit_length() - 16)
+        order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
+        own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (which, items))
+        found = np.empty(len(users), dtype=np.float32)
+        self._share(len(users), kernels.score_pairs, found, _flat(rows), _flat(self._items), own_rows, own_items)
+        logits = torch.empty(len(users))
+        logits.numpy()[order] = found
+        return logits
+
+    def _rows(self, users: Tensor, side: Sequence[Tensor]) -> Tensor:
+        """What rows add to all hidden units, and factors of the items' GMF embeddings: [R, S + F]."""
+        first = nn.functional.linear(self._model.row_inputs(users, side), self._by_row, self._bias)
+        return torch.cat((first, self._model.mf_user_embed(users) * self._gmf_head), dim=1)
+
+    def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:
+        """Let threads score a part each of `n` pairs or items."""
+        n_units, largest = int(self._widths.sum()), int(self._widths.max())
+
+        def work(part: tuple[int, int]) -> None:
+            room = np.empty(n_units, np.float32), np.empty(largest, np.float32), np.empty(largest, np.uint64)
+            score(*part, *arrays, *self._network, *room)
+
+        parts = min(self._threads, 1 + n // _SHARED_PAIRS)
+        cuts = pairwise(n * number // parts for number in range(parts + 1))
+        for _ in (self._pool.map if parts > 1 else map)(work, cuts):
+            pass  # what it raises, if anything
+
+
+def _flat(table: Tensor) -> np.ndarray:
+    return table.view(-1).numpy()
