@@ -40,11 +40,13 @@ def _write_onnx(path: Path, run: Run) -> None:
 
 def _write_torch_export(path: Path, run: Run) -> None:
     """A program that torch.export.load gives back: (users, items, side features of the row, each [batch]) -> logits."""
-    ids, side = torch.zeros(2, dtype=torch.int64), run.model.config.row_side
-    row_side = [torch.zeros(2) if feature.cardinality is None else ids for feature in side]
+    side = run.model.config.row_side
+    kinds = [torch.int64, torch.int64, *(torch.float32 if one.cardinality is None else torch.int64 for one in side)]
+    # Of one tensor given twice the program would make one input.
+    examples = tuple(torch.zeros(2, dtype=kind) for kind in kinds)
     batch = {0: torch.export.Dim("batch")}
     shapes = (batch, batch, *([tuple(batch for _ in side)] if side else []))
-    program = torch.export.export(run.model, (ids, ids, *row_side), dynamic_shapes=shapes)
+    program = torch.export.export(run.model, examples, dynamic_shapes=shapes)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names the files of this machine
     content = io.BytesIO()

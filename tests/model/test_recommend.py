@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from model.neumf import NeuMF, NeuMFConfig
 from model.recommender import Recommender
 from workflows.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 4, 12
 ITEM_NAMES = [f"item-{number * 7 % 12}" for number in range(N_ITEMS)]
@@ -309,3 +312,20 @@ def test_all_users_of_a_run_with_side_features(side_run: Path, tmp_path: Path) -
         0: ["model"], 1: ["model"], 2: ["model"], 3: ["popularity"],
     }  # fmt: skip
     assert sorted(frame.loc[frame["user"] == 1, "item"]) == [0, 1, 2, 3]
+
+
+def test_as_processes(run: Path, tmp_path: Path) -> None:
+    def status(*arguments: object) -> tuple[int, str]:
+        command = [sys.executable, "-m", *map(str, arguments)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    code, shown = status("model.recommend", "--run", run, "--all", "--output", tmp_path / "recs.csv")
+    assert (code, shown.splitlines()[-1]) == (0, f"wrote {tmp_path}/recs.csv for 4 users")
+    code, shown = status("model.recommend", "--run", run, "--user", "3", "nobody")
+    assert code == 2
+    assert "error: user 'nobody' is not among the 4 users" in shown
+    code, shown = status("model.export", "--run", run, "--format", "onnx", "--output", tmp_path / "recs.csv")
+    assert code == 2
+    assert "recs.csv exists already" in shown
