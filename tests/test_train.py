@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 import model.arguments
+import model.export
 import model.recommend
 import preprocessing.__main__
 import train
@@ -574,12 +575,14 @@ RECOMMEND_FLAGS = """
     -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users --titles
     --output --overwrite --data --device
 """
+EXPORT_FLAGS = "-h --help --run --format --output --overwrite --data"
 
 
 def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:
     assert flags_of(parser_of(model.arguments.parse_args)) == set(TRAIN_FLAGS.split())
     assert flags_of(parser_of(preprocessing.__main__.parse_args)) == set(PREPARE_FLAGS.split())
     assert flags_of(parser_of(model.recommend.parse_args)) == set(RECOMMEND_FLAGS.split())
+    assert flags_of(parser_of(model.export.parse_args)) == set(EXPORT_FLAGS.split())
 
 
 def test_defaults_are_the_references() -> None:
@@ -651,6 +654,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (model.arguments.parse_args, TRAIN_FLAGS),
         (preprocessing.__main__.parse_args, PREPARE_FLAGS),
         (model.recommend.parse_args, RECOMMEND_FLAGS),
+        (model.export.parse_args, EXPORT_FLAGS),
     ):
         with pytest.raises(SystemExit) as done:
             parse(["--help"])
