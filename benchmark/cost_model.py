@@ -10,7 +10,8 @@ import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,15 @@ from workflows.progress import console
 
 _LABEL = "a model of counted operators and datasheets, not a measurement on a GPU"
 _DEVICES = 8
-_COLUMNS = (
-    ("plain training", "tf32"),
-    ("plain training", "amp"),
-    ("training", "tf32"),
-    ("training", "amp"),
-    ("inference", "tf32"),
-    ("inference", "amp"),
-    ("evaluation", "fp32"),
-    ("preprocessing", "fp32"),
-)
+_PROGRAMS = {
+    "plain training": "reference's way",
+    "training": "torch step",
+    "inference": "inference",
+    "evaluation": "evaluation",
+    "preprocessing": "preprocessing, rows",
+}
+_UNSHOWN = {("evaluation", "tf32"), ("preprocessing", "tf32")}  # in float32 always; no products
+_QUICK = {"size": 512, "mib": 16}  # of what rates are measured with
 _LEAST = 1000  # samples of a device
 
 
@@ -63,26 +63,7 @@ def main(args: argparse.Namespace) -> None:
     if min(sizes) < least:
         raise UserError(f"--batch_sizes should be {least:,} or more, got {min(sizes)}")
     args.output.mkdir(parents=True, exist_ok=True)
-    from benchmark.cost_model_check import check_on_this_machine  # it loads torch
-
-    counted = list(_counts(shape, sizes))
-    result: dict[str, Any] = {
-        "label": _LABEL,
-        "machine": describe_machine(),
-        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
-        "shape": asdict(shape),
-        "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
-        "negatives": settings.NEGATIVES,
-        "machines": {name: {**asdict(machine), "draws_per_s": None} for name, machine in MACHINES.items()},
-        "counts": [_described(each) for each in counted],
-        "bounds": [found for each in counted for found in _bounds(each)],
-        "scaling": [
-            {"size": name, "batch_size": size, "devices": devices, **scaling(users, items, size, devices)}
-            for name, (users, items) in SIZES.items()
-            for size, devices in CLUSTERS
-        ],
-        "this_machine": check_on_this_machine(shape, min(sizes), **({"size": 512, "mib": 16} if args.quick else {})),
-    }
+    result = _result(shape, sizes, args.quick)
     target = args.output / "cost-model.json"
     write_json(target, result)
     draw_cost_model(result, target.with_suffix(".png"))
@@ -90,74 +71,113 @@ def main(args: argparse.Namespace) -> None:
     console.print(f"wrote {target} and its picture")
 
 
-def _counts(shape: Shape, batch_sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Each program: what it is, its stages, and what goes over its links."""
+def _result(shape: Shape, batch_sizes: Sequence[int], quick: bool) -> dict[str, Any]:
+    from benchmark.cost_model_check import check_on_this_machine  # it loads torch
+
+    programs = list(_programs(shape, batch_sizes))
+    return {
+        "label": _LABEL,
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "shape": asdict(shape),
+        "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
+        "negatives": settings.NEGATIVES,
+        "machines": {name: {**asdict(machine), "draws_per_s": None} for name, machine in MACHINES.items()},
+        "counts": [program.to_json() for program in programs],
+        "bounds": [found for program in programs for found in _bounds(program)],
+        "scaling": [
+            {"size": name, "batch_size": size, "devices": devices, **scaling(users, items, size, devices)}
+            for name, (users, items) in SIZES.items()
+            for size, devices in CLUSTERS
+        ],
+        "this_machine": check_on_this_machine(shape, min(batch_sizes), **(_QUICK if quick else {})),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Program:
+    """What was counted, per unit, on one of some devices.
+
+    Attributes:
+        precision: "fp32" or "amp".
+        batch_size: over all devices; None where there is none.
+    """
+
+    program: str
+    precision: str
+    stages: Mapping[str, Mapping[str, Cost]]
+    streams: Streams
+    batch_size: int | None = None
+    devices: int = 1
+    unit: str = "sample"
+
+    def to_json(self) -> dict[str, Any]:
+        """With the sum of each stage."""
+        known = asdict(self)
+        for stage, operators in self.stages.items():
+            total = asdict(Cost.sum(operators.values()))
+            known["stages"][stage] = {"total": total, "operators": known["stages"][stage]}
+        return known
+
+
+def _programs(shape: Shape, batch_sizes: Sequence[int]) -> Iterator[_Program]:
     from benchmark import cost_model_stages as stages
 
     batches, plain_batches = stages.count_batches(shape), stages.count_plain_batches(shape)
     gradient_bytes = 4.0 * stages.parameters(shape)
-    what: dict[str, Any]
     for precision in ("fp32", "amp"):
-        for size in batch_sizes:
-            for devices in (1, _DEVICES):
-                own = size // devices
-                exchanged = all_reduce_bytes(gradient_bytes, devices) / own
-                what = {"precision": precision, "batch_size": size, "devices": devices}
-                for program, plain, before in (("training", False, batches), ("plain training", True, plain_batches)):
-                    step = stages.count_training(shape, own, precision, plain)
-                    streams = Streams(before.host_bytes, exchanged)
-                    yield {"program": program, **what, "stages": {**before.stages, **step.stages}, "streams": streams}
-        inference = stages.count_inference(shape, max(batch_sizes), precision)
-        what = {"precision": precision, "batch_size": max(batch_sizes), "devices": 1}
-        yield {"program": "inference", **what, "stages": inference.stages, "streams": Streams()}
-    for program, found in (
-        ("evaluation", stages.count_evaluation(shape)),
-        ("preprocessing", stages.count_preprocessing(shape)),
-    ):
-        what = {"precision": "fp32", "batch_size": None, "devices": 1}
-        yield {"program": program, **what, "stages": found.stages, "streams": Streams(found.host_bytes)}
+        for size, devices in product(batch_sizes, (1, _DEVICES)):
+            own = size // devices
+            exchanged = all_reduce_bytes(gradient_bytes, devices) / own
+            for name, plain, before in (("training", False, batches), ("plain training", True, plain_batches)):
+                step = stages.count_training(shape, own, precision, plain)
+                yield _Program(
+                    program=name,
+                    precision=precision,
+                    stages={**before.stages, **step.stages},
+                    streams=Streams(before.host_bytes, exchanged),
+                    batch_size=size,
+                    devices=devices,
+                )
+        largest = max(batch_sizes)
+        found = stages.count_inference(shape, largest, precision)
+        yield _Program(
+            program="inference", precision=precision, stages=found.stages, streams=Streams(), batch_size=largest
+        )
+    for name, count in (("evaluation", stages.count_evaluation), ("preprocessing", stages.count_preprocessing)):
+        found = count(shape)
+        streams = Streams(found.host_bytes)
+        yield _Program(program=name, precision="fp32", stages=found.stages, streams=streams, unit=found.unit)
 
 
-def _described(counted: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON: of each stage the sums per sample, and each operator's."""
-    stages = {
-        stage: {
-            "total": asdict(Cost.sum(operators.values())),
-            "operators": {name: asdict(cost) for name, cost in operators.items()},
-        }
-        for stage, operators in counted["stages"].items()
-    }
-    return {**counted, "stages": stages, "streams": asdict(counted["streams"])}
-
-
-def _bounds(counted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _bounds(program: _Program) -> Iterator[dict[str, Any]]:
     """On every machine; products of float32 also as TF32."""
-    what = {name: counted[name] for name in ("program", "batch_size", "devices")}
+    name, size, devices = program.program, program.batch_size, program.devices
     for precision in PRECISIONS:
-        if (precision == "amp") == (counted["precision"] == "amp"):
-            for name, machine in MACHINES.items():
-                found = bound(counted["stages"], counted["streams"], machine, precision, counted["devices"])
-                published = REFERENCE.get((what["program"], name, what["batch_size"], what["devices"], precision))
-                yield {"machine": name, "precision": precision, **what, **found, "published_samples_per_s": published}
+        if (precision == "amp") == (program.precision == "amp"):
+            for machine, datasheet in MACHINES.items():
+                yield {
+                    "machine": machine,
+                    "program": name,
+                    "precision": precision,
+                    "batch_size": size,
+                    "devices": devices,
+                    **bound(program.stages, program.streams, datasheet, precision, devices),
+                    "published_samples_per_s": REFERENCE.get((name, machine, size, devices, precision)),
+                }
 
 
 def _show(result: Mapping[str, Any]) -> None:
     """The bounds at the largest batch size, one operator after the other, and how the model does on this machine."""
     size = max(each["batch_size"] or 0 for each in result["bounds"])
-    table = Table("million/s at most", *(f"{program}, {precision}" for program, precision in _COLUMNS))
-    for devices in (1, _DEVICES):
-        for machine in MACHINES:
-            cells = []
-            for program, precision in _COLUMNS:
-                what = (machine, devices, program, precision)
-                found = [
-                    each
-                    for each in result["bounds"]
-                    if (each["machine"], each["devices"], each["program"], each["precision"]) == what
-                    and each["batch_size"] in (size, None)
-                ]
-                cells += [_cell(found[0]) if found else ""]
-            table.add_row(f"{devices} × {machine}", *cells)
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for found in result["bounds"]:
+        if found["batch_size"] in (size, None) and (found["program"], found["precision"]) not in _UNSHOWN:
+            what = (found["program"], found["precision"], str(found["devices"]))
+            rows.setdefault(what, []).append(_cell(found))
+    table = Table("million/s at most", "", "devices", *MACHINES)
+    for program, precision, devices in sorted(rows, key=lambda what: (list(_PROGRAMS).index(what[0]), what[2])):
+        table.add_row(_PROGRAMS[program], precision, devices, *rows[program, precision, devices])
     console.print(table)
     console.print(f"Not measured: {result['label']}. In brackets: what NVIDIA published for its program.")
     for name in ("torch step", "plain step"):

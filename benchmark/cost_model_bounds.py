@@ -90,7 +90,7 @@ MACHINES = {
 }
 
 # Samples/s that NVIDIA published for its own program (NCF for PyTorch, DGX A100 with devices of 40 GB).
-REFERENCE = {
+REFERENCE: dict[tuple[str, str, int | None, int, str], float] = {
     ("plain training", "A100", 1 << 20, 1, "tf32"): 22.6e6,
     ("plain training", "A100", 1 << 20, 1, "amp"): 34.1e6,
     ("plain training", "A100", 1 << 20, 8, "tf32"): 110e6,

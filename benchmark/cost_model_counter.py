@@ -50,9 +50,6 @@ class Counter:
         found = self.costs.setdefault(self._stage_of.get(operator, stage or self._stage), {})
         found[operator] = found.get(operator, Cost()).plus(cost)
 
-    def total(self, stage: str) -> Cost:
-        return Cost.sum(self.costs[stage].values())
-
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         before, self._stage = self._stage, name
