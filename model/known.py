@@ -81,7 +81,7 @@ class Interactions:
             users: encoded ids, ascending, int64.
         """
         train = self._grouped(self._train_blocks(range(self.train.n_partitions)), users)
-        return _joined(train, self._test.take(users))
+        return _joined(train, self.test.take(users))
 
     def by_part(self) -> Iterator[Known]:
         """What the data says of all users, some at a time: by partition of train, then those without train rows."""
@@ -89,12 +89,12 @@ class Interactions:
         for part in range(self.train.n_partitions):
             train = self._grouped(self._train_blocks([part]))
             left[train.users] = False
-            yield _joined(train, self._test.take(train.users))
+            yield _joined(train, self.test.take(train.users))
         if left.any():
-            yield self._test.take(np.flatnonzero(left))
+            yield self.test.take(np.flatnonzero(left))
 
     @cached_property
-    def _test(self) -> Known:
+    def test(self) -> Known:
         """What the test rows say of all users."""
         return self._grouped(self._test_blocks(), np.arange(self._columns.n_users))
 

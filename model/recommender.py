@@ -228,7 +228,13 @@ class Recommender:
     @cached_property
     def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
         """All items, those with most train interactions first, and the interactions of each item by its number."""
-        counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
+        if self._held is None:
+            counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
+        else:
+            held, test = (
+                np.bincount(known.items, minlength=len(self.items)) for known in (self._held, self._interactions.test)
+            )
+            counts = held - test
         return np.argsort(-counts, kind="stable"), counts
 
 

@@ -134,7 +134,9 @@ def test_of_equal_scores_the_lower_item_comes_first(run: Path) -> None:
         assert found.items == expected[:k]
 
 
-def test_unknown_users_are_an_error_or_get_popular_items(recommender: Recommender) -> None:
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_unknown_users_are_an_error_or_get_popular_items(run: Path, in_memory: bool) -> None:
+    recommender = Recommender.load(run, device="cpu", in_memory=in_memory)
     with pytest.raises(UserError, match=r"users 'nobody', '7' are not among the 1,000 users"):
         recommender.recommend(["u0001", "nobody", "7"])
     with pytest.raises(UserError, match="users 'a', 'b', 'c' and 2 more are not"):
