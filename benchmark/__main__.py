@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import cost_model, demo, gpu_check, pipeline, serve, training
+from benchmark import cost_model, demo, gpu_check, pipeline, recommend, serve, training
 from workflows.errors import run_command
 
 
@@ -28,6 +28,11 @@ _COMMANDS = {
     "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
+    ),
+    "recommend": _Command(
+        "recommendations, against a plain forward over all items: users/s, memory",
+        recommend.main,
+        recommend.add_arguments,
     ),
     "serve": _Command("a service under load from many clients: requests/s, latency", serve.main, serve.add_arguments),
     "training": _Command(

@@ -1,0 +1,69 @@
+"""The benchmark of recommendations: both ways on a small run, as processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from benchmark import recommend
+from benchmark.recommend_run import sample
+from model.checkpoint import save_model
+from model.neumf import NeuMF, NeuMFConfig
+from workflows.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    data, folder = tmp_path / "data", tmp_path / "run"
+    data.mkdir()
+    folder.mkdir()
+    rows = {"user": np.repeat(np.arange(30), 4), "item": np.tile(np.arange(8), 15), "label": np.ones(120)}
+    pq.write_table(pa.table(rows), data / "train.parquet")
+    chunk = {"type": "parquet", "features": list(rows), "files": ["train.parquet"]}
+    spec = {
+        "channel_spec": {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
+        "feature_spec": {"user": {"cardinality": 30}, "item": {"cardinality": 8}, "label": {}},
+        "metadata": {"time_ordered": True},
+        "source_spec": {"train": [chunk]},
+    }
+    (data / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
+    model = NeuMF(NeuMFConfig(n_users=30, n_items=8, factors=4, layers=(8, 4)), torch.Generator().manual_seed(1))
+    save_model(folder, model, {"data": str(data), "feature_spec_file": "feature_spec.yaml"})
+    return folder
+
+
+def parsed(*flags: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    recommend.add_arguments(parser)
+    return parser.parse_args([str(flag) for flag in flags])
+
+
+def test_both_ways_are_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "results" / "recommend.json"
+    flags = ["--run", run, "--all", "--plain-users", 7, "--repeats", 1, "--threads", 1, "--output", target]
+    recommend.main(parsed(*flags))
+    result = json.loads(target.read_text())
+    assert {name: found["runs"][0]["users"] for name, found in result["results"].items()} == {"product": 30, "plain": 7}
+    for found in result["results"].values():
+        assert found["users_per_s"] > 0
+        assert found["peak_rss_mib"] > 50
+        assert found["runs"][0]["threads"] == 1
+    assert "times as many users/s" in capsys.readouterr().out
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
+    assert set(sample(100, 10)) < set(sample(100, 20)) < set(sample(100, None)) == set(range(100))
+
+
+@pytest.mark.parametrize("flag", ["--users", "--plain-users", "--repeats", "--threads"])
+def test_counts_below_one_are_refused(run: Path, flag: str) -> None:
+    with pytest.raises(UserError, match=flag):
+        recommend.main(parsed("--run", run, flag, -1))
