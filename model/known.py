@@ -55,13 +55,14 @@ def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     Returns:
         Where those begin, laid one after the other, int64 [P + 1], and the place of each of their elements.
     """
-    counts = np.diff(starts)[places]
+    first = starts[places]
+    counts = starts[places + 1] - first
     begins = _starts(counts)
-    return begins, np.arange(begins[-1]) + np.repeat(starts[places] - begins[:-1], counts)
+    return begins, np.arange(begins[-1]) + np.repeat(first - begins[:-1], counts)
 
 
 class Interactions:
-    """The rows of a prepared folder by user. Train is streamed whenever it is asked; test's positives are held."""
+    """The rows of a prepared folder by user: train is streamed whenever it is asked, positives of test are held."""
 
     def __init__(self, folder: Path, spec: FeatureSpec, columns: Columns) -> None:
         """

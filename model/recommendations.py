@@ -92,7 +92,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The `k` best columns of each row, or all there are, best first; of equal scores the lower column comes first.
 
     Args:
-        scores: shape [R, N], without NaN.
+        scores: shape [R, N]; NaN counts as the largest.
     Returns:
         (scores, columns), each [R, min(k, N)].
     """

@@ -1,9 +1,4 @@
-"""A trained run in use: what to recommend to whom, and how probable a pair is, in original ids.
-
-recommender = Recommender.load(Path("runs/mine"))
-for ranking in recommender.recommend(["anna", "ben"], k=10):
-    print(ranking.user, ranking.items, ranking.scores)
-"""
+"""A trained run in use: what to recommend to whom, and how probable a pair is, in original ids."""
 
 from __future__ import annotations
 
@@ -38,7 +33,7 @@ _BLOCK_SCORES = 1 << 23  # held at a time, 4 bytes each
 class Recommender:
     """A trained run together with the ids and interactions of the folder it was trained on.
 
-    It changes nothing once it is made, so threads may share it.
+    Threads may share it: nothing changes once it is made.
     """
 
     def __init__(self, run: Run, data: Path | None = None, in_memory: bool = False) -> None:
@@ -84,7 +79,7 @@ class Recommender:
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
     ) -> Recommendations:
-        """The k best items for each user; of equal scores the lower original id comes first.
+        """The k best items for each user; of equal scores the item with the lower number comes first.
 
         Args:
             users: original ids, as `Ids.known` takes them; repeats are fine.
