@@ -54,7 +54,7 @@ CHECKS = {
         "benchmark.gpu_check_training", "losses and HR@10 of train.py: each precision against the CPU", 1200
     ),
     "ranks": Check("benchmark.gpu_check_training", "train.py --gpus N against one process", 1200),
-    "trace": Check("benchmark.gpu_check_speed", "profile of steps; share of the time in which the GPU idles", 600),
+    "trace": Check("benchmark.gpu_check_trace", "profiles of steps; share of the time in which the GPU idles", 600),
     "throughput": Check("benchmark.gpu_check_speed", "samples/s of training from memory and of scoring", 900),
     "pipeline": Check("benchmark.gpu_check_speed", "log to folder, Loader, train.py: rows/s and samples/s", 1800),
 }

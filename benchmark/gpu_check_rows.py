@@ -22,6 +22,13 @@ from preprocessing.synthetic import Shape
 from preprocessing.synthetic_rows import row_blocks
 
 _SEED = 1
+WARM_UPS = 5  # steps; graphs are recorded in the fourth
+CONFIGS: dict[str, dict[str, Any]] = {
+    "fp32": {"precision": "fp32"},
+    "tf32": {"precision": "tf32"},
+    "amp": {"amp": True},
+    "amp, with CUDA graphs": {"amp": True, "cuda_graphs": True},
+}
 
 
 def interactions(shape: Shape) -> np.ndarray:

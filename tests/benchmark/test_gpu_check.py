@@ -23,7 +23,8 @@ from benchmark import gpu_check, gpu_check_arrays, gpu_check_training
 from benchmark.gpu_check import Check
 from benchmark.gpu_check_findings import FULL, SMALL, Findings, NotPossibleError, Settings, run_check
 from benchmark.gpu_check_page import write_report
-from benchmark.gpu_check_speed import _samples_per_s, idle_share
+from benchmark.gpu_check_speed import _samples_per_s
+from benchmark.gpu_check_trace import idle_share
 from workflows.errors import UserError
 
 ROOT = Path(__file__).parents[2]

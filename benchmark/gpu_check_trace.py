@@ -1,0 +1,106 @@
+"""Profiles of training steps, and how much of the time the GPU idles."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from itertools import islice, repeat
+from typing import Any
+
+from torch import profiler
+
+from benchmark.gpu_check_findings import Figure, Findings, Settings, prepare_log, run_check
+from benchmark.gpu_check_rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
+from benchmark.training_variants import DROPOUT
+from model.batches import Batch
+from model.step import Step
+from model.world import World
+from preprocessing.synthetic import write_log
+from workflows.device import synchronize, torch_device
+
+_TRACED, _STREAMED = 5, 16  # steps; as many as two blocks of the Loader's rows are cut into
+_ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)
+
+
+def trace(settings: Settings) -> Findings:
+    """A profile of some steps in each precision, alone and as the Loader feeds them."""
+    found, device, scale = Findings(), torch_device(settings.device, None), settings.scale
+    rows = ResidentRows.of(scale.parity_shape, device)
+    for size in (scale.parity_batch, scale.batch_size):
+        batch = next(epochs(rows, size, World(device)).epoch(0))
+        for name in found.possible(CONFIGS, settings):
+            _trace(found, settings, f"step alone, {name}", CONFIGS[name], size, repeat(batch), _TRACED)
+    if find_spec("nvtabular") is None:
+        found.left_out["steps fed by the Loader"] = "NVTabular is not installed"
+        return found
+    from model.data import open_train
+    from preprocessing.feature_spec import read_feature_spec
+
+    log, data = settings.work / "log.csv", settings.work / "data"
+    write_log(scale.parity_shape, log, 1)
+    prepare_log(log, data, "cpu")
+    streamed = epochs(open_train(data, read_feature_spec(data), device), scale.parity_batch, World(device), False)
+    for name in found.possible(("fp32", "amp", "amp, with CUDA graphs"), settings):
+        batches = streamed.epoch(0)
+        _trace(found, settings, f"fed by the Loader, {name}", CONFIGS[name], scale.parity_batch, batches, _STREAMED)
+    return found
+
+
+def _trace(
+    found: Findings,
+    settings: Settings,
+    what: str,
+    config: dict[str, Any],
+    size: int,
+    batches: Iterator[Batch],
+    steps: int,
+) -> None:
+    """Profile steps behind some to warm up into a Chrome trace; the figure is the time without work, in per cent."""
+    device, scale = torch_device(settings.device, None), settings.scale
+    net = network(scale.parity_shape, scale, device, DROPOUT)
+    step = Step(net, train_config(size, **config), World(device), kernels=False)
+    for batch in islice(batches, WARM_UPS):
+        step(batch, len(batch))
+    synchronize(device)
+    with profiler.profile(activities=profiler.supported_activities()) as profiled:
+        for batch in islice(batches, steps):
+            step(batch, len(batch))
+        synchronize(device)
+    name = f"trace-{size}-{what.replace(', ', '-').replace(' ', '-')}.json.gz"
+    profiled.export_chrome_trace(str(settings.output / name))
+    with gzip.open(settings.output / name, "rt", encoding="utf-8") as file:
+        idle = idle_share(json.load(file), _ON_CPU if settings.rehearsal else _ON_GPU)
+    found.figures.append(Figure(f"idle, batches of {size:,}: {what}", 100.0 * idle, "%"))
+    found.files.append(name)
+
+
+def idle_share(traced: dict[str, Any], categories: Iterable[str]) -> float:
+    """The share of the time from the first to the last event of some categories in which there is none.
+
+    Args:
+        traced: a Chrome trace.
+
+    Raises:
+        RuntimeError: there is no such event.
+    """
+    wanted = set(categories)
+    events = sorted(
+        (float(event["ts"]), float(event["ts"]) + float(event["dur"]))
+        for event in traced["traceEvents"]
+        if event.get("cat") in wanted and "dur" in event
+    )
+    if not events:
+        raise RuntimeError(
+            f"the trace has no event of {', '.join(sorted(wanted))}: the profiler does not see the device"
+        )
+    busy, until = 0.0, events[0][0]
+    for start, stop in events:
+        busy += max(0.0, stop - max(start, until))
+        until = max(until, stop)
+    return 1.0 - busy / (until - events[0][0]) if until > events[0][0] else 0.0
+
+
+if __name__ == "__main__":
+    run_check({"trace": trace})
