@@ -83,33 +83,39 @@ def count_training(shape: Shape, batch_size: int, precision: str, plain: bool = 
     n, amp = batch_size // _GROUP * _GROUP, precision == "amp"
     counter = Counter(_STAGE_OF)
     with FakeTensorMode(), _chunks(chunk or n):
-        ids, labels = torch.zeros(n, dtype=torch.int32), torch.zeros(n)
-        run: Callable[[], Any]
-        if plain:
-            samples = Samples(ids.long(), ids.long(), labels)
-            step = PlainStep(PlainNeuMF(shape.users, shape.items))
-            step.network.train()
-            autocast: AbstractContextManager = torch.autocast("cpu", torch.float16) if amp else nullcontext()
-
-            def run() -> None:
-                with autocast:
-                    step(samples)
-
-        else:
-            network = NeuMF(network_config(shape.users, shape.items))
-            network.train()
-            # float16 on a CPU stands for float16 on a GPU: the same bytes, and the same scaling of gradients.
-            config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
-            ours = model.step.Step(network, config, World(_CPU), kernels=False)
-            batch = Batch(ids, ids, labels, group=_GROUP)
-
-            def run() -> None:
-                ours(batch, n)
-
+        run = (_plain_step if plain else _torch_step)(shape, n, amp)
         run()  # makes the state of Adam and of the gradients' scale
         with counter.torch_operators(), counter.stage("forward"):
             run()
     return Counted(_per(counter, n))
+
+
+def _plain_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
+    step = PlainStep(PlainNeuMF(shape.users, shape.items))
+    step.network.train()
+    ids = torch.zeros(n, dtype=torch.int64)
+    samples = Samples(ids, ids, torch.zeros(n))
+
+    def run() -> None:
+        with _autocast(amp):
+            step(samples)
+
+    return run
+
+
+def _torch_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
+    network = NeuMF(network_config(shape.users, shape.items))
+    network.train()
+    config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
+    step = model.step.Step(network, config, World(_CPU), kernels=False)
+    ids = torch.zeros(n, dtype=torch.int32)
+    batch = Batch(ids, ids, torch.zeros(n), group=_GROUP)
+    return lambda: step(batch, n)
+
+
+def _autocast(amp: bool) -> AbstractContextManager:
+    """float16 on a CPU stands for float16 on a GPU: it moves the same bytes."""
+    return torch.autocast("cpu", torch.float16) if amp else nullcontext()
 
 
 def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
@@ -118,8 +124,7 @@ def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
     with FakeTensorMode(), torch.inference_mode():
         network = NeuMF(network_config(shape.users, shape.items)).eval()
         ids = torch.zeros(batch_size, dtype=torch.int64)
-        autocast: AbstractContextManager = torch.autocast("cpu", torch.float16) if precision == "amp" else nullcontext()
-        with autocast, counter.torch_operators(), counter.stage("forward"):
+        with _autocast(precision == "amp"), counter.torch_operators(), counter.stage("forward"):
             network(ids, ids)
     return Counted(_per(counter, batch_size))
 
@@ -157,7 +162,7 @@ def count_evaluation(shape: Shape) -> Counted:
     series = (1 << 16) // _SERIES
     columns = Columns("user", "item", "label", series, shape.items)
     random = np.random.default_rng(1)
-    items = random.permuted(np.tile(np.arange(shape.items), (series, 1)), axis=1)[:, :_SERIES].reshape(-1)
+    items = np.concatenate([random.choice(shape.items, _SERIES, replace=False) for _ in range(series)])
     rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
     network, counter = NeuMF(network_config(series, shape.items)), Counter()
     evaluation = Evaluation(rows, _SERIES, 10, 1 << 20, World(_CPU))
