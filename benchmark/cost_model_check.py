@@ -16,9 +16,9 @@ from benchmark.cost_model_bounds import Machine, Streams, bound
 from benchmark.cost_model_stages import Counted, count_training, network_config
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples
 from benchmark.training_limits import measure_rates, median_s
-from model.batches import Batch
 from model.config import TrainConfig
 from model.neumf import NeuMF
+from model.samples import Batch
 from model.world import World
 from preprocessing.synthetic import Shape
 

@@ -25,12 +25,13 @@ from benchmark.cost_model_arrays import CountedArray
 from benchmark.cost_model_cost import Cost
 from benchmark.cost_model_counter import Counter
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
-from model.batches import Batch, EpochBatches, SamplingConfig
+from model.batches import EpochBatches, SamplingConfig
 from model.columns import Columns
 from model.config import TrainConfig
 from model.data import Rows
 from model.evaluation import Evaluation
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.source import TableSource
 from model.world import World
 from preprocessing.synthetic import Shape
@@ -140,11 +141,11 @@ def count_batches(shape: Shape) -> Counted:
     config = SamplingConfig(batch_size=1000, per_positive=settings.NEGATIVES, kind="exact", in_memory=False, seed=1)
     batches, counter = EpochBatches(rows, config, World(_CPU)), Counter()
     with (
-        counter.watch(EpochBatches, "_samples", "negative sampling"),
+        counter.watch(EpochBatches, "_groups", "negative sampling"),
         counter.torch_operators(),
         counter.stage("loader"),
     ):
-        samples = sum(len(batch) for batch in batches.epoch(0))
+        samples = sum(len(batch) for batch in batches._from_disk(0))  # in this thread, as on a GPU
     return Counted(_per(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
 
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from benchmark.gpu_check_findings import Scale
 from benchmark.training_variants import BETA1, BETA2, LEARNING_RATE, NEGATIVES
-from model.batches import Batch, EpochBatches, SamplingConfig
+from model.batches import EpochBatches, SamplingConfig
 from model.config import TrainConfig
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.world import World
 from preprocessing.synthetic import Shape
 from preprocessing.synthetic_rows import row_blocks

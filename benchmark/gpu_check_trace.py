@@ -14,7 +14,7 @@ from torch import profiler
 from benchmark.gpu_check_findings import Figure, Findings, Settings, prepare_log, run_check
 from benchmark.gpu_check_rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training_variants import DROPOUT
-from model.batches import Batch
+from model.samples import Batch
 from model.step import Step
 from model.world import World
 from preprocessing.synthetic import write_log

@@ -11,7 +11,7 @@ import torch
 
 from benchmark.gpu_check_findings import Findings, NotPossibleError, Settings, need, ours, run_check
 from benchmark.gpu_check_rows import network, on_device, parity_batches, train_config
-from model.batches import Batch
+from model.samples import Batch
 from model.step import Step
 from model.world import World
 from workflows.device import rng_state, set_rng_state, torch_device

@@ -33,10 +33,11 @@ from benchmark.training_variants import (
     VARIANTS,
     Variant,
 )
-from model.batches import Batch, EpochBatches, SamplingConfig
+from model.batches import EpochBatches, SamplingConfig
 from model.config import TrainConfig
 from model.data import open_train
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.torch_step import TorchStep
 from model.world import World
 from preprocessing.chunks import read_mapping

@@ -8,18 +8,20 @@ positives; the order of partitions and the order within a block are new every ep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from model.ahead import made_ahead
+from model.samples import Batch, Groups
 from model.world import World
 from workflows import counters
 from workflows.candidates import Candidates
-from workflows.device import torch_generator
+from workflows.device import launches_only, torch_generator
 from workflows.errors import UserError
 from workflows.negatives import row_negatives
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:  # a step on batches from elsewhere needs no Merlin
     from model.data import Rows
 
 _BLOCK_ROWS = 1 << 20
+_AHEAD = 1 << 21  # samples that may wait for their step: the step goes on while the next block is made
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 
 
@@ -53,53 +56,6 @@ class SamplingConfig:
     def draws(self) -> bool:
         """Whether there are negatives to draw."""
         return self.kind != "static" and self.per_positive > 0
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples of one step, each column of shape [B].
-
-    Attributes:
-        users, items: int32 or int64 ids.
-        labels: float32.
-        side: the side features that go with the row, int32 ids or float32 numbers.
-        group: so many samples in a row are a positive and the negatives drawn for it, of one user; 1: in no order.
-    """
-
-    users: Tensor
-    items: Tensor
-    labels: Tensor
-    side: tuple[Tensor, ...] = ()
-    group: int = 1
-
-    @staticmethod
-    def of(columns: Iterable[Tensor], group: int = 1) -> Batch:
-        users, items, labels, *side = columns
-        return Batch(users, items, labels, tuple(side), group)
-
-    @property
-    def columns(self) -> tuple[Tensor, ...]:
-        return (self.users, self.items, self.labels, *self.side)
-
-    def __len__(self) -> int:
-        return self.labels.shape[0]
-
-    def cut(self, start: int, stop: int) -> Batch:
-        """Samples start … stop - 1, which should be whole groups."""
-        return Batch.of((column[start:stop] for column in self.columns), self.group)
-
-    def take(self, which: Tensor) -> Batch:
-        """Samples by their numbers."""
-        return Batch.of(column[which] for column in self.columns)
-
-    def take_groups(self, which: Tensor) -> Batch:
-        """Groups by their numbers."""
-        groups = (column.view(-1, self.group)[which].view(-1) for column in self.columns)
-        return Batch.of(groups, self.group)
-
-    def followed_by(self, other: Batch) -> Batch:
-        group = self.group if self.group == other.group else 1
-        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
 
 
 class EpochBatches:
@@ -130,21 +86,28 @@ class EpochBatches:
         self._held_out = held_out
         self._resident: Batch | None = None
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int) -> Generator[Batch, None, None]:
         """This rank's batches of an epoch (counted from 0): every row once, with `per_positive` fresh negatives.
 
-        The last batches may be smaller, or empty where others have more; nothing is dropped.
+        The last batches may be smaller, or empty where others have more; nothing is dropped. On a CPU a thread makes
+        them ahead of their use: close the generator where it is not used up.
         """
-        shuffle_seed = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
-        if self.config.in_memory:
-            for batch in self._batches(self._all_rows(), number, self.config.batch_size, shuffle_seed):
-                own = self.world.share(len(batch) // batch.group)
-                yield batch.cut(own.start * batch.group, own.stop * batch.group)
-            return
-        size = self.world.share(self.config.batch_size)
+        batches = self._from_memory(number) if self.config.in_memory else self._from_disk(number)
+        return batches if launches_only(self.device) else made_ahead(batches, -(-_AHEAD // self.config.batch_size))
+
+    def _from_memory(self, number: int) -> Generator[Batch, None, None]:
+        seed = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
+        for batch in self._batches(self._all_rows(), number, self.config.batch_size, seed):
+            own = self.world.share(len(batch) // batch.group)
+            yield batch.cut(own.start * batch.group, own.stop * batch.group)
+
+    def _from_disk(self, number: int) -> Generator[Batch, None, None]:
+        seed, rank = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
+        share = self.world.share(self.config.batch_size)
         # Ranks shuffle their own blocks; the order of partitions is the same for all.
-        own_seed = counters.stream_seed(shuffle_seed, self.world.rank) if self.world.rank else shuffle_seed
-        yield from self._batches(self._streamed(shuffle_seed), number, size.stop - size.start, own_seed)
+        own_seed = counters.stream_seed(seed, rank) if rank else seed
+        with closing(self._streamed(seed)) as blocks:
+            yield from self._batches(blocks, number, share.stop - share.start, own_seed)
 
     @property
     def _few_users(self) -> bool:
@@ -160,22 +123,23 @@ class EpochBatches:
         """The samples of some blocks, their groups shuffled within each, in batches of `size`, or a little less so that
         they are whole groups."""
         generator = torch_generator(seed, self.device)
-        rest: Batch | None = None
+        rest: Groups | None = None
         for block in blocks:
-            samples = self._samples(block, epoch)
-            if size < samples.group or self._few_users:
-                samples = replace(samples, group=1)
-            order = torch.randperm(len(samples) // samples.group, generator=generator, device=self.device)
-            samples = samples.take_groups(order)
-            if rest is not None:
-                samples = rest.followed_by(samples)
-            step = size // samples.group * samples.group
-            whole = len(samples) // step * step
-            for start in range(0, whole, step):
-                yield samples.cut(start, start + step)
-            rest = samples.cut(whole, len(samples)) if whole < len(samples) else None
-        if rest is not None:
-            yield rest
+            groups = self._groups(block, epoch)
+            if size < groups.size or self._few_users or (rest is not None and rest.size != groups.size):
+                groups = Groups.single(groups.samples())
+                rest = Groups.single(rest.samples()) if rest is not None else None
+            order = torch.randperm(len(groups), generator=generator, device=self.device)
+            each, begin = size // groups.size, 0
+            for end in range(each - (len(rest) if rest is not None else 0), len(groups) + 1, each):
+                # Taken batch by batch, a block is not held twice.
+                batch = groups.take(order[begin:end])
+                yield (rest.followed_by(batch) if rest is not None else batch).samples()
+                rest, begin = None, end
+            left = groups.take(order[begin:])
+            rest = rest.followed_by(left) if rest is not None else left
+        if rest is not None and len(rest):
+            yield rest.samples()
 
     def _all_rows(self) -> Iterator[Batch]:
         if self._resident is None:
@@ -183,11 +147,13 @@ class EpochBatches:
             self._resident = self._trained_on(Batch.of(map(torch.cat, zip(*blocks, strict=True))))
         yield self._resident
 
-    def _streamed(self, seed: int) -> Iterator[Batch]:
+    def _streamed(self, seed: int) -> Generator[Batch, None, None]:
         """Blocks of whole users, of this rank's partitions, in an order of partitions given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
-        for block in whole_users(self.rows, self.block_rows, self.device, order[self.world.rank :: self.world.size]):
-            yield self._trained_on(block)
+        own = order[self.world.rank :: self.world.size]
+        with closing(whole_users(self.rows, self.block_rows, self.device, own)) as blocks:
+            for block in blocks:
+                yield self._trained_on(block)
 
     def _trained_on(self, block: Batch) -> Batch:
         """A block without the rows that are held out."""
@@ -196,39 +162,35 @@ class EpochBatches:
         held_out = (self._held_out[block.users] == block.items) & (block.labels > 0)
         return block.take((~held_out).nonzero().squeeze(1))
 
-    def _samples(self, block: Batch, epoch: int) -> Batch:
-        """A block's rows and their negatives: groups, or where rows have none, single samples."""
+    def _groups(self, block: Batch, epoch: int) -> Groups:
+        """A block's rows and their negatives; where some rows have none, samples one by one."""
         config = self.config
         if not config.draws:
-            return block
+            return Groups.single(block)
         positive = block.labels > 0
-        positives = block.take(positive.nonzero().squeeze(1))
-        users, items = positives.users.long(), positives.items.long()
+        all_positive = bool(positive.all())  # host sync: once per block
+        positives = block if all_positive else block.take(positive.nonzero().squeeze(1))
         seed = counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
         if config.kind == "uniform":
-            negatives = _uniform(users, items, self.rows.columns.n_items, config.per_positive, seed)
+            n_items = self.rows.columns.n_items
+            negatives = _uniform(positives.users, positives.items, n_items, config.per_positive, seed)
         else:
-            negatives, exists = row_negatives(users, items, self._candidates, config.per_positive, seed)
+            negatives, exists = row_negatives(
+                positives.users, positives.items, self._candidates, config.per_positive, seed
+            )
             if not bool(exists.all()):  # host sync: once per block
-                positive[positive.clone()] = exists
+                all_positive, positive[positive.clone()] = False, exists
                 kept = exists.nonzero().squeeze(1)
-                positives, negatives = positives.take(kept), negatives[kept]
-        group = 1 + config.per_positive
-        labels = torch.zeros(len(positives), group, device=self.device)
-        labels[:, 0] = positives.labels
-        grouped = Batch(
-            positives.users.repeat_interleave(group),
-            torch.cat((positives.items[:, None], negatives.to(block.items.dtype)), dim=1).view(-1),
-            labels.view(-1),
-            tuple(column.repeat_interleave(group) for column in positives.side),
-            group,
-        )
-        if len(positives) == len(block):
-            return grouped
-        return grouped.followed_by(block.take((~positive).nonzero().squeeze(1)))
+                positives, negatives = positives.take(kept), negatives.index_select(0, kept)
+        groups = Groups(positives, negatives)
+        if all_positive:
+            return groups
+        return Groups.single(groups.samples().followed_by(block.take((~positive).nonzero().squeeze(1))))
 
 
-def whole_users(rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None) -> Iterator[Batch]:
+def whole_users(
+    rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None
+) -> Generator[Batch, None, None]:
     """The rows of some partitions in blocks of about `block_rows`, none of which cuts a user in two.
 
     Args:
@@ -236,15 +198,16 @@ def whole_users(rows: Rows, block_rows: int, device: torch.device, order: list[i
         order: the partitions in the order to read them, None for all in their own.
     """
     held: Batch | None = None  # the last user of a block may go on in the next one
-    for columns in rows.stream(block_rows, device, order):
-        block = Batch.of(columns)
-        if held is not None:
-            block = held.followed_by(block)
-        last = block.users == block.users[-1]
-        whole = len(block) - int(last.sum())  # host sync: once per block
-        if whole:
-            yield block.cut(0, whole)
-        held = block.cut(whole, len(block))
+    with closing(rows.stream(block_rows, device, order)) as blocks:
+        for columns in blocks:
+            block = Batch.of(columns)
+            if held is not None:
+                block = held.followed_by(block)
+            last = block.users == block.users[-1]
+            whole = len(block) - int(last.sum())  # host sync: once per block
+            if whole:
+                yield block.cut(0, whole)
+            held = block.cut(whole, len(block))
     if held is not None:
         yield held
 
@@ -268,5 +231,6 @@ def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> No
 
 def _uniform(users: Tensor, items: Tensor, n_items: int, per_row: int, seed: int) -> Tensor:
     """Any item, as the reference draws them: a function of (seed, user, item, number), shape [N, per_row]."""
-    key = counters.keys(seed, users * n_items + items)[:, None]
-    return counters.below(counters.draws(key, torch.arange(per_row, device=users.device)), n_items)
+    key = counters.keys(seed, users.long() * n_items + items)[:, None]
+    drawn = counters.below(counters.draws(key, torch.arange(per_row, device=users.device)), n_items)
+    return drawn.to(items.dtype)

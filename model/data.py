@@ -53,7 +53,9 @@ class Rows:
         Raises:
             UserError: an id is outside its cardinality, a label outside [0, 1], or a number is none.
         """
-        with loader_class()(self.dataset, batch_size=rows, shuffle=False) as loader:
+        # Together parts make about a block: one at a time, the loader would copy what it has of a block for each.
+        parts = max(1, rows // self.source.largest_part)
+        with loader_class()(self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts) as loader:
             if order is not None:
                 loader.indices = np.asarray(order)
             for columns, _ in loader:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from model.batches import Batch
+from model.samples import Batch
 
 _WARM_UPS = 3  # libraries set themselves up in their first calls, which cannot be recorded
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from model import kernels
-from model.batches import Batch
 from model.neumf import NeuMF
+from model.samples import Batch
 
 _BLOCK_USERS = 4096  # whose projections and gradients stay in the cache
 _SHARED_VALUES = 1 << 16  # so many parameters are worth more than one thread

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,10 @@ class Source(Protocol):
 
     @property
     def n_parts(self) -> int: ...
+
+    @property
+    def largest_part(self) -> int:
+        """Rows of the largest part."""
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         """Some columns of a part, int32 or float32; raises UserError for values that are neither."""
@@ -49,6 +54,10 @@ class TableSource:
     @property
     def n_parts(self) -> int:
         return len(self.cuts) - 1
+
+    @property
+    def largest_part(self) -> int:
+        return max(stop - start for start, stop in pairwise(self.cuts))
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         start, stop = self.cuts[index : index + 2]
@@ -81,6 +90,10 @@ class FilesSource:
     @property
     def n_parts(self) -> int:
         return len(self.parts)
+
+    @property
+    def largest_part(self) -> int:
+        return max(part.n_rows for part in self.parts)
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         part = self.parts[index]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.batches import Batch
 from model.compiled import compiled_loops
 from model.config import TrainConfig
 from model.graphed import Graphed
 from model.neumf import NeuMF
+from model.samples import Batch
 from model.torch_step import CHUNK_SAMPLES, TorchStep
 from model.world import World
 from workflows.device import graph_capture, multiplies_bfloat16, torch_precision

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.batches import Batch
 from model.neumf import NeuMF
+from model.samples import Batch
 
 CHUNK_SAMPLES = 4096  # on a CPU, whose caches hold the activations of so many
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -135,10 +136,11 @@ class Training:
         world, started = self.step.world, time.perf_counter()
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
-        for batch, of_all in world.aligned(batches.epoch(number)):
-            loss += self.step(batch, of_all)
-            samples += of_all
-            progress.advance(of_all)
+        with closing(batches.epoch(number)) as own:
+            for batch, of_all in world.aligned(own):
+                loss += self.step(batch, of_all)
+                samples += of_all
+                progress.advance(of_all)
         mean_loss = float(world.sum(loss)) / samples  # host sync: once per epoch
         synchronize(world.device)
         train_s = time.perf_counter() - started

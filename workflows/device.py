@@ -237,6 +237,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def launches_only(device: torch.device) -> bool:
+    """Whether a device works beside the thread that asks it to, so that a second thread would add nothing."""
+    return device.type == "cuda"
+
+
 def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Callable[[], None], T]]:
     """What records a CUDA graph: it is given work that only launches kernels on the device, none of which are run.
 

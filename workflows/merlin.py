@@ -13,7 +13,7 @@ import os
 import queue
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -226,7 +226,19 @@ def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: b
     """
     # Without a schema Merlin loads partitions until one has a row, each in time that grows with their number.
     schema = Schema([ColumnSchema(name, dtype=meta[name].dtype) for name in meta.columns])
-    return _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu, schema=schema)
+    dataset = _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu, schema=schema)
+    dataset.load_partition = load
+    return dataset
+
+
+class _Partitions:
+    """Partitions of a dataset as dataframes, in an order."""
+
+    def __init__(self, load: Callable[[int], Any], order: list[int]) -> None:
+        self._load, self._order = load, order
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._load, self._order)
 
 
 @functools.cache
@@ -238,7 +250,9 @@ def loader_class() -> type:
         batch (trailing empty parts, `drop_last` with a small tail, a rank without a partition);
       * crash: more ranks than partitions raised IndexError, and the last ranks could get none of many;
       * shuffle: the stock class seeds NumPy's global generator and cannot be given an order. Set
-        `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own.
+        `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own;
+      * time: before it loads a partition, Dask pickles all that the dataset is read from, to name the task. Those of
+        `frame_dataset` are loaded without it.
     """
     from merlin.core.compat.torch import torch as merlins_torch
 
@@ -265,6 +279,10 @@ def loader_class() -> type:
 
         def _shuffle_indices(self) -> None:
             """The order is `loader.indices`, whoever set it; NumPy's global generator is left alone."""
+
+        def _data_iter(self, epochs: int) -> Any:
+            load = getattr(self.dataset, "load_partition", None)
+            return super()._data_iter(epochs) if load is None else _Partitions(load, self._indices_for_process())
 
         def _indices_for_process(self) -> list[int]:
             return [int(index) for index in self.indices[self.global_rank :: self.global_size]]

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from model.batches import Batch
 from model.config import TrainConfig
 from model.metrics import positive_ranks
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.scoring import Scorer
 from model.step import Step
 from model.world import World

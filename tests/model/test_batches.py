@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from model import batches as batches_module
 from model import source
-from model.batches import Batch, EpochBatches, SamplingConfig, check_labels
+from model.batches import EpochBatches, SamplingConfig, check_labels
 from model.config import CHOICES
 from model.data import Rows, open_train
+from model.samples import Batch
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
 from workflows.candidates import Candidates
@@ -157,6 +160,19 @@ def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> No
         first = [listed(batch) for batch in batches.epoch(0)]
         list(batches.epoch(1))
         assert [listed(batch) for batch in batches.epoch(0)] == first
+
+
+@pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
+def test_batches_made_ahead_are_the_same(
+    train_rows: Callable, monkeypatch: pytest.MonkeyPatch, in_memory: bool
+) -> None:
+    rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
+    before = threading.active_count()
+    found = epoch(rows, 0, in_memory=in_memory)
+    assert threading.active_count() == before
+    monkeypatch.setattr(batches_module, "made_ahead", None)  # which is not called then
+    monkeypatch.setattr(batches_module, "launches_only", lambda _: True)
+    assert epoch(rows, 0, in_memory=in_memory) == found
 
 
 def test_the_order_of_parts_changes_between_epochs(train_rows: Callable) -> None:

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.step
-from model.batches import Batch
 from model.config import TrainConfig
 from model.graphed import _WARM_UPS
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.step import Step
 from model.world import World
 from workflows.errors import UserError

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from model import kernels
-from model.batches import Batch
 from model.columns import SideFeature
 from model.config import TrainConfig
 from model.kernel_step import KernelStep, RowGradient
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.step import Step
 from model.torch_step import TorchStep, keep_mask
 from model.world import World

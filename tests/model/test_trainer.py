@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 import model.step
-from model.batches import Batch, EpochBatches, SamplingConfig
+from model.batches import EpochBatches, SamplingConfig
 from model.columns import SideFeature
 from model.config import TrainConfig
 from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
+from model.samples import Batch
 from model.step import Step
 from model.trainer import History, Training
 from model.world import World

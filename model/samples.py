@@ -1,0 +1,95 @@
+"""Samples that are trained on together: a positive and the negatives drawn for it, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one step, each column of shape [B].
+
+    Attributes:
+        users, items: int32 or int64 ids.
+        labels: float32.
+        side: the side features that go with the row, int32 ids or float32 numbers.
+        group: so many samples in a row are a positive and the negatives drawn for it, of one user; 1: in no order.
+    """
+
+    users: Tensor
+    items: Tensor
+    labels: Tensor
+    side: tuple[Tensor, ...] = ()
+    group: int = 1
+
+    @staticmethod
+    def of(columns: Iterable[Tensor], group: int = 1) -> Batch:
+        users, items, labels, *side = columns
+        return Batch(users, items, labels, tuple(side), group)
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        return (self.users, self.items, self.labels, *self.side)
+
+    def __len__(self) -> int:
+        return self.labels.shape[0]
+
+    def cut(self, start: int, stop: int) -> Batch:
+        """Samples start … stop - 1, which should be whole groups."""
+        return Batch.of((column[start:stop] for column in self.columns), self.group)
+
+    def take(self, which: Tensor) -> Batch:
+        """Samples by their numbers."""
+        return Batch.of(column.index_select(0, which) for column in self.columns)
+
+    def followed_by(self, other: Batch) -> Batch:
+        group = self.group if self.group == other.group else 1
+        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows with the negatives drawn for each, not yet laid out as samples: a quarter of their bytes.
+
+    Attributes:
+        rows: a sample each, the positives where there are negatives.
+        negatives: ids of the type of the items, shape [rows, negatives of each].
+    """
+
+    rows: Batch
+    negatives: Tensor
+
+    @staticmethod
+    def single(rows: Batch) -> Groups:
+        """Rows that go alone."""
+        return Groups(Batch.of(rows.columns), rows.items.new_empty((len(rows), 0)))
+
+    @property
+    def size(self) -> int:
+        """Samples of a group."""
+        return 1 + self.negatives.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, which: Tensor) -> Groups:
+        """Groups by their numbers."""
+        return Groups(self.rows.take(which), self.negatives.index_select(0, which))
+
+    def followed_by(self, other: Groups) -> Groups:
+        """Of the same size."""
+        return Groups(self.rows.followed_by(other.rows), torch.cat((self.negatives, other.negatives)))
+
+    def samples(self) -> Batch:
+        """Each row, followed by its negatives."""
+        if self.size == 1:
+            return self.rows
+        items = torch.cat((self.rows.items[:, None], self.negatives), dim=1)
+        labels = self.rows.labels.new_zeros(items.shape)
+        labels[:, 0] = self.rows.labels
+        users, *side = (column.repeat_interleave(self.size) for column in (self.rows.users, *self.rows.side))
+        return Batch(users, items.view(-1), labels.view(-1), tuple(side), self.size)
