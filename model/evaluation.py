@@ -12,16 +12,17 @@ from torch import Tensor, nn
 from model.columns import Columns
 from model.data import Rows
 from model.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
+from model.neumf import NeuMF
+from model.scoring import Scorer
 from model.seen import Seen
 from model.series import HeldOut
 from model.world import World
 from workflows.device import synchronize
 from workflows.errors import UserError
 
-Scorer = Callable[..., Tensor]  # (users [B], items [B], side features of the row, each [B]) -> scores [B]
-
 # Rows are scored in pieces that do not depend on the number of ranks, so that any number gives the same scores.
 _PIECE_ROWS = 1 << 16
+_PIECE_PAIRS = 1 << 18  # of users with all items
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,11 @@ class Evaluation:
     @torch.inference_mode()
     def __call__(self, model: nn.Module) -> Scores:
         """Evaluate a network without dropout, in full precision; its training mode is restored."""
-        training = model.training
+        training, started = model.training, time.perf_counter()
         model.eval()
         try:
-            return self._measure(model)
+            scorer = Scorer(model) if isinstance(model, NeuMF) else self._pairwise(model)
+            return self._measure(scorer, started)
         finally:
             model.train(training)
 
@@ -122,22 +124,29 @@ class Evaluation:
     def popularity(self, train: Rows) -> Scores:
         """Evaluate the baseline that ranks the same candidates by their train interactions."""
         counts = item_popularity(train, self.world).float()  # exact up to 2**24
-        return self._measure(lambda _, items, *side: counts[items])
+        return self._measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
 
-    def _measure(self, score: Scorer) -> Scores:
+    def _pairwise(self, score: Callable[..., Tensor]) -> _Pairwise:
+        return _Pairwise(score, self.rows.columns.n_items, self._piece_rows)
+
+    def _measure(self, scorer: Scorer | _Pairwise, started: float) -> Scores:
+        """
+        Args:
+            started: what `time.perf_counter` said then.
+        """
         if self.seen is not None:
-            return self._rank(self._rank_all(score, self.seen), self.rows.columns.n_items)
+            return self._rank(self._rank_all(scorer, self.seen), self.rows.columns.n_items, started)
         if self.length is not None:
-            return self._rank(self._rank_series(score, self.length), self.length)
-        return self._measure_rows(score)
+            return self._rank(self._rank_series(scorer, self.length), self.length, started)
+        return self._measure_rows(scorer, started)
 
-    def _rank(self, measured: Iterator[_Ranked], n_ranks: int) -> Scores:
+    def _rank(self, measured: Iterator[_Ranked], n_ranks: int, started: float) -> Scores:
         """Means of what all ranks have ranked.
 
         Args:
             n_ranks: how many ranks a positive may have.
         """
-        started, device = time.perf_counter(), self.world.device
+        device = self.world.device
         counts = torch.zeros(n_ranks, dtype=torch.float64, device=device)
         recommended = torch.zeros(self.rows.columns.n_items, dtype=torch.float64, device=device)
         sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -164,41 +173,35 @@ class Evaluation:
             coverage=coverage,
         )
 
-    def _rank_series(self, score: Scorer, length: int) -> Iterator[_Ranked]:
+    def _rank_series(self, scorer: Scorer | _Pairwise, length: int) -> Iterator[_Ranked]:
         for users, items, *side in self._pieces(length):
-            logits = score(users, items, *side).float().reshape(-1, length)
+            logits = scorer(users, items, *side).float().reshape(-1, length)
             items = items.reshape(-1, length)
             labels = torch.zeros_like(logits)
             labels[:, 0] = 1.0
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             # Each item once; what cannot be compared comes first, as for the ranks, and is no recommendation.
-            best = torch.where(repeated(items), -torch.inf, logits).topk(min(self.k, length), dim=1)
+            again = repeated(items)
+            best = torch.where(again, -torch.inf, logits).topk(min(self.k, length), dim=1)
             first = items.gather(1, best.indices)[best.values > -torch.inf]
             samples = torch.tensor(logits.numel())
-            yield _Ranked(positive_ranks(logits, items), first, loss, samples.to(loss.device))
+            yield _Ranked(positive_ranks(logits, items, again), first, loss, samples.to(loss.device))
 
-    def _rank_all(self, score: Scorer, seen: Seen) -> Iterator[_Ranked]:
+    def _rank_all(self, scorer: Scorer | _Pairwise, seen: Seen) -> Iterator[_Ranked]:
         """Rank each positive against all items its user has not seen."""
-        n_items, device = self.rows.columns.n_items, self.world.device
-        all_items = torch.arange(n_items, dtype=torch.int32, device=device)
-        for users, positives, side in self._positives(max(1, self._piece_rows // n_items)):
-            n_users = len(users)
-            scores = torch.empty(n_users, n_items, device=device)
-            for start in range(0, n_items, self._piece_rows):
-                items = all_items[start : start + self._piece_rows]
-                pairs = [column.repeat_interleave(len(items)) for column in (users, *side)]
-                part = score(pairs[0], items.repeat(n_users), *pairs[1:])
-                scores[:, start : start + len(items)] = part.float().reshape(n_users, -1)
+        n_items = self.rows.columns.n_items
+        for users, positives, side in self._positives(max(1, min(self.batch_size, _PIECE_PAIRS) // n_items)):
+            scores, column = scorer.all_items(users, *side).float(), positives[:, None]
             owners, others = seen.of_users(users)
-            ranks = full_ranks(scores, positives, owners, others)
-            labels = torch.zeros_like(scores).scatter_(1, positives[:, None], 1.0)
-            losses = nn.functional.binary_cross_entropy_with_logits(scores, labels, reduction="none")
-            ranked = torch.ones_like(scores)
-            ranked[owners, others] = 0.0
-            ranked.scatter_(1, positives[:, None], 1.0)
-            best = torch.where(ranked > 0, scores, -torch.inf).topk(min(self.k, n_items), dim=1)
+            ranks, own = full_ranks(scores, positives, owners, others), scores.gather(1, column)
+            ranked = torch.ones_like(scores, dtype=torch.bool)
+            ranked[owners, others] = False
+            ranked.scatter_(1, column, True)
+            scores.masked_fill_(~ranked, -torch.inf)  # no loss, and no recommendation
+            best = scores.topk(min(self.k, n_items), dim=1)
             first = best.indices[best.values > -torch.inf]
-            yield _Ranked(ranks, first, torch.where(ranked > 0, losses, 0.0).sum(), ranked.sum())
+            # The cross-entropy is softplus(score) of a negative, less the score itself of a positive.
+            yield _Ranked(ranks, first, nn.functional.softplus(scores).sum() - own.sum(), ranked.sum())
 
     def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """The positives of this rank's rows, of `n_users` at a time: user, item, side features of the row."""
@@ -211,13 +214,12 @@ class Evaluation:
             for part in which.split(n_users) if len(which) else ():
                 yield users[part], items[part].long(), [column[part] for column in side]
 
-    def _measure_rows(self, score: Scorer) -> Scores:
+    def _measure_rows(self, scorer: Scorer | _Pairwise, started: float) -> Scores:
         """Loss and AUC over rows that are no series; a score (4 bytes) and a label for each are held in memory, and
         every rank measures all of them."""
-        started = time.perf_counter()
         loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=self.world.device), [], []
         for users, items, labels, *side in self.rows.stream(self._piece_rows, self.world.device):
-            logits = score(users, items, *side).float()
+            logits = scorer(users, items, *side).float()
             loss += nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             all_scores.append(logits)
             positive.append(labels > 0)
@@ -240,6 +242,31 @@ class Evaluation:
             return own
         self._resident = list(own)
         return self._resident
+
+
+@dataclass(frozen=True)
+class _Pairwise:
+    """Any function of pairs as a scorer.
+
+    Attributes:
+        score: (users [B], items [B], side features of the row, each [B]) -> scores [B].
+        piece_rows: pairs given to it at a time, at most.
+    """
+
+    score: Callable[..., Tensor]
+    n_items: int
+    piece_rows: int
+
+    def __call__(self, *columns: Tensor) -> Tensor:
+        return self.score(*columns)
+
+    def all_items(self, users: Tensor, *side: Tensor) -> Tensor:
+        """Scores of each of some users with all items, [U, n_items]."""
+        all_items, parts = torch.arange(self.n_items, dtype=torch.int32, device=users.device), []
+        for part in all_items.split(max(1, self.piece_rows // len(users))):
+            pairs = [column.repeat_interleave(len(part)) for column in (users, *side)]
+            parts.append(self.score(pairs[0], part.repeat(len(users)), *pairs[1:]).view(len(users), -1))
+        return torch.cat(parts, dim=1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def positive_ranks(scores: Tensor, items: Tensor) -> Tensor:
+def positive_ranks(scores: Tensor, items: Tensor, again: Tensor | None = None) -> Tensor:
     """Rank of the positive (column 0) of each series, from 0.
 
     An item that occurs again counts once. A negative that ties with the positive ranks before it, and so does
@@ -19,11 +19,13 @@ def positive_ranks(scores: Tensor, items: Tensor) -> Tensor:
     Args:
         scores: float, shape [S, L].
         items: integer ids of the same shape.
+        again: `repeated(items)`, where it is known already.
     Returns:
         int64, shape [S]: how many other distinct items score at least as high as the positive.
     """
     # The positive stands first, so it is its copies that are left out.
-    return (~(scores < scores[:, :1]) & ~repeated(items))[:, 1:].sum(dim=1)
+    again = repeated(items) if again is None else again
+    return (~(scores < scores[:, :1]) & ~again)[:, 1:].sum(dim=1)
 
 
 def repeated(items: Tensor) -> Tensor:
