@@ -42,6 +42,7 @@ def main() -> None:
     console.rule("results")
     console.print(_table(metrics, seconds))
     console.print(f"Data: {DATA}   Run: {RUN} (metrics.json, curves.png, log.json, model.safetensors)")
+    console.print(f"Recommendations as a page and a service: .venv/bin/python -m model.serve --run {RUN}")
     console.print(
         "The same for your own log, a CSV or Parquet file with a user, an item and a time column:\n"
         "  .venv/bin/python -m preprocessing --input LOG.csv --user USER --item ITEM --time TIME --output data/mine\n"

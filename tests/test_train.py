@@ -22,6 +22,7 @@ from PIL import Image
 import model.arguments
 import model.export
 import model.recommend
+import model.serve
 import preprocessing.__main__
 import train
 from model.checkpoint import load_run, load_weights
@@ -576,6 +577,7 @@ RECOMMEND_FLAGS = """
     --output --overwrite --data --device
 """
 EXPORT_FLAGS = "-h --help --run --format --output --overwrite --data"
+SERVE_FLAGS = "-h --help --run --data --titles --host --port --unknown-users --device"
 
 
 def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:
@@ -583,6 +585,7 @@ def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser])
     assert flags_of(parser_of(preprocessing.__main__.parse_args)) == set(PREPARE_FLAGS.split())
     assert flags_of(parser_of(model.recommend.parse_args)) == set(RECOMMEND_FLAGS.split())
     assert flags_of(parser_of(model.export.parse_args)) == set(EXPORT_FLAGS.split())
+    assert flags_of(parser_of(model.serve.parse_args)) == set(SERVE_FLAGS.split())
 
 
 def test_defaults_are_the_references() -> None:
@@ -655,6 +658,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
         (preprocessing.__main__.parse_args, PREPARE_FLAGS),
         (model.recommend.parse_args, RECOMMEND_FLAGS),
         (model.export.parse_args, EXPORT_FLAGS),
+        (model.serve.parse_args, SERVE_FLAGS),
     ):
         with pytest.raises(SystemExit) as done:
             parse(["--help"])
