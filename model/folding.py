@@ -36,27 +36,30 @@ class Folded:
 
 def fold(model: NeuMF) -> Folded:
     """Fold a network of one hidden layer or more. The units of the last one stay as they are."""
-    *folded, last = _mostly_positive(model)
-    weight, bias = (parameter.double() for parameter in model.entry)
+    shares = _positive_shares(model)
+    orders = [torch.minimum(share, 1.0 - share).argsort(descending=True) for share in shares[:-1]]
+    orders.append(torch.arange(len(shares[-1])))
+    folded = [share[order] > 0.5 for share, order in zip(shares[:-1], orders, strict=False)]
+    weight, bias = (parameter.double()[orders[0]] for parameter in model.entry)
     entries, biases = [weight], [bias]
     passed: list[list[Tensor]] = []  # of each layer, what it adds to each one above
-    for layer, through in zip(model.mlp[1:], folded, strict=True):
+    for layer, through, below, order in zip(model.mlp[1:], folded, orders, orders[1:], strict=False):
         assert isinstance(layer, nn.Linear)
-        weight = layer.weight.double()
+        weight = layer.weight.double()[order][:, below]
         linear = weight * through
         entries.append(linear @ entries[-1])
-        biases.append(linear @ biases[-1] + layer.bias)
+        biases.append(linear @ biases[-1] + layer.bias[order])
         for above in passed:
             above.append(linear @ above[-1])
         passed.append([weight])
-    signs = torch.cat([*(torch.where(through, -1.0, 1.0) for through in folded), torch.ones(len(last))]).double()
+    signs = torch.cat([*(torch.where(through, -1.0, 1.0) for through in folded), torch.ones(len(shares[-1]))]).double()
     rows = [(torch.cat(above) * signs[-sum(map(len, above)) :, None]).T.reshape(-1) for above in passed]
     entry, bias = torch.cat(entries) * signs[:, None], torch.cat(biases) * signs
     return Folded(entry.float(), bias.float(), torch.cat([torch.empty(0), *rows]).float())
 
 
-def _mostly_positive(model: NeuMF) -> list[Tensor]:
-    """Which units of each hidden layer are positive for most of some pairs, bool [w_l]; side features of rows are 0."""
+def _positive_shares(model: NeuMF) -> list[Tensor]:
+    """How often each hidden unit is positive, of some pairs, float32 [w_l] of each layer; side features of rows are 0."""
     config = model.config
     users, items = (torch.arange(_SAMPLED) * n // _SAMPLED for n in (config.n_users, config.n_items))
     users, items = users.repeat_interleave(_SAMPLED), items.repeat(_SAMPLED)
@@ -65,9 +68,9 @@ def _mostly_positive(model: NeuMF) -> list[Tensor]:
         for feature in config.row_side
     ]
     ids = model.mlp_user_embed(users), model.mlp_item_embed(items)
-    hidden, positive = torch.cat((*ids, *model.side_inputs(items, side)), dim=1), []
+    hidden, shares = torch.cat((*ids, *model.side_inputs(items, side)), dim=1), []
     for layer in model.mlp:
         hidden = layer(hidden)
-        positive.append((hidden > 0).float().mean(dim=0) > 0.5)
+        shares.append((hidden > 0).float().mean(dim=0))
         hidden = hidden.relu_()
-    return positive
+    return shares

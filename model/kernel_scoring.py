@@ -96,7 +96,8 @@ class KernelScoring:
         n_units, largest = int(self._widths.sum()), int(self._widths.max())
 
         def work(part: tuple[int, int]) -> None:
-            room = np.empty(n_units, np.float32), np.empty(largest, np.float32), np.empty(largest, np.uint64)
+            # Torch's memory begins with a cache line, NumPy's may not.
+            room = torch.empty(n_units).numpy(), np.empty(largest, np.float32), np.empty(largest, np.uint64)
             score(*part, *arrays, *self._network, *room)
 
         parts = min(self._threads, 1 + n // _SHARED_PAIRS)
