@@ -25,10 +25,10 @@ class Ids:
             originals: integers or text, all different.
         """
         self.what = what
-        self._index = pd.Index(originals)
+        self._is_text = not pd.api.types.is_integer_dtype(originals.dtype)
+        self._index = pd.Index(originals if self._is_text else originals.astype(np.int64))
         if not self._index.is_unique:
             raise UserError(f"the list of original {what} ids names {self._index[self._index.duplicated()][0]!r} twice")
-        self._is_text = not pd.api.types.is_integer_dtype(self._index.dtype)
 
     @staticmethod
     def of(folder: Path, column: str, what: str, n: int) -> Ids:
@@ -67,8 +67,15 @@ class Ids:
             return np.array([str(one) for one in ids], dtype=object)
         return np.array(numbers, dtype=np.int64)
 
-    def known(self, ids: Sequence[Id]) -> np.ndarray:
-        """The numbers of original ids, int64; raises UserError where one is not known."""
+    def known(self, ids: Sequence[Id], or_else: str = "") -> np.ndarray:
+        """The numbers of original ids, int64.
+
+        Args:
+            or_else: what one may do about unknown ones beside correcting them.
+
+        Raises:
+            UserError: an id is not known.
+        """
         numbers = self.find(ids)
         unknown = [repr(one) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
         if unknown:
@@ -77,7 +84,7 @@ class Ids:
             few = ", ".join(map(str, self._index[:_SHOWN]))
             raise UserError(
                 f"{whose} not among the {len(self):,} {self.what}s this run was trained on (such as {few}); check "
-                f"the id, or add interactions of the {self.what} to the log, then prepare and train again"
+                f"the id, or add interactions of the {self.what} to the log, then prepare and train again{or_else}"
             )
         return numbers
 

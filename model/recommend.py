@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from model.recommendations import Ranking, Recommendations
 from model.recommender import Recommender
-from model.tables import SUFFIXES, write_recommendations
+from model.tables import SUFFIXES, Titles, write_recommendations
 from preprocessing.titles import read_titles
 from workflows import device
 from workflows.errors import UserError, run_command
@@ -68,26 +68,37 @@ def main(argv: Sequence[str] | None = None) -> None:
     users = _read_ids(args.users_file) if args.users_file else args.user
     recommender = Recommender.load(args.run, args.data, args.device)
     how = {"exclude_seen": args.exclude_seen, "candidates": candidates, "unknown_users": args.unknown_users}
-    found: Iterable[Recommendations]
-    found = recommender.recommend_all(args.k, **how) if args.all else [recommender.recommend(users, args.k, **how)]
-    if args.output is None:
-        for part in found:
-            for ranking in part:
-                _show(ranking, titles)
-        return
-    n_users, n_popular = 0, 0
 
-    def counted(progress: Stage) -> Iterator[Recommendations]:
-        nonlocal n_users, n_popular
+    def found() -> Iterator[Recommendations]:
+        if args.all:
+            yield from recommender.recommend_all(args.k, **how)
+        else:
+            yield recommender.recommend(users, args.k, **how)
+
+    if args.output is not None:
+        n_users = len(recommender.users) if args.all else len(users)
+        _write(args.output, found(), n_users, titles, args.overwrite)
+        return
+    for part in found():
+        for ranking in part:
+            _show(ranking, titles)
+
+
+def _write(path: Path, found: Iterator[Recommendations], n_users: int, titles: Titles, overwrite: bool) -> None:
+    """Write the rankings of `n_users` users, and say how many rest on popularity."""
+    n_popular = 0
+
+    def watched(progress: Stage) -> Iterator[Recommendations]:
+        nonlocal n_popular
         for part in found:
             yield part
-            n_users, n_popular = n_users + len(part), n_popular + int(part.is_popularity.sum())
+            n_popular += int(part.is_popularity.sum())
             progress.advance(len(part))
 
-    with stage("recommend", len(recommender.users) if args.all else len(users), "users") as progress:
-        write_recommendations(args.output, counted(progress), titles, args.overwrite)
+    with stage("recommend", n_users, "users") as progress:
+        write_recommendations(path, watched(progress), titles, overwrite)
     by_popularity = f", {n_popular:,} of them unknown and given popular items" if n_popular else ""
-    console.print(f"wrote {args.output} for {n_users:,} users{by_popularity}")
+    console.print(f"wrote {path} for {n_users:,} users{by_popularity}")
 
 
 def _read_ids(path: Path) -> list[str]:
@@ -110,7 +121,7 @@ def _read_ids(path: Path) -> list[str]:
     return ids
 
 
-def _show(ranking: Ranking, titles: Mapping[str, str] | None) -> None:
+def _show(ranking: Ranking, titles: Titles) -> None:
     """Print what one user is recommended."""
     note = ": unknown, so these are popular items" if ranking.basis == "popularity" else ""
     console.print(f"user {ranking.user}{note}")

@@ -27,6 +27,7 @@ from workflows.errors import UserError
 UnknownUsers = Literal["error", "popular"]
 
 _Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
+_OR_POPULAR = ", or take popular items with --unknown-users popular"
 _BLOCK_SCORES = 1 << 23  # held at a time, 4 bytes each
 
 
@@ -93,7 +94,7 @@ class Recommender:
             UserError: `k` is below 1, a user or candidate is not known, or the network's scores are no numbers.
         """
         choice = self._choice(k, exclude_seen, candidates)
-        numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users)
+        numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users, _OR_POPULAR)
         known = self._known(np.unique(numbers[numbers >= 0]))
         return self._recommendations(self.users.spelt(users), numbers, known, choice, unknown_users)
 
@@ -184,8 +185,7 @@ class Recommender:
             names = ", ".join(feature.name for feature in features)
             raise UserError(
                 f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add "
-                "interactions of the user to the log, then prepare and train again, or take popular items with "
-                "--unknown-users popular"
+                f"interactions of the user to the log, then prepare and train again{_OR_POPULAR}"
             )
         return known.take(known.users[known.has_row])
 
