@@ -21,7 +21,7 @@ from workflows.device import synchronize
 from workflows.errors import UserError
 
 # Rows are scored in pieces that do not depend on the number of ranks, so that any number gives the same scores.
-_PIECE_ROWS = 1 << 16
+_PIECE_ROWS = 1 << 17
 _PIECE_PAIRS = 1 << 18  # of users with all items
 
 

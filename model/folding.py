@@ -59,7 +59,7 @@ def fold(model: NeuMF) -> Folded:
 
 
 def _positive_shares(model: NeuMF) -> list[Tensor]:
-    """How often each hidden unit is positive, of some pairs, float32 [w_l] of each layer; side features of rows are 0."""
+    """How often hidden units are positive, over some pairs, float32 [w_l] a layer; side features of rows are 0."""
     config = model.config
     users, items = (torch.arange(_SAMPLED) * n // _SAMPLED for n in (config.n_users, config.n_items))
     users, items = users.repeat_interleave(_SAMPLED), items.repeat(_SAMPLED)

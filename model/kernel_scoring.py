@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from model import kernels
 from model.folding import fold
 from model.neumf import NeuMF
+from model.torch_scoring import runs
 
-_PAIRS = 1 << 16  # at a time; their rows may be as many
+_PAIRS = 1 << 17  # at a time, so that some share an item, whose table is far larger than the rows'
+_ROWS = 1 << 14  # of a table, at most
 _TILE_ROWS = 64  # that share what is read of an item
 _SHARED_PAIRS = 1024  # so many are worth a further thread
 _BLOCK_ITEMS = 4096  # whose projections are worked out at a time
@@ -71,12 +73,14 @@ class KernelScoring:
         return logits
 
     def _pairs(self, users: Tensor, items: Tensor, side: Sequence[Tensor]) -> Tensor:
-        if side:
-            rows, which = self._rows(users, side), torch.arange(len(users))
-        else:
-            distinct, which = users.unique_consecutive(return_inverse=True)
-            rows = self._rows(distinct, ())
-        # In the order of items, whose table is far larger than the rows', by 16 bits, which NumPy sorts in linear time.
+        starts, which = runs(users, *side)
+        if len(starts) > _ROWS:
+            halves = (slice(None, len(users) // 2), slice(len(users) // 2, None))
+            return torch.cat(
+                [self._pairs(users[half], items[half], [column[half] for column in side]) for half in halves]
+            )
+        rows = self._rows(users[starts], [column[starts] for column in side])
+        # In the order of items, by 16 bits, which NumPy sorts in linear time.
         shift = max(0, len(self._items).bit_length() - 16)
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
         own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (which, items))

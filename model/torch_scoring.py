@@ -18,6 +18,15 @@ _CHUNK_SAMPLES_ON_DEVICE = 1 << 17
 _TILE_USERS = 8  # that share what is read of an item
 
 
+def runs(*columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Where runs of equal rows begin, int64 [R], and in which run each row is, int64 [N], of columns of shape [N]."""
+    begins = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
+    begins[1:] = False
+    for column in columns:
+        begins[1:] |= column[1:] != column[:-1]
+    return begins.nonzero().squeeze(1), begins.cumsum(0) - 1  # host sync: once per chunk of pairs
+
+
 class TorchScoring:
     """See `model.scoring.Scorer`."""
 
@@ -35,11 +44,10 @@ class TorchScoring:
         logits = torch.empty(len(users), dtype=self._bias.dtype, device=self._bias.device)
         for start in range(0, len(users), self._chunk):
             own_users, own_items, *own_side = (column[start : start + self._chunk] for column in (users, items, *side))
-            if side:
-                first, gmf = self._rows(own_users, own_side)
-            else:
-                distinct, which = own_users.unique_consecutive(return_inverse=True)
-                first, gmf = (rows[which] for rows in self._rows(distinct, ()))
+            starts, which = runs(own_users, *own_side)
+            first, gmf = (
+                rows[which] for rows in self._rows(own_users[starts], [column[starts] for column in own_side])
+            )
             hidden = first.add_(nn.functional.embedding(own_items, self._item_first))
             gmf = gmf.mul_(self.model.mf_item_embed(own_items)).sum(dim=1)
             logits[start : start + self._chunk] = self._of_hidden(hidden) + gmf

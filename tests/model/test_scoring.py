@@ -104,6 +104,7 @@ def test_chunks_and_threads_change_nothing(side: str, size: int, monkeypatch: py
     monkeypatch.setattr(torch_scoring, "_TILE_USERS", min(size, 8))
     monkeypatch.setattr(kernel_scoring, "_PAIRS", size)
     monkeypatch.setattr(kernel_scoring, "_TILE_ROWS", size)
+    monkeypatch.setattr(kernel_scoring, "_ROWS", max(1, size // 8))
     monkeypatch.setattr(kernel_scoring, "_SHARED_PAIRS", 3)
     monkeypatch.setattr(kernel_scoring, "_BLOCK_ITEMS", size)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
