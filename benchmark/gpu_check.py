@@ -135,7 +135,7 @@ def _made(name: str, flags: Sequence[str], output: Path) -> dict[str, Any]:
         found = read_json(result)
         if not found or ended:
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            found = {"status": FAILED, "reason": "\n".join([ended or "it told no result", *last])}
+            found |= {"status": FAILED, "reason": "\n".join([ended or "it told no result", *last])}
         if not log.stat().st_size:
             log.unlink()
         return {**found, "seconds": time.perf_counter() - started}

@@ -32,12 +32,12 @@ _PER_ROW, _LENGTH = 4, 100
 _PREPARED = {"exact": (), "popularity": ("--negatives", "popularity", "--time-aware")}
 
 
-def arrays(settings: Settings) -> Findings:
+def arrays(settings: Settings, found: Findings) -> None:
     """Splits, test and train negatives, ids: array code on CuPy against NumPy (in a rehearsal NumPy's own)."""
     if not settings.rehearsal:
         need("cupy", "CuPy")
     xp = FrameDevice(on_cpu=settings.rehearsal).arrays
-    found = Findings(facts={"arrays": f"{xp.__name__} {xp.__version__}"})
+    found.facts |= {"arrays": f"{xp.__name__} {xp.__version__}"}
     if settings.rehearsal:
         found.left_out["CuPy"] = "NumPy stands in"
     log = _log(settings)
@@ -46,17 +46,16 @@ def arrays(settings: Settings) -> Findings:
         found.left_out["numbers of ids"] = "NVTabular, which the encoding is an operator of, is not installed"
     else:
         _compare_numbers(found, log, xp.asarray)
-    return found
 
 
-def sampling(settings: Settings) -> Findings:
+def sampling(settings: Settings, found: Findings) -> None:
     """Negatives of training: array code on torch's tensors against NumPy."""
     import torch
 
     from workflows.device import torch_device
 
     device = torch_device(settings.device, None)
-    found = Findings(facts={"arrays": f"torch {torch.__version__} on {device}"})
+    found.facts |= {"arrays": f"torch {torch.__version__} on {device}"}
     log = _log(settings)
 
     def there(values: np.ndarray) -> torch.Tensor:
@@ -67,7 +66,6 @@ def sampling(settings: Settings) -> Findings:
             _row_negatives(log, kind, np.asarray), _row_negatives(log, kind, there), strict=True
         ):
             found.equal(f"{name}: {what}", other.cpu().numpy(), here)
-    return found
 
 
 def _log(settings: Settings) -> dict[str, np.ndarray]:
@@ -122,7 +120,7 @@ def _compare_numbers(found: Findings, log: dict[str, np.ndarray], there: Callabl
     found.equal("numbers of ids", to_host(other), here)
 
 
-def preprocessing(settings: Settings) -> Findings:
+def preprocessing(settings: Settings, found: Findings) -> None:
     """One log prepared on both devices: the same split, ids and negatives, file by file."""
     need("nvtabular", "NVTabular")
     try:
@@ -131,7 +129,7 @@ def preprocessing(settings: Settings) -> Findings:
         raise NotPossibleError(str(err).partition(";")[0]) from None
     import pyarrow.parquet as pq
 
-    found = Findings(facts={"frames": frames.frames.__name__})
+    found.facts |= {"frames": frames.frames.__name__}
     if settings.rehearsal:
         found.left_out["cuDF"] = "pandas stands in"
     log = settings.work / "log.csv"
@@ -151,7 +149,6 @@ def preprocessing(settings: Settings) -> Findings:
         found.close(f"{kind}: entries of stats.json that differ", len(changed), 0, 0.0)
         spec = [(folder / "feature_spec.yaml").read_bytes() for folder in (here, other)]
         found.close(f"{kind}: feature_spec.yaml differs", int(spec[0] != spec[1]), 0, 0.0)
-    return found
 
 
 def _differing(one: Any, other: Any) -> int:

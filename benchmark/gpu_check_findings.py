@@ -126,15 +126,17 @@ class Figure:
 
 @dataclass
 class Findings:
-    """What a check has found; it fails where a comparison does not hold.
+    """What a check has found so far; it fails where a comparison does not hold.
 
     Attributes:
+        path: where that is kept as JSON after each comparison and figure, so that a crash or a hang loses none of it.
         left_out: what of the check could not be made here, and why.
         facts: whatever else is to be told.
         curves: losses by step.
         files: what lies in the report's folder.
     """
 
+    path: Path | None = None
     comparisons: list[Comparison] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -147,24 +149,42 @@ class Findings:
         same_kind = found.shape == expected.shape and found.dtype == expected.dtype
         wrong = int((found != expected).sum()) if same_kind else max(found.size, expected.size)
         told, wanted = (f"{values.size:,} values ({values.dtype})" for values in (found, expected))
-        self.comparisons.append(Comparison(f"{what}: {wrong:,} differ", told, wanted, None, same_kind and not wrong))
+        self._compared(Comparison(f"{what}: {wrong:,} differ", told, wanted, None, same_kind and not wrong))
 
     def close(self, what: str, found: float, expected: float, tolerance: float, relative: bool = True) -> None:
         """Compare two numbers; the tolerance is a share of what is expected, or where not relative a difference."""
         error = abs(found - expected) / (abs(expected) if relative and expected else 1.0)
-        self.comparisons.append(Comparison(what, _shown(found), _shown(expected), tolerance, error <= tolerance))
+        self._compared(Comparison(what, _shown(found), _shown(expected), tolerance, error <= tolerance))
 
     def curves_close(self, what: str, found: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
         """Compare two series of losses where they are farthest apart."""
         if len(found) != len(expected):
-            self.comparisons.append(Comparison(f"{what}: length", len(found), len(expected), None, False))
+            self._compared(Comparison(f"{what}: length", len(found), len(expected), None, False))
             return
         worst = max(range(len(found)), key=lambda at: _distance(found[at], expected[at]))
         self.close(f"{what}, at step {worst} of {len(found)}", found[worst], expected[worst], tolerance)
 
     def below(self, what: str, found: float, bound: float) -> None:
         """Hold a number against a bound; one that is none is not below it."""
-        self.comparisons.append(Comparison(what, _shown(found), f"below {bound:g}", None, found < bound))
+        self._compared(Comparison(what, _shown(found), f"below {bound:g}", None, found < bound))
+
+    def measured(self, figure: Figure) -> None:
+        self.figures.append(figure)
+        self._save_so_far()
+
+    def _compared(self, comparison: Comparison) -> None:
+        self.comparisons.append(comparison)
+        self._save_so_far()
+
+    def _save_so_far(self) -> None:
+        self.save(FAILED, "it did not come to its end")
+
+    def save(self, status: str, reason: str) -> None:
+        if self.path is None:
+            return
+        known = {key: value for key, value in asdict(self).items() if key != "path"}
+        known["curves"] = {name: [_none_or(value) for value in curve] for name, curve in self.curves.items()}
+        write_json(self.path, {"status": status, "reason": reason, **known})
 
     def possible(self, names: Iterable[str], settings: Settings) -> Iterator[str]:
         """Those of some variants that can be run: what needs a GPU is left out of a rehearsal."""
@@ -173,6 +193,10 @@ class Findings:
                 self.left_out[name] = "needs an NVIDIA GPU"
             else:
                 yield name
+
+
+def _none_or(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _shown(value: float) -> float | str:
@@ -206,7 +230,7 @@ def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:
     return ours("-m", "preprocessing", "--input", log, *columns, "--device", device, "--output", folder, *flags)
 
 
-def run_check(checks: Mapping[str, Callable[[Settings], Findings]], argv: Sequence[str] | None = None) -> None:
+def run_check(checks: Mapping[str, Callable[[Settings, Findings], None]], argv: Sequence[str] | None = None) -> None:
     """The command line of a process that makes one of some checks and writes what it found, as JSON, to `--result`.
 
     Whatever else goes wrong ends the process, and is for the one that started it to tell.
@@ -223,13 +247,13 @@ def run_check(checks: Mapping[str, Callable[[Settings], Findings]], argv: Sequen
 
     def main() -> None:
         settings = Settings(args.device, args.rehearsal, SMALL if args.small else FULL, args.output, args.work)
+        found = Findings(args.result)
         try:
-            findings = checks[args.name](settings)
+            checks[args.name](settings, found)
         except NotPossibleError as reason:
-            write_json(args.result, {"status": NOT_RUN, "reason": str(reason)})
+            found.save(NOT_RUN, str(reason))
             return
-        wrong = [each.what for each in findings.comparisons if not each.holds]
-        status = {"status": FAILED if wrong else PASSED, "reason": "; ".join(wrong)}
-        write_json(args.result, {**status, **asdict(findings)})
+        wrong = [each.what for each in found.comparisons if not each.holds]
+        found.save(FAILED if wrong else PASSED, "; ".join(wrong))
 
     run_command(main)

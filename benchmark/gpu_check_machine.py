@@ -16,15 +16,14 @@ _QUERY = "name,driver_version,memory.total,compute_cap,pstate,clocks.max.sm,powe
 _PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cudf-cu12", "dask-cudf-cu12", "dask-cuda", "numba", "triton", "pytest")
 
 
-def environment(settings: Settings) -> Findings:
+def environment(settings: Settings, found: Findings) -> None:
     """GPUs, driver, versions; and that torch computes on the device."""
     import torch
 
     from workflows.device import torch_device
 
-    found = Findings(
-        facts={"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": torch.version.cuda}
-    )
+    cuda = torch.version.cuda
+    found.facts |= {"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": cuda}
     found.facts["packages"] = {name: told for name in _PACKAGES if (told := _version(name))}
     try:
         query = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"]
@@ -35,7 +34,6 @@ def environment(settings: Settings) -> Findings:
     device = torch_device(settings.device, None)
     numbers = torch.arange(1000, device=device)
     found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
-    return found
 
 
 def _version(package: str) -> str | None:
@@ -45,7 +43,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def tests(settings: Settings) -> Findings:
+def tests(settings: Settings, found: Findings) -> None:
     """The tests marked `gpu`."""
     need("pytest", "pytest")
     if not (_ROOT / _TESTS).is_dir():  # as in an image, which has no tests
@@ -54,11 +52,10 @@ def tests(settings: Settings) -> Findings:
     done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, flush=True)
     lines = done.stdout.splitlines()
-    found = Findings(facts={"pytest": lines[-1] if lines else done.stderr[-500:]})
+    found.facts |= {"pytest": lines[-1] if lines else done.stderr[-500:]}
     skipped = [line.removeprefix("SKIPPED ").rpartition(": ") for line in lines if line.startswith("SKIPPED ")]
     found.left_out = {where: why for where, _, why in skipped}
     found.close("exit status of pytest", done.returncode, 0, 0.0)
-    return found
 
 
 if __name__ == "__main__":

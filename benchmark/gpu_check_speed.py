@@ -28,23 +28,22 @@ _PUBLISHED_SCORING = {"tf32": 57.5e6, "fp16": 82.7e6}
 _UNTRAINED_LOSS = 0.7
 
 
-def throughput(settings: Settings) -> Findings:
+def throughput(settings: Settings, found: Findings) -> None:
     """Samples/s of training from memory (negatives, shuffle and steps of an epoch), and of scoring."""
-    found, device = Findings(), torch_device(settings.device, None)
-    rows = ResidentRows.of(settings.scale.shape, device)
-    for name in found.possible(CONFIGS, settings):
-        speed, loss = _train(settings, rows, CONFIGS[name], device)
-        found.figures.append(_samples_per_s(settings, f"training from memory, {name}", speed, _PUBLISHED_TRAINING))
-        found.below(f"training from memory, {name}: mean loss of an epoch", loss, _UNTRAINED_LOSS)
+    device = torch_device(settings.device, None)
     net = network(settings.scale.shape, settings.scale, device, DROPOUT).eval()
     for name in found.possible(("fp32", "tf32", "fp16"), settings):
         dtype = torch_precision(name, device)
         speed = _score(settings, net if dtype is None else net.to(dtype), device)
-        found.figures.append(_samples_per_s(settings, f"scoring, {name}", speed, _PUBLISHED_SCORING))
+        found.measured(_samples_per_s(settings, f"scoring, {name}", speed, _PUBLISHED_SCORING))
     torch_precision("fp32", device)
     speed = _score(settings, Scorer(net.float()), device)
-    found.figures.append(_samples_per_s(settings, "scoring from projections, fp32", speed, {}))
-    return found
+    found.measured(_samples_per_s(settings, "scoring from projections, fp32", speed, {}))
+    rows = ResidentRows.of(settings.scale.shape, device)
+    for name in found.possible(CONFIGS, settings):
+        speed, loss = _train(settings, rows, CONFIGS[name], device)
+        found.measured(_samples_per_s(settings, f"training from memory, {name}", speed, _PUBLISHED_TRAINING))
+        found.below(f"training from memory, {name}: mean loss of an epoch", loss, _UNTRAINED_LOSS)
 
 
 def _samples_per_s(settings: Settings, what: str, value: float, published: dict[str, float]) -> Figure:
@@ -87,10 +86,10 @@ def _score(settings: Settings, score: Callable[[Tensor, Tensor], Tensor], device
     return pairs * repeats / (time.perf_counter() - started)
 
 
-def pipeline(settings: Settings) -> Findings:
+def pipeline(settings: Settings, found: Findings) -> None:
     """Raw log to prepared folder, rows/s of the Loader, and samples/s of `train.py`, which streams them."""
     need("nvtabular", "NVTabular")
-    found, shape = Findings(), settings.scale.shape
+    shape = settings.scale.shape
     log, data = settings.work / "log.csv", settings.work / "data"
     write_log(shape, log, 1)
     try:
@@ -100,12 +99,11 @@ def pipeline(settings: Settings) -> Findings:
         found.left_out["preparing on the GPU"] = str(err).partition(";")[0]
         where = "cpu"
     usage = prepare_log(log, data, where)
-    found.figures.append(Figure(f"log to prepared folder, --device {where}", shape.rows / usage.wall_s, "rows/s"))
-    found.figures.append(Figure("Loader, from the folder to the device", _loaded(settings, data), "rows/s"))
+    found.measured(Figure(f"log to prepared folder, --device {where}", shape.rows / usage.wall_s, "rows/s"))
+    found.measured(Figure("Loader, from the folder to the device", _loaded(settings, data), "rows/s"))
     for name in found.possible(("fp32", "tf32", "amp"), settings):
         speed = _streamed(settings, data, ["--amp"] if name == "amp" else ["--precision", name], name)
-        found.figures.append(_samples_per_s(settings, f"train.py, streamed, {name}", speed, _PUBLISHED_TRAINING))
-    return found
+        found.measured(_samples_per_s(settings, f"train.py, streamed, {name}", speed, _PUBLISHED_TRAINING))
 
 
 def _loaded(settings: Settings, data: Path) -> float:

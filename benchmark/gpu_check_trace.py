@@ -14,6 +14,7 @@ from torch import profiler
 from benchmark.gpu_check_findings import Figure, Findings, Settings, prepare_log, run_check
 from benchmark.gpu_check_rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training_variants import DROPOUT
+from model.batches import EpochBatches
 from model.samples import Batch
 from model.step import Step
 from model.world import World
@@ -24,28 +25,32 @@ _TRACED, _STREAMED = 5, 16  # steps; as many as two blocks of the Loader's rows 
 _ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)
 
 
-def trace(settings: Settings) -> Findings:
+def trace(settings: Settings, found: Findings) -> None:
     """A profile of some steps in each precision, alone and as the Loader feeds them."""
-    found, device, scale = Findings(), torch_device(settings.device, None), settings.scale
-    rows = ResidentRows.of(scale.parity_shape, device)
-    for size in (scale.parity_batch, scale.batch_size):
-        batch = next(epochs(rows, size, World(device)).epoch(0))
-        for name in found.possible(CONFIGS, settings):
-            _trace(found, settings, f"step alone, {name}", CONFIGS[name], size, repeat(batch), _TRACED)
-    if find_spec("nvtabular") is None:
+    device, scale = torch_device(settings.device, None), settings.scale
+    rows, world = ResidentRows.of(scale.parity_shape, device), World(device)
+    alone = {size: next(epochs(rows, size, world).epoch(0)) for size in (scale.parity_batch, scale.batch_size)}
+    streamed = _streamed(settings, world) if find_spec("nvtabular") is not None else None
+    if streamed is None:
         found.left_out["steps fed by the Loader"] = "NVTabular is not installed"
-        return found
+    for name in found.possible(CONFIGS, settings):
+        for size, batch in alone.items():
+            _trace(found, settings, f"step alone, {name}", CONFIGS[name], size, repeat(batch), _TRACED)
+        if streamed is not None:
+            batches = streamed.epoch(0)
+            _trace(found, settings, f"fed by the Loader, {name}", CONFIGS[name], scale.parity_batch, batches, _STREAMED)
+
+
+def _streamed(settings: Settings, world: World) -> EpochBatches:
+    """Epochs over a prepared folder, as `train.py` goes through it."""
     from model.data import open_train
     from preprocessing.feature_spec import read_feature_spec
 
     log, data = settings.work / "log.csv", settings.work / "data"
-    write_log(scale.parity_shape, log, 1)
+    write_log(settings.scale.parity_shape, log, 1)
     prepare_log(log, data, "cpu")
-    streamed = epochs(open_train(data, read_feature_spec(data), device), scale.parity_batch, World(device), False)
-    for name in found.possible(("fp32", "amp", "amp, with CUDA graphs"), settings):
-        batches = streamed.epoch(0)
-        _trace(found, settings, f"fed by the Loader, {name}", CONFIGS[name], scale.parity_batch, batches, _STREAMED)
-    return found
+    rows = open_train(data, read_feature_spec(data), world.device)
+    return epochs(rows, settings.scale.parity_batch, world, in_memory=False)
 
 
 def _trace(
@@ -72,7 +77,7 @@ def _trace(
     profiled.export_chrome_trace(str(settings.output / name))
     with gzip.open(settings.output / name, "rt", encoding="utf-8") as file:
         idle = idle_share(json.load(file), _ON_CPU if settings.rehearsal else _ON_GPU)
-    found.figures.append(Figure(f"idle, batches of {size:,}: {what}", 100.0 * idle, "%"))
+    found.measured(Figure(f"idle, batches of {size:,}: {what}", 100.0 * idle, "%"))
     found.files.append(name)
 
 

@@ -34,10 +34,10 @@ _VARIANTS = {
 _TRAIN = "--factors 16 --layers 64 32 16 --learning_rate 0.004 --beta1 0.9 --beta2 0.999 --batch_size 8192 --seed 1"
 
 
-def steps(settings: Settings) -> Findings:
+def steps(settings: Settings, found: Findings) -> None:
     """Losses of the same steps: on the device in each precision against the CPU, with CUDA graphs against without."""
     device, cpu = torch_device(settings.device, None), torch.device("cpu")
-    found, batches = Findings(), parity_batches(settings.scale)
+    batches = parity_batches(settings.scale)
     found.curves[_REFERENCE] = _losses(settings, batches, cpu, 0.0, precision="fp32")
     for precision in found.possible(_TOLERANCE, settings):
         name = f"{settings.device}, {precision}"
@@ -49,7 +49,6 @@ def steps(settings: Settings) -> Findings:
             _losses(settings, batches, device, 0.5, precision=precision, cuda_graphs=on) for on in (False, True)
         )
         found.curves_close(f"{name}: loss", graphed, plain, _TOLERANCE[precision])
-    return found
 
 
 def _losses(
@@ -65,9 +64,9 @@ def _losses(
     return torch.stack(losses).tolist()
 
 
-def training(settings: Settings) -> Findings:
+def training(settings: Settings, found: Findings) -> None:
     """Whole trainings by `train.py`, of MovieLens-100K: losses and HR@10 in each precision against the CPU."""
-    found, data = Findings(), _prepared(settings)
+    data = _prepared(settings)
     expected = _train(settings, data, "cpu", "--device", "cpu", "--precision", "fp32")
     found.curves[_REFERENCE] = expected[0]
     for name in found.possible(_VARIANTS, settings):
@@ -75,17 +74,17 @@ def training(settings: Settings) -> Findings:
         found.curves[f"{settings.device}, {name}"] = losses
         found.curves_close(f"{name}: loss of epoch", losses, expected[0], _EPOCH_LOSS)
         found.close(f"{name}: HR@10", hit_rate, expected[1], _HIT_RATE, relative=False)
-    return found
 
 
-def ranks(settings: Settings) -> Findings:
+def ranks(settings: Settings, found: Findings) -> None:
     """One training by `train.py --gpus N` against a single process: the losses of epochs."""
     count = next((count for count in (8, 4, 2) if _has(settings.device, count)), 1)
     if count == 1:
         raise NotPossibleError("there is one GPU")
     if settings.rehearsal:
         count = 2
-    found, data = Findings(facts={"processes": count}), _prepared(settings)
+    found.facts |= {"processes": count}
+    data = _prepared(settings)
     if settings.rehearsal:
         found.left_out["NCCL"] = "Gloo stands in"
     flags = ["--device", settings.device, "--loader", "memory", "--dropout", "0"]
@@ -93,7 +92,6 @@ def ranks(settings: Settings) -> Findings:
     found.curves |= {"one process": alone[0], f"{count} processes": together[0]}
     found.curves_close("loss of epoch", together[0], alone[0], _RANKS_LOSS)
     found.close("HR@10", together[1], alone[1], _HIT_RATE, relative=False)
-    return found
 
 
 def _has(device: str, count: int) -> bool:

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 
 from benchmark import gpu_check, gpu_check_arrays, gpu_check_training
 from benchmark.gpu_check import Check
-from benchmark.gpu_check_findings import FULL, SMALL, Findings, NotPossibleError, Settings, run_check
+from benchmark.gpu_check_findings import FULL, SMALL, Figure, Findings, NotPossibleError, Settings, run_check
 from benchmark.gpu_check_page import write_report
 from benchmark.gpu_check_speed import _samples_per_s
 from benchmark.gpu_check_trace import idle_share
@@ -212,21 +213,30 @@ def test_published_figures_stand_beside_equal_work_alone(
 
 
 def test_a_check_tells_its_result_by_a_file(tmp_path: Path) -> None:
-    def wrong(settings: Settings) -> Findings:
-        found = Findings(facts={"device": settings.device})
+    def wrong(settings: Settings, found: Findings) -> None:
+        found.facts["device"] = settings.device
+        found.curves["loss"] = [0.5, float("nan")]
         found.below("x", 3.0, 2.0)
-        return found
 
-    def unfit(settings: Settings) -> Findings:
+    def unfit(settings: Settings, found: Findings) -> None:
         raise NotPossibleError("there is one GPU")
 
-    for name in ("wrong", "unfit"):
+    def broken(settings: Settings, found: Findings) -> None:
+        found.measured(Figure("x", 2.0, "samples/s"))
+        raise RuntimeError("out of memory")
+
+    checks = {"wrong": wrong, "unfit": unfit, "broken": broken}
+    for name in checks:
         places = [f"--{place}={tmp_path / place}" for place in ("output", "work")]
         result = ["--result", str(tmp_path / name)]
-        run_check({"wrong": wrong, "unfit": unfit}, [name, "--device", "cpu", "--small", *places, *result])
-    told = json.loads((tmp_path / "wrong").read_text())
-    assert (told["status"], told["reason"], told["facts"]) == ("failed", "x", {"device": "cpu"})
-    assert json.loads((tmp_path / "unfit").read_text()) == {"status": "not run", "reason": "there is one GPU"}
+        with pytest.raises(RuntimeError) if name == "broken" else nullcontext():
+            run_check(checks, [name, "--device", "cpu", "--small", *places, *result])
+    wrong_told, unfit_told, broken_told = (json.loads((tmp_path / name).read_text()) for name in checks)
+    assert (wrong_told["status"], wrong_told["reason"], wrong_told["facts"]) == ("failed", "x", {"device": "cpu"})
+    assert wrong_told["curves"] == {"loss": [0.5, None]}
+    assert (unfit_told["status"], unfit_told["reason"]) == ("not run", "there is one GPU")
+    assert broken_told["status"] == "failed"
+    assert broken_told["figures"][0]["value"] == 2.0  # what it had come to is kept
 
 
 def test_time_without_work_is_counted_once() -> None:
@@ -257,7 +267,8 @@ def test_a_report_of_nothing_yet_is_a_page(tmp_path: Path) -> None:
 def test_prepared_folders_are_compared_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check_arrays, "_PREPARED", {"exact": ()})
     settings = settings_for(tmp_path)
-    found = gpu_check_arrays.preprocessing(settings)
+    found = Findings()
+    gpu_check_arrays.preprocessing(settings, found)
     assert all(each.holds for each in found.comparisons)
     compared = {each.what for each in found.comparisons}
     assert "exact: train/part-00000.parquet, columns that differ" in compared
@@ -281,7 +292,9 @@ def test_prepared_folders_are_compared_file_by_file(tmp_path: Path, monkeypatch:
     shutil.rmtree(settings.work)
     settings.work.mkdir()
     monkeypatch.setattr(gpu_check_arrays, "prepare_log", copied)
-    wrong = [each.what for each in gpu_check_arrays.preprocessing(settings).comparisons if not each.holds]
+    found = Findings()
+    gpu_check_arrays.preprocessing(settings, found)
+    wrong = [each.what for each in found.comparisons if not each.holds]
     assert wrong == [
         "exact: Parquet files of the same names",
         "exact: test/part-00000.parquet, columns that differ",
@@ -306,7 +319,8 @@ def test_whole_trainings_are_compared(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(gpu_check_training, "ours", trained)
     settings = settings_for(tmp_path, rehearsal=False, device="cuda")
-    found = gpu_check_training.training(settings)
+    found = Findings()
+    gpu_check_training.training(settings, found)
     assert len(runs) == 5
     assert "--cuda-graphs" in runs[-1]
     assert [run[run.index("--device") + 1] for run in runs] == ["cpu", *["cuda"] * 4]
@@ -320,7 +334,7 @@ def test_whole_trainings_are_compared(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_ranks_need_several_gpus(tmp_path: Path) -> None:
     with pytest.raises(NotPossibleError, match="there is one GPU"):
-        gpu_check_training.ranks(settings_for(tmp_path, rehearsal=False, device="cuda"))
+        gpu_check_training.ranks(settings_for(tmp_path, rehearsal=False, device="cuda"), Findings())
 
 
 HIDDEN = """

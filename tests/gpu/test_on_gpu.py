@@ -83,35 +83,6 @@ def test_steps_are_those_of_a_cpu(device: torch.device, precision: str, toleranc
     assert found == pytest.approx(expected, rel=tolerance)
 
 
-SIZES = [1000] * 8 + [135] + [1000] * 4 + [135]
-
-
-@pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_graphs_change_nothing(device: torch.device, precision: str, pieces: int) -> None:
-    results = []
-    for cuda_graphs in (False, True):
-        torch.manual_seed(7)
-        net = network(device)
-        step = step_of(net, device, precision=precision, cuda_graphs=cuda_graphs, grads_accumulated=pieces)
-        losses = [float(step(batch, len(batch) + at)) for at, batch in enumerate(batches(device, SIZES))]
-        results.append((losses, [parameter.detach() for parameter in net.parameters()], rng_state(device)))
-    plain, graphed = results
-    assert graphed[0] == pytest.approx(plain[0], rel=1e-4)
-    for one, other in zip(graphed[1], plain[1], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
-    assert torch.equal(graphed[2], plain[2])  # as many random numbers were drawn
-
-
-@pytest.mark.usefixtures("graphs")
-def test_each_run_of_a_graph_drops_other_units(device: torch.device) -> None:
-    (batch,) = batches(device, [1000])
-    net = network(device)
-    step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)
-    assert len({float(step(batch, 1000)) for _ in range(8)}) == 8
-
-
 def test_random_numbers_go_on_where_they_were(device: torch.device) -> None:
     state = rng_state(device)
     assert state.device.type == "cpu"
@@ -151,3 +122,33 @@ def test_a_run_is_trained_and_read_on_either_device(device: torch.device, tmp_pa
     command("train.py", *flags, *test, "--output", str(tmp_path / "test"))
     trained, tested = (json.loads((folder / "metrics.json").read_text()) for folder in (run, tmp_path / "test"))
     assert tested["hr@10"] == pytest.approx(trained["hr@10"], abs=0.01)
+
+
+# Graphs come last: what fails while one is recorded may leave the process unable to go on.
+SIZES = [1000] * 8 + [135] + [1000] * 4 + [135]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_graphs_change_nothing(device: torch.device, precision: str, pieces: int) -> None:
+    results = []
+    for cuda_graphs in (False, True):
+        torch.manual_seed(7)
+        net = network(device)
+        step = step_of(net, device, precision=precision, cuda_graphs=cuda_graphs, grads_accumulated=pieces)
+        losses = [float(step(batch, len(batch) + at)) for at, batch in enumerate(batches(device, SIZES))]
+        results.append((losses, [parameter.detach() for parameter in net.parameters()], rng_state(device)))
+    plain, graphed = results
+    assert graphed[0] == pytest.approx(plain[0], rel=1e-4)
+    for one, other in zip(graphed[1], plain[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+    assert torch.equal(graphed[2], plain[2])  # as many random numbers were drawn
+
+
+@pytest.mark.usefixtures("graphs")
+def test_each_run_of_a_graph_drops_other_units(device: torch.device) -> None:
+    (batch,) = batches(device, [1000])
+    net = network(device)
+    step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)
+    assert len({float(step(batch, 1000)) for _ in range(8)}) == 8
