@@ -99,12 +99,13 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_columns = scores.shape[1]
     k = min(k, n_columns)
     found, columns = scores.topk(min(k + 1, n_columns))
-    is_tied = found[:, k - 1] == found[:, k] if n_columns > k else found[:, 0] < found[:, 0]
-    # Which of equal scores topk takes, and in which order, it leaves open.
+    tied: list[int] = []  # rows in which topk had the choice between equal scores
+    if n_columns > k:
+        tied = ((found[:, k - 1] == found[:, k]) & (found[:, k] > -torch.inf)).nonzero().squeeze(1).tolist()
     columns, order = columns[:, :k].sort(dim=1)
     found, order = found[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
-    for row in (is_tied & (found[:, -1] > -torch.inf)).nonzero().squeeze(1).tolist():
+    for row in tied:
         ordered, places = scores[row].sort(descending=True, stable=True)
         found[row], columns[row] = ordered[:k], places[:k]
     return found, columns

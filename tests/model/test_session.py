@@ -226,7 +226,8 @@ def test_a_saved_configuration_repeats_the_run(data: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path / "elsewhere")
     train.main(["--config", str(run / "config.yaml"), "--output", "again"])
     assert repeatable(tmp_path / "elsewhere" / "again") == repeatable(run)
-    assert (tmp_path / "elsewhere/again/model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "README.md"):
+        assert (tmp_path / "elsewhere/again" / name).read_bytes() == (run / name).read_bytes()
 
 
 def events_of(folder: Path) -> list[tuple[str, int, float]]:
