@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmark.training_run import Clock
+from benchmark.clock import Clock
 from model.checkpoint import load_run
 from model.known import Interactions
 from model.recommender import Recommender

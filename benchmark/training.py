@@ -27,13 +27,14 @@ from workflows.progress import console
 
 _ROOT = Path(__file__).parents[1]
 _SEED = 1
-_MEASURED = ("samples_per_s", "prepare_s", "step_s", "peak_rss_mib")
+_MEASURED = ("samples_per_s", "start_s", "start_share_s", "train_s", "peak_rss_mib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: a million samples)")
+    parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: by --seconds)")
+    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="batches of a run begin within these")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; medians count")
     parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: as many as cores)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
@@ -61,14 +62,16 @@ def main(args: argparse.Namespace) -> None:
     kept = nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory(prefix="neumf-benchmark-")
     with kept as cache:
         data = _prepared(shape, Path(cache).resolve())
+        of_data = ["--data", str(data), *threads]
+        loader = _json_of("benchmark.training_loader", *of_data, "--batch_size", str(sizes[0]))
         limits = _json_of(
             "benchmark.training_limits", *threads, *(["--size", "1024", "--mib", "64"] if args.quick else [])
         )
         results = []
         for size in sizes:
             names = [name for name in args.variants if applies(name, size)]
-            flags = ["--data", str(data), "--batch_size", str(size), *threads]
-            flags += ["--steps", str(steps or max(1, (1 << 20) // size))]
+            flags = [*of_data, "--batch_size", str(size)]
+            flags += ["--steps", str(steps)] if steps else ["--seconds", str(args.seconds)]
             results += _compare(names, size, repeats, flags)
     result: dict[str, Any] = {
         "machine": describe_machine(),
@@ -78,6 +81,7 @@ def main(args: argparse.Namespace) -> None:
         "threads": results[0]["runs"][0]["threads"],
         "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
         "negatives": settings.NEGATIVES,
+        "loader": loader,
         "limits": limits,
         "bounds": [_bounds(size, shape, limits, results) for size in sizes],
         "results": results,

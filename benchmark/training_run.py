@@ -1,25 +1,29 @@
 """`python -m benchmark.training_run`: one variant trains for some batches; its figures as one line of JSON.
 
-A process of its own, so that its peak of resident memory is its own. Getting samples ready is timed over a whole epoch
-and charged by the sample; steps are timed over the batches trained on, after a step to warm up.
+A process of its own, so that its peak of resident memory is its own. Batches come as in training, the product's made
+ahead by its own thread. The time to the first one is charged by the sample to those that it got ready: all of the
+epoch, or where rows are streamed, of a block. From then on all is timed that training does, waits for batches included.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import resource
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+import model.batches
 import model.step
+import model.torch_step
+from benchmark.clock import Clock
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
 from benchmark.training_variants import (
     BETA1,
@@ -49,40 +53,19 @@ _PROBE = 8192  # samples that the share of active units is counted on
 _SEED = 1
 
 
-@dataclass
-class Clock:
-    """Seconds by stage, for stages that are methods of some class."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def watch(self, owner: Any, method: str, stage: str) -> None:
-        """Charge all calls of `owner.method` to a stage from now on."""
-        original = getattr(owner, method)
-
-        @functools.wraps(original)
-        def timed(*args: Any, **more: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return original(*args, **more)
-            finally:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-        setattr(owner, method, timed)
-
-
 @dataclass(frozen=True)
 class Trainer:
     """A variant, ready to train.
 
     Attributes:
-        prepare_s_per_sample: seconds to get a sample ready, taken over an epoch.
-        batches: batches to train on, in order.
-        step: trains on one of them and gives the loss of a sample.
+        batches: of an epoch, in order; nothing has been done for the first one.
+        got_ready: samples that are ready when the first batch is.
+        step: trains on a batch and gives the loss of a sample.
     """
 
     network: nn.Module
-    prepare_s_per_sample: float
-    batches: Iterator[Any]
+    batches: Generator[Any, None, None]
+    got_ready: int
     step: Callable[[Any], Tensor]
 
 
@@ -95,14 +78,16 @@ def _plain(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Tra
     assert isinstance(n_users, int)
     assert isinstance(n_items, int)
     network = PlainNeuMF(n_users, n_items)
-    started = time.perf_counter()
-    samples = prepare_epoch(users, items, n_items, NEGATIVES)
-    prepare_s = time.perf_counter() - started
     step = PlainStep(network, PIECE if variant.accumulated else None)
-    clock.watch(PlainStep, "gradients", "gradients")
-    starts = range(0, len(samples), batch_size)
-    batches = (samples.cut(start, start + batch_size) for start in starts)
-    return Trainer(network, prepare_s / len(samples), batches, step)
+    clock.watch(nn.Embedding, "forward", "gather")
+    clock.watch(PlainNeuMF, "forward", "forward")
+
+    def batches() -> Generator[Samples, None, None]:
+        samples = prepare_epoch(users, items, n_items, NEGATIVES)
+        for start in range(0, len(samples), batch_size):
+            yield samples.cut(start, start + batch_size)
+
+    return Trainer(network, batches(), len(users) * (1 + NEGATIVES), step)
 
 
 def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trainer:
@@ -130,68 +115,87 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     )
     network = NeuMF(shape)
     if variant.kind == "kernels":
+        from model import kernels
         from model.kernel_step import KernelStep
 
-        clock.watch(KernelStep, "gradients", "gradients")
-        clock.watch(KernelStep, "adam", "adam")
+        clock.watch(KernelStep, "gradients", "gather")
+        clock.watch(KernelStep, "_product", "products")
+        clock.watch(kernels, "train_block", "forward and backward")
+        clock.watch(KernelStep, "adam", "optimizer")
     else:
-        clock.watch(TorchStep, "gradients", "gradients")
+        clock.watch(model.torch_step._Gather, "apply", "gather")
+        clock.watch(TorchStep, "_logits", "forward")
     if not variant.chunked:
         model.step.CHUNK_SAMPLES = batch_size  # what the step reads when it is made
+    if not variant.ahead:
+        model.batches.launches_only = lambda device: True
     step = model.step.Step(network, config, world, kernels=variant.kind == "kernels")
-    next(batches.epoch(0))  # from memory: rows are read once a run, like the plain one's
-    started = time.perf_counter()
-    samples = sum(len(batch) for batch in batches.epoch(1))
-    prepare_s = time.perf_counter() - started
+    if variant.in_memory:  # rows are read once a run, like the plain one's
+        with closing(batches.epoch(0)) as first:
+            next(first)
 
-    def prepared() -> Iterator[Batch]:
-        for batch in batches.epoch(2):
-            yield batch if variant.grouped else batch.take(torch.randperm(len(batch)))
+    def prepared() -> Generator[Batch, None, None]:
+        with closing(batches.epoch(1)) as own:
+            for batch, _ in world.aligned(own):
+                assert batch is not None
+                yield batch if variant.grouped else batch.take(torch.randperm(len(batch)))
 
-    return Trainer(network, prepare_s / samples, prepared(), lambda batch: step(batch, len(batch)) / len(batch))
+    got_ready = (rows.n_rows if variant.in_memory else batches.block_rows) * (1 + NEGATIVES)
+    return Trainer(network, prepared(), got_ready, lambda batch: step(batch, len(batch)) / len(batch))
 
 
-def run(name: str, folder: Path, batch_size: int, steps: int) -> dict[str, Any]:
+def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: float) -> dict[str, Any]:
     """The figures of one variant.
+
+    Args:
+        steps: batches to train on; None for as many as begin within so many seconds.
 
     Raises:
         UserError: there is no such variant, or an epoch has fewer batches.
     """
     if name not in VARIANTS:
         raise UserError(f"--variant should be one of {', '.join(VARIANTS)}; got {name}")
-    if batch_size < 1 + NEGATIVES or steps < 1:
+    if batch_size < 1 + NEGATIVES or (steps is not None and steps < 1):
         raise UserError(f"--batch_size should be {1 + NEGATIVES} or more and --steps 1 or more")
     variant, clock = VARIANTS[name], Clock()
     torch.manual_seed(_SEED)
     trainer = (_plain if variant.kind == "plain" else _ours)(variant, folder, batch_size, clock)
     if variant.kind != "kernels":
-        clock.watch(torch.optim.Adam, "step", "adam")
+        clock.watch(Tensor, "backward", "backward")
+        clock.watch(torch.optim.Adam, "step", "optimizer")
     trainer.network.train()
-    batch = next(trainer.batches)
-    trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))
-    clock.seconds.clear()
-    loss, samples, step_s = torch.zeros(()), 0, 0.0
-    for number in range(steps):
-        if number:  # the first one has been drawn for the warm-up already
-            batch = next(trainer.batches, None)
-        if batch is None or len(batch) < batch_size // (1 + NEGATIVES) * (1 + NEGATIVES):
-            raise UserError(f"an epoch of {folder} has no {steps} whole batches of {batch_size:,}; lower one of them")
+    with closing(trainer.batches):
         started = time.perf_counter()
-        loss = trainer.step(batch)
-        step_s += time.perf_counter() - started
-        samples += len(batch)
-    prepare_s = trainer.prepare_s_per_sample * samples
-    peak_rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        batch = next(trainer.batches)
+        start_s = time.perf_counter() - started
+        trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))  # to warm up
+        clock.seconds = dict.fromkeys(clock.seconds, 0.0) | {"loader wait": 0.0}
+        loss, samples, number = torch.zeros(()), 0, 0
+        following = clock.timed(lambda: next(trainer.batches, None), "loader wait")
+        started = time.perf_counter()
+        while (number < steps) if steps is not None else (not number or time.perf_counter() - started < seconds):
+            if number:  # the first one has been got for the warm-up already
+                batch = following()
+            if batch is None or len(batch) < batch_size // (1 + NEGATIVES) * (1 + NEGATIVES):
+                raise UserError(
+                    f"an epoch of {folder} has no {steps or number + 1} whole batches of {batch_size:,}; lower "
+                    "--steps, --seconds or --batch_sizes"
+                )
+            loss = trainer.step(batch)
+            samples, number = samples + len(batch), number + 1
+        train_s, stages_s = time.perf_counter() - started, dict(clock.seconds)
+    start_share_s = start_s * samples / trainer.got_ready
     return {
         "variant": name,
         "batch_size": batch_size,
-        "steps": steps,
+        "steps": number,
         "samples": samples,
-        "samples_per_s": samples / (prepare_s + step_s),
-        "prepare_s": prepare_s,
-        "step_s": step_s,
-        "stages_s": dict(clock.seconds),
-        "peak_rss_mib": peak_rss_mib,
+        "samples_per_s": samples / (start_share_s + train_s),
+        "start_s": start_s,
+        "start_share_s": start_share_s,
+        "train_s": train_s,
+        "stages_s": stages_s,
+        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "last_loss": float(loss),
         "active_units": active_units(trainer.network, batch),
         "threads": torch.get_num_threads(),
@@ -221,12 +225,13 @@ def main() -> None:
     parser.add_argument("--variant", required=True)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a prepared folder")
     parser.add_argument("--batch_size", type=int, required=True)
-    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    print(json.dumps(run(args.variant, args.data, args.batch_size, args.steps)))
+    print(json.dumps(run(args.variant, args.data, args.batch_size, args.steps, args.seconds)))
 
 
 if __name__ == "__main__":

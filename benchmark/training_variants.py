@@ -25,6 +25,7 @@ class Variant:
         in_memory: batches from memory, else streamed.
         grouped: a positive and its negatives stay together; else samples go in random order.
         chunked: the torch step computes a few thousand samples at a time; else the whole batch.
+        ahead: a thread makes batches ahead of their steps.
         accumulated: the gradients of pieces of `PIECE` samples are added up.
     """
 
@@ -34,6 +35,7 @@ class Variant:
     in_memory: bool = False
     grouped: bool = True
     chunked: bool = True
+    ahead: bool = True
     accumulated: bool = False
 
 
@@ -44,6 +46,7 @@ VARIANTS = {
     ),
     "compiled": Variant(kind="kernels", what="the product on a CPU: streamed, compiled loops"),
     "compiled, in memory": Variant(kind="kernels", what="its batches from memory", in_memory=True),
+    "compiled, no thread": Variant(kind="kernels", what="its batches made when they are needed", ahead=False),
     "compiled, amp": Variant(kind="kernels", what="with --amp", precision="amp"),
     "compiled, bf16": Variant(kind="kernels", what="with bfloat16 products", precision="bf16"),
     "torch": Variant(kind="torch", what="the product's torch step: streamed, grouped, in chunks"),

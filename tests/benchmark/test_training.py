@@ -18,6 +18,11 @@ from workflows.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _PNG = b"\x89PNG"
+_STAGES = {
+    "plain": {"forward", "backward"},
+    "compiled, in memory": {"products", "forward and backward"},
+    "torch, by sample": {"forward", "backward"},
+}
 _RATES = {"fp32_gflop_per_s": 100.0, "bf16_gflop_per_s": 400.0, "copy_gb_per_s": 10.0, "gather_gb_per_s": 5.0}
 
 
@@ -43,14 +48,15 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
             folder.mkdir(parents=True)
             (folder / "feature_spec.yaml").touch()
             return ""
-        if module == "benchmark.training_limits":
-            return json.dumps(_RATES)
+        if module != "benchmark.training_run":
+            return json.dumps(_RATES if module == "benchmark.training_limits" else {"rows": 300})
         name = _value(flags, "--variant")
         number = sum(other[:3] == (module, "--variant", name) for other in found) % 3
         result = {
             "samples_per_s": {1: 100.0, 2: 300.0, 0: 200.0}[number] * (1 if name == "plain" else 10),
-            "prepare_s": 1.0,
-            "step_s": 2.0,
+            "start_s": 5.0,
+            "start_share_s": 1.0,
+            "train_s": 2.0,
             "peak_rss_mib": 300.0,
             "stages_s": {"gradients": 1.5},
             "active_units": [0.25, 0.25, 0.25],
@@ -65,11 +71,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 def test_the_processes_take_turns_and_medians_count(started: list[tuple[str, ...]], tmp_path: Path) -> None:
     argv = ["--shape", "30x40x300", "--batch_sizes", "100", "131072", "--repeats", "3", "--output", str(tmp_path)]
     training.main(_args(*argv, "--variants", "plain", "plain accumulated", "compiled"))
-    runs = [(_value(each, "--variant"), _value(each, "--batch_size"), _value(each, "--steps")) for each in started[2:]]
-    assert [each[0] for each in started[:2]] == ["preprocessing", "benchmark.training_limits"]
-    # Accumulating is for batches of more than one piece; without --steps a run has a million samples.
-    assert runs[:6] == [("plain", "100", "10485"), ("compiled", "100", "10485")] * 3
-    assert runs[6:] == [(name, "131072", "8") for name in ("plain", "plain accumulated", "compiled")] * 3
+    runs = [(_value(each, "--variant"), _value(each, "--batch_size"), each[-2:]) for each in started[3:]]
+    before = ["preprocessing", "benchmark.training_loader", "benchmark.training_limits"]
+    assert [each[0] for each in started[:3]] == before
+    # Accumulating is for batches of more than one piece; without --steps a run has some seconds.
+    length = ("--seconds", "5.0")
+    assert runs[:6] == [("plain", "100", length), ("compiled", "100", length)] * 3
+    assert runs[6:] == [(name, "131072", length) for name in ("plain", "plain accumulated", "compiled")] * 3
     result = json.loads((tmp_path / "training.json").read_text())
     plain, compiled = (each for each in result["results"] if each["batch_size"] == 100)
     assert (plain["samples_per_s"], plain["over_plain"]) == (200, 1)
@@ -77,6 +85,7 @@ def test_the_processes_take_turns_and_medians_count(started: list[tuple[str, ...
     assert compiled["stages_s"] == {"gradients": 1.5}
     assert [run["samples_per_s"] for run in plain["runs"]] == [100, 300, 200]
     assert result["limits"] == _RATES
+    assert result["loader"] == {"rows": 300}
     assert result["bounds"][0]["samples_per_s"].keys() == {"dense", "factorised", "active"}
     assert result["shape"] == {"users": 30, "items": 40, "rows": 300}
     assert result["machine"]["cores"]
@@ -162,15 +171,20 @@ def test_as_a_process(tmp_path: Path) -> None:
     for each in result["results"]:
         (of_one,) = each["runs"]
         assert of_one["samples"] == 2 * (4096 if each["variant"] == "plain" else 4095)
-        assert of_one["samples_per_s"] == pytest.approx(of_one["samples"] / (of_one["prepare_s"] + of_one["step_s"]))
-        assert each["stages_s"].keys() == {"gradients", "adam"}
-        assert sum(each["stages_s"].values()) <= each["step_s"]
+        timed_s = of_one["start_share_s"] + of_one["train_s"]
+        assert of_one["samples_per_s"] == pytest.approx(of_one["samples"] / timed_s)
+        assert each["stages_s"].keys() == _STAGES[each["variant"]] | {"gather", "optimizer", "loader wait"}
+        assert sum(each["stages_s"].values()) <= each["train_s"]
         assert each["peak_rss_mib"] > 100
         assert all(0 < share < 0.5 for share in each["active_units"])
         assert 0.3 < of_one["last_loss"] < 0.8
     assert (
         result["bounds"][0]["samples_per_s"]["active"]["fp32"] > result["bounds"][0]["samples_per_s"]["dense"]["fp32"]
     )
+    loader, samples = result["loader"], 5 * result["loader"]["rows"]
+    assert loader["read"]["rows"] == loader["rows"]
+    assert loader["negatives"]["negatives"] == 4 * loader["rows"]
+    assert loader["merlin"]["samples"] == loader["memory"]["samples"] == samples
     # The picture comes from the JSON alone.
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
