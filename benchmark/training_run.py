@@ -127,6 +127,8 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         clock.watch(TorchStep, "_logits", "forward")
     if not variant.chunked:
         model.step.CHUNK_SAMPLES = batch_size  # what the step reads when it is made
+    if not variant.grouped:
+        setattr(EpochBatches, "_few_users", True)  # noqa: B010 - a property; samples are then shuffled one by one
     if not variant.ahead:
         model.batches.launches_only = lambda device: True
     step = model.step.Step(network, config, world, kernels=variant.kind == "kernels")
@@ -138,7 +140,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         with closing(batches.epoch(1)) as own:
             for batch, _ in world.aligned(own):
                 assert batch is not None
-                yield batch if variant.grouped else batch.take(torch.randperm(len(batch)))
+                yield batch
 
     got_ready = (rows.n_rows if variant.in_memory else batches.block_rows) * (1 + NEGATIVES)
     return Trainer(network, prepared(), got_ready, lambda batch: step(batch, len(batch)) / len(batch))
