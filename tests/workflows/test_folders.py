@@ -8,12 +8,23 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from workflows.errors import UserError
-from workflows.folders import check_output, check_outside, read_json, replace_file, set_aside, staged_folder, write_json
+from workflows.folders import (
+    check_file,
+    check_output,
+    check_outside,
+    read_json,
+    replace_file,
+    set_aside,
+    staged_file,
+    staged_folder,
+    write_json,
+)
 
 ROOT = Path(__file__).parents[2]
 OURS = "stats.json"
@@ -299,3 +310,31 @@ def test_replace_file_keeps_the_old_one_until_the_new_one_is_there(
     assert file.read_bytes() == b"old"
     replace_file(file, b"new")
     assert file.read_bytes() == b"new"
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file.txt"
+    with pytest.raises(KeyboardInterrupt), staged_file(target, overwrite=False) as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert list(target.parent.iterdir()) == []
+    with staged_file(target, overwrite=False) as partial:
+        partial.write_text("first")
+        assert not target.exists()
+    for overwrite in (False, True):
+        with suppress(UserError), staged_file(target, overwrite) as partial:
+            partial.write_text("second")
+        assert target.read_text() == ("second" if overwrite else "first")
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_files_that_may_not_be_written_are_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path, message in (
+        (tmp_path / "file", r"exists already.*--overwrite"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "file" / "below", "is a file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_file(path, overwrite=False)
+    check_file(tmp_path / "file", overwrite=True)
