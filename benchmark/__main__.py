@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import cost_model, demo, gpu_check, pipeline, recommend, serve, training
+from benchmark import cost_model, demo, gpu_check, inference, pipeline, recommend, serve, training
 from workflows.errors import run_command
 
 
@@ -26,6 +26,9 @@ _COMMANDS = {
         cost_model.add_arguments,
     ),
     "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
+    "inference": _Command(
+        "scoring by batch size: torch, compiled, ONNX Runtime and projections", inference.main, inference.add_arguments
+    ),
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
     ),

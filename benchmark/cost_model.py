@@ -6,7 +6,6 @@ A model, not a measurement: nothing here runs on a GPU.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from benchmark.cost_model_cost import Cost
 from benchmark.cost_model_plot import draw_cost_model
 from benchmark.cost_model_scaling import CLUSTERS, SIZES, scaling
 from benchmark.machine import describe_machine
+from benchmark.result import redraw
 from preprocessing.synthetic import Shape, parse_shape
 from workflows.errors import UserError
 from workflows.folders import write_json
@@ -54,9 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.draw:
-        picture = args.draw.with_suffix(".png")
-        draw_cost_model(_read_result(args.draw), picture)
-        console.print(f"wrote {picture}")
+        redraw(args.draw, "cost-model.json", {"label", "shape", "bounds", "counts", "this_machine"}, draw_cost_model)
         return
     least = _LEAST * _DEVICES
     shape, sizes = (parse_shape("small"), [least]) if args.quick else (parse_shape(args.shape), args.batch_sizes)
@@ -191,13 +189,3 @@ def _show(result: Mapping[str, Any]) -> None:
 def _cell(found: Mapping[str, Any]) -> str:
     published = found["published_samples_per_s"]
     return f"{found['serial_samples_per_s'] / 1e6:,.1f}" + (f" ({published / 1e6:.1f})" if published else "")
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"{path} is no JSON ({err}); name the cost-model.json that this command wrote") from None
-    if not isinstance(result, dict) or not {"label", "shape", "bounds", "counts", "this_machine"} <= result.keys():
-        raise UserError(f"{path} is no result of this command; name the cost-model.json that it wrote")
-    return result

@@ -7,6 +7,7 @@ a user, and as many items. Array code is that of a GPU: compiled loops take over
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from model.evaluation import Evaluation
 from model.neumf import NeuMF, NeuMFConfig
 from model.samples import Batch
 from model.source import TableSource
+from model.torch_scoring import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
 from model.world import World
 from preprocessing.synthetic import Shape
 from workflows.device import KERNEL_ROWS, frame_device
@@ -159,7 +161,7 @@ def count_plain_batches(shape: Shape) -> Counted:
 
 
 def count_evaluation(shape: Shape) -> Counted:
-    """Scoring and ranking a piece of the test series, in float32."""
+    """Scoring and ranking a piece of the test series, in float32, with projections of all items at hand."""
     series = (1 << 16) // _SERIES
     columns = Columns("user", "item", "label", series, shape.items)
     random = np.random.default_rng(1)
@@ -167,8 +169,10 @@ def count_evaluation(shape: Shape) -> Counted:
     rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
     network, counter = NeuMF(network_config(series, shape.items)), Counter()
     evaluation = Evaluation(rows, _SERIES, 10, 1 << 20, World(_CPU))
-    with counter.torch_operators(), counter.stage("evaluation"):
-        evaluation(network)
+    with torch.inference_mode():
+        scorer = TorchScoring(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
+        with counter.torch_operators(), counter.stage("evaluation"):
+            evaluation.measure(scorer, time.perf_counter())
     return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from benchmark.machine import describe_machine
 from benchmark.measure import Usage, measure
 from benchmark.pipeline_plot import draw_pipeline
+from benchmark.result import redraw
 from preprocessing.synthetic import Ids, Shape, parse_shape, write_log
 from workflows.errors import UserError
 from workflows.folders import write_json
@@ -62,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.draw:
-        picture = args.draw.with_suffix(".png")
-        draw_pipeline(_read_result(args.draw), picture)
-        console.print(f"wrote {picture}")
+        redraw(args.draw, "pipeline.json", {"machine", "shape", "cases"}, draw_pipeline)
         return
     if args.repeats < 1:
         raise UserError(f"--repeats should be 1 or more, got {args.repeats}")
@@ -191,13 +190,3 @@ def _summary(runs: Sequence[dict[str, Any]], rows: int, size: int) -> dict[str, 
 
 def _tell(what: str, usage: Usage) -> None:
     console.print(f"{what}: {usage.wall_s:.2f} s, CPU {usage.cpu_s:.2f} s, PSS {usage.peak_pss_bytes >> 20:,} MiB")
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"{path} is no JSON ({err}); name the pipeline.json that this command wrote") from None
-    if not isinstance(result, dict) or not {"machine", "shape", "cases"} <= result.keys():
-        raise UserError(f"{path} is no result of this command; name the pipeline.json that it wrote")
-    return result

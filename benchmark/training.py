@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmark import training_variants as settings
 from benchmark.machine import describe_machine
+from benchmark.result import redraw
 from benchmark.training_limits import bounds, counts
 from benchmark.training_plot import draw_training
 from benchmark.training_variants import VARIANTS, applies
@@ -48,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.draw:
-        picture = args.draw.with_suffix(".png")
-        draw_training(_read_result(args.draw), picture)
-        console.print(f"wrote {picture}")
+        redraw(args.draw, "training.json", {"machine", "shape", "threads", "results", "bounds"}, draw_training)
         return
     if args.quick:
         shape, sizes, steps, repeats = parse_shape("small"), [4096], args.steps or 2, 1
@@ -166,13 +165,3 @@ def _run(module: str, *flags: str) -> str:
         last_lines = "\n".join(done.stderr.splitlines()[-15:])
         raise UserError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{last_lines}")
     return done.stdout
-
-
-def _read_result(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"{path} is no JSON ({err}); name the training.json that this command wrote") from None
-    if not isinstance(result, dict) or not {"machine", "shape", "threads", "results", "bounds"} <= result.keys():
-        raise UserError(f"{path} is no result of this command; name the training.json that it wrote")
-    return result

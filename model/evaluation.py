@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ from workflows.errors import UserError
 # Rows are scored in pieces that do not depend on the number of ranks, so that any number gives the same scores.
 _PIECE_ROWS = 1 << 17
 _PIECE_PAIRS = 1 << 18  # of users with all items
+
+
+class AnyScorer(Protocol):
+    """See `model.scoring.Scorer`."""
+
+    def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor: ...
+
+    def all_items(self, users: Tensor, *side: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ class Evaluation:
         training, started = model.training, time.perf_counter()
         model.eval()
         try:
-            scorer = Scorer(model) if isinstance(model, NeuMF) else self._pairwise(model)
-            return self._measure(scorer, started)
+            scorer: AnyScorer = Scorer(model) if isinstance(model, NeuMF) else self._pairwise(model)
+            return self.measure(scorer, started)
         finally:
             model.train(training)
 
@@ -124,13 +133,14 @@ class Evaluation:
     def popularity(self, train: Rows) -> Scores:
         """Evaluate the baseline that ranks the same candidates by their train interactions."""
         counts = item_popularity(train, self.world).float()  # exact up to 2**24
-        return self._measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
+        return self.measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
 
     def _pairwise(self, score: Callable[..., Tensor]) -> _Pairwise:
         return _Pairwise(score, self.rows.columns.n_items, self._piece_rows)
 
-    def _measure(self, scorer: Scorer | _Pairwise, started: float) -> Scores:
-        """
+    def measure(self, scorer: AnyScorer, started: float) -> Scores:
+        """Measure what a scorer makes of the test rows.
+
         Args:
             started: what `time.perf_counter` said then.
         """
@@ -173,7 +183,7 @@ class Evaluation:
             coverage=coverage,
         )
 
-    def _rank_series(self, scorer: Scorer | _Pairwise, length: int) -> Iterator[_Ranked]:
+    def _rank_series(self, scorer: AnyScorer, length: int) -> Iterator[_Ranked]:
         for users, items, *side in self._pieces(length):
             logits = scorer(users, items, *side).float().reshape(-1, length)
             items = items.reshape(-1, length)
@@ -187,7 +197,7 @@ class Evaluation:
             samples = torch.tensor(logits.numel())
             yield _Ranked(positive_ranks(logits, items, again), first, loss, samples.to(loss.device))
 
-    def _rank_all(self, scorer: Scorer | _Pairwise, seen: Seen) -> Iterator[_Ranked]:
+    def _rank_all(self, scorer: AnyScorer, seen: Seen) -> Iterator[_Ranked]:
         """Rank each positive against all items its user has not seen."""
         n_items = self.rows.columns.n_items
         for users, positives, side in self._positives(max(1, min(self.batch_size, _PIECE_PAIRS) // n_items)):
@@ -214,7 +224,7 @@ class Evaluation:
             for part in which.split(n_users) if len(which) else ():
                 yield users[part], items[part].long(), [column[part] for column in side]
 
-    def _measure_rows(self, scorer: Scorer | _Pairwise, started: float) -> Scores:
+    def _measure_rows(self, scorer: AnyScorer, started: float) -> Scores:
         """Loss and AUC over rows that are no series; a score (4 bytes) and a label for each are held in memory, and
         every rank measures all of them."""
         loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=self.world.device), [], []
@@ -257,8 +267,8 @@ class _Pairwise:
     n_items: int
     piece_rows: int
 
-    def __call__(self, *columns: Tensor) -> Tensor:
-        return self.score(*columns)
+    def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
+        return self.score(users, items, *side)
 
     def all_items(self, users: Tensor, *side: Tensor) -> Tensor:
         """Scores of each of some users with all items, [U, n_items]."""

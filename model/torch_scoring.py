@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.neumf import NeuMF
 
 _CHUNK_SAMPLES = 4096  # on a CPU, whose caches hold the activations of so many
-_CHUNK_SAMPLES_ON_DEVICE = 1 << 17
+CHUNK_SAMPLES_ON_DEVICE = 1 << 17
 _TILE_USERS = 8  # that share what is read of an item
 
 
@@ -30,13 +30,18 @@ def runs(*columns: Tensor) -> tuple[Tensor, Tensor]:
 class TorchScoring:
     """See `model.scoring.Scorer`."""
 
-    def __init__(self, model: NeuMF) -> None:
+    def __init__(self, model: NeuMF, chunk: int | None = None) -> None:
+        """
+        Args:
+            chunk: pairs computed at a time; None for what suits the device.
+        """
         self.model = model
         weight, self._bias = (parameter.detach() for parameter in model.entry)
         self._by_row, by_item = model.split_columns(weight)
         ids = torch.arange(model.config.n_items, device=weight.device)
         self._item_first = torch.empty(len(ids), len(weight), dtype=weight.dtype, device=weight.device)
-        self._chunk = _CHUNK_SAMPLES if weight.device.type == "cpu" else _CHUNK_SAMPLES_ON_DEVICE
+        usual = _CHUNK_SAMPLES if weight.device.type == "cpu" else CHUNK_SAMPLES_ON_DEVICE
+        self._chunk = chunk or usual
         for part in ids.split(self._chunk):
             self._item_first[part] = nn.functional.linear(model.item_inputs(part), by_item)
 
