@@ -47,8 +47,9 @@ class KernelScoring:
         ids = torch.arange(model.config.n_items)
         self._items = torch.empty(len(ids), len(folded.bias) + factors)
         for part in ids.split(_BLOCK_ITEMS):
-            first = nn.functional.linear(model.item_inputs(part), self._by_item)
-            self._items[part] = torch.cat((first, model.mf_item_embed(part)), dim=1)
+            table = self._items[part[0] : part[-1] + 1]
+            torch.mm(model.item_inputs(part), self._by_item.T, out=table[:, :-factors])
+            table[:, -factors:] = model.mf_item_embed(part)
 
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
         if len(items) and not 0 <= items.min() <= items.max() < len(self._items):
@@ -92,8 +93,11 @@ class KernelScoring:
 
     def _rows(self, users: Tensor, side: Sequence[Tensor]) -> Tensor:
         """What rows add to all hidden units, and factors of the items' GMF embeddings: [R, S + F]."""
-        first = nn.functional.linear(self._model.row_inputs(users, side), self._by_row, self._bias)
-        return torch.cat((first, self._model.mf_user_embed(users) * self._gmf_head), dim=1)
+        rows, factors = torch.empty(len(users), self._items.shape[1]), self._model.config.factors
+        inputs = self._model.row_inputs(users, side)
+        torch.addmm(self._bias, inputs, self._by_row.T, out=rows[:, :-factors])
+        torch.mul(self._model.mf_user_embed(users), self._gmf_head, out=rows[:, -factors:])
+        return rows
 
     def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:
         """Let threads score a part each of `n` pairs or items."""

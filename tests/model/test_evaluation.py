@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections import Counter
@@ -396,6 +397,25 @@ def check_full(found: Scores, case: Case, table: np.ndarray, k: int) -> None:
 def test_full_ranking_is_that_of_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
     found = case.evaluation(k, batch_size, in_memory=in_memory)(case.model)
     check_full(found, case, case.table, k)
+
+
+@pytest.mark.parametrize("length", [None, 3])
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_full_ranking_of_a_network_is_that_of_its_own_scores(length: int | None, in_memory: bool) -> None:
+    case = Case.random(5, length, ties=False)
+    side = (SideFeature("hour", N_HOURS),)
+    config = NeuMFConfig(n_users=case.n_users, n_items=case.n_items, factors=3, layers=(8, 70, 4), row_side=side)
+    model = NeuMF(config, torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3.0)
+    grid = torch.meshgrid(*(torch.arange(size) for size in case.table.shape), indexing="ij")
+    exact = copy.deepcopy(model).double().eval()(*(ids.flatten() for ids in grid)).detach().view(case.table.shape)
+    for size in (1, 3):
+        for found in on_ranks(
+            size, lambda world: case.evaluation(2, 20, world, in_memory=in_memory)(copy.deepcopy(model))
+        ):
+            check_full(found, case, exact.numpy(), 2)
 
 
 @pytest.mark.parametrize("length", [None, 3])
