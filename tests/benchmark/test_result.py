@@ -1,0 +1,26 @@
+"""Results read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.result import read_result, redraw
+from workflows.errors import UserError
+
+
+def test_a_result_is_drawn_beside_itself(tmp_path: Path) -> None:
+    path, drawn = tmp_path / "some.json", []
+    path.write_text(json.dumps({"a": 1, "b": 2}))
+    redraw(path, "some.json", {"a"}, lambda result, picture: drawn.append((result, picture)))
+    assert drawn == [({"a": 1, "b": 2}, tmp_path / "some.png")]
+
+
+@pytest.mark.parametrize(("text", "said"), [("{", "no JSON"), ("[]", "no result"), ('{"b": 1}', "no result")])
+def test_another_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"other\.json is {said}.*name the some\.json"):
+        read_result(path, "some.json", {"a"})
