@@ -6,7 +6,7 @@ stands in a table with its factors of the GMF; a pair adds two rows of the table
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -24,6 +24,7 @@ _ROWS = 1 << 14  # of a table, at most
 _TILE_ROWS = 64  # that share what is read of an item
 _SHARED_PAIRS = 1024  # so many are worth a further thread
 _BLOCK_ITEMS = 4096  # whose projections are worked out at a time
+_TABLE_BYTES = 1 << 30  # of all items' rows; if they are more, those of the items of a chunk are worked out with it
 
 
 class KernelScoring:
@@ -44,16 +45,14 @@ class KernelScoring:
         self._network = (
             self._widths, factors, folded.passed.numpy(), head[factors:].numpy(), model.final.bias.item(),
         )  # fmt: skip
-        ids = torch.arange(model.config.n_items)
-        self._items = torch.empty(len(ids), len(folded.bias) + factors)
-        for part in ids.split(_BLOCK_ITEMS):
-            table = self._items[part[0] : part[-1] + 1]
-            torch.mm(model.item_inputs(part), self._by_item.T, out=table[:, :-factors])
-            table[:, -factors:] = model.mf_item_embed(part)
+        n_items = model.config.n_items
+        held = 4 * n_items * (len(folded.bias) + factors) <= _TABLE_BYTES
+        self._items = self._item_rows(torch.arange(n_items)) if held else None
 
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
-        if len(items) and not 0 <= items.min() <= items.max() < len(self._items):
-            raise IndexError(f"item ids should be in [0, {len(self._items)})")
+        n_items = self._model.config.n_items
+        if len(items) and not 0 <= items.min() <= items.max() < n_items:
+            raise IndexError(f"item ids should be in [0, {n_items})")
         order = None
         if len(users) > _PAIRS and not side and (users[1:] < users[:-1]).any():
             order = users.argsort()
@@ -65,13 +64,24 @@ class KernelScoring:
         return logits if order is None else torch.empty_like(logits).index_copy_(0, order, logits)
 
     def all_items(self, users: Tensor, *side: Tensor, items: Tensor | None = None) -> Tensor:
-        table = self._items if items is None else nn.functional.embedding(items, self._items)
-        logits = torch.empty(len(users), len(table))
+        logits = torch.empty(len(users), self._model.config.n_items if items is None else len(items))
         for top in range(0, len(users), _TILE_ROWS):
             bottom = top + _TILE_ROWS
             rows = self._rows(users[top:bottom], [column[top:bottom] for column in side])
-            self._share(len(table), kernels.score_all, logits[top:bottom].numpy(), _flat(rows), _flat(table))
+            for start, table in self._tables(items):
+                found = torch.empty(len(rows), len(table))
+                self._share(len(table), kernels.score_all, found.numpy(), _flat(rows), _flat(table))
+                logits[top:bottom, start : start + len(table)] = found
         return logits
+
+    def _tables(self, items: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """The table of some items, None for all, in blocks: where each begins, and its rows."""
+        if self._items is not None:
+            yield 0, self._items if items is None else nn.functional.embedding(items, self._items)
+            return
+        ids = torch.arange(self._model.config.n_items) if items is None else items
+        for start in range(0, len(ids), _ROWS):
+            yield start, self._item_rows(ids[start : start + _ROWS])
 
     def _pairs(self, users: Tensor, items: Tensor, side: Sequence[Tensor]) -> Tensor:
         starts, which = runs(users, *side)
@@ -81,23 +91,39 @@ class KernelScoring:
                 [self._pairs(users[half], items[half], [column[half] for column in side]) for half in halves]
             )
         rows = self._rows(users[starts], [column[starts] for column in side])
+        if self._items is None:
+            distinct, items = items.unique(return_inverse=True)
+            table = self._item_rows(distinct)
+        else:
+            table = self._items
         # In the order of items, by 16 bits, which NumPy sorts in linear time.
-        shift = max(0, len(self._items).bit_length() - 16)
+        shift = max(0, len(table).bit_length() - 16)
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
         own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (which, items))
         found = np.empty(len(users), dtype=np.float32)
-        self._share(len(users), kernels.score_pairs, found, _flat(rows), _flat(self._items), own_rows, own_items)
+        self._share(len(users), kernels.score_pairs, found, _flat(rows), _flat(table), own_rows, own_items)
         logits = torch.empty(len(users))
         logits.numpy()[order] = found
         return logits
 
     def _rows(self, users: Tensor, side: Sequence[Tensor]) -> Tensor:
         """What rows add to all hidden units, and factors of the items' GMF embeddings: [R, S + F]."""
-        rows, factors = torch.empty(len(users), self._items.shape[1]), self._model.config.factors
+        factors = self._model.config.factors
+        rows = torch.empty(len(users), len(self._bias) + factors)
         inputs = self._model.row_inputs(users, side)
         torch.addmm(self._bias, inputs, self._by_row.T, out=rows[:, :-factors])
         torch.mul(self._model.mf_user_embed(users), self._gmf_head, out=rows[:, -factors:])
         return rows
+
+    def _item_rows(self, items: Tensor) -> Tensor:
+        """What items add to all hidden units, and their GMF embeddings: [I, S + F]."""
+        factors = self._model.config.factors
+        table = torch.empty(len(items), len(self._bias) + factors)
+        for start in range(0, len(items), _BLOCK_ITEMS):
+            part, rows = (of_all[start : start + _BLOCK_ITEMS] for of_all in (items, table))
+            torch.mm(self._model.item_inputs(part), self._by_item.T, out=rows[:, :-factors])
+            rows[:, -factors:] = self._model.mf_item_embed(part)
+        return table
 
     def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:
         """Let threads score a part each of `n` pairs or items."""

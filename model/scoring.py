@@ -20,7 +20,7 @@ class Scorer:
 
     On a CPU compiled loops compute the scores where they can (`model.kernel_scoring`), else torch does
     (`model.torch_scoring`). Scores are the network's up to rounding. Memory: what the network makes of each item, as
-    wide as its hidden layers and factors together; it does not grow with the number of pairs.
+    wide as its hidden layers and factors together (on a CPU 1 GiB at most); it does not grow with the number of pairs.
     """
 
     @torch.no_grad()

@@ -95,10 +95,12 @@ def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str
 
 @pytest.mark.parametrize("side", sorted(SIDES))
 @pytest.mark.parametrize("size", [1, 7, 32])
-def test_chunks_and_threads_change_nothing(side: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("held", [False, True])
+def test_chunks_and_threads_change_nothing(side: str, size: int, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network((8, 64, 16), side)
     columns = pairs(model, 90)
     users, _, *row_side = columns
+    some = torch.tensor([3, 36, 3])
     whole = [(scorer(*columns), scorer.all_items(users, *row_side)) for scorer in scorers(model)]
     monkeypatch.setattr(torch_scoring, "_CHUNK_SAMPLES", 8 * size)
     monkeypatch.setattr(torch_scoring, "_TILE_USERS", min(size, 8))
@@ -106,11 +108,13 @@ def test_chunks_and_threads_change_nothing(side: str, size: int, monkeypatch: py
     monkeypatch.setattr(kernel_scoring, "_TILE_ROWS", size)
     monkeypatch.setattr(kernel_scoring, "_ROWS", max(1, size // 8))
     monkeypatch.setattr(kernel_scoring, "_SHARED_PAIRS", 3)
+    monkeypatch.setattr(kernel_scoring, "_TABLE_BYTES", 1 << 30 if held else 0)
     monkeypatch.setattr(kernel_scoring, "_BLOCK_ITEMS", size)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     for scorer, (of_pairs, of_all) in zip(scorers(model), whole, strict=True):
         assert_close(scorer(*columns), of_pairs.double())
         assert_close(scorer.all_items(users, *row_side), of_all.double())
+        assert_close(scorer.all_items(users, *row_side, items=some), of_all[:, some].double())
 
 
 def test_units_that_are_mostly_positive_are_folded_away() -> None:
