@@ -195,8 +195,8 @@ def _left_before(items, parts, before):
         items: [R], any order.
         parts: room for 2 * R + 2 numbers.
     """
-    # Sorted by their leading bits, into about twice as many parts as there are items, then by insertion: at worst, with
-    # all of them in few parts, that many moves as a part is wide for each of them, in all no more than there are ids.
+    # Sorted by their leading bits, into about twice as many parts as there are items, then by insertion, which moves an
+    # item by no more than a part is wide: all together by less than there are ids.
     shift, n_items = _U(0), _U(len(items))
     while _U(np.max(items)) >> shift > _U(2) * n_items:
         shift += _U(1)
