@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from model.config import CHOICES, TrainConfig
-from model.neumf import NeuMFConfig
+from model.neumf import ARCHITECTURES, NeuMFConfig
 from preprocessing.config import SPEC_NAME
 from workflows import device
 from workflows.errors import UserError
@@ -180,6 +180,10 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
 
 def _add_model(group: argparse._ArgumentGroup) -> None:
     shape = NeuMFConfig(n_users=1, n_items=1)
+    group.add_argument(
+        "--arch", choices=ARCHITECTURES, default=shape.arch,
+        help="gmf: embeddings multiplied, without --layers; mlp: --layers alone, without --factors; neumf: both",
+    )  # fmt: skip
     group.add_argument("-f", "--factors", type=int, default=shape.factors, help="width of the GMF embeddings")
     group.add_argument(
         "--layers", type=int, nargs="+", default=list(shape.layers), metavar="WIDTH",
@@ -203,6 +207,24 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "as in the reference; static: as on disk",
     )  # fmt: skip
     group.add_argument("-l", "--learning_rate", type=float, default=train.learning_rate, help="learning rate of Adam")
+    group.add_argument(
+        "--schedule", choices=CHOICES["schedule"], default=train.schedule,
+        help="cosine: the learning rate falls to 0 over all --epochs",
+    )  # fmt: skip
+    group.add_argument(
+        "--loss", choices=CHOICES["loss"], default=train.loss,
+        help="bce: binary cross-entropy on positives and drawn negatives; softmax: of a user's positives among all "
+        "items, --arch gmf alone; the last of --factors is then the item's bias, and --batch_size counts users times "
+        "items",
+    )  # fmt: skip
+    group.add_argument(
+        "--weight_decay", type=float, default=train.weight_decay,
+        help="L2 penalty of embeddings, by the root of how many interactions each has; with --loss softmax",
+    )  # fmt: skip
+    group.add_argument(
+        "--recency", type=float, default=train.recency, metavar="POWER",
+        help="weigh a user's n-th latest interaction by n to the power of minus this; with --loss softmax",
+    )  # fmt: skip
     group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="first decay of Adam")
     group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="second decay of Adam")
     group.add_argument("--eps", type=float, default=train.eps, help="epsilon of Adam")

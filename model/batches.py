@@ -28,7 +28,7 @@ from workflows.negatives import row_negatives
 if TYPE_CHECKING:  # a step on batches from elsewhere needs no Merlin
     from model.data import Rows
 
-_BLOCK_ROWS = 1 << 20
+BLOCK_ROWS = 1 << 20
 _AHEAD = 1 << 21  # samples that may wait for their step: the step goes on while the next block is made
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 
@@ -81,7 +81,7 @@ class EpochBatches:
         """
         self.rows, self.config, self.world, self.device = rows, config, world, world.device
         # A small set is streamed like a large one: never more than a quarter of it is held at once.
-        self.block_rows = min(_BLOCK_ROWS, max(1, rows.n_rows // 4))
+        self.block_rows = min(BLOCK_ROWS, max(1, rows.n_rows // 4))
         self._candidates = candidates or Candidates(rows.columns.n_items)
         self._held_out = held_out
         self._resident: Batch | None = None
@@ -143,7 +143,7 @@ class EpochBatches:
 
     def _all_rows(self) -> Iterator[Batch]:
         if self._resident is None:
-            blocks = self.rows.stream(_BLOCK_ROWS, self.device)
+            blocks = self.rows.stream(BLOCK_ROWS, self.device)
             self._resident = self._trained_on(Batch.of(map(torch.cat, zip(*blocks, strict=True))))
         yield self._resident
 
@@ -217,7 +217,7 @@ def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> No
     if config.draws:
         return
     label = None
-    with closing(rows.only((rows.columns.label,)).stream(_BLOCK_ROWS, device)) as blocks:
+    with closing(rows.only((rows.columns.label,)).stream(BLOCK_ROWS, device)) as blocks:
         for (labels,) in blocks:
             label = float(labels[0]) if label is None else label
             if (labels != label).any():  # host sync: once per block, and mostly in the first one

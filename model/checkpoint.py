@@ -113,6 +113,24 @@ def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] 
     return about
 
 
+def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
+    """Write the factors of a dot product of users and items, whole or not at all."""
+    path.parent.mkdir(exist_ok=True)
+    save_tensors(path, {"users": users.detach().cpu().contiguous(), "items": items.detach().cpu().contiguous()})
+
+
+def load_factors(path: Path, n_users: int, n_items: int, width: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `save_factors` wrote; None where there is nothing, or something else."""
+    try:
+        known = safetensors.torch.load_file(path)
+    except (OSError, safetensors.SafetensorError):
+        return None
+    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
+    if shapes != {"users": (n_users, width), "items": (n_items, width)}:
+        return None
+    return known["users"], known["items"]
+
+
 @dataclass(frozen=True)
 class Run:
     """A trained run: its network in evaluation mode, and what the config says beside the network."""

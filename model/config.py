@@ -12,6 +12,8 @@ CHOICES = {
     "eval": ("sampled", "full"),
     "validation": ("none", "leave-one-out"),
     "loader": ("merlin", "memory"),
+    "loss": ("bce", "softmax"),
+    "schedule": ("constant", "cosine"),
 }
 
 
@@ -39,6 +41,10 @@ class TrainConfig:
     eval: str = "sampled"
     validation: str = "none"
     loader: str = "merlin"
+    loss: str = "bce"
+    weight_decay: float = 0.0
+    recency: float = 0.0
+    schedule: str = "constant"
     seed: int = 0
 
     @property
@@ -59,6 +65,11 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 wrong.append(f"--{name} should be in [0, 1), got {getattr(self, name)}")
+        for name in ("weight_decay", "recency"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                wrong.append(f"--{name} should be 0 or more, got {getattr(self, name)}")
+            elif getattr(self, name) and self.loss != "softmax":
+                wrong.append(f"--{name} goes with --loss softmax; leave it out, or add that")
         if not 0.0 <= self.threshold < float("inf"):
             wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
         if self.patience is not None and self.patience < 1:

@@ -14,6 +14,9 @@ from model.columns import SideFeature
 from workflows.errors import UserError
 
 
+ARCHITECTURES = ("gmf", "mlp", "neumf")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NeuMFConfig:
     """Shape of the network; nothing about training, devices or files."""
@@ -25,14 +28,23 @@ class NeuMFConfig:
     dropout: float = 0.5  # share of hidden units left out while training
     row_side: tuple[SideFeature, ...] = ()  # side features given with each pair
     item_side: tuple[SideFeature, ...] = ()  # side features looked up by item
+    arch: str = "neumf"  # a branch that an architecture lacks has no width: no --layers in "gmf", no --factors in "mlp"
 
     def __post_init__(self) -> None:
         wrong = []
+        if self.arch not in ARCHITECTURES:
+            wrong.append(f"--arch should be one of {', '.join(ARCHITECTURES)}, got {self.arch}")
+        if self.arch == "gmf":
+            object.__setattr__(self, "layers", (0,))
+            if self.row_side or self.item_side:
+                wrong.append("--arch gmf has no MLP for side features to enter; take --arch neumf")
+        if self.arch == "mlp":
+            object.__setattr__(self, "factors", 0)
         if self.n_users < 1 or self.n_items < 1:
             wrong.append(f"users and items should be 1 or more, got {self.n_users} and {self.n_items}")
-        if self.factors < 1:
+        if self.factors < 1 and self.arch != "mlp":
             wrong.append(f"--factors should be 1 or more, got {self.factors}")
-        if not self.layers or min(self.layers) < 1:
+        if self.arch != "gmf" and (not self.layers or min(self.layers) < 1):
             wrong.append(f"--layers should be widths of 1 or more, got {list(self.layers)}")
         elif self.layers[0] % 2:
             wrong.append(f"the first of --layers holds user and item half and half: make it even, got {self.layers[0]}")

@@ -88,6 +88,11 @@ def run(args: argparse.Namespace, world: World) -> None:
     )
     check_labels(train, sampling, world.device)
     held_out = validation.held_out if validation is not None else None
+    if config.loss == "softmax":
+        if args.recency and not spec.metadata.time_ordered:
+            raise UserError(f"--recency {args.recency}: the train rows of {args.data} are in no order of time "
+                            "(metadata.time_ordered in the feature spec); leave it out")  # fmt: skip
+        catalogue = Catalogue.of(train, world, held_out, config)
     batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
     chosen_by = measured(validation.series) if validation is not None else evaluation
     _train(args, config, columns, model, batches, chosen_by, evaluation, popularity)
@@ -113,6 +118,7 @@ def _network(args: argparse.Namespace, columns: Columns, tables: tuple[Tensor, .
         dropout=args.dropout,
         row_side=columns.row_side,
         item_side=columns.item_side,
+        arch=args.arch,
     )
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:

@@ -37,20 +37,14 @@ class Step:
             UserError: the device cannot compute in the precision that was asked for, or has no graphs.
         """
         self.model, self.world = model, world
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        self.optimizer = adam(model, config)
         dtype = torch_precision(config.effective_precision, world.device)
         # Only float16 needs its gradients scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self._kernel = _kernel_step(model, config, world, dtype) if kernels else None
         if self._kernel is None or world.size > 1:
-            self._gradients = _shared_gradients(model)
+            self._gradients = shared_gradients(model)
         if self._kernel is None:
             autocast: Callable[[], AbstractContextManager] = nullcontext
             if dtype is not None:
@@ -91,7 +85,13 @@ class Step:
         return loss
 
 
-def _shared_gradients(model: NeuMF) -> Tensor:
+def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
+    """The optimiser of all parameters."""
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+
+
+def shared_gradients(model: NeuMF) -> Tensor:
     """One tensor that holds the gradients of all parameters, so that they are added up over the ranks in one go."""
     parameters = list(model.parameters())
     shared = torch.zeros(

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from model.batches import EpochBatches
+from model.catalogue_step import CatalogueStep
 from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF
 from model.step import Step
+from model.users import UserBatches
 from workflows.device import synchronize
 from workflows.errors import UserError
 from workflows.progress import Stage
@@ -101,12 +103,12 @@ class Training:
     """A network being trained: its step and how far it has come. What `last/` holds, with torch's random state."""
 
     model: NeuMF
-    step: Step
+    step: Step | CatalogueStep
     history: History = field(default_factory=History)
 
     def fit(
         self,
-        batches: EpochBatches,
+        batches: EpochBatches | UserBatches,
         evaluation: Callable[[NeuMF], Scores] | None,
         config: TrainConfig,
         on_epoch: Callable[[Training], None],
@@ -132,12 +134,16 @@ class Training:
             on_epoch(self)
         return self.history
 
-    def _epoch(self, batches: EpochBatches, number: int, config: TrainConfig, progress: Stage) -> EpochReport:
+    def _epoch(self, batches: EpochBatches | UserBatches, number: int, config: TrainConfig, progress: Stage) -> EpochReport:
         world, started = self.step.world, time.perf_counter()
+        expected = max(1, batches.samples_per_epoch())
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
         with closing(batches.epoch(number)) as own:
             for batch, of_all in world.aligned(own):
+                if config.schedule == "cosine":
+                    share = min(1.0, (number + samples / expected) / config.epochs)
+                    self.step.optimizer.param_groups[0]["lr"] = cosine(share) * config.learning_rate
                 loss += self.step(batch, of_all)
                 samples += of_all
                 progress.advance(of_all)
@@ -150,3 +156,8 @@ class Training:
                 f"lower --learning_rate (now {config.learning_rate})"
             )
         return EpochReport(number, mean_loss, samples, train_s, None)
+
+
+def cosine(share: float) -> float:
+    """Which part of the learning rate is left when `share` of the training is done (Loshchilov and Hutter 2017)."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))

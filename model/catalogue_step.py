@@ -1,0 +1,93 @@
+"""Steps on a loss over all items at once: the softmax of a user's scores, instead of sampled negatives.
+
+For GMF alone, whose scores of some users for all items are one matrix product. Its last factor is the item's bias: the
+users' side of it stays 1, so that the network is an ordinary one. The last layer stays as it is, ones and no bias: it
+would only scale factors that are free anyway.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.config import TrainConfig
+from model.neumf import NeuMF
+from model.step import adam, shared_gradients
+from model.users import Interactions
+from model.world import World
+from workflows.device import torch_precision
+
+
+class CatalogueStep:
+    """Steps of Adam on the mean loss of all positives, each -log of the softmax over all items (multinomial
+    likelihood; Liang et al. 2018, section 2.1), with an L2 penalty.
+
+    The penalty of a step is weight_decay / 2 times the sum of sqrt(count) * squares: of the users of the batch with the
+    number of their positives, and of all items with the number of theirs, of which a step has its share.
+    """
+
+    def __init__(self, model: NeuMF, config: TrainConfig, world: World, item_counts: Tensor) -> None:
+        """
+        Args:
+            model: GMF of 2 factors or more; see `start_from_popularity`.
+            item_counts: int64 [n_items], train positives of each item.
+        """
+        self.model, self.world = model, world
+        self.optimizer = adam(model, config)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=False)
+        self._dtype, self._weight_decay = torch_precision(config.effective_precision, world.device), config.weight_decay
+        self._total = float(item_counts.sum())  # host sync: once per run
+        self._item_decay = item_counts.float().sqrt()[:, None]
+        self._gradients = shared_gradients(model)
+
+    @torch.no_grad()
+    def __call__(self, batch: Interactions | None, samples: int) -> Tensor:
+        """
+        Args:
+            batch: this rank's users; None, or an empty one, where it has none in this step.
+            samples: how many positives all ranks have.
+        Returns:
+            The summed loss of this rank's positives, a scalar on the device.
+        """
+        users, items = self.model.mf_user_embed.weight, self.model.mf_item_embed.weight
+        assert users.grad is not None and items.grad is not None
+        self._gradients.zero_()
+        loss = torch.zeros((), device=self.world.device)
+        if batch is not None and len(batch):
+            loss, d_users, d_items = self._backward(batch, users[batch.users], items)
+            d_users += self._weight_decay * batch.counts.float().sqrt()[:, None] * users[batch.users]
+            users.grad.index_add_(0, batch.users, d_users)
+            items.grad += d_items
+        self.world.sum(self._gradients)
+        penalty = self._weight_decay * samples / self._total * self._item_decay * items
+        penalty[:, -1] = 0.0  # popularity needs no holding back
+        items.grad += penalty
+        users.grad[:, -1] = 0.0
+        self._gradients /= samples
+        self.optimizer.step()
+        return loss
+
+    def _backward(self, batch: Interactions, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The summed loss, and its gradient by the rows of the users and by all items."""
+        owners = batch.owners
+        low, low_items = (rows, items) if self._dtype is None else (rows.to(self._dtype), items.to(self._dtype))
+        scores = (low @ low_items.T).float()
+        loss = ((scores.logsumexp(1)[owners] - scores[owners, batch.items]) * batch.weights).sum()
+        slopes = scores.softmax(1).mul_(batch.counts[:, None])
+        slopes.index_put_((owners, batch.items), -batch.weights, accumulate=True)
+        slopes = slopes.to(low.dtype)
+        return loss, (slopes @ low_items).float(), (slopes.T @ low).float()
+
+
+@torch.no_grad()
+def start_from_popularity(model: NeuMF, item_counts: Tensor) -> None:
+    """Make the last factor the item's bias, log(count + 1) about its mean, and the last layer the sum of all factors.
+
+    Args:
+        item_counts: int64 [n_items], train positives of each item.
+    """
+    model.mf_user_embed.weight[:, -1] = 1.0
+    bias = (item_counts.float() + 1.0).log()
+    model.mf_item_embed.weight[:, -1] = bias - bias.mean()
+    model.final.weight.fill_(1.0)
+    model.final.bias.zero_()

@@ -1,0 +1,275 @@
+"""Several GMF models, weighed by what users did next and summed: their sum is one wider GMF, an ordinary run.
+
+Models trained with a softmax over all items differ by their seeds, so that their mean errs less than each; an item-item
+model knows rare items better. L2 shrinks what is particular to a user more than an item's bias, so that scores come out
+too popular: how much each model and the popularity count is fitted on interactions that none of them was trained on,
+by maximum likelihood. Nothing is chosen on test: penalties, recency and weights come from the validation split; then all
+is trained anew on all of train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import item_item
+from model.catalogue_step import CatalogueStep, start_from_popularity
+from model.checkpoint import load_factors, save_factors
+from model.config import TrainConfig
+from model.data import Rows
+from model.evaluation import item_popularity
+from model.expected import expected_means
+from model.neumf import NeuMF, NeuMFConfig
+from model.trainer import Training
+from model.users import UserBatches
+from model.world import World
+from workflows import counters
+from workflows.device import torch_generator
+from workflows.errors import UserError
+from workflows.progress import Stage, console, stage
+
+_MEMBER_STREAM, _USERS_STREAM = 9, 10
+_VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
+_STEP = 2.0**0.5  # between one penalty that is tried and the next
+_RECENCIES = (0.5, 0.0, 1.0)
+_START = {"softmax": 0.5, "item-item": 4.0}  # penalties that are tried first; item-item: times an item's mean count
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A dot product of users and items; the last column of the users is 1 where it is the items' bias.
+
+    Attributes:
+        users, items: float32 [n_users, width] and [n_items, width].
+    """
+
+    users: Tensor
+    items: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one member is trained with."""
+
+    kind: str
+    seed: int
+    width: int
+    penalty: float
+    recency: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.seed}-{self.width}-{self.penalty:.6g}-{self.recency:g}"
+
+
+class Members:
+    """Trains members on one split of train; what has been trained once is kept in a folder, for a run to be resumed."""
+
+    def __init__(
+        self, train: Rows, config: TrainConfig, world: World, held_out: Tensor | None, folder: Path, shown: bool
+    ) -> None:
+        """
+        Args:
+            held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
+        """
+        self.columns, self._train, self._config, self._world = train.columns, train, config, world
+        self._held_out, self._shown = held_out, shown
+        self._folder, self._split = folder, "all" if held_out is None else "validation"
+
+    def factors(self, choice: Choice) -> Factors:
+        path = self._folder / f"{self._split}-{choice.name}.safetensors"
+        known = load_factors(path, self.columns.n_users, self.columns.n_items, choice.width)
+        if known is None:
+            with stage(f"{self._split}: {choice.name}", None, "samples", shown=self._shown) as progress:
+                known = (self._softmax if choice.kind == "softmax" else self._item_item)(choice, progress)
+            if self._world.is_first:
+                save_factors(path, *known)
+        return Factors(*(tensor.to(self._world.device) for tensor in known))
+
+    def scores(self, choice: Choice, users: Tensor) -> Tensor:
+        """Of some users for all items, float32 [V, n_items]."""
+        own = self.factors(choice)
+        return own.users[users] @ own.items.T
+
+    @cached_property
+    def item_counts(self) -> Tensor:
+        """Train positives of each item, int64 [n_items]."""
+        counts = item_popularity(self._train, self._world)
+        if self._held_out is not None:
+            held_out = self._held_out[self._held_out >= 0]
+            counts -= torch.bincount(held_out, minlength=len(counts))
+        return counts
+
+    def batches(self, recency: float, seed: int = 0) -> UserBatches:
+        config = replace(self._config, recency=recency, seed=seed)
+        return UserBatches(self._train, config, self._world, self._held_out)
+
+    def _softmax(self, choice: Choice, progress: Stage) -> tuple[Tensor, Tensor]:
+        config = replace(
+            self._config, loss="softmax", weight_decay=choice.penalty, recency=choice.recency, patience=None,
+            threshold=TrainConfig.threshold, seed=choice.seed,
+        )  # fmt: skip
+        shape = NeuMFConfig(
+            n_users=self.columns.n_users, n_items=self.columns.n_items, factors=choice.width, arch="gmf"
+        )
+        model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
+        start_from_popularity(model, self.item_counts)
+        training = Training(model, CatalogueStep(model, config, self._world, self.item_counts))
+        training.fit(self.batches(choice.recency, choice.seed), None, config, lambda _: None, progress)
+        return model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach()
+
+    def _item_item(self, choice: Choice, progress: Stage) -> tuple[Tensor, Tensor]:
+        blocks = self.batches(choice.recency).blocks
+        products = self._products
+        weights = item_item.item_weights(products, choice.penalty * float(products.diagonal().mean()))
+        if choice.recency:
+            products = item_item.item_products(blocks(), self.columns.n_items, self._world.device)
+        return item_item.factors(weights, products, blocks, self.columns.n_users, choice.width)
+
+    @cached_property
+    def _products(self) -> Tensor:
+        """Of the histories without weights."""
+        return item_item.item_products(self.batches(0.0).blocks(), self.columns.n_items, self._world.device)
+
+
+@dataclass(frozen=True)
+class HeldOutUsers:
+    """Users whose held-out item is ranked among all items they have no train positive of.
+
+    Attributes:
+        users, items: int64 [V].
+        seen: bool [V, n_items], their train positives, the held-out ones left out.
+        drawn, k: negatives of a series, and the k of the metrics.
+    """
+
+    users: Tensor
+    items: Tensor
+    seen: Tensor
+    drawn: int
+    k: int
+
+    @staticmethod
+    def of(members: Members, held_out: Tensor, drawn: int, k: int, seed: int) -> HeldOutUsers:
+        """All users who have one, or as many of them as memory is meant for, drawn by a seed."""
+        n_items, device = members.columns.n_items, held_out.device
+        users = (held_out >= 0).nonzero().squeeze(1)
+        order = torch.randperm(len(users), generator=torch_generator(seed, torch.device("cpu"))).to(device)
+        users = users[order[: max(1, _VALIDATION_PAIRS // n_items)]].sort().values
+        place = torch.full((members.columns.n_users,), -1, dtype=torch.int64, device=device)
+        place[users] = torch.arange(len(users), device=device)
+        seen = torch.zeros(len(users), n_items, dtype=torch.bool, device=device)
+        for block in members.batches(0.0).blocks():
+            rows = place[block.users][block.owners]
+            seen[rows[rows >= 0], block.items[rows >= 0]] = True
+        return HeldOutUsers(users, held_out[users].long(), seen, drawn, k)
+
+    def quality(self, scores: Tensor) -> tuple[float, float]:
+        """Expected HR@k and NDCG@k of scores [V, n_items]."""
+        own = scores.gather(1, self.items[:, None])
+        ahead = (~(scores < own) & ~self.seen).sum(1) - 1
+        return expected_means(ahead, (~self.seen).sum(1) - 1, self.drawn, self.k)
+
+    def weights(self, features: Sequence[Tensor]) -> list[float]:
+        """How much of each score, so that the held-out items are most likely: the softmax of the weighted sum over all
+        items but the seen ones, by maximum likelihood, which is concave.
+
+        Args:
+            features: float32 [V, n_items] each.
+        """
+        scales = [1.0 / float(feature.std()) for feature in features]
+        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64, device=weights.device)
+            for part in torch.arange(len(self.users), device=weights.device).split(512):
+                columns = [feature[part] * scale for feature, scale in zip(features, scales, strict=True)]
+                scores = (torch.stack(columns, dim=2).double() @ weights).masked_fill(self.seen[part], -torch.inf)
+                own = scores.gather(1, self.items[part, None]).squeeze(1)
+                mean = (scores.logsumexp(1) - own).sum() / len(self.users)
+                mean.backward()
+                total += mean.detach()
+            return total
+
+        optimizer.step(loss)
+        return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which members, how they are trained, and how much each counts."""
+
+    choices: tuple[Choice, ...]
+    weights: tuple[float, ...]
+    by_popularity: float
+    quality: tuple[float, float]
+
+    @staticmethod
+    def found(members: Members, held_out: HeldOutUsers, kinds: Sequence[str], config: TrainConfig, factors: int,
+              time_ordered: bool) -> Recipe:  # fmt: skip
+        """Choose penalties and recency, then the weights, on the validation split."""
+        widths = [len(part) for part in torch.arange(factors).tensor_split(len(kinds))]
+        seeds = [counters.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
+        chosen: dict[str, Choice] = {}
+        for kind, width, seed in zip(kinds, widths, seeds, strict=True):
+            if kind not in chosen:
+                first = Choice(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
+                chosen[kind] = _searched(members, held_out, first, time_ordered)
+        choices = [
+            replace(chosen[kind], seed=seed, width=width) for kind, width, seed in zip(kinds, widths, seeds, strict=True)
+        ]
+        features = [members.scores(choice, held_out.users) for choice in choices]
+        popularity = (members.item_counts.float() + 1.0).log().expand(len(held_out.users), -1)
+        *weights, by_popularity = held_out.weights([*features, popularity])
+        total = by_popularity * popularity
+        for weight, feature in zip(weights, features, strict=True):
+            total = total + weight * feature
+        return Recipe(tuple(choices), tuple(weights), by_popularity, held_out.quality(total))
+
+    def fused(self, members: Members) -> NeuMF:
+        """One GMF of all members."""
+        parts = [members.factors(choice) for choice in self.choices]
+        users = torch.cat([part.users for part in parts], dim=1)
+        items = torch.cat([weight * part.items for weight, part in zip(self.weights, parts, strict=True)], dim=1)
+        columns = members.columns
+        shape = NeuMFConfig(n_users=columns.n_users, n_items=columns.n_items, factors=users.shape[1], arch="gmf")
+        model = NeuMF(shape, torch_generator(0, torch.device("cpu"))).to(users.device)
+        bias = self.choices[0].width - 1  # the first member's, whose users have 1 there
+        items[:, bias] += self.by_popularity * (members.item_counts.float() + 1.0).log()
+        with torch.no_grad():
+            model.mf_user_embed.weight.copy_(users)
+            model.mf_item_embed.weight.copy_(items)
+            model.final.weight.fill_(1.0)
+            model.final.bias.zero_()
+        return model
+
+
+def _searched(members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool) -> Choice:
+    """The best penalty, going up and down from the first for as long as that helps, and then the best recency."""
+    known: dict[Choice, float] = {}
+
+    def quality(choice: Choice) -> float:
+        if choice not in known:
+            hit_rate, ndcg = held_out.quality(members.scores(choice, held_out.users))
+            console.print(f"validation: {choice.name}: expected HR {hit_rate:.4f}, NDCG {ndcg:.4f}")
+            known[choice] = hit_rate + ndcg
+        return known[choice]
+
+    best = first
+    for recency in _RECENCIES if time_ordered else (0.0,):
+        found = replace(best, recency=recency)
+        start = found.penalty
+        for factor in (_STEP, 1.0 / _STEP):
+            while quality(following := replace(found, penalty=found.penalty * factor)) > quality(found):
+                found = following
+            if found.penalty != start:
+                break
+        best = max(best, found, key=quality)
+    return best

@@ -1,0 +1,130 @@
+"""Batches of whole users with all their train positives, for losses over all items: nothing is sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.batches import BLOCK_ROWS, Batch, whole_users
+from model.config import TrainConfig
+from model.data import Rows
+from model.world import World
+from workflows import counters
+from workflows.device import torch_generator
+
+_ORDER_STREAM = 8
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """All train positives of B users, N in all, each user's consecutive and, where train has an order of time, in it.
+
+    Attributes:
+        users: int64 [B].
+        counts: int64 [B], how many positives each has; 1 or more.
+        items: int64 [N].
+        weights: float32 [N]; of each user they add up to the user's count.
+    """
+
+    users: Tensor
+    counts: Tensor
+    items: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return self.items.shape[0]
+
+    @property
+    def owners(self) -> Tensor:
+        """Which of the users each positive belongs to, int64 [N]."""
+        return torch.arange(len(self.users), device=self.users.device).repeat_interleave(
+            self.counts, output_size=len(self)
+        )
+
+    @staticmethod
+    def joined(blocks: Iterable[Interactions]) -> Interactions:
+        columns = zip(*((block.users, block.counts, block.items, block.weights) for block in blocks), strict=True)
+        return Interactions(*map(torch.cat, columns))
+
+    def take(self, which: Tensor) -> Interactions:
+        """Some users by their numbers, in that order."""
+        counts, first = self.counts[which], (self.counts.cumsum(0) - self.counts)[which]
+        place = torch.arange(int(counts.sum()), device=which.device)  # host sync: once per batch
+        place += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(place))
+        return Interactions(self.users[which], counts, self.items[place], self.weights[place])
+
+
+class UserBatches:
+    """The users of each epoch, shuffled, in batches; each rank has its share of them (see `EpochBatches`)."""
+
+    def __init__(self, rows: Rows, config: TrainConfig, world: World, held_out: Tensor | None = None) -> None:
+        """
+        Args:
+            rows: with the columns of a `Batch`, each user's consecutive.
+            config: of it `batch_size`, the pairs of users and items of a step over all ranks; `recency`: a user's n-th
+                latest positive weighs n ** -recency against the latest; `loader`: from memory, users are shuffled
+                across all of them, else block by block.
+            held_out: int32 [n_users], an item of each user that is not trained on, -1 for none.
+        """
+        self.rows, self.world, self.device, self._config, self._held_out = rows, world, world.device, config, held_out
+        self._batch_users = max(1, config.batch_size // rows.columns.n_items)
+        self._resident: Interactions | None = None
+
+    def samples_per_epoch(self) -> int:
+        """How many positives an epoch has over all ranks, where all rows are some (for progress only)."""
+        return self.rows.n_rows - (0 if self._held_out is None else int((self._held_out >= 0).sum()))
+
+    def epoch(self, number: int) -> Generator[Interactions, None, None]:
+        """This rank's batches of an epoch (counted from 0); every user once."""
+        seed, world = counters.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
+        if self._config.loader == "memory":
+            if self._resident is None:
+                self._resident = Interactions.joined(self.blocks())
+            batches = self._batches(self._resident, self._batch_users, seed)
+            yield from (batch.take(_numbers(world.share(len(batch.users)), self.device)) for batch in batches)
+            return
+        order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
+        own = world.share(self._batch_users)
+        with closing(self.blocks(order[world.rank :: world.size])) as blocks:
+            for number, block in enumerate(blocks):
+                block_seed = counters.stream_seed(seed, world.rank, number)
+                yield from self._batches(block, max(1, own.stop - own.start), block_seed)
+
+    def _batches(self, users: Interactions, size: int, seed: int) -> Iterator[Interactions]:
+        """All users, shuffled, in batches of nearly equal numbers of users, `size` at most."""
+        generator = torch_generator(seed, self.device)
+        order = torch.randperm(len(users.users), generator=generator, device=self.device)
+        for which in order.tensor_split(-(-len(order) // size)) if len(order) else ():
+            yield users.take(which)
+
+    def blocks(self, order: list[int] | None = None) -> Generator[Interactions, None, None]:
+        """The users of some partitions, in their order, about `BLOCK_ROWS` positives at a time.
+
+        Args:
+            order: the partitions, None for all.
+        """
+        with closing(whole_users(self.rows, BLOCK_ROWS, self.device, order)) as blocks:
+            for block in blocks:
+                trained_on = block.labels > 0
+                if self._held_out is not None:
+                    trained_on &= self._held_out[block.users] != block.items
+                yield self._interactions(block.take(trained_on.nonzero().squeeze(1)))
+
+    def _interactions(self, positives: Batch) -> Interactions:
+        users, counts = torch.unique_consecutive(positives.users.long(), return_counts=True)
+        own = Interactions(users, counts, positives.items.long(), torch.ones(len(positives), device=self.device))
+        if not self._config.recency:
+            return own
+        ends, owners = counts.cumsum(0), own.owners
+        nth_latest = ends[owners] - torch.arange(len(own), device=self.device)
+        weights = nth_latest.double() ** -self._config.recency
+        sums = torch.zeros(len(users), dtype=weights.dtype, device=self.device).index_add_(0, owners, weights)
+        return replace(own, weights=(weights * (counts / sums)[owners]).float())
+
+
+def _numbers(part: slice, device: torch.device) -> Tensor:
+    return torch.arange(part.start, part.stop, device=device)
