@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from model.config import CHOICES, TrainConfig
+from model.config import CHOICES, MEMBERS, TrainConfig
 from model.neumf import ARCHITECTURES, NeuMFConfig
 from preprocessing.config import SPEC_NAME
 from workflows import device
@@ -225,6 +225,11 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "--recency", type=float, default=train.recency, metavar="POWER",
         help="weigh a user's n-th latest interaction by n to the power of minus this; with --loss softmax",
     )  # fmt: skip
+    group.add_argument(
+        "--members", nargs="+", choices=MEMBERS, default=[], metavar="MEMBER",
+        help="train several GMF models (softmax, item-item), weigh them on the validation split, train them again on "
+        "all of train, and sum them into one GMF of --factors",
+    )  # fmt: skip
     group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="first decay of Adam")
     group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="second decay of Adam")
     group.add_argument("--eps", type=float, default=train.eps, help="epsilon of Adam")
@@ -274,5 +279,6 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 def train_config(args: argparse.Namespace, seed: int) -> TrainConfig:
     """Raises UserError for impossible values, all at once."""
-    names = [name for name in TrainConfig.__dataclass_fields__ if name != "seed"]
-    return TrainConfig(seed=seed, **{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "seed"}
+    given["members"] = tuple(given["members"])
+    return TrainConfig(seed=seed, **given)

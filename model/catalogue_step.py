@@ -50,7 +50,8 @@ class CatalogueStep:
             The summed loss of this rank's positives, a scalar on the device.
         """
         users, items = self.model.mf_user_embed.weight, self.model.mf_item_embed.weight
-        assert users.grad is not None and items.grad is not None
+        assert users.grad is not None
+        assert items.grad is not None
         self._gradients.zero_()
         loss = torch.zeros((), device=self.world.device)
         if batch is not None and len(batch):

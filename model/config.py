@@ -15,6 +15,7 @@ CHOICES = {
     "loss": ("bce", "softmax"),
     "schedule": ("constant", "cosine"),
 }
+MEMBERS = ("softmax", "item-item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,7 @@ class TrainConfig:
     weight_decay: float = 0.0
     recency: float = 0.0
     schedule: str = "constant"
+    members: tuple[str, ...] = ()
     seed: int = 0
 
     @property
@@ -70,6 +72,14 @@ class TrainConfig:
                 wrong.append(f"--{name} should be 0 or more, got {getattr(self, name)}")
             elif getattr(self, name) and self.loss != "softmax":
                 wrong.append(f"--{name} goes with --loss softmax; leave it out, or add that")
+        if self.members and self.loss != "softmax":
+            wrong.append("--members are trained with --loss softmax; add that")
+        if self.members and "softmax" not in self.members:
+            wrong.append("--members should hold softmax at least once")
+        if self.members and self.validation == "none":
+            wrong.append("--members are chosen on a validation split; add --validation leave-one-out")
+        if self.members and (self.weight_decay or self.recency):
+            wrong.append("--members come with their own penalties and recency; leave --weight_decay and --recency out")
         if not 0.0 <= self.threshold < float("inf"):
             wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
         if self.patience is not None and self.patience < 1:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from model.columns import SideFeature
 from workflows.errors import UserError
 
-
 ARCHITECTURES = ("gmf", "mlp", "neumf")
 
 

@@ -3,14 +3,14 @@
 Models trained with a softmax over all items differ by their seeds, so that their mean errs less than each; an item-item
 model knows rare items better. L2 shrinks what is particular to a user more than an item's bias, so that scores come out
 too popular: how much each model and the popularity count is fitted on interactions that none of them was trained on,
-by maximum likelihood. Nothing is chosen on test: penalties, recency and weights come from the validation split; then all
-is trained anew on all of train.
+by maximum likelihood. Nothing is chosen on test: penalties, recency and weights come from the validation split; then
+all is trained anew on all of train.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,13 @@ from model.catalogue_step import CatalogueStep, start_from_popularity
 from model.checkpoint import load_factors, save_factors
 from model.config import TrainConfig
 from model.data import Rows
-from model.evaluation import item_popularity
 from model.expected import expected_means
 from model.neumf import NeuMF, NeuMFConfig
 from model.trainer import Training
-from model.users import UserBatches
+from model.users import UserBatches, train_counts
 from model.world import World
 from workflows import counters
 from workflows.device import torch_generator
-from workflows.errors import UserError
 from workflows.progress import Stage, console, stage
 
 _MEMBER_STREAM, _USERS_STREAM = 9, 10
@@ -39,6 +37,9 @@ _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member ar
 _STEP = 2.0**0.5  # between one penalty that is tried and the next
 _RECENCIES = (0.5, 0.0, 1.0)
 _START = {"softmax": 0.5, "item-item": 4.0}  # penalties that are tried first; item-item: times an item's mean count
+
+
+OnMember = Callable[[str, tuple[float, float]], None]
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,21 @@ class Members:
         Args:
             held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
         """
-        self.columns, self._train, self._config, self._world = train.columns, train, config, world
+        self.columns, self._train, self._world = train.columns, train, world
+        self._config = replace(config, members=())
         self._held_out, self._shown = held_out, shown
         self._folder, self._split = folder, "all" if held_out is None else "validation"
+        self.samples, self.seconds = 0, 0.0  # of positives trained on
 
     def factors(self, choice: Choice) -> Factors:
         path = self._folder / f"{self._split}-{choice.name}.safetensors"
         known = load_factors(path, self.columns.n_users, self.columns.n_items, choice.width)
         if known is None:
-            with stage(f"{self._split}: {choice.name}", None, "samples", shown=self._shown) as progress:
-                known = (self._softmax if choice.kind == "softmax" else self._item_item)(choice, progress)
+            batches = self.batches(choice.recency, choice.seed)
+            total = batches.samples_per_epoch() * (self._config.epochs if choice.kind == "softmax" else 1)
+            with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
+                train = self._softmax if choice.kind == "softmax" else self._item_item
+                known = train(choice, batches, progress)
             if self._world.is_first:
                 save_factors(path, *known)
         return Factors(*(tensor.to(self._world.device) for tensor in known))
@@ -100,17 +106,13 @@ class Members:
     @cached_property
     def item_counts(self) -> Tensor:
         """Train positives of each item, int64 [n_items]."""
-        counts = item_popularity(self._train, self._world)
-        if self._held_out is not None:
-            held_out = self._held_out[self._held_out >= 0]
-            counts -= torch.bincount(held_out, minlength=len(counts))
-        return counts
+        return train_counts(self._train, self._held_out, self._world)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
         config = replace(self._config, recency=recency, seed=seed)
         return UserBatches(self._train, config, self._world, self._held_out)
 
-    def _softmax(self, choice: Choice, progress: Stage) -> tuple[Tensor, Tensor]:
+    def _softmax(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
         config = replace(
             self._config, loss="softmax", weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
@@ -121,16 +123,19 @@ class Members:
         model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
         start_from_popularity(model, self.item_counts)
         training = Training(model, CatalogueStep(model, config, self._world, self.item_counts))
-        training.fit(self.batches(choice.recency, choice.seed), None, config, lambda _: None, progress)
+        history = training.fit(batches, None, config, lambda _: None, progress)
+        self.samples += sum(epoch.train_samples for epoch in history.epochs)
+        self.seconds += history.seconds
         return model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach()
 
-    def _item_item(self, choice: Choice, progress: Stage) -> tuple[Tensor, Tensor]:
-        blocks = self.batches(choice.recency).blocks
+    def _item_item(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
         products = self._products
         weights = item_item.item_weights(products, choice.penalty * float(products.diagonal().mean()))
         if choice.recency:
-            products = item_item.item_products(blocks(), self.columns.n_items, self._world.device)
-        return item_item.factors(weights, products, blocks, self.columns.n_users, choice.width)
+            products = item_item.item_products(batches.blocks(), self.columns.n_items, self._world.device)
+        found = item_item.factors(weights, products, batches.blocks, self.columns.n_users, choice.width)
+        progress.advance(batches.samples_per_epoch())
+        return found
 
     @cached_property
     def _products(self) -> Tensor:
@@ -212,18 +217,36 @@ class Recipe:
     quality: tuple[float, float]
 
     @staticmethod
-    def found(members: Members, held_out: HeldOutUsers, kinds: Sequence[str], config: TrainConfig, factors: int,
-              time_ordered: bool) -> Recipe:  # fmt: skip
-        """Choose penalties and recency, then the weights, on the validation split."""
+    def found(
+        members: Members,
+        held_out: HeldOutUsers,
+        config: TrainConfig,
+        factors: int,
+        time_ordered: bool,
+        on_member: OnMember,
+    ) -> Recipe:
+        """Choose penalties and recency, then the weights, on the validation split.
+
+        Args:
+            members: of the validation split.
+            factors: of all members together.
+            on_member: called with each candidate's name and its expected HR@k and NDCG@k.
+        """
+        kinds = config.members
+        if members.columns.n_items > item_item.MAX_ITEMS and "item-item" in kinds:
+            kinds = tuple(kind for kind in kinds if kind != "item-item")
+            console.print(f"no item-item member: there are {members.columns.n_items:,} items, more than "
+                          f"{item_item.MAX_ITEMS:,}")  # fmt: skip
         widths = [len(part) for part in torch.arange(factors).tensor_split(len(kinds))]
         seeds = [counters.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
         chosen: dict[str, Choice] = {}
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:
                 first = Choice(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
-                chosen[kind] = _searched(members, held_out, first, time_ordered)
+                chosen[kind] = _searched(members, held_out, first, time_ordered, on_member)
         choices = [
-            replace(chosen[kind], seed=seed, width=width) for kind, width, seed in zip(kinds, widths, seeds, strict=True)
+            replace(chosen[kind], seed=seed, width=width)
+            for kind, width, seed in zip(kinds, widths, seeds, strict=True)
         ]
         features = [members.scores(choice, held_out.users) for choice in choices]
         popularity = (members.item_counts.float() + 1.0).log().expand(len(held_out.users), -1)
@@ -231,7 +254,15 @@ class Recipe:
         total = by_popularity * popularity
         for weight, feature in zip(weights, features, strict=True):
             total = total + weight * feature
-        return Recipe(tuple(choices), tuple(weights), by_popularity, held_out.quality(total))
+        quality = held_out.quality(total)
+        on_member("all together", quality)
+        return Recipe(tuple(choices), tuple(weights), by_popularity, quality)
+
+    def to_json(self) -> dict[str, Any]:
+        members = [
+            {**asdict(choice), "weight": weight} for choice, weight in zip(self.choices, self.weights, strict=True)
+        ]
+        return {"members": members, "by_popularity": self.by_popularity}
 
     def fused(self, members: Members) -> NeuMF:
         """One GMF of all members."""
@@ -251,15 +282,17 @@ class Recipe:
         return model
 
 
-def _searched(members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool) -> Choice:
-    """The best penalty, going up and down from the first for as long as that helps, and then the best recency."""
+def _searched(
+    members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool, on_member: OnMember
+) -> Choice:
+    """The best penalty with each recency, going up or down from the first for as long as that helps."""
     known: dict[Choice, float] = {}
 
     def quality(choice: Choice) -> float:
         if choice not in known:
-            hit_rate, ndcg = held_out.quality(members.scores(choice, held_out.users))
-            console.print(f"validation: {choice.name}: expected HR {hit_rate:.4f}, NDCG {ndcg:.4f}")
-            known[choice] = hit_rate + ndcg
+            found = held_out.quality(members.scores(choice, held_out.users))
+            on_member(choice.name, found)
+            known[choice] = sum(found)
         return known[choice]
 
     best = first

@@ -20,6 +20,7 @@ from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
 from model.columns import Columns
 from model.config import TrainConfig
 from model.evaluation import Scores
+from model.neumf import NeuMF
 from model.runlog import RunLog
 from model.trainer import History, Training
 from workflows.errors import UserError
@@ -27,6 +28,7 @@ from workflows.folders import Aside, check_output, read_json, write_json
 from workflows.progress import console, human
 
 METRICS_NAME = "metrics.json"
+STAGES_NAME = "stages"
 _LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
 
 
@@ -85,6 +87,7 @@ class RunWriter:
         self._aside = Aside(self._folder) if args.resume is None else None
         self._log: RunLog | None = None
         self._board: Any = None
+        self._n_members = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=args.resume is not None)
             if "log" not in self._without:
@@ -228,6 +231,58 @@ class RunWriter:
             },
         )
         write_card(self._folder, read_json(self._folder / CONFIG_NAME), read_json(self._folder / METRICS_NAME))
+
+    def member(self, name: str, quality: tuple[float, float]) -> None:
+        """Log what a member comes to on the validation split; from here on the run can be resumed.
+
+        Args:
+            quality: HR@k and NDCG@k, as expected over all draws of the negatives.
+        """
+        k, (hit_rate, ndcg) = self._config.topk, quality
+        if self._log is not None:
+            named = {f"validation_hr@{k}": hit_rate, f"validation_ndcg@{k}": ndcg}
+            self._log.epoch(self._n_members, {"member": name, **named})
+        self._n_members += 1
+        if "progress" not in self._without:
+            console.print(f"validation {name}: expected HR@{k} {hit_rate:.4f}, NDCG@{k} {ndcg:.4f}")
+        self._keep()
+
+    def finish_members(
+        self,
+        model: NeuMF,
+        recipe: dict[str, Any],
+        throughput: float,
+        quality: tuple[float, float],
+        test: Scores | None,
+        popularity: Scores | None,
+    ) -> None:
+        """Write the model that is the sum of members, and all else that an ordinary run has.
+
+        Args:
+            recipe: how it came about, as JSON.
+            throughput: positives trained on per second.
+            quality: HR@k and NDCG@k of the validation split, as expected over all draws of the negatives.
+            test, popularity: as in `finish_training`.
+        """
+        k = self._config.topk
+        save_model(self._folder, model, {**self._about, "recipe": recipe})
+        if self._checkpoint_dir is not None:
+            save_reference(self._checkpoint_dir, model)
+        validation = {f"validation_hr@{k}": quality[0], f"validation_ndcg@{k}": quality[1]}
+        if self._log is not None:
+            named = test.all_named(k) if test is not None else {}
+            self._log.summary({"mean_train_throughput": throughput, **validation, **named})
+        more = {
+            **validation,
+            "epochs": self._config.epochs,
+            "best_epoch": self._config.epochs - 1,
+            "train_throughput": throughput,
+            "eval_throughput": test.samples_per_s if test is not None else None,
+            "selected_on": "validation",
+        }
+        self._finish(test, popularity, more)
+        write_card(self._folder, read_json(self._folder / CONFIG_NAME), read_json(self._folder / METRICS_NAME))
+        shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
         """Write the metrics of a checkpoint that was only evaluated."""

@@ -12,18 +12,21 @@ from torch import Tensor
 
 from model.arguments import train_config
 from model.batches import EpochBatches, SamplingConfig, check_labels
+from model.catalogue_step import CatalogueStep, start_from_popularity
 from model.checkpoint import WEIGHTS_NAME, load_last, load_weights
 from model.columns import Columns
 from model.config import TrainConfig
 from model.data import Rows, open_train
 from model.evaluation import Evaluation, Scores, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
-from model.run import RunWriter, check_run
+from model.recipe import HeldOutUsers, Members, Recipe
+from model.run import METRICS_NAME, STAGES_NAME, RunWriter, check_run
 from model.seen import Seen
 from model.series import HeldOut, open_test
 from model.side import settle
 from model.step import Step
 from model.trainer import Training
+from model.users import UserBatches, train_counts
 from model.validation import leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
@@ -59,7 +62,6 @@ def run(args: argparse.Namespace, world: World) -> None:
     train = open_train(args.data, spec, world.device, columns)
     columns, item_tables = settle(train, test.rows if test is not None else None, world.device)
     train = replace(train.only(columns.streamed), columns=columns)
-    model = _network(args, columns, item_tables, config.seed, world)
     seen = Seen.of(train, world.device) if config.eval == "full" else None
     in_memory = config.loader == "memory"
 
@@ -71,31 +73,48 @@ def run(args: argparse.Namespace, world: World) -> None:
     if args.mode == "test":
         if evaluation is None or popularity is None:
             raise UserError(f"--mode test: {args.data} has no test series to rank")
-        _test(args, config, columns, model, evaluation, popularity)
+        _test(args, config, columns, _network(args, columns, item_tables, config.seed, world), evaluation, popularity)
         return
 
-    validation = None
+    validation, negatives = None, _VALIDATION_NEGATIVES
     if config.validation != "none":
         length = test.length if test is not None else None
-        negatives = length - 1 if length is not None and length > 1 else _VALIDATION_NEGATIVES
+        negatives = length - 1 if length is not None and length > 1 else negatives
         validation = leave_one_out(train, spec.metadata.time_ordered, negatives, config.seed, world.device)
-    sampling = SamplingConfig(
-        batch_size=config.batch_size,
-        per_positive=config.negative_samples,
-        kind="static" if spec.metadata.train_negatives else config.negatives,
-        in_memory=in_memory,
-        seed=config.seed,
-    )
-    check_labels(train, sampling, world.device)
     held_out = validation.held_out if validation is not None else None
+    if config.loss == "softmax" and config.recency and not spec.metadata.time_ordered:
+        raise UserError(
+            f"--recency {config.recency:g}: the train rows of {args.data} are in no order of time "
+            "(metadata.time_ordered in the feature spec); leave it out"
+        )
+    if config.members:
+        assert held_out is not None
+        _train_members(
+            args, config, train, held_out, negatives, spec.metadata.time_ordered, evaluation, popularity, world
+        )
+        return
+    model = _network(args, columns, item_tables, config.seed, world)
+    batches: EpochBatches | UserBatches
+    step: Step | CatalogueStep
     if config.loss == "softmax":
-        if args.recency and not spec.metadata.time_ordered:
-            raise UserError(f"--recency {args.recency}: the train rows of {args.data} are in no order of time "
-                            "(metadata.time_ordered in the feature spec); leave it out")  # fmt: skip
-        catalogue = Catalogue.of(train, world, held_out, config)
-    batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
+        batches = UserBatches(train, config, world, held_out)
+        counts = train_counts(train, held_out, world)
+        if args.load_checkpoint_path is None:
+            start_from_popularity(model, counts)
+        step = CatalogueStep(model, config, world, counts)
+    else:
+        sampling = SamplingConfig(
+            batch_size=config.batch_size,
+            per_positive=config.negative_samples,
+            kind="static" if spec.metadata.train_negatives else config.negatives,
+            in_memory=in_memory,
+            seed=config.seed,
+        )
+        check_labels(train, sampling, world.device)
+        batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
+        step = Step(model, config, world)
     chosen_by = measured(validation.series) if validation is not None else evaluation
-    _train(args, config, columns, model, batches, chosen_by, evaluation, popularity)
+    _train(args, config, columns, Training(model, step), batches, chosen_by, evaluation, popularity)
 
 
 def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | None) -> None:
@@ -154,8 +173,8 @@ def _train(
     args: argparse.Namespace,
     config: TrainConfig,
     columns: Columns,
-    model: NeuMF,
-    batches: EpochBatches,
+    training: Training,
+    batches: EpochBatches | UserBatches,
     chosen_by: Evaluation | None,
     evaluation: Evaluation | None,
     popularity: Scores | None,
@@ -166,8 +185,7 @@ def _train(
         chosen_by: what epochs are compared by.
         evaluation: the test rows.
     """
-    world = batches.world
-    training = Training(model, Step(model, config, world))
+    world, model = batches.world, training.model
     saved = load_last(args.resume, training, world) if args.resume is not None else None
     log_bytes = saved["log_bytes"] if saved is not None else 0
     with RunWriter(args, config, columns, world.device, log_bytes) if world.is_first else nullcontext() as writer:
@@ -190,3 +208,37 @@ def _train(
             test = evaluation(model) if evaluation is not None else None
         if writer is not None:
             writer.finish_training(history, test, popularity)
+
+
+def _train_members(
+    args: argparse.Namespace,
+    config: TrainConfig,
+    train: Rows,
+    held_out: Tensor,
+    negatives: int,
+    time_ordered: bool,
+    evaluation: Evaluation | None,
+    popularity: Scores | None,
+    world: World,
+) -> None:
+    """Choose, weigh, train and sum the members (`model.recipe`), and write the run."""
+    if args.resume is not None and (args.resume / METRICS_NAME).exists():
+        console.print(f"{args.resume} is finished")
+        return
+    with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:
+
+        def on_member(name: str, quality: tuple[float, float]) -> None:
+            if writer is not None:
+                writer.member(name, quality)
+
+        folder, shown = args.output / STAGES_NAME, "progress" not in args.without
+        members = Members(train, config, world, held_out, folder, shown)
+        users = HeldOutUsers.of(members, held_out, negatives, config.topk, config.seed)
+        recipe = Recipe.found(members, users, config, args.factors, time_ordered, on_member)
+        del users
+        everything = Members(train, config, world, None, folder, shown)
+        model = recipe.fused(everything)
+        test = evaluation(model) if evaluation is not None else None
+        if writer is not None:
+            throughput = (members.samples + everything.samples) / max(members.seconds + everything.seconds, 1e-9)
+            writer.finish_members(model, recipe.to_json(), throughput, recipe.quality, test, popularity)

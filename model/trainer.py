@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from model.batches import EpochBatches
 from model.catalogue_step import CatalogueStep
@@ -134,9 +135,11 @@ class Training:
             on_epoch(self)
         return self.history
 
-    def _epoch(self, batches: EpochBatches | UserBatches, number: int, config: TrainConfig, progress: Stage) -> EpochReport:
+    def _epoch(
+        self, batches: EpochBatches | UserBatches, number: int, config: TrainConfig, progress: Stage
+    ) -> EpochReport:
         world, started = self.step.world, time.perf_counter()
-        expected = max(1, batches.samples_per_epoch())
+        expected, step = max(1, batches.samples_per_epoch()), cast(Callable[[Any, int], Tensor], self.step)
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
         with closing(batches.epoch(number)) as own:
@@ -144,7 +147,7 @@ class Training:
                 if config.schedule == "cosine":
                     share = min(1.0, (number + samples / expected) / config.epochs)
                     self.step.optimizer.param_groups[0]["lr"] = cosine(share) * config.learning_rate
-                loss += self.step(batch, of_all)
+                loss += step(batch, of_all)
                 samples += of_all
                 progress.advance(of_all)
         mean_loss = float(world.sum(loss)) / samples  # host sync: once per epoch
