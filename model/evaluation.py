@@ -295,12 +295,19 @@ class _Ranked:
     samples: Tensor
 
 
-def item_popularity(rows: Rows, world: World, block_rows: int = 1 << 20) -> Tensor:
-    """Train positives of each item over all ranks, int64 [n_items]; each rank counts a part of the partitions."""
+def item_popularity(rows: Rows, world: World, held_out: Tensor | None = None, block_rows: int = 1 << 20) -> Tensor:
+    """Train positives of each item over all ranks, int64 [n_items]; each rank counts a part of the partitions.
+
+    Args:
+        held_out: int32 [n_users], an item of each user that is not counted, -1 for none.
+    """
     columns = rows.columns
     counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
     own = range(world.rank, rows.n_partitions, world.size)
     pairs = rows.only((columns.user, columns.item, columns.label))
-    for _, items, labels in pairs.stream(block_rows, world.device, own):
-        counts += torch.bincount(items[labels > 0], minlength=counts.shape[0])
+    for users, items, labels in pairs.stream(block_rows, world.device, own):
+        counted = labels > 0
+        if held_out is not None:
+            counted &= held_out[users] != items
+        counts += torch.bincount(items[counted], minlength=counts.shape[0])
     return world.sum(counts)

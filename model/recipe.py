@@ -23,10 +23,11 @@ from model.catalogue_step import CatalogueStep, start_from_popularity
 from model.checkpoint import load_factors, save_factors
 from model.config import TrainConfig
 from model.data import Rows
+from model.evaluation import item_popularity
 from model.expected import expected_means
 from model.neumf import NeuMF, NeuMFConfig
 from model.trainer import Training
-from model.users import UserBatches, train_counts
+from model.users import UserBatches
 from model.world import World
 from workflows import counters
 from workflows.device import torch_generator
@@ -106,7 +107,7 @@ class Members:
     @cached_property
     def item_counts(self) -> Tensor:
         """Train positives of each item, int64 [n_items]."""
-        return train_counts(self._train, self._held_out, self._world)
+        return item_popularity(self._train, self._world, self._held_out)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
         config = replace(self._config, recency=recency, seed=seed)

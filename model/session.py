@@ -26,7 +26,7 @@ from model.series import HeldOut, open_test
 from model.side import settle
 from model.step import Step
 from model.trainer import Training
-from model.users import UserBatches, train_counts
+from model.users import UserBatches
 from model.validation import leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     step: Step | CatalogueStep
     if config.loss == "softmax":
         batches = UserBatches(train, config, world, held_out)
-        counts = train_counts(train, held_out, world)
+        counts = item_popularity(train, world, held_out)
         if args.load_checkpoint_path is None:
             start_from_popularity(model, counts)
         step = CatalogueStep(model, config, world, counts)

@@ -12,7 +12,6 @@ from torch import Tensor
 from model.batches import BLOCK_ROWS, Batch, whole_users
 from model.config import TrainConfig
 from model.data import Rows
-from model.evaluation import item_popularity
 from model.world import World
 from workflows import counters
 from workflows.device import torch_generator
@@ -129,11 +128,3 @@ class UserBatches:
 
 def _numbers(part: slice, device: torch.device) -> Tensor:
     return torch.arange(part.start, part.stop, device=device)
-
-
-def train_counts(rows: Rows, held_out: Tensor | None, world: World) -> Tensor:
-    """Train positives of each item, int64 [n_items], without the held-out ones."""
-    counts = item_popularity(rows, world)
-    if held_out is not None:
-        counts -= torch.bincount(held_out[held_out >= 0], minlength=len(counts))
-    return counts

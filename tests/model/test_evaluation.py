@@ -185,6 +185,10 @@ def test_popularity_counts_train_positives(train_rows: Callable) -> None:
         assert [counts.tolist() for counts in on_ranks(size, lambda world: item_popularity(train, world))] == (
             [expected] * size
         )
+    held_out = torch.tensor([3, -1, 0, 5, -1], dtype=torch.int32)  # of some users several times, of others never
+    kept = Counter(item for user, item, label in rows if label and held_out[user] != item)
+    assert item_popularity(train, ALONE, held_out).tolist() == [kept[item] for item in range(8)]
+    assert kept != counted
 
 
 def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> None:

@@ -1,0 +1,182 @@
+"""Steps on the softmax over all items against autograd of the loss as the papers write it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from model.catalogue_step import CatalogueStep, start_from_popularity
+from model.config import TrainConfig
+from model.neumf import NeuMF, NeuMFConfig
+from model.users import Interactions
+from model.world import World
+
+CPU = torch.device("cpu")
+N_USERS, N_ITEMS, FACTORS = 9, 12, 5
+
+
+def network(counts: Tensor) -> NeuMF:
+    shape = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=FACTORS, arch="gmf")
+    model = NeuMF(shape, torch.Generator().manual_seed(0))
+    with torch.no_grad():  # not near 0, where the softmax is the same for all
+        for table in (model.mf_user_embed, model.mf_item_embed):
+            table.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
+    start_from_popularity(model, counts)
+    return model
+
+
+def batch_of(users: list[int], seed: int) -> Interactions:
+    """Some users with 1 to 6 weighed positives each, the first item of some of them twice."""
+    g = torch.Generator().manual_seed(seed)
+    own = [torch.randperm(N_ITEMS, generator=g)[: 1 + (user + seed) % 6] for user in users]
+    own = [torch.cat((items, items[:1])) if user % 3 == 2 else items for user, items in zip(users, own, strict=True)]
+    counts = torch.tensor([len(items) for items in own])
+    weights = torch.rand(int(counts.sum()), generator=g) + 0.1
+    parts = [part * len(part) / part.sum() for part in weights.split(counts.tolist())]
+    return Interactions(torch.tensor(users), counts, torch.cat(own), torch.cat(parts))
+
+
+BATCHES = [batch_of([3, 0, 5], 1), batch_of([8, 2, 6, 1], 2), batch_of([4], 3), batch_of([7, 3, 2], 4)]
+COUNTS = sum((torch.bincount(batch.items, minlength=N_ITEMS) for batch in BATCHES), torch.zeros(N_ITEMS).long())
+
+
+def plain_loss(model: NeuMF, batch: Interactions, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The summed -log of the softmax, positive by positive, and the same with the penalty."""
+    users, items = model.mf_user_embed.weight, model.mf_item_embed.weight
+    loss = torch.zeros((), dtype=users.dtype)
+    for owner, item, weight in zip(batch.owners.tolist(), batch.items.tolist(), batch.weights, strict=True):
+        everything = torch.arange(N_ITEMS)
+        logits = model(batch.users[owner].expand(N_ITEMS), everything)
+        loss = loss - weight * torch.log_softmax(logits, 0)[item]
+    penalty = torch.zeros((), dtype=users.dtype)
+    for user, count in zip(batch.users.tolist(), batch.counts.tolist(), strict=True):
+        penalty = penalty + math.sqrt(count) * users[user, :-1].square().sum()
+    share = len(batch) / int(COUNTS.sum())
+    for item, count in enumerate(COUNTS.tolist()):
+        penalty = penalty + share * math.sqrt(count) * items[item, :-1].square().sum()
+    return loss, loss + weight_decay / 2 * penalty
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_steps_are_adam_on_the_mean_loss_with_its_penalty(weight_decay: float) -> None:
+    config = TrainConfig(loss="softmax", weight_decay=weight_decay, eps=1e-3, learning_rate=0.05)
+    model = network(COUNTS)
+    expected = copy.deepcopy(model)
+    step = CatalogueStep(model, config, World(CPU), COUNTS)
+    tables = [expected.mf_user_embed.weight, expected.mf_item_embed.weight]
+    optimizer = torch.optim.Adam(tables, lr=0.05, betas=(config.beta1, config.beta2), eps=1e-3)
+    last_layer = copy.deepcopy(model.final.state_dict())
+    for batch in BATCHES * 3:
+        loss, penalised = plain_loss(expected, batch, weight_decay)
+        optimizer.zero_grad()
+        (penalised / len(batch)).backward()
+        tables[0].grad[:, -1] = 0.0  # the users' side of an item's bias stays 1
+        optimizer.step()
+        assert float(step(batch, len(batch))) == pytest.approx(loss.item(), rel=1e-5)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, expected.state_dict()[name], rtol=0.0, atol=1e-5)
+    assert (model.mf_user_embed.weight[:, -1] == 1.0).all()
+    assert not torch.equal(model.mf_item_embed.weight[:, -1], network(COUNTS).mf_item_embed.weight[:, -1])
+    assert all(torch.equal(last_layer[name], value) for name, value in model.final.state_dict().items())
+
+
+def test_the_penalty_shrinks_all_but_the_bias() -> None:
+    models = []
+    for weight_decay in (0.0, 50.0):
+        model = network(COUNTS)
+        config = TrainConfig(loss="softmax", weight_decay=weight_decay, learning_rate=0.02)
+        step = CatalogueStep(model, config, World(CPU), COUNTS)
+        for batch in BATCHES * 30:
+            step(batch, len(batch))
+        models.append(model)
+    free, held = (model.mf_item_embed.weight.detach()[COUNTS > 0] for model in models)
+    assert held[:, :-1].abs().max() < 0.1 < free[:, :-1].abs().max()
+    assert held[:, -1].std() > 0.1
+
+
+def test_bfloat16_stays_close() -> None:
+    models, losses = [], []
+    for precision in ("fp32", "bf16"):
+        model = network(COUNTS)
+        config = TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3, learning_rate=0.01, precision=precision)
+        step = CatalogueStep(model, config, World(CPU), COUNTS)
+        losses.append([float(step(batch, len(batch))) for batch in BATCHES])
+        models.append(model)
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert losses[1] != losses[0]  # it was used
+    for exact, mixed in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert mixed.dtype is torch.float32
+        torch.testing.assert_close(exact, mixed, rtol=0.0, atol=0.02)
+
+
+def test_a_step_without_users_of_this_rank_moves_items_by_the_penalty_alone() -> None:
+    nothing = BATCHES[0].take(torch.zeros(0, dtype=torch.int64))
+    models = [network(COUNTS), network(COUNTS)]
+    for model, batch in zip(models, (None, nothing), strict=True):
+        step = CatalogueStep(model, TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3), World(CPU), COUNTS)
+        before = copy.deepcopy(model.state_dict())
+        assert float(step(batch, 10)) == 0.0  # of ranks that have some
+        assert torch.equal(model.mf_user_embed.weight, before["mf_user_embed.weight"])
+        moved = model.mf_item_embed.weight.abs() - before["mf_item_embed.weight"].abs()
+        assert (moved[:, :-1][COUNTS > 0] < 0).all()
+        assert (moved[:, -1] == 0).all()
+    assert all(torch.equal(*both) for both in zip(models[0].parameters(), models[1].parameters(), strict=True))
+
+
+def test_before_training_scores_are_the_logs_of_popularity() -> None:
+    counts = torch.tensor([0, 1, 3, 7, 15, 100, 1000, 0, 2, 5, 9, 4])
+    model = NeuMF(NeuMFConfig(n_users=2, n_items=12, factors=2, arch="gmf"), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.mf_user_embed.weight.zero_()
+    start_from_popularity(model, counts)
+    scores = model(torch.zeros(12, dtype=torch.int64), torch.arange(12))
+    torch.testing.assert_close(scores.exp() / scores.exp().sum(), (counts + 1.0) / (counts + 1.0).sum())
+    assert scores.mean().item() == pytest.approx(0.0, abs=1e-6)
+
+
+# Each rank trains on its share of the same global batches, and prints the losses over all ranks and the network's sum.
+STEPS = """
+import json
+from pathlib import Path
+from model.catalogue_step import CatalogueStep, start_from_popularity
+from model.config import TrainConfig
+from model.data import open_train
+from model.evaluation import item_popularity
+from model.neumf import NeuMF, NeuMFConfig
+from model.users import UserBatches
+from preprocessing.feature_spec import read_feature_spec
+folder = Path({folder!r})
+rows = open_train(folder, read_feature_spec(folder), world.device)
+config = TrainConfig(loss="softmax", loader="memory", batch_size=36, weight_decay=0.2, recency=0.5,
+                     learning_rate=0.05, eps=1e-3)
+counts = item_popularity(rows, world)
+model = NeuMF(NeuMFConfig(n_users=9, n_items=12, factors=5, arch="gmf"), torch.Generator().manual_seed(0))
+start_from_popularity(model, counts)
+step, batches, losses = CatalogueStep(model, config, world, counts), UserBatches(rows, config, world), []
+for epoch in range(4):
+    for batch, samples in world.aligned(batches.epoch(epoch)):
+        losses.append(world.sum(step(batch, samples).double()).item() / samples)
+print(json.dumps([losses, [table.weight.double().square().sum().item() for table in (model.mf_user_embed, \
+model.mf_item_embed)], counts.tolist()]))
+"""
+
+
+def test_two_ranks_make_the_steps_of_one(write_folder: Callable[..., Any], in_processes: Callable[..., Any]) -> None:
+    parts = [[(user, (user * 5 + n) % N_ITEMS, 1.0) for n in range(1 + user)] for user in range(N_USERS)]
+    folder = write_folder(parts, N_USERS, N_ITEMS)
+    body = STEPS.format(folder=str(folder))
+    (alone,), both = (in_processes(size, body) for size in (1, 2))
+    assert both[0] == both[1]  # bit for bit
+    for found, expected in zip(json.loads(both[0][0])[:2], json.loads(alone[0])[:2], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    losses, _, counts = json.loads(alone[0])
+    assert len(losses) == 4 * 3  # 36 pairs of a user and an item are 3 of 9 users
+    assert sum(losses[-3:]) < sum(losses[:3])  # it learns
+    assert counts == [sum(row[1] == item for part in parts for row in part) for item in range(N_ITEMS)]
