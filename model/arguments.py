@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -128,9 +128,27 @@ def write_flags(path: Path, args: argparse.Namespace, seed: int) -> None:
     flags = {}
     for name, value in vars(args).items():
         if name not in _NOT_SAVED:
-            flags[name] = str(value.absolute()) if isinstance(value, Path) else value
+            flags[name] = plain(value, Path.absolute)
     flags["seed"] = seed
     replace_file(path, _HEADER + yaml.safe_dump(flags, sort_keys=False).encode())
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0.0 <= share <= 1.0:
+        raise argparse.ArgumentTypeError(f"should be 0 to 1, got {text}")
+    return share
+
+
+def plain(value: Any, path: Callable[[Path], Path] = lambda path: path) -> Any:
+    """A flag's value for YAML or JSON, its paths as text.
+
+    Args:
+        path: what is done to a path before.
+    """
+    if isinstance(value, list):
+        return [plain(each, path) for each in value]
+    return str(path(value)) if isinstance(value, Path) else value
 
 
 def _optional_path(text: str) -> Path | None:
@@ -184,6 +202,13 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--arch", choices=ARCHITECTURES, default=shape.arch,
         help="gmf: embeddings multiplied, without --layers; mlp: --layers alone, without --factors; neumf: both",
     )  # fmt: skip
+    group.add_argument(
+        "--pretrained", type=Path, nargs="+", default=[], metavar="RUN",
+        help="start from runs of --arch gmf and --arch mlp, of the same --factors and --layers",
+    )  # fmt: skip
+    group.add_argument(
+        "--alpha", type=_share, default=0.5, help="how much the pre-trained GMF counts against the MLP, 0 to 1"
+    )
     group.add_argument("-f", "--factors", type=int, default=shape.factors, help="width of the GMF embeddings")
     group.add_argument(
         "--layers", type=int, nargs="+", default=list(shape.layers), metavar="WIDTH",
@@ -214,21 +239,21 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--loss", choices=CHOICES["loss"], default=train.loss,
         help="bce: binary cross-entropy on positives and drawn negatives; softmax: of a user's positives among all "
-        "items, --arch gmf alone; the last of --factors is then the item's bias, and --batch_size counts users times "
-        "items",
+        "items; bce-all: on all items. The last two for --arch gmf alone, whose last factor is then the item's bias; "
+        "--batch_size counts users times items",
     )  # fmt: skip
     group.add_argument(
         "--weight_decay", type=float, default=train.weight_decay,
-        help="L2 penalty of embeddings, by the root of how many interactions each has; with --loss softmax",
+        help="L2 penalty of embeddings, by the root of how many interactions each has; with --loss softmax or bce-all",
     )  # fmt: skip
     group.add_argument(
         "--recency", type=float, default=train.recency, metavar="POWER",
-        help="weigh a user's n-th latest interaction by n to the power of minus this; with --loss softmax",
+        help="weigh a user's n-th latest interaction by n to the power of minus this; with --loss softmax or bce-all",
     )  # fmt: skip
     group.add_argument(
         "--members", nargs="+", choices=MEMBERS, default=[], metavar="MEMBER",
-        help="train several GMF models (softmax, item-item), weigh them on the validation split, train them again on "
-        "all of train, and sum them into one GMF of --factors",
+        help="train several GMF models (softmax, bce-all, item-item), weigh them on the validation split, train them "
+        "again on all of train, and sum them into one GMF of --factors",
     )  # fmt: skip
     group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="first decay of Adam")
     group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="second decay of Adam")

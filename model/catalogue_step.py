@@ -8,7 +8,7 @@ would only scale factors that are free anyway.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import TrainConfig
 from model.neumf import NeuMF
@@ -39,6 +39,7 @@ class CatalogueStep:
         self._total = float(item_counts.sum())  # host sync: once per run
         self._item_decay = item_counts.float().sqrt()[:, None]
         self._gradients = shared_gradients(model)
+        self._of_scores = _softmax if config.loss == "softmax" else _bce
 
     @torch.no_grad()
     def __call__(self, batch: Interactions | None, samples: int) -> Tensor:
@@ -70,25 +71,41 @@ class CatalogueStep:
 
     def _backward(self, batch: Interactions, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The summed loss, and its gradient by the rows of the users and by all items."""
-        owners = batch.owners
         low, low_items = (rows, items) if self._dtype is None else (rows.to(self._dtype), items.to(self._dtype))
-        scores = (low @ low_items.T).float()
-        loss = ((scores.logsumexp(1)[owners] - scores[owners, batch.items]) * batch.weights).sum()
-        slopes = scores.softmax(1).mul_(batch.counts[:, None])
-        slopes.index_put_((owners, batch.items), -batch.weights, accumulate=True)
+        loss, slopes = self._of_scores((low @ low_items.T).float(), batch)
         slopes = slopes.to(low.dtype)
         return loss, (slopes @ low_items).float(), (slopes.T @ low).float()
 
 
+def _softmax(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
+    """The summed loss of the batch, and its gradient by the scores [B, n_items]."""
+    pairs, weights = (batch.owners, batch.items), batch.weights
+    loss = ((scores.logsumexp(1)[pairs[0]] - scores[pairs]) * weights).sum()
+    slopes = scores.softmax(1).mul_(batch.counts[:, None])
+    return loss, slopes.index_put_(pairs, -weights, accumulate=True)
+
+
+def _bce(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
+    """As `_softmax`; the pairs that are no positives weigh 1."""
+    pairs, weights = (batch.owners, batch.items), batch.weights
+    own = scores[pairs]
+    loss = nn.functional.softplus(scores).sum() - nn.functional.softplus(own).sum()
+    loss += (nn.functional.softplus(-own) * weights).sum()
+    chance = own.sigmoid()
+    return loss, scores.sigmoid().index_put_(pairs, -chance - (1.0 - chance) * weights, accumulate=True)
+
+
 @torch.no_grad()
-def start_from_popularity(model: NeuMF, item_counts: Tensor) -> None:
-    """Make the last factor the item's bias, log(count + 1) about its mean, and the last layer the sum of all factors.
+def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
+    """Make the last factor the item's bias, what popularity alone comes to, and the last layer the sum of all factors.
 
     Args:
         item_counts: int64 [n_items], train positives of each item.
     """
+    counts, n_users = item_counts.float() + 1.0, len(model.mf_user_embed.weight)
     model.mf_user_embed.weight[:, -1] = 1.0
-    bias = (item_counts.float() + 1.0).log()
-    model.mf_item_embed.weight[:, -1] = bias - bias.mean()
+    bias = counts.log()
+    bias -= bias.mean() if loss == "softmax" else (n_users + 2.0 - counts).log()
+    model.mf_item_embed.weight[:, -1] = bias
     model.final.weight.fill_(1.0)
     model.final.bias.zero_()

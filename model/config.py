@@ -12,10 +12,10 @@ CHOICES = {
     "eval": ("sampled", "full"),
     "validation": ("none", "leave-one-out"),
     "loader": ("merlin", "memory"),
-    "loss": ("bce", "softmax"),
+    "loss": ("bce", "softmax", "bce-all"),
     "schedule": ("constant", "cosine"),
 }
-MEMBERS = ("softmax", "item-item")
+MEMBERS = ("softmax", "bce-all", "item-item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,11 @@ class TrainConfig:
     seed: int = 0
 
     @property
+    def whole_catalogue(self) -> bool:
+        """Whether the loss is over all items, instead of drawn negatives."""
+        return self.loss != "bce"
+
+    @property
     def effective_precision(self) -> str:
         """What matrix products are computed in, as `workflows.device.torch_precision` takes it."""
         return self.precision or ("amp" if self.amp else "fp32")
@@ -70,12 +75,12 @@ class TrainConfig:
         for name in ("weight_decay", "recency"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 wrong.append(f"--{name} should be 0 or more, got {getattr(self, name)}")
-            elif getattr(self, name) and self.loss != "softmax":
-                wrong.append(f"--{name} goes with --loss softmax; leave it out, or add that")
-        if self.members and self.loss != "softmax":
-            wrong.append("--members are trained with --loss softmax; add that")
-        if self.members and "softmax" not in self.members:
-            wrong.append("--members should hold softmax at least once")
+            elif getattr(self, name) and not self.whole_catalogue:
+                wrong.append(f"--{name} goes with --loss softmax or bce-all; leave it out, or add one")
+        if self.members and self.loss != "bce":
+            wrong.append("--members come with their own losses; leave --loss out")
+        if self.members and not set(self.members) & set(CHOICES["loss"]):
+            wrong.append("--members should hold softmax or bce-all at least once")
         if self.members and self.validation == "none":
             wrong.append("--members are chosen on a validation split; add --validation leave-one-out")
         if self.members and (self.weight_decay or self.recency):

@@ -109,20 +109,22 @@ class KernelScoring:
     def _rows(self, users: Tensor, side: Sequence[Tensor]) -> Tensor:
         """What rows add to all hidden units, and factors of the items' GMF embeddings: [R, S + F]."""
         factors = self._model.config.factors
-        rows = torch.empty(len(users), len(self._bias) + factors)
+        n_units = len(self._bias)
+        rows = torch.empty(len(users), n_units + factors)
         inputs = self._model.row_inputs(users, side)
-        torch.addmm(self._bias, inputs, self._by_row.T, out=rows[:, :-factors])
-        torch.mul(self._model.mf_user_embed(users), self._gmf_head, out=rows[:, -factors:])
+        torch.addmm(self._bias, inputs, self._by_row.T, out=rows[:, :n_units])
+        torch.mul(self._model.mf_user_embed(users), self._gmf_head, out=rows[:, n_units:])
         return rows
 
     def _item_rows(self, items: Tensor) -> Tensor:
         """What items add to all hidden units, and their GMF embeddings: [I, S + F]."""
         factors = self._model.config.factors
-        table = torch.empty(len(items), len(self._bias) + factors)
+        n_units = len(self._bias)
+        table = torch.empty(len(items), n_units + factors)
         for start in range(0, len(items), _BLOCK_ITEMS):
             part, rows = (of_all[start : start + _BLOCK_ITEMS] for of_all in (items, table))
-            torch.mm(self._model.item_inputs(part), self._by_item.T, out=rows[:, :-factors])
-            rows[:, -factors:] = self._model.mf_item_embed(part)
+            torch.mm(self._model.item_inputs(part), self._by_item.T, out=rows[:, :n_units])
+            rows[:, n_units:] = self._model.mf_item_embed(part)
         return table
 
     def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:

@@ -37,7 +37,11 @@ _MEMBER_STREAM, _USERS_STREAM = 9, 10
 _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
 _STEP = 2.0**0.5  # between one penalty that is tried and the next
 _RECENCIES = (0.5, 0.0, 1.0)
-_START = {"softmax": 0.5, "item-item": 4.0}  # penalties that are tried first; item-item: times an item's mean count
+_START = {
+    "softmax": 0.5,
+    "bce-all": 0.2,
+    "item-item": 4.0,
+}  # penalties that are tried first; item-item: times an item's mean count
 
 
 OnMember = Callable[[str, tuple[float, float]], None]
@@ -91,9 +95,9 @@ class Members:
         known = load_factors(path, self.columns.n_users, self.columns.n_items, choice.width)
         if known is None:
             batches = self.batches(choice.recency, choice.seed)
-            total = batches.samples_per_epoch() * (self._config.epochs if choice.kind == "softmax" else 1)
+            total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
             with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
-                train = self._softmax if choice.kind == "softmax" else self._item_item
+                train = self._item_item if choice.kind == "item-item" else self._trained
                 known = train(choice, batches, progress)
             if self._world.is_first:
                 save_factors(path, *known)
@@ -113,16 +117,16 @@ class Members:
         config = replace(self._config, recency=recency, seed=seed)
         return UserBatches(self._train, config, self._world, self._held_out)
 
-    def _softmax(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
+    def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
         config = replace(
-            self._config, loss="softmax", weight_decay=choice.penalty, recency=choice.recency, patience=None,
+            self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
         )  # fmt: skip
         shape = NeuMFConfig(
             n_users=self.columns.n_users, n_items=self.columns.n_items, factors=choice.width, arch="gmf"
         )
         model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
-        start_from_popularity(model, self.item_counts)
+        start_from_popularity(model, self.item_counts, choice.kind)
         training = Training(model, CatalogueStep(model, config, self._world, self.item_counts))
         history = training.fit(batches, None, config, lambda _: None, progress)
         self.samples += sum(epoch.train_samples for epoch in history.epochs)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from model.arguments import FLAGS_NAME, is_flags, write_flags
+from model.arguments import FLAGS_NAME, is_flags, plain, write_flags
 from model.card import write_card
 from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
 from model.columns import Columns
@@ -104,7 +104,7 @@ class RunWriter:
             "train": asdict(config),
         }
         if self._log is not None and not log_bytes:
-            given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+            given = {name: plain(value) for name, value in vars(args).items()}
             self._log.parameters({**given, "seed": config.seed, "device": str(device)})
 
     def __enter__(self) -> RunWriter:

@@ -19,6 +19,7 @@ from model.config import TrainConfig
 from model.data import Rows, open_train
 from model.evaluation import Evaluation, Scores, item_popularity
 from model.neumf import NeuMF, NeuMFConfig
+from model.pretrained import start_from
 from model.recipe import HeldOutUsers, Members, Recipe
 from model.run import METRICS_NAME, STAGES_NAME, RunWriter, check_run
 from model.seen import Seen
@@ -51,6 +52,13 @@ def run(args: argparse.Namespace, world: World) -> None:
     config = train_config(args, world.same(secrets.randbits(32) if args.seed is None else args.seed))
     if config.batch_size < world.size:
         raise UserError(f"--batch_size {config.batch_size} is less than one sample for each of {world.size} processes")
+    if (config.whole_catalogue or config.members) and (args.arch != "gmf" or args.factors < 2):
+        raise UserError(
+            f"{'--members' if config.members else '--loss ' + config.loss} is for --arch gmf of 2 --factors or more, "
+            f"whose last one is the item's bias; got --arch {args.arch} --factors {args.factors}"
+        )
+    if config.members and args.mode == "train" and args.load_checkpoint_path is not None:
+        raise UserError("--members start from nothing; leave --load_checkpoint_path out")
     if world.is_first:
         check_run(args)
     spec = read_feature_spec(args.data, args.feature_spec_file)
@@ -82,7 +90,7 @@ def run(args: argparse.Namespace, world: World) -> None:
         negatives = length - 1 if length is not None and length > 1 else negatives
         validation = leave_one_out(train, spec.metadata.time_ordered, negatives, config.seed, world.device)
     held_out = validation.held_out if validation is not None else None
-    if config.loss == "softmax" and config.recency and not spec.metadata.time_ordered:
+    if config.recency and not spec.metadata.time_ordered:
         raise UserError(
             f"--recency {config.recency:g}: the train rows of {args.data} are in no order of time "
             "(metadata.time_ordered in the feature spec); leave it out"
@@ -96,11 +104,11 @@ def run(args: argparse.Namespace, world: World) -> None:
     model = _network(args, columns, item_tables, config.seed, world)
     batches: EpochBatches | UserBatches
     step: Step | CatalogueStep
-    if config.loss == "softmax":
+    if config.whole_catalogue:
         batches = UserBatches(train, config, world, held_out)
         counts = item_popularity(train, world, held_out)
         if args.load_checkpoint_path is None:
-            start_from_popularity(model, counts)
+            start_from_popularity(model, counts, config.loss)
         step = CatalogueStep(model, config, world, counts)
     else:
         sampling = SamplingConfig(
@@ -142,6 +150,10 @@ def _network(args: argparse.Namespace, columns: Columns, tables: tuple[Tensor, .
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:
         load_weights(args.load_checkpoint_path, model)
+    if args.pretrained:
+        if args.arch != "neumf":
+            raise UserError(f"--pretrained starts a network of both branches; got --arch {args.arch}")
+        start_from(model, args.pretrained, args.alpha)
     model.set_item_tables(tables)  # the items' features are the data's, whatever a checkpoint says
     return model.to(world.device)
 
