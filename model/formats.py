@@ -73,7 +73,8 @@ def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
     """Write `users.parquet` and `items.parquet`, a row for each id: id (its number), original, gmf, mlp.
 
     `gmf` [factors] of a user is weighted by the network's last layer, so that the inner product of a user's and an
-    item's is what the GMF branch adds to the logit. `mlp` [layers[0] / 2] is what goes into the MLP.
+    item's is what the GMF branch adds to the logit. `mlp` [layers[0] / 2] is what goes into the MLP. A branch that the
+    network lacks has no column.
     """
     model = run.model
     head = model.final.weight[0, : model.config.factors]
@@ -85,8 +86,7 @@ def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
         columns = {
             "id": pa.array(np.arange(len(ids)), pa.int32()),
             "original": pa.array(ids.originals(np.arange(len(ids)))),
-            "gmf": _vectors(gmf),
-            "mlp": _vectors(mlp),
+            **{branch: _vectors(matrix) for branch, matrix in (("gmf", gmf), ("mlp", mlp)) if matrix.shape[1]},
         }
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=_GROUP_ROWS)
 

@@ -30,6 +30,8 @@ from workflows.errors import UserError
 SHAPES = {
     "plain": {"layers": (8, 6, 4)},
     "no hidden layer": {"layers": (8,)},
+    "gmf": {"arch": "gmf"},
+    "mlp": {"arch": "mlp", "layers": (8, 6, 4)},
     "side features": {
         "layers": (8, 6, 4),
         "row_side": (SideFeature("age"), SideFeature("users", 3)),
@@ -106,7 +108,9 @@ for folder in sys.argv[1:]:
 
 
 def test_the_exported_program_runs_without_this_project(tmp_path: Path) -> None:
-    batches = {shape: [tuple(pairs(shape, n)) for n in (0, 1, 5, 1000)] for shape in ("plain", "side features")}
+    batches = {
+        shape: [tuple(pairs(shape, n)) for n in (0, 1, 5, 1000)] for shape in ("plain", "side features", "gmf", "mlp")
+    }
     folders = []
     for shape, given in batches.items():
         folders.append(written(folder := tmp_path / shape, shape))
@@ -159,6 +163,15 @@ def test_the_inner_product_of_embeddings_is_the_gmf_part(data: Path) -> None:
     for frame, table in ((users, ours.mlp_user_embed), (items, ours.mlp_item_embed)):
         np.testing.assert_array_equal(np.stack(frame["mlp"].to_list()), table.weight.detach().numpy())
     assert pq.read_schema(folder / "embeddings/users.parquet").field("gmf").type == pa.list_(pa.float32(), 3)
+
+
+@pytest.mark.parametrize(("arch", "width"), [("gmf", 3), ("mlp", 4)])
+def test_a_branch_that_is_not_there_has_no_embeddings(data: Path, arch: str, width: int) -> None:
+    export(folder := written(data.parent / "run", arch, data), "embeddings")
+    for name in ("users", "items"):
+        table = pq.read_table(folder / f"embeddings/{name}.parquet")
+        assert table.column_names == ["id", "original", arch]
+        assert table.schema.field(arch).type == pa.list_(pa.float32(), width)
 
 
 def test_embeddings_replace_only_embeddings(data: Path, tmp_path: Path) -> None:

@@ -66,6 +66,36 @@ def test_forward_is_the_formula(layers: tuple[int, ...]) -> None:
     torch.testing.assert_close(same, logits, rtol=0.0, atol=0.0)
 
 
+def whole(arch: str) -> NeuMF:
+    return network(NeuMFConfig(n_users=7, n_items=9, factors=4, layers=(6, 5, 3), dropout=0.5, arch=arch))
+
+
+@pytest.mark.parametrize(("arch", "own"), [("gmf", slice(0, 4)), ("mlp", slice(4, 7))])
+def test_a_branch_alone_is_the_network_without_the_other(arch: str, own: slice) -> None:
+    both, alone = whole("neumf").eval(), whole(arch).eval()
+    weights = both.state_dict()
+    weights["final.weight"] = weights["final.weight"][:, own]
+    own_weights = alone.state_dict()
+    trained = {name for name, value in own_weights.items() if value.numel()}
+    assert trained == {name for name in weights if not name.startswith("mlp" if arch == "gmf" else "mf_")}
+    alone.load_state_dict(own_weights | {name: weights[name] for name in trained})
+    with torch.no_grad():
+        kept = both.final.weight[:, own].clone()
+        both.final.weight.zero_()
+        both.final.weight[:, own] = kept
+    users, items = torch.cartesian_prod(torch.arange(7), torch.arange(9)).T
+    torch.testing.assert_close(alone(users, items), both(users, items))
+
+
+def test_a_branch_that_is_left_out_needs_no_width() -> None:
+    plain = NeuMFConfig(n_users=2, n_items=2, factors=3, layers=(4, 2))
+    assert plain.arch == "neumf"
+    gmf = NeuMFConfig(n_users=2, n_items=2, factors=3, layers=(7,), arch="gmf")
+    assert (gmf.factors, gmf.layers) == (3, (0,))
+    mlp = NeuMFConfig(n_users=2, n_items=2, factors=-1, layers=(4, 2), arch="mlp")
+    assert (mlp.factors, mlp.layers) == (0, (4, 2))
+
+
 def test_dropout_acts_in_training_only() -> None:
     users, items = torch.arange(7), torch.arange(7)
     model = network(small())
@@ -136,6 +166,12 @@ def test_the_generator_alone_decides_the_weights() -> None:
         ({"dropout": math.nan}, "--dropout"),
         ({"n_users": 0}, "users"),
         ({"n_items": 0}, "items"),
+        ({"arch": "svd"}, "--arch should be one of gmf, mlp, neumf"),
+        ({"arch": "gmf", "factors": 0}, "--factors"),
+        ({"arch": "mlp", "layers": ()}, "--layers"),
+        ({"arch": "mlp", "layers": (0,)}, "--layers"),
+        ({"arch": "gmf", "row_side": (SideFeature("age"),)}, "--arch gmf has no MLP for side features"),
+        ({"arch": "gmf", "item_side": (SideFeature("kind", 3),)}, "--arch gmf has no MLP for side features"),
     ],
 )
 def test_impossible_shapes_are_refused(change: dict[str, Any], said: str) -> None:

@@ -27,13 +27,14 @@ SIDES = {
 SHAPES = [(2,), (6, 5), (8, 64, 16), (4, 130, 70, 3), (256, 256, 128, 64)]
 
 
-def network(layers: tuple[int, ...], side: str = "none", seed: int = 0) -> NeuMF:
+def network(layers: tuple[int, ...], side: str = "none", seed: int = 0, arch: str = "neumf") -> NeuMF:
     """With weights that make logits of about one and leave some units at zero."""
     g = torch.Generator().manual_seed(seed)
-    model = NeuMF(NeuMFConfig(n_users=13, n_items=37, factors=5, layers=layers, dropout=0.5, **SIDES[side]), g)
+    shape = NeuMFConfig(n_users=13, n_items=37, factors=5, layers=layers, dropout=0.5, arch=arch, **SIDES[side])
+    model = NeuMF(shape, g)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=g)
+            parameter.normal_(0.0, max(1, parameter.shape[-1]) ** -0.5, generator=g)
     model.set_item_tables([values_of(feature, 37, g) for feature in model.config.item_side])
     return model
 
@@ -91,6 +92,15 @@ def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str
         each = [column.repeat_interleave(len(ids)) for column in (users, *row_side)]
         assert found.shape == (n, len(ids))
         assert_close(found, plain(model, [each[0], ids.repeat(n), *each[1:]]).view(n, len(ids)))
+
+
+@pytest.mark.parametrize("arch", ["gmf", "mlp"])
+def test_networks_of_one_branch_score_as_they_are(arch: str) -> None:
+    model = network((8, 64, 16), arch=arch)
+    columns, everything = pairs(model, 90), torch.cartesian_prod(torch.arange(13), torch.arange(37))
+    for scorer in scorers(model):
+        assert_close(scorer(*columns), plain(model, columns))
+        assert_close(scorer.all_items(torch.arange(13)), plain(model, list(everything.T)).view(13, 37))
 
 
 @pytest.mark.parametrize("side", sorted(SIDES))

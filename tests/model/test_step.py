@@ -153,6 +153,31 @@ def test_torch_finds_the_gradients_of_autograd(
     assert_equal({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected, 1e-9)
 
 
+@pytest.mark.parametrize("layers", [(16, 12, 8), (16, 8)], ids=str)
+def test_compiled_loops_train_an_mlp_alone(layers: tuple[int, ...]) -> None:
+    model, batch = network(layers, arch="mlp"), samples(500, 5)
+    loss, gradients = KernelStep(model, 1).gradients(batch, 1.0 / len(batch))
+    expected_loss, expected = reference(model, batch)
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    trained = {name for name, parameter in model.named_parameters() if parameter.numel()}
+    assert trained == {name for name in expected if not name.startswith("mf_")}
+    found = dense(model, gradients)
+    assert_equal({name: found[name] for name in trained}, {name: expected[name] for name in trained}, 2e-5)
+
+
+@pytest.mark.parametrize("arch", ["gmf", "mlp"])
+@pytest.mark.parametrize(("group", "chunk"), [(1, None), (5, 12)])
+def test_torch_trains_one_branch_alone(arch: str, group: int, chunk: int | None) -> None:
+    model, batch = network((16, 12, 8), arch=arch).double(), samples(55, group)
+    expected_loss, expected = reference(model, batch)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    loss = TorchStep(model, chunk).gradients(batch, 1.0 / len(batch))
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-9)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
 @pytest.mark.parametrize("share", [0.5, 0.65, 0.1])
 def test_masks_of_torch_keep_their_share(share: float) -> None:
     torch.manual_seed(3)
