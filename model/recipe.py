@@ -114,7 +114,7 @@ class Members:
         return item_popularity(self._train, self._world, self._held_out)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
-        config = replace(self._config, recency=recency, seed=seed)
+        config = replace(self._config, loss="softmax", recency=recency, seed=seed)  # batches are any loss's
         return UserBatches(self._train, config, self._world, self._held_out)
 
     def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
