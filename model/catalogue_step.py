@@ -88,11 +88,12 @@ def _softmax(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
 def _bce(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
     """As `_softmax`; the pairs that are no positives weigh 1."""
     pairs, weights = (batch.owners, batch.items), batch.weights
-    own = scores[pairs]
-    loss = nn.functional.softplus(scores).sum() - nn.functional.softplus(own).sum()
+    own, positive = scores[pairs], torch.zeros_like(scores, dtype=torch.bool)
+    positive[pairs] = True  # once, however often a user has an item
+    loss = nn.functional.softplus(scores).masked_fill_(positive, 0.0).sum()
     loss += (nn.functional.softplus(-own) * weights).sum()
-    chance = own.sigmoid()
-    return loss, scores.sigmoid().index_put_(pairs, -chance - (1.0 - chance) * weights, accumulate=True)
+    slopes = scores.sigmoid().masked_fill_(positive, 0.0)
+    return loss, slopes.index_put_(pairs, -(-own).sigmoid() * weights, accumulate=True)
 
 
 @torch.no_grad()
@@ -109,3 +110,9 @@ def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
     model.mf_item_embed.weight[:, -1] = bias
     model.final.weight.fill_(1.0)
     model.final.bias.zero_()
+
+
+def has_item_bias(model: NeuMF) -> bool:
+    """Whether a network, of a checkpoint, is of the kind that these steps train: see `start_from_popularity`."""
+    plain = (model.final.weight == 1.0).all() and (model.final.bias == 0.0).all()
+    return bool(plain and (model.mf_user_embed.weight[:, -1] == 1.0).all())

@@ -85,6 +85,16 @@ class TrainConfig:
             wrong.append("--members are chosen on a validation split; add --validation leave-one-out")
         if self.members and (self.weight_decay or self.recency):
             wrong.append("--members come with their own penalties and recency; leave --weight_decay and --recency out")
+        ignored: list[str] = []
+        if self.whole_catalogue or self.members:
+            ignored += ["negatives", "negative_samples", "grads_accumulated", "compile", "cuda_graphs"]
+        if self.members:
+            ignored += ["patience", "threshold"]
+        for name in ignored:
+            if getattr(self, name) != getattr(TrainConfig, name):
+                flag = name.replace("cuda_", "cuda-")
+                wrong.append(f"--{flag} does nothing with {'--members' if self.members else '--loss ' + self.loss}; "
+                             "leave it out")  # fmt: skip
         if not 0.0 <= self.threshold < float("inf"):
             wrong.append(f"--threshold should be 0 or more, got {self.threshold}")
         if self.patience is not None and self.patience < 1:

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -33,16 +34,12 @@ from workflows import counters
 from workflows.device import torch_generator
 from workflows.progress import Stage, console, stage
 
-_MEMBER_STREAM, _USERS_STREAM = 9, 10
+_MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
 _STEP = 2.0**0.5  # between one penalty that is tried and the next
 _RECENCIES = (0.5, 0.0, 1.0)
-_START = {
-    "softmax": 0.5,
-    "bce-all": 0.2,
-    "item-item": 4.0,
-}  # penalties that are tried first; item-item: times an item's mean count
-
+# Penalties that are tried first; of item-item times an item's mean count.
+_START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
 
 OnMember = Callable[[str, tuple[float, float]], None]
 
@@ -88,20 +85,31 @@ class Members:
         self._config = replace(config, members=())
         self._held_out, self._shown = held_out, shown
         self._folder, self._split = folder, "all" if held_out is None else "validation"
+        self._settings = f"{crc32(repr(self._config).encode()):08x}"  # what was trained with others is not taken up
         self.samples, self.seconds = 0, 0.0  # of positives trained on
 
     def factors(self, choice: Choice) -> Factors:
-        path = self._folder / f"{self._split}-{choice.name}.safetensors"
-        known = load_factors(path, self.columns.n_users, self.columns.n_items, choice.width)
-        if known is None:
+        path, world, columns = (
+            self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors",
+            self._world,
+            self.columns,
+        )
+        # The folder may be on the first rank's disk alone.
+        known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
+        if not world.same(known is not None):
             batches = self.batches(choice.recency, choice.seed)
             total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
             with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
                 train = self._item_item if choice.kind == "item-item" else self._trained
                 known = train(choice, batches, progress)
-            if self._world.is_first:
+            if world.is_first:
                 save_factors(path, *known)
-        return Factors(*(tensor.to(self._world.device) for tensor in known))
+        elif known is None:
+            known = torch.empty(columns.n_users, choice.width), torch.empty(columns.n_items, choice.width)
+        factors = Factors(*(tensor.to(world.device) for tensor in known))
+        world.copy_first(factors.users)
+        world.copy_first(factors.items)
+        return factors
 
     def scores(self, choice: Choice, users: Tensor) -> Tensor:
         """Of some users for all items, float32 [V, n_items]."""
@@ -192,7 +200,7 @@ class HeldOutUsers:
         Args:
             features: float32 [V, n_items] each.
         """
-        scales = [1.0 / float(feature.std()) for feature in features]
+        scales = [1.0 / (float(feature.std()) or 1.0) for feature in features]
         weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
         optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
 
@@ -277,7 +285,9 @@ class Recipe:
         columns = members.columns
         shape = NeuMFConfig(n_users=columns.n_users, n_items=columns.n_items, factors=users.shape[1], arch="gmf")
         model = NeuMF(shape, torch_generator(0, torch.device("cpu"))).to(users.device)
-        bias = self.choices[0].width - 1  # the first member's, whose users have 1 there
+        # The last of a member that was trained, whose users have 1 there.
+        trained = next(place for place, choice in enumerate(self.choices) if choice.kind != "item-item")
+        bias = sum(choice.width for choice in self.choices[: trained + 1]) - 1
         items[:, bias] += self.by_popularity * (members.item_counts.float() + 1.0).log()
         with torch.no_grad():
             model.mf_user_embed.weight.copy_(users)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.arguments import train_config
 from model.batches import EpochBatches, SamplingConfig, check_labels
-from model.catalogue_step import CatalogueStep, start_from_popularity
+from model.catalogue_step import CatalogueStep, has_item_bias, start_from_popularity
 from model.checkpoint import WEIGHTS_NAME, load_last, load_weights
 from model.columns import Columns
 from model.config import TrainConfig
@@ -50,15 +50,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     """
     console.quiet = not world.is_first
     config = train_config(args, world.same(secrets.randbits(32) if args.seed is None else args.seed))
-    if config.batch_size < world.size:
-        raise UserError(f"--batch_size {config.batch_size} is less than one sample for each of {world.size} processes")
-    if (config.whole_catalogue or config.members) and (args.arch != "gmf" or args.factors < 2):
-        raise UserError(
-            f"{'--members' if config.members else '--loss ' + config.loss} is for --arch gmf of 2 --factors or more, "
-            f"whose last one is the item's bias; got --arch {args.arch} --factors {args.factors}"
-        )
-    if config.members and args.mode == "train" and args.load_checkpoint_path is not None:
-        raise UserError("--members start from nothing; leave --load_checkpoint_path out")
+    _check_flags(args, config, world)
     if world.is_first:
         check_run(args)
     spec = read_feature_spec(args.data, args.feature_spec_file)
@@ -70,6 +62,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     train = open_train(args.data, spec, world.device, columns)
     columns, item_tables = settle(train, test.rows if test is not None else None, world.device)
     train = replace(train.only(columns.streamed), columns=columns)
+    shape = _shape(args, columns)
     seen = Seen.of(train, world.device) if config.eval == "full" else None
     in_memory = config.loader == "memory"
 
@@ -81,7 +74,7 @@ def run(args: argparse.Namespace, world: World) -> None:
     if args.mode == "test":
         if evaluation is None or popularity is None:
             raise UserError(f"--mode test: {args.data} has no test series to rank")
-        _test(args, config, columns, _network(args, columns, item_tables, config.seed, world), evaluation, popularity)
+        _test(args, config, columns, _network(args, shape, item_tables, config.seed, world), evaluation, popularity)
         return
 
     validation, negatives = None, _VALIDATION_NEGATIVES
@@ -101,14 +94,21 @@ def run(args: argparse.Namespace, world: World) -> None:
             args, config, train, held_out, negatives, spec.metadata.time_ordered, evaluation, popularity, world
         )
         return
-    model = _network(args, columns, item_tables, config.seed, world)
+    model = _network(args, shape, item_tables, config.seed, world)
     batches: EpochBatches | UserBatches
     step: Step | CatalogueStep
     if config.whole_catalogue:
         batches = UserBatches(train, config, world, held_out)
         counts = item_popularity(train, world, held_out)
+        if not counts.any():
+            raise UserError(f"the train rows of {args.data} are all of label 0, so there is nothing to learn")
         if args.load_checkpoint_path is None:
             start_from_popularity(model, counts, config.loss)
+        elif not has_item_bias(model):
+            raise UserError(
+                f"{args.load_checkpoint_path}: the last of its factors is no item's bias; --loss {config.loss} goes on "
+                "with what was trained by --loss softmax or bce-all"
+            )
         step = CatalogueStep(model, config, world, counts)
     else:
         sampling = SamplingConfig(
@@ -125,6 +125,23 @@ def run(args: argparse.Namespace, world: World) -> None:
     _train(args, config, columns, Training(model, step), batches, chosen_by, evaluation, popularity)
 
 
+def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) -> None:
+    """Raises UserError for flags that are possible alone, and not together."""
+    if config.batch_size < world.size:
+        raise UserError(f"--batch_size {config.batch_size} is less than one sample for each of {world.size} processes")
+    least = 2 * max(1, len(config.members))
+    if (config.whole_catalogue or config.members) and (args.arch != "gmf" or args.factors < least):
+        raise UserError(
+            f"{'--members' if config.members else '--loss ' + config.loss} is for --arch gmf of {least} --factors or "
+            f"more, whose last one is the item's bias; got --arch {args.arch} --factors {args.factors}"
+        )
+    if args.pretrained and args.arch != "neumf":
+        raise UserError(f"--pretrained starts a network of both branches; got --arch {args.arch}")
+    if args.mode == "train" and args.load_checkpoint_path is not None and (config.members or args.pretrained):
+        which = "--members start from nothing" if config.members else "--pretrained is a start, too"
+        raise UserError(f"{which}; leave --load_checkpoint_path out")
+
+
 def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | None) -> None:
     if config.eval == "sampled" and test is not None and test.length is not None and config.topk > test.length:
         raise UserError(
@@ -133,11 +150,9 @@ def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | N
         )
 
 
-def _network(args: argparse.Namespace, columns: Columns, tables: tuple[Tensor, ...], seed: int, world: World) -> NeuMF:
-    """The network as it is before training, the same on every rank."""
-    # Dropout draws from torch's global generator, on each rank something else.
-    torch.manual_seed(counters.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
-    shape = NeuMFConfig(
+def _shape(args: argparse.Namespace, columns: Columns) -> NeuMFConfig:
+    """The network that the flags and the data ask for; raises UserError where there is no such one."""
+    return NeuMFConfig(
         n_users=columns.n_users,
         n_items=columns.n_items,
         factors=args.factors,
@@ -147,12 +162,18 @@ def _network(args: argparse.Namespace, columns: Columns, tables: tuple[Tensor, .
         item_side=columns.item_side,
         arch=args.arch,
     )
+
+
+def _network(
+    args: argparse.Namespace, shape: NeuMFConfig, tables: tuple[Tensor, ...], seed: int, world: World
+) -> NeuMF:
+    """The network as it is before training, the same on every rank."""
+    # Dropout draws from torch's global generator, on each rank something else.
+    torch.manual_seed(counters.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:
         load_weights(args.load_checkpoint_path, model)
-    if args.pretrained:
-        if args.arch != "neumf":
-            raise UserError(f"--pretrained starts a network of both branches; got --arch {args.arch}")
+    if args.pretrained and args.mode == "train":
         start_from(model, args.pretrained, args.alpha)
     model.set_item_tables(tables)  # the items' features are the data's, whatever a checkpoint says
     return model.to(world.device)

@@ -1,4 +1,4 @@
-"""Steps on the softmax over all items against autograd of the loss as the papers write it."""
+"""Steps on losses over all items against autograd of the losses as the papers write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.catalogue_step import CatalogueStep, start_from_popularity
+from model.catalogue_step import CatalogueStep, has_item_bias, start_from_popularity
 from model.config import TrainConfig
 from model.neumf import NeuMF, NeuMFConfig
 from model.users import Interactions
@@ -22,13 +22,13 @@ CPU = torch.device("cpu")
 N_USERS, N_ITEMS, FACTORS = 9, 12, 5
 
 
-def network(counts: Tensor) -> NeuMF:
+def network(counts: Tensor, loss: str = "softmax") -> NeuMF:
     shape = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=FACTORS, arch="gmf")
     model = NeuMF(shape, torch.Generator().manual_seed(0))
     with torch.no_grad():  # not near 0, where the softmax is the same for all
         for table in (model.mf_user_embed, model.mf_item_embed):
             table.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
-    start_from_popularity(model, counts)
+    start_from_popularity(model, counts, loss)
     return model
 
 
@@ -47,14 +47,24 @@ BATCHES = [batch_of([3, 0, 5], 1), batch_of([8, 2, 6, 1], 2), batch_of([4], 3), 
 COUNTS = sum((torch.bincount(batch.items, minlength=N_ITEMS) for batch in BATCHES), torch.zeros(N_ITEMS).long())
 
 
-def plain_loss(model: NeuMF, batch: Interactions, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The summed -log of the softmax, positive by positive, and the same with the penalty."""
+def plain_loss(kind: str, model: NeuMF, batch: Interactions, weight_decay: float) -> tuple[Tensor, Tensor]:
+    """The summed loss, positive by positive, and the same with the penalty.
+
+    softmax: -log of the softmax. bce-all: cross-entropy of all pairs, whose positives weigh as they do and others 1.
+    """
     users, items = model.mf_user_embed.weight, model.mf_item_embed.weight
     loss = torch.zeros((), dtype=users.dtype)
-    for owner, item, weight in zip(batch.owners.tolist(), batch.items.tolist(), batch.weights, strict=True):
-        everything = torch.arange(N_ITEMS)
-        logits = model(batch.users[owner].expand(N_ITEMS), everything)
-        loss = loss - weight * torch.log_softmax(logits, 0)[item]
+    for user, items_of, weights in zip(
+        batch.users, batch.items.split(batch.counts.tolist()), batch.weights.split(batch.counts.tolist()), strict=True
+    ):
+        logits = model(user.expand(N_ITEMS), torch.arange(N_ITEMS))
+        if kind == "softmax":
+            loss = loss - (weights * torch.log_softmax(logits, 0)[items_of]).sum()
+        else:
+            chance = torch.sigmoid(logits)
+            others = torch.ones(N_ITEMS, dtype=torch.bool)
+            others[items_of] = False
+            loss = loss - (weights * torch.log(chance[items_of])).sum() - torch.log(1 - chance[others]).sum()
     penalty = torch.zeros((), dtype=users.dtype)
     for user, count in zip(batch.users.tolist(), batch.counts.tolist(), strict=True):
         penalty = penalty + math.sqrt(count) * users[user, :-1].square().sum()
@@ -65,16 +75,17 @@ def plain_loss(model: NeuMF, batch: Interactions, weight_decay: float) -> tuple[
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_steps_are_adam_on_the_mean_loss_with_its_penalty(weight_decay: float) -> None:
-    config = TrainConfig(loss="softmax", weight_decay=weight_decay, eps=1e-3, learning_rate=0.05)
-    model = network(COUNTS)
+@pytest.mark.parametrize("kind", ["softmax", "bce-all"])
+def test_steps_are_adam_on_the_mean_loss_with_its_penalty(kind: str, weight_decay: float) -> None:
+    config = TrainConfig(loss=kind, weight_decay=weight_decay, eps=1e-3, learning_rate=0.05)
+    model = network(COUNTS, kind)
     expected = copy.deepcopy(model)
     step = CatalogueStep(model, config, World(CPU), COUNTS)
     tables = [expected.mf_user_embed.weight, expected.mf_item_embed.weight]
     optimizer = torch.optim.Adam(tables, lr=0.05, betas=(config.beta1, config.beta2), eps=1e-3)
     last_layer = copy.deepcopy(model.final.state_dict())
     for batch in BATCHES * 3:
-        loss, penalised = plain_loss(expected, batch, weight_decay)
+        loss, penalised = plain_loss(kind, expected, batch, weight_decay)
         optimizer.zero_grad()
         (penalised / len(batch)).backward()
         tables[0].grad[:, -1] = 0.0  # the users' side of an item's bias stays 1
@@ -83,7 +94,7 @@ def test_steps_are_adam_on_the_mean_loss_with_its_penalty(weight_decay: float) -
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, expected.state_dict()[name], rtol=0.0, atol=1e-5)
     assert (model.mf_user_embed.weight[:, -1] == 1.0).all()
-    assert not torch.equal(model.mf_item_embed.weight[:, -1], network(COUNTS).mf_item_embed.weight[:, -1])
+    assert not torch.equal(model.mf_item_embed.weight[:, -1], network(COUNTS, kind).mf_item_embed.weight[:, -1])
     assert all(torch.equal(last_layer[name], value) for name, value in model.final.state_dict().items())
 
 
@@ -130,15 +141,35 @@ def test_a_step_without_users_of_this_rank_moves_items_by_the_penalty_alone() ->
     assert all(torch.equal(*both) for both in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
-def test_before_training_scores_are_the_logs_of_popularity() -> None:
-    counts = torch.tensor([0, 1, 3, 7, 15, 100, 1000, 0, 2, 5, 9, 4])
-    model = NeuMF(NeuMFConfig(n_users=2, n_items=12, factors=2, arch="gmf"), torch.Generator().manual_seed(0))
+def of_popularity_alone(counts: Tensor, loss: str) -> Tensor:
+    """Scores before training of a user whose factors are 0."""
+    model = NeuMF(NeuMFConfig(n_users=1200, n_items=12, factors=2, arch="gmf"), torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.mf_user_embed.weight.zero_()
-    start_from_popularity(model, counts)
-    scores = model(torch.zeros(12, dtype=torch.int64), torch.arange(12))
+    assert not has_item_bias(model)
+    start_from_popularity(model, counts, loss)
+    assert has_item_bias(model)
+    return model(torch.full((12,), 7), torch.arange(12)).detach()
+
+
+def test_before_training_scores_say_what_popularity_does() -> None:
+    counts = torch.tensor([0, 1, 3, 7, 15, 100, 1000, 0, 2, 5, 9, 4])
+    scores = of_popularity_alone(counts, "softmax")
     torch.testing.assert_close(scores.exp() / scores.exp().sum(), (counts + 1.0) / (counts + 1.0).sum())
-    assert scores.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert float(scores.mean()) == pytest.approx(0.0, abs=1e-6)
+    # A share of 1,200 users; nobody and everybody are not quite certain.
+    torch.testing.assert_close(of_popularity_alone(counts, "bce-all").sigmoid(), (counts + 1.0) / 1202.0)
+
+
+@pytest.mark.parametrize("change", ["users", "final.weight", "final.bias"])
+def test_a_network_of_another_kind_is_told_apart(change: str) -> None:
+    model = network(COUNTS)
+    assert has_item_bias(model)
+    with torch.no_grad():
+        {"users": model.mf_user_embed.weight, "final.weight": model.final.weight[0], "final.bias": model.final.bias}[
+            change
+        ][-1] += 0.5
+    assert not has_item_bias(model)
 
 
 # Each rank trains on its share of the same global batches, and prints the losses over all ranks and the network's sum.
@@ -158,7 +189,7 @@ config = TrainConfig(loss="softmax", loader="memory", batch_size=36, weight_deca
                      learning_rate=0.05, eps=1e-3)
 counts = item_popularity(rows, world)
 model = NeuMF(NeuMFConfig(n_users=9, n_items=12, factors=5, arch="gmf"), torch.Generator().manual_seed(0))
-start_from_popularity(model, counts)
+start_from_popularity(model, counts, "softmax")
 step, batches, losses = CatalogueStep(model, config, world, counts), UserBatches(rows, config, world), []
 for epoch in range(4):
     for batch, samples in world.aligned(batches.epoch(epoch)):
