@@ -82,7 +82,7 @@ class Members:
             held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
         """
         self.columns, self._train, self._world = train.columns, train, world
-        self._config = replace(config, members=())
+        self._config = replace(config, members=(), loss="softmax")
         self._held_out, self._shown = held_out, shown
         self._folder, self._split = folder, "all" if held_out is None else "validation"
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # what was trained with others is not taken up
