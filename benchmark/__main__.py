@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmark import cost_model, demo, gpu_check, inference, pipeline, recommend, serve, training
+from benchmark import cost_model, demo, gpu_check, inference, pipeline, quality, recommend, serve, training
 from workflows.errors import run_command
 
 
@@ -31,6 +31,9 @@ _COMMANDS = {
     ),
     "pipeline": _Command(
         "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
+    ),
+    "quality": _Command(
+        "HR@10 and NDCG@10 of the recipe, its parts, plain NeuMF and closed forms", quality.main, quality.add_arguments
     ),
     "recommend": _Command(
         "recommendations, against a plain forward over all items: users/s, memory",

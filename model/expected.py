@@ -14,7 +14,13 @@ from torch import Tensor
 
 
 def expected_means(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[float, float]:
-    """HR@k and NDCG@k as expected over the draws, the means over all users.
+    """HR@k and NDCG@k as expected over the draws, the means over all users. See `expected`."""
+    hits, gains = expected(ahead, others, drawn, k)
+    return float(hits.mean()), float(gains.mean())
+
+
+def expected(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[Tensor, Tensor]:
+    """HR@k and NDCG@k of each user as expected over the draws, float64, of the shape of `ahead`.
 
     Args:
         ahead: of each user how many of the items that could be drawn score as high as the positive or higher.
@@ -28,7 +34,7 @@ def expected_means(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[f
         chance = (_log_choose(a, rank) + _log_choose(n_others - a, n - rank) - _log_choose(n_others, n)).exp()
         hits += chance
         gains += chance / math.log2(rank + 2.0)
-    return float(hits.mean()), float(gains.mean())
+    return hits, gains
 
 
 def _log_choose(total: Tensor, chosen: Tensor | float) -> Tensor:

@@ -1,0 +1,169 @@
+"""`python -m benchmark.quality_baselines`: scores of models in closed form, their settings chosen on validation.
+
+What is chosen is chosen on the split of `--validation leave-one-out`, by expected HR@10 and NDCG@10 together; then the
+model is fitted to all of train. A process of its own, so that its time is its own.
+
+Shapes: U users, I items, D factors.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.quality_data import Data, Matrix
+from model.checkpoint import save_tensors
+from workflows.errors import UserError, run_command
+from workflows.folders import staged_folder, write_json
+from workflows.progress import console
+
+SCORES_NAME, CHOICE_NAME = "scores.safetensors", "choice.json"
+_SWEEPS = 16  # of alternating least squares, as in the paper
+
+Settings = dict[str, float]
+# What is tried first, and the factor between one value that is tried and the next.
+_STARTS: dict[str, Settings] = {
+    "popularity": {},
+    "ease": {"l2": 300.0},
+    "ials": {"l2": 0.01, "unobserved": 0.25, "factors": 64.0},
+}
+_STEPS = {"l2": 2.0**0.5, "unobserved": 2.0, "factors": 2.0}
+_RECENCIES = (0.5, 1.0)
+
+
+class Split:
+    """A part of train to fit to: all of it, or what is left without the held-out items."""
+
+    def __init__(self, data: Data, held_out: Tensor | None, seed: int) -> None:
+        self._data, self._held_out, self._seed = data, held_out, seed
+        self._histories: dict[float, Matrix] = {}
+
+    def histories(self, recency: float) -> Matrix:
+        if recency not in self._histories:
+            self._histories[recency] = self._data.histories(recency, self._held_out)
+        return self._histories[recency]
+
+    @cached_property
+    def products(self) -> Matrix:
+        """Of the histories without weights, [I, I]."""
+        return self.histories(0.0).T @ self.histories(0.0)
+
+    def scores(self, model: str, settings: Mapping[str, float]) -> Matrix:
+        """Of all users for all items, [U, I]."""
+        weights = self.histories(settings.get("recency", 0.0))
+        if model == "ease":
+            return weights @ ease(self.products, settings["l2"])
+        if model == "ials":
+            users, items = ials(
+                weights, int(settings["factors"]), settings["l2"], settings["unobserved"], _SWEEPS, self._seed
+            )
+            return users @ items.T
+        return np.tile(weights.sum(0), (len(weights), 1))
+
+
+def ease(products: Matrix, l2: float) -> Matrix:
+    """Weights of all items for each other that foretell the histories best, none for an item itself (Steck 2019).
+
+    Args:
+        products: XᵀX of the histories X, [I, I].
+        l2: the penalty of the squared weights.
+    """
+    inverse = np.linalg.inv(products + l2 * np.eye(len(products)))
+    weights = -inverse / np.diag(inverse)
+    np.fill_diagonal(weights, 0.0)
+    return weights
+
+
+def ials(weights: Matrix, factors: int, l2: float, unobserved: float, sweeps: int, seed: int) -> tuple[Matrix, Matrix]:
+    """Factors of users [U, D] and of items [I, D] by alternating least squares (Hu et al. 2008).
+
+    The loss of Rendle et al. 2021, "Revisiting the performance of iALS": squared errors of the interactions, by their
+    weights, to 1; squared scores of all pairs, by `unobserved`; and the penalty `l2` of each vector, by how much of the
+    first two it takes part in.
+    """
+    generator = np.random.default_rng(seed)
+    items = generator.normal(0.0, 0.1 / np.sqrt(factors), (weights.shape[1], factors))
+    for _ in range(sweeps):
+        users = _solved(weights, items, l2, unobserved)
+        items = _solved(weights.T, users, l2, unobserved)
+    return users, items
+
+
+def _solved(weights: Matrix, fixed: Matrix, l2: float, unobserved: float) -> Matrix:
+    """The best vector of each row of `weights` [R, C], those of the columns [C, D] being fixed."""
+    n_columns, width = fixed.shape
+    found, everything, identity = np.empty((len(weights), width)), unobserved * fixed.T @ fixed, np.eye(width)
+    for row, own in enumerate(weights):
+        there = np.flatnonzero(own)
+        vectors, weight = fixed[there], own[there]
+        penalty = l2 * (weight.sum() + unobserved * n_columns)
+        left = everything + (vectors * weight[:, None]).T @ vectors + penalty * identity
+        found[row] = np.linalg.solve(left, weight @ vectors)
+    return found
+
+
+def climbed(start: Settings, quality: Callable[[Settings], float]) -> Settings:
+    """The best settings around, going up or down with one of them at a time for as long as anything helps."""
+    known: dict[tuple[float, ...], float] = {}
+
+    def of(settings: Settings) -> float:
+        key = tuple(round(value, 9) for value in settings.values())
+        if key not in known:
+            known[key] = quality(settings)
+        return known[key]
+
+    best, before = start, None
+    while best != before:
+        before = best
+        for name in start.keys() & _STEPS.keys():
+            for factor in (_STEPS[name], 1.0 / _STEPS[name]):
+                while of(following := {**best, name: best[name] * factor}) > of(best):
+                    best = following
+    return best
+
+
+def _chosen(model: str, with_recency: bool, data: Data, seed: int) -> tuple[Settings, tuple[float, float]]:
+    """Settings, and the HR@10 and NDCG@10 that are expected of them on validation."""
+    held_out = data.held_out(seed)
+    measured, split = data.validation(held_out), Split(data, held_out, seed)
+
+    def quality(settings: Settings) -> float:
+        found = measured(split.scores(model, settings))
+        named = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
+        console.print(f"{model} {named}: expected HR@10 {found[0]:.4f}, NDCG@10 {found[1]:.4f}")
+        return sum(found)
+
+    best = climbed(_STARTS[model], quality)
+    for recency in _RECENCIES if with_recency else ():
+        best = max(best, climbed({**best, "recency": recency}, quality), key=quality)
+    return best, measured(split.scores(model, best))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmark.quality_baselines", allow_abbrev=False)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared folder")
+    parser.add_argument("--model", choices=_STARTS, required=True)
+    parser.add_argument("--recency", action="store_true", help="try weights that fall with an interaction's age, too")
+    parser.add_argument("--seed", type=int, default=1, metavar="S")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote there")
+    args = parser.parse_args()
+    data = Data.of(args.data)
+    if args.recency and not data.time_ordered:
+        raise UserError(f"--recency: the train rows of {args.data} are in no order of time; leave it out")
+    settings, quality = _chosen(args.model, args.recency, data, args.seed)
+    scores = Split(data, None, args.seed).scores(args.model, settings)
+    with staged_folder(args.output, args.overwrite, lambda folder: (folder / CHOICE_NAME).exists()) as folder:
+        save_tensors(folder / SCORES_NAME, {"scores": torch.from_numpy(scores.astype(np.float32))})
+        choice = {"settings": settings, "validation_hr@10": quality[0], "validation_ndcg@10": quality[1]}
+        write_json(folder / CHOICE_NAME, choice)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,134 @@
+"""A prepared folder, as the models of `python -m benchmark quality` are trained on it and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.columns import Columns
+from model.config import TrainConfig
+from model.data import Rows, open_train
+from model.expected import expected
+from model.item_item import MAX_ITEMS, histories
+from model.metrics import full_ranks, positive_ranks
+from model.recipe import HeldOutUsers
+from model.seen import Seen
+from model.series import HeldOut, open_test
+from model.users import UserBatches
+from model.validation import leave_one_out
+from model.world import World
+from preprocessing.feature_spec import read_feature_spec
+from workflows.errors import UserError
+
+Matrix = npt.NDArray[np.float64]
+K = 10
+METRICS = (f"hr@{K}", f"ndcg@{K}")
+_WORLD = World(torch.device("cpu"))
+_BLOCK_SERIES = 1024
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where the positives of S test series rank, from 0.
+
+    Attributes:
+        sampled: int64 [S], in the series.
+        full: int64 [S], among all items without a train interaction of the user.
+        others: int64 [S], how many those are, the positive left out.
+        drawn: negatives of a series.
+    """
+
+    sampled: Tensor
+    full: Tensor
+    others: Tensor
+    drawn: int
+
+    def metrics(self) -> dict[str, npt.NDArray[np.float64]]:
+        """HR@10 and NDCG@10 of each series: in the series itself, as expected over all draws of its negatives, and
+        among all items; float64 [S]."""
+        ways = {
+            "sampled": (self.sampled, torch.full_like(self.sampled, self.drawn), self.drawn),
+            "expected": (self.full, self.others, self.drawn),
+            "full": (self.full, self.others, int(self.others.max())),
+        }
+        found = {}
+        for way, (ahead, others, drawn) in ways.items():
+            for name, values in zip(METRICS, expected(ahead, others, drawn, K), strict=True):
+                found[f"{way} {name}"] = values.numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Data:
+    """The train rows and test series of a folder without side features."""
+
+    train: Rows
+    test: HeldOut
+    time_ordered: bool
+
+    @staticmethod
+    def of(folder: Path) -> Data:
+        """
+        Raises:
+            UserError: it has no test series, side features, or more items than a closed form takes.
+        """
+        spec = read_feature_spec(folder)
+        columns = Columns.of(spec)
+        test = open_test(folder, spec, _WORLD.device, columns)
+        if test is None or test.length is None or columns.side or columns.n_items > MAX_ITEMS:
+            raise UserError(
+                f"{folder}: models are compared on folders with test series, without side features, and with "
+                f"{MAX_ITEMS:,} items at most"
+            )
+        train = open_train(folder, spec, _WORLD.device, columns)
+        return Data(train.only((columns.user, columns.item, columns.label)), test, spec.metadata.time_ordered)
+
+    @property
+    def drawn(self) -> int:
+        assert self.test.length is not None
+        return self.test.length - 1
+
+    def held_out(self, seed: int) -> Tensor:
+        """An item of each user to choose settings by, as `--validation leave-one-out` has it; -1 for none."""
+        return leave_one_out(self.train, self.time_ordered, self.drawn, seed, _WORLD.device).held_out
+
+    def histories(self, recency: float = 0.0, held_out: Tensor | None = None) -> Matrix:
+        """The weight of each train interaction, 1 without recency, see `UserBatches`; [n_users, n_items]."""
+        columns = self.train.columns
+        found = np.zeros((columns.n_users, columns.n_items))
+        batches = UserBatches(self.train, TrainConfig(loss="softmax", recency=recency), _WORLD, held_out)
+        for users, rows in histories(batches.blocks(), columns.n_items):
+            found[users.numpy()] = rows.numpy()
+        return found
+
+    def validation(self, held_out: Tensor) -> Callable[[Matrix], tuple[float, float]]:
+        """Expected HR@10 and NDCG@10 of the held-out items by the scores of all users for all items."""
+        users = (held_out >= 0).nonzero().squeeze(1)
+        seen = torch.from_numpy(self.histories(held_out=held_out)[users.numpy()] > 0)
+        of_users = HeldOutUsers(users, held_out[users].long(), seen, self.drawn, K)
+        return lambda scores: of_users.quality(torch.from_numpy(scores.astype(np.float32))[users])
+
+    def ranks(self, all_items: Callable[[Tensor], Tensor]) -> Ranks:
+        """Rank the test positives.
+
+        Args:
+            all_items: the scores of some users for all items: int64 [B] -> float [B, n_items].
+        """
+        columns, length = self.train.columns, self.drawn + 1
+        seen, found = Seen.of(self.train, _WORLD.device), []
+        rows = self.test.rows.only((columns.user, columns.item))
+        for users, items in rows.stream(_BLOCK_SERIES * length, _WORLD.device):
+            of_series, series = users.view(-1, length)[:, 0].long(), items.view(-1, length).long()
+            scores = all_items(of_series).float()
+            owners, others = seen.of_users(of_series)
+            full = full_ranks(scores, series[:, 0], owners, others)
+            n_others = columns.n_items - 1 - torch.bincount(owners, minlength=len(of_series))
+            found.append((positive_ranks(scores.gather(1, series), series), full, n_others))
+        sampled, full, n_others = (torch.cat(column) for column in zip(*found, strict=True))
+        return Ranks(sampled, full, n_others, self.drawn)

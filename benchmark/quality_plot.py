@@ -1,0 +1,49 @@
+"""The picture of `quality.json`: HR@10 and NDCG@10 of each model, with standard errors. Drawn from the JSON alone."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+
+_COLOURS = {"baseline": "tab:gray", "plain": "tab:blue", "recipe": "tab:green", "ablation": "tab:olive"}
+
+
+def draw_quality(result: dict[str, Any], path: Path) -> None:
+    """A bar for each row and metric: in the test series; a mark is what is expected over all draws of negatives."""
+    results = result["results"]
+    figure = Figure(figsize=(11.5, 1.3 + 0.33 * len(results)), layout="constrained")
+    for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("hr@10", "ndcg@10"), strict=True):
+        _bars(axes, results, metric)
+    data, seeds = result["data"], len(result["seeds"])
+    figure.suptitle(
+        f"{data['users']:,} test users, {data['negatives']} negatives each; mean of seeds: {seeds}; lines: standard "
+        "error; marks: as expected over all draws of the negatives",
+        fontsize=9,
+    )
+    partial = path.with_name(f".{path.name}.partial.png")
+    figure.savefig(partial, dpi=110, metadata={"Software": None})
+    partial.replace(path)
+
+
+def _bars(axes: Axes, results: list[dict[str, Any]], metric: str) -> None:
+    places = range(len(results))
+    sampled, expected = ([each["metrics"][f"{way} {metric}"] for each in results] for way in ("sampled", "expected"))
+    values, errors = ([each[key] for each in sampled] for key in ("mean", "standard_error"))
+    colours = [_COLOURS[each["kind"]] for each in results]
+    axes.barh(places, values, height=0.7, color=colours, xerr=errors, error_kw={"elinewidth": 1.0})
+    axes.plot([each["mean"] for each in expected], places, "k|", markersize=9)
+    for place, (value, error) in enumerate(zip(values, errors, strict=True)):
+        axes.text(value + error, place, f"  {value:.3f}", va="center", fontsize=8)
+    axes.set_yticks(places, [each["row"] for each in results], fontsize=8)
+    if not axes.yaxis_inverted():  # the panels share it
+        axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the texts
+    axes.set_title(metric.upper(), fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,72 @@
+"""What `python -m benchmark quality` compares: a row each, with the command that it is the result of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from benchmark.demo import SETTINGS
+
+_TRAIN = ("train.py", "--without", "progress", "curves", "tensorboard")
+_VALIDATED = ("--validation", "leave-one-out")
+_RECIPE = ("--config", "configs/ml-100k.yaml")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model that is compared.
+
+    Attributes:
+        kind: "baseline" (a closed form), "plain" (settings of `make demo`), "recipe" or "ablation" (of the recipe).
+        what: for people.
+        program: what Python runs, with its flags; --data, --output and --seed are added.
+        seeded: whether the seed makes a difference.
+        part: of several members' sum, what is left out, see `benchmark.quality_parts`.
+    """
+
+    kind: str
+    what: str
+    program: tuple[str, ...]
+    seeded: bool = True
+    part: str | None = None
+
+
+def _baseline(what: str, *flags: str, seeded: bool = False) -> Row:
+    return Row("baseline", what, ("-m", "benchmark.quality_baselines", *flags), seeded)
+
+
+def _plain(what: str, *flags: str) -> Row:
+    return Row("plain", what, (*_TRAIN, *SETTINGS.split(), *flags))
+
+
+def _ablation(what: str, *flags: str, part: str | None = None) -> Row:
+    return Row("ablation", what, (*_TRAIN, *_RECIPE, *flags), part=part)
+
+
+ROWS = {
+    "popularity": _baseline("train interactions of an item", "--model", "popularity"),
+    "ease": _baseline("EASE", "--model", "ease"),
+    "ease-recency": _baseline("EASE, scores of weighted histories", "--model", "ease", "--recency"),
+    "ials": _baseline("iALS", "--model", "ials", seeded=True),
+    "ials-recency": _baseline("iALS, weighted interactions", "--model", "ials", "--recency", seeded=True),
+    "gmf": _plain("GMF", *_VALIDATED, "--arch", "gmf"),
+    "mlp": _plain("MLP", *_VALIDATED, "--arch", "mlp"),
+    "neumf": _plain("NeuMF", *_VALIDATED),
+    "neumf-on-test": _plain("NeuMF, epoch chosen on test as the reference does"),
+    "recipe": Row("recipe", "the recipe", (*_TRAIN, *_RECIPE)),
+    "no-item-item": _ablation(
+        "without the item-item member", "--members", "softmax", "softmax", "softmax", "--factors", "192"
+    ),
+    "one-softmax": _ablation(
+        "one softmax member instead of three", "--members", "softmax", "item-item", "--factors", "128"
+    ),
+    "no-popularity": _ablation("popularity's weight 0, the others as they are", part="popularity"),
+    "no-weights": _ablation("all weights 1, popularity's 0", part="weights"),
+    "no-recency": Row(
+        "ablation", "without recency", ("-m", "benchmark.quality_no_recency", *_TRAIN[1:], *_RECIPE)
+    ),
+    "constant": _ablation("constant learning rate", "--schedule", "constant"),
+    "single": _ablation(
+        "one softmax GMF alone, its penalty and recency chosen", "--members", "softmax", "--factors", "64",
+        part="weights",
+    ),
+}  # fmt: skip

@@ -1,0 +1,47 @@
+"""The runs behind the table: a process for each row and seed, kept, so that a run that is there is not run again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmark.measure import measure
+from workflows.folders import read_json, write_json
+from workflows.progress import console
+
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run.
+
+    Attributes:
+        command: for people, without --data and --output.
+        wall_s, cpu_s: of the whole process: choosing, training and its own evaluation.
+    """
+
+    folder: Path
+    command: str
+    wall_s: float
+    cpu_s: float
+
+
+def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
+    """Run a program of ours for a folder of results, or take those of the same command.
+
+    Raises:
+        UserError: it failed; the message has its last lines.
+    """
+    given, source, facts = [*program, "--seed", str(seed)], str(data.resolve()), folder.with_suffix(".json")
+    known, found = {"program": given, "data": source}, read_json(facts)
+    if not known.items() <= found.items() or not folder.is_dir():
+        console.print(f"python {shlex.join(given)}")
+        command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
+        usage = measure([*command, "--overwrite"], cwd=_ROOT)
+        found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s}
+        write_json(facts, found)
+    return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"])
