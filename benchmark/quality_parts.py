@@ -23,8 +23,10 @@ def leave_out(part: str, run: Run, item_counts: Tensor) -> None:
     """
     recipe, items = run.config["recipe"], run.model.mf_item_embed.weight
     members = recipe["members"]
-    items[:, members[0]["width"] - 1] -= recipe["by_popularity"] * (item_counts.float() + 1.0).log()
+    ends = list(accumulate(member["width"] for member in members))
+    # The popularity stands where the first member that was trained has its items' bias.
+    bias = next(end for member, end in zip(members, ends, strict=True) if member["kind"] != "item-item") - 1
+    items[:, bias] -= recipe["by_popularity"] * (item_counts.float() + 1.0).log()
     if part == "weights":
-        ends = list(accumulate(member["width"] for member in members))
         for member, end in zip(members, ends, strict=True):
             items[:, end - member["width"] : end] /= member["weight"]

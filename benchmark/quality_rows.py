@@ -54,10 +54,14 @@ ROWS = {
     "neumf-on-test": _plain("NeuMF, epoch chosen on test as the reference does"),
     "recipe": Row("recipe", "the recipe", (*_TRAIN, *_RECIPE)),
     "no-item-item": _ablation(
-        "without the item-item member", "--members", "softmax", "softmax", "softmax", "--factors", "192"
+        "without the item-item member", "--members", "softmax", "softmax", "bce-all", "bce-all", "--factors", "256"
     ),
-    "one-softmax": _ablation(
-        "one softmax member instead of three", "--members", "softmax", "item-item", "--factors", "128"
+    "no-bce-all": _ablation(
+        "softmax members instead of bce-all ones", "--members", "softmax", "softmax", "softmax", "item-item",
+        "--factors", "256",
+    ),
+    "one-each": _ablation(
+        "one member of each kind", "--members", "softmax", "bce-all", "item-item", "--factors", "192"
     ),
     "no-popularity": _ablation("popularity's weight 0, the others as they are", part="popularity"),
     "no-weights": _ablation("all weights 1, popularity's 0", part="weights"),

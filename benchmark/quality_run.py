@@ -37,7 +37,7 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
         UserError: it failed; the message has its last lines.
     """
     given, source, facts = [*program, "--seed", str(seed)], str(data.resolve()), folder.with_suffix(".json")
-    known, found = {"program": given, "data": source}, read_json(facts)
+    known, found = {"program": given, "data": source, **_configuration(program)}, read_json(facts)
     if not known.items() <= found.items() or not folder.is_dir():
         console.print(f"python {shlex.join(given)}")
         command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
@@ -45,3 +45,10 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
         found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s}
         write_json(facts, found)
     return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"])
+
+
+def _configuration(program: Sequence[str]) -> dict[str, str]:
+    """What the file of --config says, which is part of the command."""
+    if "--config" not in program:
+        return {}
+    return {"config": (_ROOT / program[program.index("--config") + 1]).read_text(encoding="utf-8")}

@@ -155,13 +155,14 @@ def test_parts_are_left_out_of_the_sum_of_members() -> None:
     counts, g = torch.tensor([3, 0, 7, 1, 2]), torch.Generator().manual_seed(0)
     popularity = (counts + 1.0).log()
     users, items = torch.randn(4, 6, generator=g), torch.randn(5, 6, generator=g)
-    users[:, 3] = 1.0  # the first member, four wide, ends in its bias
-    recipe = {"members": [{"width": 4, "weight": 0.5}, {"width": 2, "weight": 3.0}], "by_popularity": -0.7}
+    users[:, 5] = 1.0  # the second member is the first that was trained: it ends in its items' bias
+    members = [{"kind": "item-item", "width": 4, "weight": 0.5}, {"kind": "softmax", "width": 2, "weight": 3.0}]
+    recipe = {"members": members, "by_popularity": -0.7}
     for part, weights in (("popularity", (0.5, 3.0)), ("weights", (1.0, 1.0))):
         network = NeuMF(NeuMFConfig(n_users=4, n_items=5, factors=6, arch="gmf"), g)
         with torch.no_grad():
             network.mf_item_embed.weight.copy_(items * torch.tensor([0.5] * 4 + [3.0] * 2))
-            network.mf_item_embed.weight[:, 3] += -0.7 * popularity
+            network.mf_item_embed.weight[:, 5] += -0.7 * popularity
         leave_out(part, Run(Path(), network, {"recipe": recipe}), counts)
         expected = weights[0] * users[:, :4] @ items[:, :4].T + weights[1] * users[:, 4:] @ items[:, 4:].T
         torch.testing.assert_close(users @ network.mf_item_embed.weight.detach().T, expected)
