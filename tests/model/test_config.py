@@ -34,6 +34,12 @@ from workflows.errors import UserError
         ("eval", "some"),
         ("validation", "some"),
         ("loader", "some"),
+        ("loss", "hinge"),
+        ("schedule", "linear"),
+        ("weight_decay", -0.1),
+        ("weight_decay", math.nan),
+        ("recency", -1.0),
+        ("recency", math.inf),
         ("patience", 0),
         ("seed", -1),
         ("seed", 2**63),
@@ -66,3 +72,44 @@ def test_amp_is_the_devices_own_precision_unless_one_is_named() -> None:
     assert TrainConfig(amp=True).effective_precision == "amp"
     assert TrainConfig(amp=True, precision="bf16").effective_precision == "bf16"
     assert TrainConfig(precision="tf32").effective_precision == "tf32"
+
+
+@pytest.mark.parametrize("name", ["weight_decay", "recency"])
+def test_penalty_and_recency_go_with_losses_over_all_items(name: str) -> None:
+    with pytest.raises(UserError, match=f"--{name} goes with --loss softmax or bce-all"):
+        TrainConfig(**{name: 0.5})  # type: ignore[arg-type]
+    for loss in ("softmax", "bce-all"):
+        assert TrainConfig(loss=loss, **{name: 0.5}).whole_catalogue  # type: ignore[arg-type]
+    assert not TrainConfig().whole_catalogue
+
+
+IGNORED: dict[str, Any] = {
+    "negatives": "uniform", "negative_samples": 0, "grads_accumulated": 2, "compile": True, "cuda_graphs": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), IGNORED.items())
+def test_flags_of_drawn_negatives_do_nothing_without_them(name: str, value: Any) -> None:
+    TrainConfig(**{name: value})
+    members: dict[str, Any] = {"members": ("softmax",), "validation": "leave-one-out"}
+    for others, told in (
+        ({"loss": "softmax"}, "--loss softmax"),
+        ({"loss": "bce-all"}, "bce-all"),
+        (members, "--members"),
+    ):
+        with pytest.raises(UserError, match=f"--{name.replace('cuda_', 'cuda-')} does nothing with .*{told}"):
+            TrainConfig(**{name: value}, **others)
+
+
+def test_members_are_trained_to_the_end_with_losses_of_their_own() -> None:
+    members: dict[str, Any] = {"members": ("bce-all", "item-item"), "validation": "leave-one-out"}
+    TrainConfig(**members)
+    for change, told in (
+        ({"members": ("item-item",)}, "--members should hold softmax or bce-all"),
+        ({"validation": "none"}, "--members are chosen on a validation split"),
+        ({"loss": "softmax"}, "--members come with their own losses"),
+        ({"patience": 3}, "--patience does nothing"),
+        ({"threshold": 0.5}, "--threshold does nothing"),
+    ):
+        with pytest.raises(UserError, match=told):
+            TrainConfig(**{**members, **change})

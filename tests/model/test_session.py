@@ -164,8 +164,15 @@ def interrupted_after(epochs: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize(
     "flags",
-    [[], ["--validation", "leave-one-out", "--loader", "memory"], ["--precision", "fp16"], ["--patience", "1"]],
-    ids=["plain", "validation", "scaled gradients", "patience"],
+    [
+        [],
+        ["--validation", "leave-one-out", "--loader", "memory"],
+        ["--precision", "fp16"],
+        ["--patience", "1"],
+        ["--schedule", "cosine", "--arch", "mlp"],
+        ["--arch", "gmf", "--loss", "softmax", "--weight_decay", "0.1", "--recency", "0.5", "--schedule", "cosine"],
+    ],
+    ids=["plain", "validation", "scaled gradients", "patience", "schedule", "softmax"],
 )
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_an_interrupted_run_resumes_to_the_same_end(
@@ -312,3 +319,69 @@ def test_a_compiled_network_trains_the_same(data: Path) -> None:
     plain, compiled = trained(data, "plain", *flags), trained(data, "compiled", *flags, "--compile")
     losses = [metrics_of(run)["train_loss"] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def hits_of(run: Path) -> list[float]:
+    return [line["data"]["hr@3"] for line in log_of(run) if "hr@3" in line["data"] and "train_loss" in line["data"]]
+
+
+@pytest.mark.parametrize("loader", ["merlin", "memory"])
+@pytest.mark.parametrize("loss", ["softmax", "bce-all"])
+def test_losses_over_all_items_train_a_gmf(data: Path, loss: str, loader: str) -> None:
+    flags = ["-e", "3", "--arch", "gmf", "--loss", loss, "--loader", loader, "-l", "0.05"]
+    run, again = trained(data, "run", *flags), trained(data, "again", *flags)
+    assert (run / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
+    assert samples_of(run) == pytest.approx([N_TRAIN] * 3)  # positives
+    losses = [line["data"]["train_loss"] for line in log_of(run) if "train_loss" in line["data"]]
+    assert losses == sorted(losses, reverse=True)
+    assert metrics_of(run)["hr@3"] == max(hits_of(run))
+    model = load_run(run, CPU).model
+    assert model.config.layers == (0,)
+    assert (model.mf_user_embed.weight[:, -1] == 1.0).all()
+    assert (model.final.weight == 1.0).all()
+    trained(data, "more", *flags, "--load_checkpoint_path", str(run / "model.safetensors"))
+    more = [line["data"]["train_loss"] for line in log_of(data.parent / "more") if "train_loss" in line["data"]]
+    assert more[0] < losses[0]
+
+
+def test_each_way_of_the_softmax_trains(data: Path) -> None:
+    flags = ["-e", "2", "--arch", "gmf", "--loss", "softmax", "-l", "0.05"]
+    runs = {"plain": trained(data, "plain", *flags)}
+    for name, more in {
+        "decay": ["--weight_decay", "5"], "recency": ["--recency", "1"], "cosine": ["--schedule", "cosine"],
+        "bf16": ["--precision", "bf16"], "validation": ["--validation", "leave-one-out"], "seed": ["-s", "7"],
+    }.items():  # fmt: skip
+        runs[name] = trained(data, name, *flags, *more)
+    assert len({(run / "model.safetensors").read_bytes() for run in runs.values()}) == len(runs)
+    assert samples_of(runs["validation"]) == pytest.approx([N_TRAIN - N_USERS] * 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("--loss softmax", "--loss softmax is for --arch gmf of 2 --factors or more.*got --arch neumf --factors 4"),
+        ("--loss bce-all --arch mlp", "--loss bce-all is for --arch gmf"),
+        ("--loss softmax --arch gmf -f 1", "got --arch gmf --factors 1"),
+        ("--loss softmax --arch gmf --negatives popularity -n 3", "--negatives does.*--negative_samples does nothing"),
+        ("--arch gmf --recency 0.5", "--recency goes with --loss softmax or bce-all"),
+        ("--arch gmf --loss softmax --load_checkpoint_path {gmf}", "no item's bias"),
+    ],
+)
+def test_losses_over_all_items_that_cannot_be_are_told(data: Path, flags: str, told: str) -> None:
+    gmf = trained(data, "gmf", "--arch", "gmf", "-e", "1") / "model.safetensors" if "{gmf}" in flags else None
+    with pytest.raises(UserError, match=told):
+        trained(data, "run", *flags.format(gmf=gmf).split())
+    assert not (data.parent / "run").exists()
+
+
+def test_rows_without_order_or_positives_are_told(write_folder: Callable[..., Path]) -> None:
+    parts, series = rows_of_users()
+    softmax = ["--arch", "gmf", "--loss", "softmax"]
+    unordered = write_folder(parts, N_USERS, N_ITEMS, [series], 6, time_ordered=False, name="unordered")
+    with pytest.raises(UserError, match=r"--recency 0\.5: .* in no order of time"):
+        trained(unordered, "run", *softmax, "--recency", "0.5")
+    zeros = [[(user, item, 0.0) for user, item, _ in part] for part in parts]
+    nothing = write_folder(zeros, N_USERS, N_ITEMS, [series], 6, name="nothing")
+    with pytest.raises(UserError, match="all of label 0, so there is nothing to learn"):
+        trained(nothing, "run", *softmax)
+    assert not (unordered.parent / "run").exists()

@@ -171,6 +171,25 @@ def test_a_model_that_never_hits_still_has_a_best_epoch() -> None:
     assert (report.best_epoch.epoch, told) == (0, [(0, True), (1, False)])
 
 
+@pytest.mark.parametrize(("schedule", "until"), [("constant", None), ("cosine", None), ("cosine", 2)])
+def test_the_learning_rate_follows_its_schedule(
+    schedule: str, until: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = []
+    step = Step.__call__
+
+    def watched(self: Step, batch: Batch | None, samples: int) -> torch.Tensor:
+        rates.append(self.optimizer.param_groups[0]["lr"])
+        return step(self, batch, samples)
+
+    monkeypatch.setattr(Step, "__call__", watched)
+    data = batches(2) + batches(1, 25)  # 125 samples an epoch, of 4 epochs
+    fit_with(hits(*[0.1] * 4), data, schedule=schedule, learning_rate=0.1, patience=until)
+    shares = [(epoch * 125 + done) / 500 for epoch in range(1 + until if until else 4) for done in (0, 50, 100)]
+    half_turns = [0.5 * (1 + math.cos(math.pi * share)) for share in shares]
+    assert rates == pytest.approx([0.1 * (turn if schedule == "cosine" else 1.0) for turn in half_turns])
+
+
 def test_without_evaluation_the_last_epoch_is_kept() -> None:
     report, told = fit_with(None, epochs=3, threshold=0.0)
     assert told == [(0, True), (1, True), (2, True)]
