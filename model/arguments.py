@@ -82,7 +82,7 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
             continue
         try:
             flags[name] = _flag(actions[name], value)
-        except (ValueError, TypeError) as err:
+        except (ValueError, TypeError, argparse.ArgumentTypeError) as err:
             wrong.append(f"{name}: {err}")
     if wrong:
         raise UserError(f"{path}: {'; '.join(wrong)}")
@@ -97,7 +97,8 @@ def is_flags(path: Path) -> bool:
 
 
 def _flag(action: argparse.Action, value: Any) -> Any:
-    """A value as the command line would have given it; raises ValueError or TypeError where it could not."""
+    """A value as the command line would have given it; raises ValueError, TypeError or ArgumentTypeError where it could
+    not."""
     if value is None:
         if action.default is not None:
             raise ValueError("expected a value, got nothing")

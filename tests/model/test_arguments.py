@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model.arguments import FLAGS_NAME, is_flags, parse_args, write_flags
+from model.arguments import FLAGS_NAME, is_flags, parse_args, train_config, write_flags
 from workflows.errors import UserError
 
 
@@ -47,6 +47,12 @@ WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no number": ({"epochs": "many", "learning_rate": [1]}, ("epochs: ", "learning_rate: expected one value")),
     "part of a number": ({"epochs": 1.5}, ("epochs: ",)),
     "no choice": ({"loader": "disk"}, ("loader: expected one of merlin, memory, got 'disk'",)),
+    "no share": ({"alpha": 1.5}, ("alpha: should be 0 to 1, got 1.5",)),
+    "no member": (
+        {"members": ["softmax", "bpr"]},
+        ("members: expected one of softmax, bce-all, item-item, got 'bpr'",),
+    ),
+    "no list of members": ({"members": "softmax"}, ("members: expected a list, got 'softmax'",)),
     "no list": ({"layers": 64}, ("layers: expected a list, got 64",)),
     "no choice in a list": ({"without": ["log", "sound"]}, ("without: expected one of", "'sound'")),
     "no switch": ({"amp": "yes please"}, ("amp: expected true or false",)),
@@ -72,6 +78,33 @@ def test_a_wrong_configuration_is_told_with_all_that_is_wrong(
     assert path in str(error.value)
     for text in told:
         assert text in str(error.value)
+
+
+def test_flags_of_losses_over_all_items_are_kept(tmp_path: Path) -> None:
+    flags = "--arch gmf --members softmax bce-all softmax item-item --schedule cosine --validation leave-one-out"
+    flags += " --loss softmax --weight_decay 0.25 --recency 0.5 --pretrained a b --alpha 0.25"
+    args = parse_args(flags.split())
+    write_flags(tmp_path / FLAGS_NAME, args, 1)
+    again = parse_args(["--config", str(tmp_path / FLAGS_NAME)])
+    assert again.pretrained == [Path("a").absolute(), Path("b").absolute()]
+    for name in ("arch", "members", "schedule", "loss", "weight_decay", "recency", "alpha"):
+        assert getattr(again, name) == getattr(args, name)
+    assert again.members == ["softmax", "bce-all", "softmax", "item-item"]
+
+
+def test_without_flags_nothing_of_them_is_done() -> None:
+    args = parse_args([])
+    assert (args.arch, args.loss, args.schedule, args.members, args.pretrained) == ("neumf", "bce", "constant", [], [])
+    assert (args.weight_decay, args.recency) == (0.0, 0.0)
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_configurations_that_come_with_it_are_possible(path: Path) -> None:
+    args = parse_args(["--config", str(path)])
+    assert train_config(args, 1).members == tuple(args.members)
 
 
 def test_a_configuration_that_is_not_there_is_told(tmp_path: Path) -> None:
