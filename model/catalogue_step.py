@@ -80,8 +80,9 @@ class CatalogueStep:
 def _softmax(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
     """The summed loss of the batch, and its gradient by the scores [B, n_items]."""
     pairs, weights = (batch.owners, batch.items), batch.weights
-    loss = ((scores.logsumexp(1)[pairs[0]] - scores[pairs]) * weights).sum()
-    slopes = scores.softmax(1).mul_(batch.counts[:, None])
+    log_chances = scores.log_softmax(1)
+    loss = -(log_chances[pairs] * weights).sum()
+    slopes = log_chances.exp_().mul_(batch.counts[:, None])
     return loss, slopes.index_put_(pairs, -weights, accumulate=True)
 
 
