@@ -31,7 +31,7 @@ from workflows.folders import write_json
 from workflows.progress import console
 
 _NAME = "quality.json"
-_PLAIN, _RECIPE = "neumf", "recipe"
+_AGAINST = ("neumf", "neumf-on-test", "recipe")  # and the best baseline
 Values = dict[str, npt.NDArray[np.float64]]
 
 
@@ -107,7 +107,7 @@ def _line(name: str, values: Values) -> str:
 
 
 def _result(name: str, done: list[Done], values: dict[str, Values], best: str | None) -> dict[str, Any]:
-    others = {other for other in (_PLAIN, best, _RECIPE) if other in values} - {name}
+    others = {other for other in (*_AGAINST, best) if other in values} - {name}
     metrics = {
         metric: {
             **asdict(estimate(found)),
