@@ -110,39 +110,37 @@ def _solved(weights: Matrix, fixed: Matrix, l2: float, unobserved: float) -> Mat
 
 def climbed(start: Settings, quality: Callable[[Settings], float]) -> Settings:
     """The best settings around, going up or down with one of them at a time for as long as anything helps."""
-    known: dict[tuple[float, ...], float] = {}
-
-    def of(settings: Settings) -> float:
-        key = tuple(round(value, 9) for value in settings.values())
-        if key not in known:
-            known[key] = quality(settings)
-        return known[key]
-
     best, before = start, None
     while best != before:
         before = best
-        for name in start.keys() & _STEPS.keys():
+        for name in (name for name in start if name in _STEPS):
             for factor in (_STEPS[name], 1.0 / _STEPS[name]):
-                while of(following := {**best, name: best[name] * factor}) > of(best):
+                while quality(following := {**best, name: best[name] * factor}) > quality(best):
                     best = following
     return best
 
 
-def _chosen(model: str, with_recency: bool, data: Data, seed: int) -> tuple[Settings, tuple[float, float]]:
-    """Settings, and the HR@10 and NDCG@10 that are expected of them on validation."""
-    held_out = data.held_out(seed)
-    measured, split = data.validation(held_out), Split(data, held_out, seed)
+class Validated:
+    """What settings of a model come to on validation; each is fitted once."""
 
-    def quality(settings: Settings) -> float:
-        found = measured(split.scores(model, settings))
-        named = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
-        console.print(f"{model} {named}: expected HR@10 {found[0]:.4f}, NDCG@10 {found[1]:.4f}")
-        return sum(found)
+    def __init__(self, model: str, data: Data, seed: int) -> None:
+        held_out = data.held_out(seed)
+        self._model, self._measured, self._split = model, data.validation(held_out), Split(data, held_out, seed)
+        self._known: dict[tuple[float, ...], tuple[float, float]] = {}
 
-    best = climbed(_STARTS[model], quality)
-    for recency in _RECENCIES if with_recency else ():
-        best = max(best, climbed({**best, "recency": recency}, quality), key=quality)
-    return best, measured(split.scores(model, best))
+    def metrics(self, settings: Settings) -> tuple[float, float]:
+        """Expected HR@10 and NDCG@10."""
+        key = tuple(round(value, 9) for value in settings.values())
+        if key not in self._known:
+            found = self._measured(self._split.scores(self._model, settings))
+            named = ", ".join(f"{name} {value:.4g}" for name, value in settings.items())
+            console.print(f"{self._model} {named}: expected HR@10 {found[0]:.4f}, NDCG@10 {found[1]:.4f}")
+            self._known[key] = found
+        return self._known[key]
+
+    def quality(self, settings: Settings) -> float:
+        """What settings are chosen by."""
+        return sum(self.metrics(settings))
 
 
 def main() -> None:
@@ -157,7 +155,11 @@ def main() -> None:
     data = Data.of(args.data)
     if args.recency and not data.time_ordered:
         raise UserError(f"--recency: the train rows of {args.data} are in no order of time; leave it out")
-    settings, quality = _chosen(args.model, args.recency, data, args.seed)
+    validated = Validated(args.model, data, args.seed)
+    settings = climbed(_STARTS[args.model], validated.quality)
+    for recency in _RECENCIES if args.recency else ():
+        settings = max(settings, climbed({**settings, "recency": recency}, validated.quality), key=validated.quality)
+    quality = validated.metrics(settings)
     scores = Split(data, None, args.seed).scores(args.model, settings)
     with staged_folder(args.output, args.overwrite, lambda folder: (folder / CHOICE_NAME).exists()) as folder:
         save_tensors(folder / SCORES_NAME, {"scores": torch.from_numpy(scores.astype(np.float32))})
