@@ -107,7 +107,8 @@ def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
     counts, n_users = item_counts.float() + 1.0, len(model.mf_user_embed.weight)
     model.mf_user_embed.weight[:, -1] = 1.0
     bias = counts.log()
-    bias -= bias.mean() if loss == "softmax" else (n_users + 2.0 - counts).log()
+    # Of an item that users have several times there may be more positives than users.
+    bias -= bias.mean() if loss == "softmax" else (n_users + 2.0 - counts).clamp(min=1.0).log()
     model.mf_item_embed.weight[:, -1] = bias
     model.final.weight.fill_(1.0)
     model.final.bias.zero_()

@@ -36,6 +36,7 @@ from workflows.progress import Stage, console, stage
 
 _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
+_PRIOR_SD = 100.0  # of weights: where a few users can be told perfectly, the most likely ones would be infinite
 _STEP = 2.0**0.5  # between one penalty that is tried and the next
 _RECENCIES = (0.5, 0.0, 1.0)
 # Penalties that are tried first; of item-item times an item's mean count.
@@ -214,7 +215,9 @@ class HeldOutUsers:
                 mean = (scores.logsumexp(1) - own).sum() / len(self.users)
                 mean.backward()
                 total += mean.detach()
-            return total
+            prior = weights.square().sum() / (2.0 * _PRIOR_SD**2 * len(self.users))
+            prior.backward()
+            return total + prior.detach()
 
         optimizer.step(loss)
         return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]

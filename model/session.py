@@ -255,7 +255,7 @@ def _train_members(
     world: World,
 ) -> None:
     """Choose, weigh, train and sum the members (`model.recipe`), and write the run."""
-    if args.resume is not None and (args.resume / METRICS_NAME).exists():
+    if args.resume is not None and world.same((args.resume / METRICS_NAME).exists()):
         console.print(f"{args.resume} is finished")
         return
     with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:

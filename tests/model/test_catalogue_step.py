@@ -161,6 +161,13 @@ def test_before_training_scores_say_what_popularity_does() -> None:
     torch.testing.assert_close(of_popularity_alone(counts, "bce-all").sigmoid(), (counts + 1.0) / 1202.0)
 
 
+def test_items_that_users_have_several_times_start_from_numbers() -> None:
+    counts = torch.tensor([1199, 1200, 1201, 5000, 0, 0, 0, 0, 0, 0, 0, 0])  # of 1,200 users
+    scores = of_popularity_alone(counts, "bce-all")
+    assert torch.isfinite(scores).all()
+    assert (scores[1:4] >= scores[:3]).all()
+
+
 @pytest.mark.parametrize("change", ["users", "final.weight", "final.bias"])
 def test_a_network_of_another_kind_is_told_apart(change: str) -> None:
     model = network(COUNTS)

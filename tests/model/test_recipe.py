@@ -20,6 +20,8 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import model.export
@@ -43,6 +45,7 @@ FLAGS = [*SHAPE, *TRAINING, "--validation", "leave-one-out"]
 MEMBERS = ["--members", "softmax", "bce-all", "item-item"]
 MEASURED = {"train_throughput", "eval_throughput", "peak_rss_mib"}
 Row = tuple[int, int, float]
+_NUMBERS = itertools.count()
 
 
 def rows_of_users() -> tuple[list[list[Row]], list[Row]]:
@@ -161,7 +164,9 @@ def test_weights_are_numbers_where_features_say_nothing_or_everything() -> None:
     certain = torch.zeros(40, 15)
     certain[torch.arange(40), users.items] = 1.0
     for features in ([same, torch.randn(40, 15, generator=g)], [certain], [certain, same, certain]):
-        assert all(map(math.isfinite, users.weights(features)))
+        scales = [float(feature.std()) or 1.0 for feature in features]
+        found = [weight * scale for weight, scale in zip(users.weights(features), scales, strict=True)]
+        assert max(map(abs, found)) < 1e3  # numbers, and none that would drown all others
     assert users.weights([certain])[0] > 5.0
     assert users.quality(users.weights([certain])[0] * certain)[0] == 1.0
 
@@ -381,6 +386,22 @@ def test_flags_of_a_run_of_members(data: Path, capsys: pytest.CaptureFixture[str
         "README.md", "config.json", "config.yaml", "metrics.json", "model.safetensors",
     }  # fmt: skip
     assert len(capsys.readouterr().out.splitlines()) == 2  # HR and NDCG, and where the results are
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.lists(st.integers(0, 5), max_size=7), min_size=2, max_size=6), st.booleans())
+@example([[0, 0, 0, 1]], False)  # an item that has more positives than there are users
+@example([[0, 1], [0, 1]], True)  # nothing tells the users apart
+def test_runs_on_next_to_nothing_end(write_folder: Callable[..., Path], users: list[list[int]], order: bool) -> None:
+    rows = [(user, item, 1.0) for user, items in enumerate(users) for item in items]
+    series = [(user, item, float(not item)) for user in range(len(users)) for item in range(3)]
+    name = f"folder{next(_NUMBERS)}"
+    if not any(1 < len(set(items)) < 6 for items in users):
+        return
+    data = write_folder([rows], len(users), 6, [series], 3, time_ordered=order, name=name)
+    run = trained(data, f"{name}-run", *MEMBERS, "-e", "1")
+    weights = load_run(run, CPU).model.state_dict().values()
+    assert all(torch.isfinite(weight).all() for weight in weights)
 
 
 def test_validation_is_enough(data: Path) -> None:
