@@ -43,6 +43,7 @@ def _bars(axes: Axes, results: list[dict[str, Any]], metric: str) -> None:
     axes.set_yticks(places, [each["row"] for each in results], fontsize=8)
     if not axes.yaxis_inverted():  # the panels share it
         axes.invert_yaxis()
+    axes.margins(y=0.01)
     axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the texts
     axes.set_title(metric.upper(), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
