@@ -53,26 +53,26 @@ def main(args: argparse.Namespace) -> None:
         return
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds should be 0 or more, each once, got {' '.join(map(str, args.seeds))}")
-    data, runs = Data.of(args.data), args.output / "runs"
+    names, data, runs = list(dict.fromkeys(args.rows)), Data.of(args.data), args.output.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    done: dict[str, list[Done]] = {name: [] for name in args.rows}
+    done: dict[str, list[Done]] = {name: [] for name in names}
     values: dict[str, Values] = {}
-    for name in args.rows:
+    for name in names:
         row, ranks = ROWS[name], []
         for seed in args.seeds if row.seeded else args.seeds[:1]:
             done[name].append(run(row.program, seed, args.data, runs / f"{_first_of(row)}-{seed}"))
             ranks.append(_ranks(row, done[name][-1].folder, data).metrics())
         values[name] = {metric: np.stack([each[metric] for each in ranks]) for metric in ranks[0]}
         console.print(_line(name, values[name]))
-    best = max((name for name in args.rows if ROWS[name].kind == "baseline"), key=lambda name: _of(values[name]),
+    best = max((name for name in names if ROWS[name].kind == "baseline"), key=lambda name: _of(values[name]),
                default=None)  # fmt: skip
     result = {
         "machine": describe_machine(),
         "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
-        "data": {"users": len(values[args.rows[0]]["full hr@10"][0]), "negatives": data.drawn},
+        "data": {"users": len(values[names[0]]["full hr@10"][0]), "negatives": data.drawn},
         "seeds": args.seeds,
         "best_baseline": best,
-        "results": [_result(name, done[name], values, best) for name in args.rows],
+        "results": [_result(name, done[name], values, best) for name in names],
     }
     target = args.output / _NAME
     write_json(target, result)

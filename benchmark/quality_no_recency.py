@@ -14,9 +14,9 @@ _found = Recipe.found
 
 def _found_without(*args: Any, **kwargs: Any) -> Recipe:
     """`Recipe.found`, told that the rows are in no order of time."""
-    signature = inspect.signature(_found).bind(*args, **kwargs)
-    signature.arguments["time_ordered"] = False
-    return _found(*signature.args, **signature.kwargs)
+    given = inspect.signature(_found).bind(*args, **kwargs)
+    given.arguments["time_ordered"] = False
+    return _found(*given.args, **given.kwargs)
 
 
 if __name__ == "__main__":
