@@ -11,28 +11,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
-from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from model import item_item
-from model.catalogue_step import CatalogueStep, start_from_popularity
-from model.checkpoint import load_factors, save_factors
 from model.config import TrainConfig
-from model.data import Rows
-from model.evaluation import item_popularity
 from model.expected import expected_means
+from model.members import Choice, Members
 from model.neumf import NeuMF, NeuMFConfig
-from model.trainer import Training
-from model.users import UserBatches
-from model.world import World
 from workflows import counters
 from workflows.device import torch_generator
-from workflows.progress import Stage, console, stage
+from workflows.progress import console
 
 _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
@@ -43,118 +34,6 @@ _RECENCIES = (0.5, 0.0, 1.0)
 _START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
 
 OnMember = Callable[[str, tuple[float, float]], None]
-
-
-@dataclass(frozen=True)
-class Factors:
-    """A dot product of users and items; the last column of the users is 1 where it is the items' bias.
-
-    Attributes:
-        users, items: float32 [n_users, width] and [n_items, width].
-    """
-
-    users: Tensor
-    items: Tensor
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What one member is trained with."""
-
-    kind: str
-    seed: int
-    width: int
-    penalty: float
-    recency: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.kind}-{self.seed}-{self.width}-{self.penalty:.6g}-{self.recency:g}"
-
-
-class Members:
-    """Trains members on one split of train; what has been trained once is kept in a folder, for a run to be resumed."""
-
-    def __init__(
-        self, train: Rows, config: TrainConfig, world: World, held_out: Tensor | None, folder: Path, shown: bool
-    ) -> None:
-        """
-        Args:
-            held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
-        """
-        self.columns, self._train, self._world = train.columns, train, world
-        self._config = replace(config, members=(), loss="softmax")
-        self._held_out, self._shown = held_out, shown
-        self._folder, self._split = folder, "all" if held_out is None else "validation"
-        self._settings = f"{crc32(repr(self._config).encode()):08x}"  # what was trained with others is not taken up
-        self.samples, self.seconds = 0, 0.0  # of positives trained on
-
-    def factors(self, choice: Choice) -> Factors:
-        path, world, columns = (
-            self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors",
-            self._world,
-            self.columns,
-        )
-        # The folder may be on the first rank's disk alone.
-        known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
-        if not world.same(known is not None):
-            batches = self.batches(choice.recency, choice.seed)
-            total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
-            with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
-                train = self._item_item if choice.kind == "item-item" else self._trained
-                known = train(choice, batches, progress)
-            if world.is_first:
-                save_factors(path, *known)
-        elif known is None:
-            known = torch.empty(columns.n_users, choice.width), torch.empty(columns.n_items, choice.width)
-        factors = Factors(*(tensor.to(world.device) for tensor in known))
-        world.copy_first(factors.users)
-        world.copy_first(factors.items)
-        return factors
-
-    def scores(self, choice: Choice, users: Tensor) -> Tensor:
-        """Of some users for all items, float32 [V, n_items]."""
-        own = self.factors(choice)
-        return own.users[users] @ own.items.T
-
-    @cached_property
-    def item_counts(self) -> Tensor:
-        """Train positives of each item, int64 [n_items]."""
-        return item_popularity(self._train, self._world, self._held_out)
-
-    def batches(self, recency: float, seed: int = 0) -> UserBatches:
-        config = replace(self._config, loss="softmax", recency=recency, seed=seed)  # batches are any loss's
-        return UserBatches(self._train, config, self._world, self._held_out)
-
-    def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
-        config = replace(
-            self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
-            threshold=TrainConfig.threshold, seed=choice.seed,
-        )  # fmt: skip
-        shape = NeuMFConfig(
-            n_users=self.columns.n_users, n_items=self.columns.n_items, factors=choice.width, arch="gmf"
-        )
-        model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
-        start_from_popularity(model, self.item_counts, choice.kind)
-        training = Training(model, CatalogueStep(model, config, self._world, self.item_counts))
-        history = training.fit(batches, None, config, lambda _: None, progress)
-        self.samples += sum(epoch.train_samples for epoch in history.epochs)
-        self.seconds += history.seconds
-        return model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach()
-
-    def _item_item(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
-        products = self._products
-        weights = item_item.item_weights(products, choice.penalty * float(products.diagonal().mean()))
-        if choice.recency:
-            products = item_item.item_products(batches.blocks(), self.columns.n_items, self._world.device)
-        found = item_item.factors(weights, products, batches.blocks, self.columns.n_users, choice.width)
-        progress.advance(batches.samples_per_epoch())
-        return found
-
-    @cached_property
-    def _products(self) -> Tensor:
-        """Of the histories without weights."""
-        return item_item.item_products(self.batches(0.0).blocks(), self.columns.n_items, self._world.device)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from model.columns import Columns
 from model.config import TrainConfig
 from model.data import Rows, open_train
 from model.evaluation import Evaluation, Scores, item_popularity
+from model.members_run import train_members
 from model.neumf import NeuMF, NeuMFConfig
 from model.pretrained import start_from
-from model.recipe import HeldOutUsers, Members, Recipe
-from model.run import METRICS_NAME, STAGES_NAME, RunWriter, check_run
+from model.run import RunWriter, check_run
 from model.seen import Seen
 from model.series import HeldOut, open_test
 from model.side import settle
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, world: World) -> None:
         )
     if config.members:
         assert held_out is not None
-        _train_members(
+        train_members(
             args, config, train, held_out, negatives, spec.metadata.time_ordered, evaluation, popularity, world
         )
         return
@@ -241,37 +241,3 @@ def _train(
             test = evaluation(model) if evaluation is not None else None
         if writer is not None:
             writer.finish_training(history, test, popularity)
-
-
-def _train_members(
-    args: argparse.Namespace,
-    config: TrainConfig,
-    train: Rows,
-    held_out: Tensor,
-    negatives: int,
-    time_ordered: bool,
-    evaluation: Evaluation | None,
-    popularity: Scores | None,
-    world: World,
-) -> None:
-    """Choose, weigh, train and sum the members (`model.recipe`), and write the run."""
-    if args.resume is not None and world.same((args.resume / METRICS_NAME).exists()):
-        console.print(f"{args.resume} is finished")
-        return
-    with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:
-
-        def on_member(name: str, quality: tuple[float, float]) -> None:
-            if writer is not None:
-                writer.member(name, quality)
-
-        folder, shown = args.output / STAGES_NAME, "progress" not in args.without
-        members = Members(train, config, world, held_out, folder, shown)
-        users = HeldOutUsers.of(members, held_out, negatives, config.topk, config.seed)
-        recipe = Recipe.found(members, users, config, args.factors, time_ordered, on_member)
-        del users
-        everything = Members(train, config, world, None, folder, shown)
-        model = recipe.fused(everything)
-        test = evaluation(model) if evaluation is not None else None
-        if writer is not None:
-            throughput = (members.samples + everything.samples) / max(members.seconds + everything.seconds, 1e-9)
-            writer.finish_members(model, recipe.to_json(), throughput, recipe.quality, test, popularity)

@@ -30,8 +30,9 @@ from model import item_item
 from model.checkpoint import load_factors, load_run, load_weights
 from model.config import TrainConfig
 from model.data import Rows
+from model.members import Choice, Factors, Members
 from model.neumf import NeuMF
-from model.recipe import Choice, Factors, HeldOutUsers, Members, Recipe, _searched
+from model.recipe import HeldOutUsers, Recipe, _searched
 from model.recommender import Recommender
 from model.world import World
 from workflows.errors import UserError
@@ -433,7 +434,7 @@ import json
 from pathlib import Path
 from model.config import TrainConfig
 from model.data import open_train
-from model.recipe import Choice, Members
+from model.members import Choice, Members
 from preprocessing.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
