@@ -103,10 +103,11 @@ def test_a_generator_that_nobody_closes_ends_with_it() -> None:
 
 
 PROGRAM = """
-import itertools, os, sys
+import itertools, os, signal, sys
 from contextlib import closing
 from model.ahead import made_ahead
 from workflows.errors import run_command
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
 def numbers():
     try:
         yield from itertools.count()
@@ -125,11 +126,14 @@ run_command(main)
 def test_an_interruption_ends_the_process(name: str, status: int) -> None:
     program = PROGRAM.format(body="[None for _ in ahead]")
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(getattr(signal, name))
-    assert process.communicate(timeout=60)[0] == "closed\n"
-    assert process.returncode == status
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(getattr(signal, name))
+        assert process.communicate(timeout=60)[0] == "closed\n"
+        assert process.returncode == status
+    finally:
+        process.kill()
 
 
 def test_what_is_left_open_does_not_keep_the_process() -> None:
