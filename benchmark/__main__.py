@@ -3,60 +3,39 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from importlib import import_module
 
-from benchmark import cost_model, demo, gpu_check, inference, pipeline, quality, recommend, serve, training
 from workflows.errors import run_command
 
-
-@dataclass(frozen=True)
-class _Command:
-    """A measurement: what it is, how it runs, and which flags it takes."""
-
-    explanation: str
-    run: Callable[[argparse.Namespace], None]
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
-
-
-_COMMANDS = {
-    "cost-model": _Command(
-        "what GPUs could reach at most, from counted operators and datasheets",
-        cost_model.main,
-        cost_model.add_arguments,
-    ),
-    "demo": _Command("MovieLens-100K from log to recommendations, with a table of results", lambda args: demo.main()),
-    "inference": _Command(
-        "scoring by batch size: torch, compiled, ONNX Runtime and projections", inference.main, inference.add_arguments
-    ),
-    "pipeline": _Command(
-        "raw log to prepared folder, against plain pandas: time, memory, growth", pipeline.main, pipeline.add_arguments
-    ),
-    "quality": _Command(
-        "HR@10 and NDCG@10 of the recipe, its parts, plain NeuMF and closed forms", quality.main, quality.add_arguments
-    ),
-    "recommend": _Command(
-        "recommendations, against a plain forward over all items: users/s, memory",
-        recommend.main,
-        recommend.add_arguments,
-    ),
-    "serve": _Command("a service under load from many clients: requests/s, latency", serve.main, serve.add_arguments),
-    "training": _Command(
-        "training, against the reference's way of it: samples/s, memory, bounds", training.main, training.add_arguments
-    ),
-    "gpu-check": _Command(
-        "all that only a GPU can tell: tests, parity with a CPU, traces, speed", gpu_check.main, gpu_check.add_arguments
-    ),
+# Each is a module of this package with `add_arguments` and `main`. Only the one that is named is imported: others may
+# need what a machine that is measured does not have.
+_MEASUREMENTS = {
+    "cost-model": "what GPUs could reach at most, from counted operators and datasheets",
+    "demo": "MovieLens-100K from log to recommendations, with a table of results",
+    "gpu-check": "all that only a GPU can tell: tests, parity with a CPU, traces, speed",
+    "inference": "scoring by batch size: torch, compiled, ONNX Runtime and projections",
+    "pipeline": "raw log to prepared folder, against plain pandas: time, memory, growth",
+    "quality": "HR@10 and NDCG@10 of the recipe, its parts, plain NeuMF and closed forms",
+    "recommend": "recommendations, against a plain forward over all items: users/s, memory",
+    "serve": "a service under load from many clients: requests/s, latency",
+    "training": "training, against the reference's way of it: samples/s, memory, bounds",
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark", allow_abbrev=False)
-    commands = parser.add_subparsers(dest="name", required=True)
-    for name, command in _COMMANDS.items():
-        command.add_arguments(commands.add_parser(name, help=command.explanation, allow_abbrev=False))
-    args = parser.parse_args()
-    _COMMANDS[args.name].run(args)
+    subparsers = parser.add_subparsers(dest="name", required=True)
+    parsers = {
+        name: subparsers.add_parser(name, help=explanation, allow_abbrev=False)
+        for name, explanation in _MEASUREMENTS.items()
+    }
+    if len(sys.argv) < 2 or sys.argv[1] not in parsers:
+        parser.parse_args()  # says what is wrong, or helps
+    name = sys.argv[1]
+    measurement = import_module(f"benchmark.{name.replace('-', '_')}")
+    measurement.add_arguments(parsers[name])
+    measurement.main(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -28,7 +29,11 @@ _STAGES = {
 }
 
 
-def main() -> None:
+def add_arguments(_: argparse.ArgumentParser) -> None:
+    """There are none."""
+
+
+def main(_: argparse.Namespace) -> None:
     seconds = {}
     for name, command in _STAGES.items():
         console.rule(name)

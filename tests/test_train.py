@@ -564,7 +564,8 @@ TRAIN_FLAGS = """
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
     -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --cuda-graphs
     --patience -k --topk -t --threshold --eval --validation --valid_batch_size
-    --device --gpus --loader
+    --device --gpus --arch --pretrained --alpha --loss --weight_decay --recency --schedule --members
+--loader
 """
 PREPARE_FLAGS = """
     -h --help --sample --input --synthetic --check --raw --features --workflow --extend --user --item --time --rating
@@ -632,6 +633,14 @@ def test_defaults_are_the_references() -> None:
         "device": "auto",
         "gpus": None,
         "loader": "merlin",
+        "arch": "neumf",
+        "pretrained": [],
+        "alpha": 0.5,
+        "loss": "bce",
+        "weight_decay": 0.0,
+        "recency": 0.0,
+        "schedule": "constant",
+        "members": [],
     }
     assert args == {**reference, **ours}
 

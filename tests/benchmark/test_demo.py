@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -52,7 +53,7 @@ def test_the_stages_run_in_order_and_the_results_are_shown(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
-    demo.main()
+    demo.main(argparse.Namespace())
     assert started == [[sys.executable, *shlex.split(command)] for command in demo._STAGES.values()]
     out = capsys.readouterr().out
     for shown in ("0.6111", "0.3222", "0.4333", "0.2444", "123 k", *demo._STAGES, str(demo.RUN)):
@@ -68,7 +69,7 @@ def test_a_failing_stage_ends_the_demo_with_its_status(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(SystemExit) as done:
-        demo.main()
+        demo.main(argparse.Namespace())
     assert done.value.code == 2
     assert len(started) == 1
 

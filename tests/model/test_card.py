@@ -20,11 +20,13 @@ CONFIG: dict[str, Any] = {
     "features": {"user": "reader", "item": "book"},
     "model": {
         "n_users": 12345, "n_items": 678, "factors": 16, "layers": [64, 32], "dropout": 0.35,
+        "arch": "neumf",
         "row_side": [{"name": "age", "cardinality": None}], "item_side": [{"name": "kind", "cardinality": 3}],
     },
     "train": {
         "topk": 7, "batch_size": 8192, "negative_samples": 4, "negatives": "exact", "learning_rate": 0.004,
         "beta1": 0.9, "beta2": 0.999, "eps": 1e-08, "amp": False, "precision": None, "seed": 11, "eval": "sampled",
+        "loss": "bce", "members": [],
     },
 }  # fmt: skip
 METRICS: dict[str, Any] = {
@@ -102,3 +104,23 @@ def test_the_commands_are_there(tmp_path: Path) -> None:
         parsers[program](flags)
         used.add(program)
     assert used == set(parsers)
+
+
+def test_a_sum_of_members_lists_them(tmp_path: Path) -> None:
+    config = copy.deepcopy(CONFIG)
+    config["model"] |= {"arch": "gmf", "layers": [0], "row_side": [], "item_side": []}
+    config["train"] |= {"members": ["softmax", "item-item"]}
+    member = {"kind": "softmax", "seed": 1, "width": 8, "penalty": 0.70711, "recency": 0.5, "weight": 1.25}
+    config["recipe"] = {"members": [member, {**member, "kind": "item-item"}], "by_popularity": -0.25}
+    metrics = {name: value for name, value in METRICS.items() if name != "train_loss"} | {"selected_on": "validation"}
+    write_card(tmp_path, config, metrics)
+    lines = (tmp_path / "README.md").read_text(encoding="utf-8").splitlines()
+    for line in (
+        "| widths of the MLP | no MLP |",
+        "| epochs | 14 of each member |",
+        "(-0.2500 times the logarithm of an item's count is added):",
+        "| softmax | 8 | 0.707 | 0.5 | 1.250 |",
+        "| item-item | 8 | 0.707 | 0.5 | 1.250 |",
+        "Members and their weights were chosen on a validation split.",
+    ):
+        assert line in lines
