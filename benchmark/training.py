@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N")
     parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: by --seconds)")
-    parser.add_argument("--seconds", type=float, default=5.0, metavar="S", help="batches of a run begin within these")
+    parser.add_argument("--seconds", type=float, default=15.0, metavar="S", help="batches of a run begin within these")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; medians count")
     parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: as many as cores)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")

@@ -228,7 +228,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a prepared folder")
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:
