@@ -52,6 +52,7 @@ def _quiet_torchless_import():
             del sys.modules["torch"]
 
 
+_PUT_WAIT_S = 0.01  # how long a chunk that nobody takes is held out before the producer looks whether it should end
 _CUDF = "24.12"  # the line whose missing names are known, and supplied
 # What Merlin 23.08 takes from cuDF, by module; a test compares this with Merlin's sources.
 _TAKEN_FROM_CUDF = {
@@ -252,7 +253,9 @@ def loader_class() -> type:
       * shuffle: the stock class seeds NumPy's global generator and cannot be given an order. Set
         `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own;
       * time: before it loads a partition, Dask pickles all that the dataset is read from, to name the task. Those of
-        `frame_dataset` are loaded without it.
+        `frame_dataset` are loaded without it;
+      * busy waiting: with a chunk ready and nobody asking, the producer tries a million times a second to hand it
+        over, and takes the interpreter's lock from whoever computes.
     """
     from merlin.core.compat.torch import torch as merlins_torch
 
@@ -261,6 +264,10 @@ def loader_class() -> type:
     from merlin.dataloader.torch import Loader
 
     class SafeLoader(Loader):
+        def __iter__(self) -> Any:
+            self._buff.put_wait = _PUT_WAIT_S
+            return super().__iter__()
+
         def _fetch_chunk(self) -> None:
             while True:
                 producing = self._working  # read before the get, so that the last chunk is not lost

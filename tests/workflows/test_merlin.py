@@ -435,3 +435,14 @@ def test_import_is_silent_and_loads_no_torch(run_python: Callable) -> None:
         "else: raise SystemExit('a loader without torch')\n"
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_stock_loader_polls_to_hand_a_chunk_over_and_ours_waits() -> None:
+    waits = {}
+    for kind in (StockLoader, loader_class()):
+        with kind(numbered_parts([2] * 4), batch_size=2) as loader:
+            next(iter(loader))
+            waits[kind] = loader._buff.put_wait
+    stock, ours = waits.values()
+    assert stock <= 1e-3
+    assert ours >= 0.01
