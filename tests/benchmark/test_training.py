@@ -75,7 +75,7 @@ def test_the_processes_take_turns_and_medians_count(started: list[tuple[str, ...
     before = ["preprocessing", "benchmark.training_loader", "benchmark.training_limits"]
     assert [each[0] for each in started[:3]] == before
     # Accumulating is for batches of more than one piece; without --steps a run has some seconds.
-    length = ("--seconds", "5.0")
+    length = ("--seconds", "15.0")
     assert runs[:6] == [("plain", "100", length), ("compiled", "100", length)] * 3
     assert runs[6:] == [(name, "131072", length) for name in ("plain", "plain accumulated", "compiled")] * 3
     result = json.loads((tmp_path / "training.json").read_text())
