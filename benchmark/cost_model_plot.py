@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflows.pages import write_picture
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 _BARS = {  # program, precision: what it is called, and its colour
@@ -43,9 +45,7 @@ def draw_cost_model(result: dict[str, Any], path: Path) -> None:
         "Bars: one operator after the other; outlines: element-wise operators fused; crosses: published by NVIDIA",
         fontsize=9,
     )
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)
 
 
 def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:

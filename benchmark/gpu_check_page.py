@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from workflows.folders import replace_file, write_json
+from workflows.pages import templates, write_picture
 
 RESULT_NAME, REPORT_NAME = "report.json", "report.html"
 _SPEED_NAME, _LOSS_NAME = "throughput.png", "losses.png"
@@ -23,7 +24,6 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
     Args:
         report: as `report.json` is to hold it.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     write_json(folder / RESULT_NAME, report)
     speeds = [each for each in _all(report, "figures") if each["unit"] == "samples/s"]
@@ -32,13 +32,7 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
         for name, drawn in ((_SPEED_NAME, _draw_speeds(folder, speeds)), (_LOSS_NAME, _draw_losses(folder, report)))
         if drawn
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters["number"] = _number
     page = environment.get_template("gpu_check.html.j2").render(
         report=report,
@@ -99,6 +93,4 @@ def _draw_losses(folder: Path, report: dict[str, Any]) -> bool:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)

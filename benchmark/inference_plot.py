@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from workflows.pages import write_picture
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 _COLOURS = {"eager": "tab:gray", "compiled": "tab:blue", "onnx": "tab:orange", "projections": "tab:green"}
@@ -36,6 +38,4 @@ def draw_inference(result: dict[str, Any], path: Path) -> None:
         f"{machine['cores']} cores of {machine['cpu']}; batches of random pairs",
         fontsize=9,
     )
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)

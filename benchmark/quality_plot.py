@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflows.pages import write_picture
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 _COLOURS = {"baseline": "tab:gray", "plain": "tab:blue", "recipe": "tab:green", "ablation": "tab:olive"}
@@ -26,9 +28,7 @@ def draw_quality(result: dict[str, Any], path: Path) -> None:
         "error; marks: as expected over all draws of the negatives",
         fontsize=9,
     )
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)
 
 
 def _bars(axes: Axes, results: list[dict[str, Any]], metric: str) -> None:

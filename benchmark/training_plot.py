@@ -9,6 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from workflows.pages import write_picture
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
 _COLOURS = {"plain": "tab:gray", "compiled": "tab:green", "torch": "tab:blue"}
@@ -31,9 +33,7 @@ def draw_training(result: dict[str, Any], path: Path) -> None:
         f"{result['threads']} of {machine['cores']} cores of {machine['cpu']}; medians, runs: {result['repeats']}",
         fontsize=9,
     )
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)
 
 
 def _bars(axes: Axes, results: list[dict[str, Any]], measured: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from workflows.folders import replace_file
+from workflows.pages import templates
 
 CARD_NAME = "README.md"
 
@@ -16,16 +17,7 @@ def write_card(folder: Path, config: dict[str, Any], metrics: dict[str, Any]) ->
     Args:
         config, metrics: what `config.json` and `metrics.json` hold.
     """
-    # Imported here: it takes a tenth of a second, in every rank.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    environment = templates(Path(__file__).parent, html=False)
     environment.filters["code"] = _code
     page = environment.get_template("card.md.j2").render(
         config=config,

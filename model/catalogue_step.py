@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.config import TrainConfig
 from model.neumf import NeuMF
 from model.step import adam, shared_gradients
-from model.users import Interactions
+from model.users import UserBatch
 from model.world import World
 from workflows.device import torch_precision
 
@@ -42,7 +42,7 @@ class CatalogueStep:
         self._of_scores = _softmax if config.loss == "softmax" else _bce
 
     @torch.no_grad()
-    def __call__(self, batch: Interactions | None, samples: int) -> Tensor:
+    def __call__(self, batch: UserBatch | None, samples: int) -> Tensor:
         """
         Args:
             batch: this rank's users; None, or an empty one, where it has none in this step.
@@ -69,7 +69,7 @@ class CatalogueStep:
         self.optimizer.step()
         return loss
 
-    def _backward(self, batch: Interactions, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _backward(self, batch: UserBatch, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The summed loss, and its gradient by the rows of the users and by all items."""
         low, low_items = (rows, items) if self._dtype is None else (rows.to(self._dtype), items.to(self._dtype))
         loss, slopes = self._of_scores((low @ low_items.T).float(), batch)
@@ -77,7 +77,7 @@ class CatalogueStep:
         return loss, (slopes @ low_items).float(), (slopes.T @ low).float()
 
 
-def _softmax(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
+def _softmax(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
     """The summed loss of the batch, and its gradient by the scores [B, n_items]."""
     pairs, weights = (batch.owners, batch.items), batch.weights
     log_chances = scores.log_softmax(1)
@@ -86,7 +86,7 @@ def _softmax(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
     return loss, slopes.index_put_(pairs, -weights, accumulate=True)
 
 
-def _bce(scores: Tensor, batch: Interactions) -> tuple[Tensor, Tensor]:
+def _bce(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
     """As `_softmax`; the pairs that are no positives weigh 1."""
     pairs, weights = (batch.owners, batch.items), batch.weights
     own, positive = scores[pairs], torch.zeros_like(scores, dtype=torch.bool)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import warnings
+
+from workflows.device import load_loops
 
 
 def compiled_loops() -> bool:
     """Load `model.kernels`; False, with a warning, where numba finds no folder to keep what it compiles."""
-    try:
-        importlib.import_module("model.kernels")
-    except RuntimeError as err:
-        warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
-        return False
-    return True
+    return load_loops(lambda: importlib.import_module("model.kernels")) is not None

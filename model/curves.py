@@ -11,6 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from model.evaluation import Scores
 from model.trainer import History
+from workflows.pages import write_picture
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
 
@@ -50,9 +51,7 @@ def draw_curves(path: Path, history: History, k: int, popularity: Scores | None)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    partial = path.with_name(f".{path.name}.partial.png")
-    figure.savefig(partial, dpi=110, metadata={"Software": None})
-    partial.replace(path)
+    write_picture(path, figure)
 
 
 _LINE: dict[str, Any] = {"marker": "o", "markersize": 3}

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from model.users import Interactions
+from model.users import UserBatch
 
 MAX_ITEMS = 10_000  # whose weights for each other, 400 MB, are still quickly worked out
 
-Blocks = Callable[[], Iterable[Interactions]]
+Blocks = Callable[[], Iterable[UserBatch]]
 _USERS = 1024
 
 
@@ -35,7 +35,7 @@ def item_weights(products: Tensor, l2: float) -> Tensor:
     return weights
 
 
-def item_products(blocks: Iterable[Interactions], n_items: int, device: torch.device) -> Tensor:
+def item_products(blocks: Iterable[UserBatch], n_items: int, device: torch.device) -> Tensor:
     """XᵀX of the histories X, float32 [I, I]; by the weights of the interactions."""
     products = torch.zeros(n_items, n_items, device=device)
     for _, rows in histories(blocks, n_items):
@@ -43,7 +43,7 @@ def item_products(blocks: Iterable[Interactions], n_items: int, device: torch.de
     return products
 
 
-def histories(blocks: Iterable[Interactions], n_items: int) -> Iterator[tuple[Tensor, Tensor]]:
+def histories(blocks: Iterable[UserBatch], n_items: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Users, and their histories as rows of weights, float32 [B, n_items], some at a time."""
     for block in blocks:
         for which in torch.arange(len(block.users), device=block.users.device).split(_USERS):

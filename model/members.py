@@ -62,18 +62,15 @@ class Members:
             held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
         """
         self.columns, self._train, self._world = train.columns, train, world
-        self._config = replace(config, members=(), loss="softmax")
+        self._config = replace(config, members=(), loss="softmax")  # batches are the same for every loss
         self._held_out, self._shown = held_out, shown
         self._folder, self._split = folder, "all" if held_out is None else "validation"
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # what was trained with others is not taken up
         self.samples, self.seconds = 0, 0.0  # of positives trained on
 
     def factors(self, choice: Choice) -> Factors:
-        path, world, columns = (
-            self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors",
-            self._world,
-            self.columns,
-        )
+        path = self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors"
+        world, columns = self._world, self.columns
         # The folder may be on the first rank's disk alone.
         known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
         if not world.same(known is not None):
@@ -102,7 +99,7 @@ class Members:
         return item_popularity(self._train, self._world, self._held_out)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
-        config = replace(self._config, loss="softmax", recency=recency, seed=seed)  # batches are any loss's
+        config = replace(self._config, recency=recency, seed=seed)
         return UserBatches(self._train, config, self._world, self._held_out)
 
     def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:

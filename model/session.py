@@ -95,34 +95,54 @@ def run(args: argparse.Namespace, world: World) -> None:
         )
         return
     model = _network(args, shape, item_tables, config.seed, world)
-    batches: EpochBatches | UserBatches
-    step: Step | CatalogueStep
     if config.whole_catalogue:
-        batches = UserBatches(train, config, world, held_out)
-        counts = item_popularity(train, world, held_out)
-        if not counts.any():
-            raise UserError(f"the train rows of {args.data} are all of label 0, so there is nothing to learn")
-        if args.load_checkpoint_path is None:
-            start_from_popularity(model, counts, config.loss)
-        elif not has_item_bias(model):
-            raise UserError(
-                f"{args.load_checkpoint_path}: the last of its factors is no item's bias; --loss {config.loss} goes on "
-                "with what was trained by --loss softmax or bce-all"
-            )
-        step = CatalogueStep(model, config, world, counts)
+        step, batches = _over_all_items(args, config, model, train, held_out, world)
     else:
-        sampling = SamplingConfig(
-            batch_size=config.batch_size,
-            per_positive=config.negative_samples,
-            kind="static" if spec.metadata.train_negatives else config.negatives,
-            in_memory=in_memory,
-            seed=config.seed,
-        )
-        check_labels(train, sampling, world.device)
-        batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
-        step = Step(model, config, world)
+        kind = "static" if spec.metadata.train_negatives else config.negatives
+        step, batches = _over_samples(config, kind, model, train, held_out, world)
     chosen_by = measured(validation.series) if validation is not None else evaluation
     _train(args, config, columns, Training(model, step), batches, chosen_by, evaluation, popularity)
+
+
+def _over_samples(
+    config: TrainConfig, kind: str, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
+) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
+    """Steps on positives and negatives.
+
+    Args:
+        kind: of the negatives, as `SamplingConfig` takes it.
+    """
+    sampling = SamplingConfig(
+        batch_size=config.batch_size,
+        per_positive=config.negative_samples,
+        kind=kind,
+        in_memory=config.loader == "memory",
+        seed=config.seed,
+    )
+    check_labels(train, sampling, world.device)
+    batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
+    return Step(model, config, world), batches
+
+
+def _over_all_items(
+    args: argparse.Namespace, config: TrainConfig, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
+) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
+    """Steps on users and all items.
+
+    Raises:
+        UserError: there is nothing to learn, or the checkpoint to go on from is of another kind.
+    """
+    counts = item_popularity(train, world, held_out)
+    if not counts.any():
+        raise UserError(f"the train rows of {args.data} are all of label 0, so there is nothing to learn")
+    if args.load_checkpoint_path is None:
+        start_from_popularity(model, counts, config.loss)
+    elif not has_item_bias(model):
+        raise UserError(
+            f"{args.load_checkpoint_path}: the last of its factors is no item's bias; --loss {config.loss} goes on "
+            "with what was trained by --loss softmax or bce-all"
+        )
+    return CatalogueStep(model, config, world, counts), UserBatches(train, config, world, held_out)
 
 
 def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) -> None:

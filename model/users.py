@@ -20,7 +20,7 @@ _ORDER_STREAM = 8
 
 
 @dataclass(frozen=True)
-class Interactions:
+class UserBatch:
     """All train positives of B users, N in all, each user's consecutive and, where train has an order of time, in it.
 
     Attributes:
@@ -46,16 +46,16 @@ class Interactions:
         )
 
     @staticmethod
-    def joined(blocks: Iterable[Interactions]) -> Interactions:
+    def joined(blocks: Iterable[UserBatch]) -> UserBatch:
         columns = zip(*((block.users, block.counts, block.items, block.weights) for block in blocks), strict=True)
-        return Interactions(*map(torch.cat, columns))
+        return UserBatch(*map(torch.cat, columns))
 
-    def take(self, which: Tensor) -> Interactions:
+    def take(self, which: Tensor) -> UserBatch:
         """Some users by their numbers, in that order."""
         counts, first = self.counts[which], (self.counts.cumsum(0) - self.counts)[which]
         place = torch.arange(int(counts.sum()), device=which.device)  # host sync: once per batch
         place += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(place))
-        return Interactions(self.users[which], counts, self.items[place], self.weights[place])
+        return UserBatch(self.users[which], counts, self.items[place], self.weights[place])
 
 
 class UserBatches:
@@ -72,36 +72,36 @@ class UserBatches:
         """
         self.rows, self.world, self.device, self._config, self._held_out = rows, world, world.device, config, held_out
         self._batch_users = max(1, config.batch_size // rows.columns.n_items)
-        self._resident: Interactions | None = None
+        self._resident: UserBatch | None = None
 
     def samples_per_epoch(self) -> int:
         """How many positives an epoch has over all ranks, where all rows are some (for progress only)."""
         return self.rows.n_rows - (0 if self._held_out is None else int((self._held_out >= 0).sum()))
 
-    def epoch(self, number: int) -> Generator[Interactions, None, None]:
+    def epoch(self, number: int) -> Generator[UserBatch, None, None]:
         """This rank's batches of an epoch (counted from 0); every user once."""
         seed, world = counters.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
         if self._config.loader == "memory":
             if self._resident is None:
-                self._resident = Interactions.joined(self.blocks())
-            batches = self._batches(self._resident, self._batch_users, seed)
-            yield from (batch.take(_numbers(world.share(len(batch.users)), self.device)) for batch in batches)
+                self._resident = UserBatch.joined(self.blocks())
+            yield from self._batches(self._resident, self._batch_users, seed, world)
             return
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         own = world.share(self._batch_users)
         with closing(self.blocks(order[world.rank :: world.size])) as blocks:
             for number, block in enumerate(blocks):
                 block_seed = counters.stream_seed(seed, world.rank, number)
-                yield from self._batches(block, max(1, own.stop - own.start), block_seed)
+                yield from self._batches(block, max(1, own.stop - own.start), block_seed, World(self.device))
 
-    def _batches(self, users: Interactions, size: int, seed: int) -> Iterator[Interactions]:
-        """All users, shuffled, in batches of nearly equal numbers of users, `size` at most."""
+    def _batches(self, users: UserBatch, size: int, seed: int, world: World) -> Iterator[UserBatch]:
+        """All users, shuffled, in batches of nearly equal numbers of users, `size` at most; of each the share of this
+        rank of `world`."""
         generator = torch_generator(seed, self.device)
         order = torch.randperm(len(users.users), generator=generator, device=self.device)
         for which in order.tensor_split(-(-len(order) // size)) if len(order) else ():
-            yield users.take(which)
+            yield users.take(which[world.share(len(which))])
 
-    def blocks(self, order: list[int] | None = None) -> Generator[Interactions, None, None]:
+    def blocks(self, order: list[int] | None = None) -> Generator[UserBatch, None, None]:
         """The users of some partitions, in their order, about `BLOCK_ROWS` positives at a time.
 
         Args:
@@ -114,9 +114,9 @@ class UserBatches:
                     trained_on &= self._held_out[block.users] != block.items
                 yield self._interactions(block.take(trained_on.nonzero().squeeze(1)))
 
-    def _interactions(self, positives: Batch) -> Interactions:
+    def _interactions(self, positives: Batch) -> UserBatch:
         users, counts = torch.unique_consecutive(positives.users.long(), return_counts=True)
-        own = Interactions(users, counts, positives.items.long(), torch.ones(len(positives), device=self.device))
+        own = UserBatch(users, counts, positives.items.long(), torch.ones(len(positives), device=self.device))
         if not self._config.recency:
             return own
         ends, owners = counts.cumsum(0), own.owners
@@ -124,7 +124,3 @@ class UserBatches:
         weights = nth_latest.double() ** -self._config.recency
         sums = torch.zeros(len(users), dtype=weights.dtype, device=self.device).index_add_(0, owners, weights)
         return replace(own, weights=(weights * (counts / sums)[owners]).float())
-
-
-def _numbers(part: slice, device: torch.device) -> Tensor:
-    return torch.arange(part.start, part.stop, device=device)

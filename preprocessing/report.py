@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workflows.pages import templates
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -102,18 +104,9 @@ def write_report(folder: Path, stats: dict[str, Any], user_counts: np.ndarray, i
         user_counts, item_counts: positives (train and held out) of each encoded id, int64, each at least 1,
             shapes [users] and [items], not empty.
     """
-    # Imported here: together they take half a second, which only a report should cost.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     users, items = spread(user_counts), spread(item_counts)
     dropped = {key: count for key, count in stats.items() if key.startswith("dropped_")}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # a source is named by whoever named its file
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates(Path(__file__).parent)
     environment.filters |= {"number": _number, "percent": _percent}
     page = environment.get_template("report.html.j2").render(
         stats=stats,

@@ -120,9 +120,14 @@ def host_view(array: Any) -> np.ndarray | None:
 
 @functools.cache
 def _kernels() -> ModuleType | None:
+    return load_loops(lambda: importlib.import_module("workflows.kernels"))
+
+
+def load_loops(load: Callable[[], ModuleType]) -> ModuleType | None:
+    """A module of compiled loops; None, with a warning, where numba finds no folder to keep what it compiles."""
     try:
-        return importlib.import_module("workflows.kernels")
-    except RuntimeError as err:  # numba finds no folder to keep what it compiles
+        return load()
+    except RuntimeError as err:
         warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
         return None
 

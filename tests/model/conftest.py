@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -35,6 +35,15 @@ def _table(rows: Sequence[Row]) -> pa.Table:
             "label": pa.array(labels, pa.float32()),
         }
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """On a busy machine the threads of a tiny network wait for each other longer than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.catalogue_step import CatalogueStep, has_item_bias, start_from_popularity
 from model.config import TrainConfig
 from model.neumf import NeuMF, NeuMFConfig
-from model.users import Interactions
+from model.users import UserBatch
 from model.world import World
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def network(counts: Tensor, loss: str = "softmax") -> NeuMF:
     return model
 
 
-def batch_of(users: list[int], seed: int) -> Interactions:
+def batch_of(users: list[int], seed: int) -> UserBatch:
     """Some users with 1 to 6 weighed positives each, the first item of some of them twice."""
     g = torch.Generator().manual_seed(seed)
     own = [torch.randperm(N_ITEMS, generator=g)[: 1 + (user + seed) % 6] for user in users]
@@ -40,14 +40,14 @@ def batch_of(users: list[int], seed: int) -> Interactions:
     counts = torch.tensor([len(items) for items in own])
     weights = torch.rand(int(counts.sum()), generator=g) + 0.1
     parts = [part * len(part) / part.sum() for part in weights.split(counts.tolist())]
-    return Interactions(torch.tensor(users), counts, torch.cat(own), torch.cat(parts))
+    return UserBatch(torch.tensor(users), counts, torch.cat(own), torch.cat(parts))
 
 
 BATCHES = [batch_of([3, 0, 5], 1), batch_of([8, 2, 6, 1], 2), batch_of([4], 3), batch_of([7, 3, 2], 4)]
 COUNTS = sum((torch.bincount(batch.items, minlength=N_ITEMS) for batch in BATCHES), torch.zeros(N_ITEMS).long())
 
 
-def plain_loss(kind: str, model: NeuMF, batch: Interactions, weight_decay: float) -> tuple[Tensor, Tensor]:
+def plain_loss(kind: str, model: NeuMF, batch: UserBatch, weight_decay: float) -> tuple[Tensor, Tensor]:
     """The summed loss, positive by positive, and the same with the penalty.
 
     softmax: -log of the softmax. bce-all: cross-entropy of all pairs, whose positives weigh as they do and others 1.

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from model.item_item import factors, histories, item_products, item_weights
-from model.users import Interactions
+from model.users import UserBatch
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 60, 14
 
 
-def interactions(users: list[int], seed: int, weighed: bool) -> Interactions:
+def interactions(users: list[int], seed: int, weighed: bool) -> UserBatch:
     """Of some users, 1 to 7 items each, the last of them twice where the user's number is even."""
     g = torch.Generator().manual_seed(seed)
     own = [torch.randperm(N_ITEMS, generator=g)[: 1 + user % 7] for user in users]
@@ -22,10 +22,10 @@ def interactions(users: list[int], seed: int, weighed: bool) -> Interactions:
     counts = torch.tensor([len(items) for items in own])
     n = int(counts.sum())
     weights = torch.rand(n, generator=g) + 0.5 if weighed else torch.ones(n)
-    return Interactions(torch.tensor(users), counts, torch.cat(own), weights)
+    return UserBatch(torch.tensor(users), counts, torch.cat(own), weights)
 
 
-def blocks(weighed: bool = False) -> list[Interactions]:
+def blocks(weighed: bool = False) -> list[UserBatch]:
     """Some users, not in order, in two blocks; the others have nothing."""
     return [interactions(list(range(40, 3, -1)), 1, weighed), interactions(list(range(45, N_USERS)), 2, weighed)]
 
@@ -122,7 +122,7 @@ def test_factors_are_the_same_whatever_the_signs_of_a_library(monkeypatch: pytes
 
 
 def test_items_that_nobody_has_do_no_harm() -> None:
-    few = [Interactions(torch.tensor([2]), torch.tensor([3]), torch.tensor([1, 4, 5]), torch.ones(3))]
+    few = [UserBatch(torch.tensor([2]), torch.tensor([3]), torch.tensor([1, 4, 5]), torch.ones(3))]
     products = item_products(few, N_ITEMS, CPU)
     users, items = factors(weights := item_weights(products, 0.5), products, lambda: few, N_USERS, 6)
     assert all(torch.isfinite(table).all() for table in (users, items, weights))

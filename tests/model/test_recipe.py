@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from model.recommender import Recommender
 from model.world import World
 from workflows.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
 N_USERS, N_ITEMS = 60, 40
@@ -62,15 +64,6 @@ def rows_of_users() -> tuple[list[list[Row]], list[Row]]:
         others = rng.permutation(items[own + 1 :]).tolist()[:6]
         series += [(user, item, float(not place)) for place, item in enumerate([items[own], *others])]
     return parts, series
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine the threads of so small a network wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

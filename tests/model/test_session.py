@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from model.run import RunWriter
 from model.trainer import Training
 from workflows.errors import UserError, run_command
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 20, 30
 FLAGS = ["-b", "64", "-f", "4", "--layers", "8", "4", "-l", "0.01", "-k", "3", "--device", "cpu", "-s", "1"]
@@ -40,15 +42,6 @@ def rows_of_users() -> tuple[list[list[tuple[int, int, float]]], list[tuple[int,
         parts[0 if user < 12 else 1 + user % 2] += [(user, item, 1.0) for item in items[:own]]
         series += [(user, item, float(place == 0)) for place, item in enumerate(items[own : own + 6])]
     return parts, series
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine the threads of so small a network wait for each other longer than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

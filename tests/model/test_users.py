@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model import users as users_module
 from model.config import TrainConfig
 from model.data import Rows, open_train
-from model.users import Interactions, UserBatches
+from model.users import UserBatch, UserBatches
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
 
@@ -57,7 +57,7 @@ def histories(rows: list[Row], held_out: torch.Tensor | None = None) -> dict[int
     return found
 
 
-def of_batch(batch: Interactions) -> dict[int, list[int]]:
+def of_batch(batch: UserBatch) -> dict[int, list[int]]:
     """What a batch says of its users."""
     assert (batch.users.dtype, batch.counts.dtype, batch.items.dtype) == (torch.int64,) * 3
     assert batch.weights.dtype is torch.float32
@@ -70,7 +70,7 @@ def of_batch(batch: Interactions) -> dict[int, list[int]]:
     return found
 
 
-def of_epoch(batches: Iterable[Interactions]) -> dict[int, list[int]]:
+def of_epoch(batches: Iterable[UserBatch]) -> dict[int, list[int]]:
     """What all batches say of their users, none of whom comes twice."""
     found: dict[int, list[int]] = {}
     for batch in batches:
@@ -180,7 +180,7 @@ def test_users_whose_rows_go_on_in_the_next_block_stay_whole(
     blocks = list(UserBatches(rows, config(recency=1.0), ALONE).blocks())
     assert len(blocks) > 3
     assert of_epoch(blocks) == histories(flat(parts))
-    joined = Interactions.joined(blocks)
+    joined = UserBatch.joined(blocks)
     assert of_batch(joined) == of_epoch(blocks)
     for block in blocks:
         sums = [float(part.sum()) for part in block.weights.split(block.counts.tolist())]
