@@ -23,7 +23,9 @@ from torch import Tensor, nn
 import model.batches
 import model.step
 import model.torch_step
+import workflows.negatives
 from benchmark.clock import Clock
+from benchmark.dense_step import DenseFirstLayer
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
 from benchmark.training_variants import (
     BETA1,
@@ -124,7 +126,11 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         clock.watch(KernelStep, "adam", "optimizer")
     else:
         clock.watch(model.torch_step._Gather, "apply", "gather")
-        clock.watch(TorchStep, "_logits", "forward")
+        clock.watch(TorchStep if variant.factorised else DenseFirstLayer, "_logits", "forward")
+    if not variant.loops:
+        workflows.negatives.host_kernels = lambda array: None
+    if not variant.factorised:
+        model.step.TorchStep = DenseFirstLayer  # type: ignore[misc]
     if not variant.chunked:
         model.step.CHUNK_SAMPLES = batch_size  # what the step reads when it is made
     if not variant.grouped:

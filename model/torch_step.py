@@ -79,6 +79,13 @@ class TorchStep:
             projected = nn.functional.linear(self.model.mlp_item_embed.weight, self._by_item)
         table, kind = projected.detach(), torch.promote_types(projected.dtype, torch.float32)
         total = torch.zeros_like(table, dtype=kind)
+        loss_sum = self._over_pieces(batch, weight, table, total)
+        projected.backward(total.to(projected.dtype))
+        return loss_sum
+
+    def _over_pieces(self, batch: Batch, weight: float | Tensor, table: Tensor, total: Tensor) -> Tensor:
+        """The summed loss of a batch, whose pieces add to the gradients one after the other."""
+        kind = total.dtype
         loss_sum = torch.zeros((), device=batch.labels.device, dtype=kind)
         size = len(batch) if self._chunk is None else max(1, self._chunk // batch.group) * batch.group
         for start in range(0, len(batch), size):
@@ -88,7 +95,6 @@ class TorchStep:
             loss = nn.functional.binary_cross_entropy_with_logits(logits, piece.labels.to(kind), reduction="sum")
             (loss * weight).backward()
             loss_sum += loss.detach()
-        projected.backward(total.to(projected.dtype))
         return loss_sum
 
     @property
@@ -102,10 +108,11 @@ class TorchStep:
         """
         model = self.model
         users = piece.users.view(-1, piece.group)[:, 0]
-        user_rows, user_gmf = _rows(model.mlp_user_embed.weight, users), _rows(model.mf_user_embed.weight, users)
+        user_rows = embedding_rows(model.mlp_user_embed.weight, users)
+        user_gmf = embedding_rows(model.mf_user_embed.weight, users)
         item_first = _Gather.apply(table, piece.items, total, model.final.bias)
         side = list(model.side_inputs(piece.items, piece.side))
-        item_gmf = _rows(model.mf_item_embed.weight, piece.items)
+        item_gmf = embedding_rows(model.mf_item_embed.weight, piece.items)
         return self._layers(user_rows, user_gmf, item_first, item_gmf, side, piece.group)
 
     def _of_layers(
@@ -135,6 +142,6 @@ class TorchStep:
         return logits.view(-1) + gmf.view(-1)
 
 
-def _rows(weight: Tensor, rows: Tensor) -> Tensor:
+def embedding_rows(weight: Tensor, rows: Tensor) -> Tensor:
     """Rows of an embedding, whose gradients are added to its `grad`."""
     return _Gather.apply(weight.detach(), rows, weight.grad, weight)

@@ -2,8 +2,8 @@
 
 Lay all items on a line, each as long as its weight (1 where all are equally likely), and take the user's own items
 out. A random number below what is left then is an item: its place on the whole line is found by one binary search
-in the user's items, whose keys say how much is left before each. No candidate is ever rejected, so nothing loops
-for luck, and a user who has seen nearly everything costs what any other does. All arithmetic is on integers, so
+in the user's items, whose keys say how much is left before each. Nothing loops for luck, and a user who has seen
+nearly everything costs what any other does. All arithmetic is on integers, so
 that NumPy, CuPy and torch find the same items.
 """
 
@@ -112,6 +112,20 @@ class Unseen:
     def usable_limits(self, owners: Array, limits: Array) -> Array:
         """The limits; where one leaves nothing, it does not count."""
         return array_namespace(limits).where(self.left(owners, limits) > 0, limits, self.candidates.n_items)
+
+    def taken(self, owners: Array, places: Array) -> Array:
+        """Whether places are their owner's own: bool [M, K].
+
+        Args:
+            owners: int64 [M].
+            places: int64 [M, K], K places for each owner.
+        """
+        xp = array_namespace(owners, places)
+        if not self._pairs.shape[0]:
+            return xp.zeros(places.shape, dtype=xp.bool, device=device(places))
+        pairs = xp.reshape(owners[:, None] * self.candidates.n_items + places, (-1,))
+        row = xp.clip(xp.searchsorted(self._pairs, pairs, side="left"), max=self._pairs.shape[0] - 1)
+        return xp.reshape(xp.take(self._pairs, row) == pairs, places.shape)
 
     def places(self, owners: Array, points: Array) -> Array:
         """The place that holds each point (0 <= point < left) of what is left to its owner.

@@ -188,60 +188,35 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
 
 
 @njit
-def _left_before(items, parts, before):
-    """How many items are left before each of the distinct `items`, ascending, in `before`; returns how many there are.
-
-    Args:
-        items: [R], any order.
-        parts: room for 2 * R + 2 numbers.
-    """
-    # Sorted by their leading bits, into about twice as many parts as there are items, then by insertion, which moves an
-    # item by no more than a part is wide: all together by less than there are ids.
-    shift, n_items = _U(0), _U(len(items))
-    while _U(np.max(items)) >> shift > _U(2) * n_items:
-        shift += _U(1)
-    parts[:] = 0
-    for item in items:
-        parts[_U(item) >> shift] += 1
-    behind = 0
-    for part in range(_U(len(parts))):
-        behind += parts[part]
-        parts[part] = behind
-    for item in items:
-        parts[_U(item) >> shift] -= 1
-        before[_U(parts[_U(item) >> shift])] = item
-    for place in range(_U(1), n_items):
-        item, at = before[place], place
-        while at and before[at - _U(1)] > item:
-            before[at] = before[at - _U(1)]
-            at -= _U(1)
-        before[at] = item
-    n_distinct = _U(0)
-    for place in range(n_items):
-        item = before[place]
-        again = place + _U(1) < n_items and before[place + _U(1)] == item
-        before[n_distinct] = item - np.int32(n_distinct)
-        n_distinct += _U(not again)
-    return n_distinct
+def _set_bits(word):
+    """How many bits of a uint64 are set, counted in pairs, fours and bytes: compilers make one instruction of this."""
+    word -= word >> _U(1) & _U(0x5555555555555555)
+    word = (word & _U(0x3333333333333333)) + (word >> _U(2) & _U(0x3333333333333333))
+    word = word + (word >> _U(4)) & _U(0x0F0F0F0F0F0F0F0F)
+    return word * _U(0x0101010101010101) >> _U(56)
 
 
 @njit
-def _guide(before, n_before, left, parts):
-    """Where to search `before` for a point in [0, left): its part is `point >> shift`, the number at which that begins.
+def _count_clear(words, before):
+    """How many bits are clear before each word, in `before`; both uint64 [W]."""
+    total = _U(0)
+    for number in range(_U(len(words))):
+        before[number] = total
+        total += _U(64) - _set_bits(words[number])
 
-    Returns `shift`, and the largest part.
-    """
-    shift, largest = _U(0), np.int32(0)
-    while left >> shift > _U(2) * n_before:
-        shift += _U(1)
-    parts[:] = 0
-    for place in range(n_before):
-        parts[(_U(before[place]) >> shift) + _U(1)] = np.int32(place + _U(1))
-    for part in range(_U(1), _U(len(parts))):
-        end = max(parts[part], parts[part - _U(1)])
-        largest = max(largest, end - parts[part - _U(1)])
-        parts[part] = end
-    return shift, largest
+
+@njit
+def _clear_bit(words, before, point):
+    """The place of clear bit number `point`, of which there are more; `before` as `_count_clear` fills it."""
+    word, size = _U(0), _U(len(words))
+    while size > _U(1):  # without branches, which nothing could predict
+        half = size >> _U(1)
+        word += half * _U(before[word + half] <= point)
+        size -= half
+    clear = ~words[word]
+    for _ in range(point - before[word]):
+        clear &= clear - _U(1)  # the lowest one is set no more
+    return (word << _U(6)) + _set_bits((clear & ~clear + _U(1)) - _U(1))
 
 
 _ROWS_TO_PLACES = [
@@ -254,50 +229,46 @@ _ROWS_TO_PLACES = [
 def row_places(users, items, n_items, per_row, seed):
     """What `negatives.row_negatives` draws where all items weigh the same: [N, per_row], and bool [N].
 
-    Each loop over the draws does one thing, so that the compiler can do several draws at a time, and none branches by
-    what was drawn.
+    A user's own items are bits of a table. The loops over all draws do not branch by what was drawn; few draws hit one
+    of the user's own items and come to the last loop.
 
     Args:
         users: int32 or int64 [N], each user's rows consecutive and all there.
         items: the same type [N], below `n_items`, which is at most 2**31 - 1.
     """
-    n_rows, start, longest = len(users), 0, 0
-    for row in range(n_rows):
-        start = row if users[row] != users[start] else start
-        longest = max(longest, row + 1 - start)
+    n_rows, start = len(users), 0
     chosen, exists = np.empty((n_rows, per_row), items.dtype), np.empty(n_rows, np.bool_)
     drawn, at = chosen.reshape(-1), _U(0)
-    before, parts = np.empty(2 * longest + 2, np.int32), np.empty(2 * longest + 3, np.int32)
-    points, passed = np.empty(_DRAWS, np.int32), np.empty(_DRAWS, np.int32)
-    start = 0
+    own, before = np.zeros(n_items // 64 + 1, _U), np.empty(n_items // 64 + 1, _U)
+    again = np.empty(_DRAWS, np.uint32)
     while start < n_rows:
-        user, end = np.int64(users[start]), start + 1
+        user, end = np.int64(users[start]), start
+        left, counted = _U(n_items), False
         while end < n_rows and users[end] == user:
+            word, bit = _U(items[end]) >> _U(6), _U(items[end]) & _U(63)
+            left -= _U(1) - (own[word] >> bit & _U(1))
+            own[word] |= _U(1) << bit
             end += 1
-        rows = end - start
-        n_before = _left_before(items[start:end], parts[: 2 * rows + 2], before)
-        left = _U(n_items) - n_before
         exists[start:end] = left > _U(0)
-        shift, largest = _guide(before, n_before, left, parts[: 2 * n_before + _U(3)])
-        step = 1
-        while step <= largest:
-            step *= 2
-        before[n_before : n_before + _U(step)] = n_items  # behind every point
         key = _mix(_mix(user * _STEP) ^ seed)
-        for first in range(_U(0), _U(rows * per_row), _U(_DRAWS)):
-            n_draws = min(_U(_DRAWS), _U(rows * per_row) - first)
+        for first in range(_U(0), _U((end - start) * per_row), _U(_DRAWS)):
+            n_draws, n_again = min(_U(_DRAWS), _U((end - start) * per_row) - first), _U(0)
             for draw in range(n_draws):
-                points[draw] = _below_32(_U(_mix(_advanced(key, np.int64(first + draw) + 1))), max(left, _U(1)))
+                bits = _mix(_advanced(key, np.int64(first + draw) + 1))
+                drawn[at + draw] = _below_32(_U(bits), _U(n_items))
             for draw in range(n_draws):
-                passed[draw] = parts[_U(points[draw]) >> shift]
-            half = np.int32(step // 2)
-            while half:
-                for draw in range(n_draws):
-                    place = passed[draw]
-                    passed[draw] = place + (half & ((before[_U(place + half - 1)] - points[draw] - 1) >> 31))
-                half >>= 1
-            for draw in range(n_draws):
-                drawn[at + draw] = min(points[draw] + passed[draw], np.int32(n_items - 1))
+                item = _U(drawn[at + draw])
+                again[n_again] = draw
+                n_again += own[item >> _U(6)] >> (item & _U(63)) & _U(1)
+            if n_again and left and not counted:
+                _count_clear(own, before)
+                counted = True
+            for number in range(n_again if left else _U(0)):
+                draw = _U(again[number])
+                bits = _mix(_mix(_advanced(key, np.int64(first + draw) + 1)))
+                drawn[at + draw] = _clear_bit(own, before, _below_32(_U(bits), left))
             at += n_draws
+        for row in range(start, end):
+            own[_U(items[row]) >> _U(6)] = _U(0)
         start = end
     return chosen, exists

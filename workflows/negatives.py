@@ -125,7 +125,9 @@ def row_negatives(
 ) -> tuple[Array, Array]:
     """Negatives for training: `per_row` for each row; exact ones lie outside all items the user has in these rows.
 
-    Draw number n of a user is the same wherever the user's rows lie, as long as they are in the same order.
+    Draw number n of a user is the same wherever the user's rows lie, as long as they are in the same order. Where all
+    items weigh the same it is any item, and if that is one of the user's own, any of the others: of n items, m of which
+    are left, each of the m has the chance 1/n + (n - m)/n * 1/m = 1/m.
 
     Args:
         users: int32 or int64 [N], each user's rows consecutive and all there.
@@ -158,6 +160,13 @@ def row_negatives(
     bound = unseen.left(owner, limits)
     number = row[:, None] * per_row + count(per_row, users)[None, :]
     bits = counters.draws(counters.keys(seed, users)[:, None], number)
-    points = counters.below(bits, xp.clip(bound, min=1)[:, None])
-    places = xp.clip(unseen.places(owner, points), max=candidates.n_items - 1)
+    if alike:
+        places = counters.below(bits, candidates.n_items)
+        again = unseen.taken(owner, places)
+        bits, owner = counters.mix(bits[again]), xp.broadcast_to(owner[:, None], again.shape)[again]
+        points = counters.below(bits, xp.clip(unseen.left(owner), min=1))
+        places[again] = unseen.places(owner, points[:, None])[:, 0]
+    else:
+        places = unseen.places(owner, counters.below(bits, xp.clip(bound, min=1)[:, None]))
+    places = xp.clip(places, max=candidates.n_items - 1)
     return xp.astype(candidates.item_at(places), kind, copy=False), bound > 0
