@@ -130,7 +130,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     if not variant.loops:
         workflows.negatives.host_kernels = lambda array: None
     if not variant.factorised:
-        model.step.TorchStep = DenseFirstLayer  # type: ignore[misc]
+        model.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
     if not variant.chunked:
         model.step.CHUNK_SAMPLES = batch_size  # what the step reads when it is made
     if not variant.grouped:

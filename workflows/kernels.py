@@ -264,9 +264,9 @@ def row_places(users, items, n_items, per_row, seed):
                 _count_clear(own, before)
                 counted = True
             for number in range(n_again if left else _U(0)):
-                draw = _U(again[number])
-                bits = _mix(_mix(_advanced(key, np.int64(first + draw) + 1)))
-                drawn[at + draw] = _clear_bit(own, before, _below_32(_U(bits), left))
+                hit = _U(again[number])
+                bits = _mix(_mix(_advanced(key, np.int64(first + hit) + 1)))
+                drawn[at + hit] = _clear_bit(own, before, _below_32(_U(bits), left))
             at += n_draws
         for row in range(start, end):
             own[_U(items[row]) >> _U(6)] = _U(0)
