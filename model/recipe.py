@@ -29,6 +29,7 @@ _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
 _PRIOR_SD = 100.0  # of weights: where a few users can be told perfectly, the most likely ones would be infinite
 _STEP = 2.0**0.5  # between one penalty that is tried and the next
+_FARTHEST = 2.0**5  # a penalty is from the one that is tried first, where chance alone may lead on and on
 _RECENCIES = (0.5, 0.0, 1.0)
 # Penalties that are tried first; of item-item times an item's mean count.
 _START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
@@ -192,13 +193,17 @@ def _searched(
             known[choice] = sum(found)
         return known[choice]
 
+    def is_near(choice: Choice) -> bool:
+        return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
+
     best = first
     for recency in _RECENCIES if time_ordered else (0.0,):
         found = replace(best, recency=recency)
         start = found.penalty
         for factor in (_STEP, 1.0 / _STEP):
-            while quality(following := replace(found, penalty=found.penalty * factor)) > quality(found):
-                found = following
+            following = replace(found, penalty=found.penalty * factor)
+            while is_near(following) and quality(following) > quality(found):
+                found, following = following, replace(following, penalty=following.penalty * factor)
             if found.penalty != start:
                 break
         best = max(best, found, key=quality)

@@ -230,7 +230,6 @@ class RunWriter:
                 "selected_on": "last" if best.quality is None else "validation" if validated else "test",
             },
         )
-        write_card(self._folder, read_json(self._folder / CONFIG_NAME), read_json(self._folder / METRICS_NAME))
 
     def member(self, name: str, quality: tuple[float, float]) -> None:
         """Log what a member comes to on the validation split; from here on the run can be resumed.
@@ -281,7 +280,6 @@ class RunWriter:
             "selected_on": "validation",
         }
         self._finish(test, popularity, more)
-        write_card(self._folder, read_json(self._folder / CONFIG_NAME), read_json(self._folder / METRICS_NAME))
         shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
@@ -308,7 +306,9 @@ class RunWriter:
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seed": self._config.seed,
         }
-        write_json(self._folder / METRICS_NAME, metrics)
+        if (self._folder / CONFIG_NAME).exists():  # a checkpoint that is only evaluated is not copied
+            write_card(self._folder, read_json(self._folder / CONFIG_NAME), metrics)
+        write_json(self._folder / METRICS_NAME, metrics)  # last: it says that the run is finished
         self._keep()
         console.print(_outcome(scores, popularity, k))
         console.print(f"results in {self._shown}")

@@ -254,6 +254,15 @@ def test_the_search_goes_on_for_as_long_as_it_helps(best: tuple[float, float], t
     assert {choice.recency for choice in members.asked} == ({0.0, 0.5, 1.0} if time_ordered else {0.0})
 
 
+@pytest.mark.parametrize("best", [1e-9, 1e9])
+def test_the_search_does_not_go_on_for_ever(best: float) -> None:
+    members: Any = KnownMembers((best, 0.0))
+    users: Any = type("Users", (), {"users": None, "quality": members.quality})()
+    found = _searched(members, users, Choice("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
+    assert 16 < max(found.penalty / 0.5, 0.5 / found.penalty) < 32
+    assert len(members.asked) < 15
+
+
 @pytest.mark.parametrize("kinds", list(itertools.permutations(["softmax", "bce-all", "item-item"])))
 def test_the_sum_of_members_scores_as_they_do_together(
     train_rows: Callable[..., Rows], tmp_path: Path, kinds: tuple[str, ...]
