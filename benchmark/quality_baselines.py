@@ -34,6 +34,7 @@ _STARTS: dict[str, Settings] = {
     "ials": {"l2": 0.01, "unobserved": 0.25, "factors": 64.0},
 }
 _STEPS = {"l2": 2.0**0.5, "unobserved": 2.0, "factors": 2.0}
+_MOST = {"factors": 256.0}  # where chance leads on and on, each further step would take eight times as long
 _RECENCIES = (0.5, 1.0)
 
 
@@ -110,12 +111,18 @@ def _solved(weights: Matrix, fixed: Matrix, l2: float, unobserved: float) -> Mat
 
 def climbed(start: Settings, quality: Callable[[Settings], float]) -> Settings:
     """The best settings around, going up or down with one of them at a time for as long as anything helps."""
+
+    def is_better(settings: Settings) -> bool:
+        return all(settings[name] <= most for name, most in _MOST.items() if name in settings) and (
+            quality(settings) > quality(best)
+        )
+
     best, before = start, None
     while best != before:
         before = best
         for name in (name for name in start if name in _STEPS):
             for factor in (_STEPS[name], 1.0 / _STEPS[name]):
-                while quality(following := {**best, name: best[name] * factor}) > quality(best):
+                while is_better(following := {**best, name: best[name] * factor}):
                     best = following
     return best
 

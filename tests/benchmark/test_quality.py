@@ -106,6 +106,11 @@ def test_settings_are_climbed_to_the_best_around() -> None:
     assert best == {"l2": pytest.approx(8.0), "factors": 16.0, "recency": 0.5}
 
 
+def test_more_and_more_factors_are_not_tried_for_ever() -> None:
+    best = climbed({"l2": 1.0, "factors": 64.0}, lambda settings: settings["factors"] - abs(settings["l2"] - 1.0))
+    assert best == {"l2": 1.0, "factors": 256.0}
+
+
 def test_errors_are_of_users_and_of_seeds() -> None:
     hits = np.array([[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
     by_user, seeds = np.array([0.0, 1.0, 1.0, 0.5]), np.std([0.75, 0.5], ddof=1)
