@@ -14,12 +14,17 @@ from model.config import TrainConfig
 from model.graphed import Graphed
 from model.neumf import NeuMF
 from model.samples import Batch
+from model.threads import worthwhile_threads
 from model.torch_step import CHUNK_SAMPLES, TorchStep
 from model.world import World
 from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
 
 if TYPE_CHECKING:
     from model.kernel_step import KernelStep
+
+# What is enough for a thread: multiplications of the hidden layers, or what takes as long.
+_THREAD_WORK = 350_000_000
+_SAMPLE_WORK, _PARAMETER_WORK = 10_000, 25  # of a sample besides the layers; of a parameter in Adam's pass
 
 
 class Step:
@@ -42,7 +47,8 @@ class Step:
         # Only float16 needs its gradients scaled; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
-        self._kernel = _kernel_step(model, config, world, dtype) if kernels else None
+        self.threads = _threads(model, config.batch_size // world.size)
+        self._kernel = _kernel_step(model, config, world, dtype, self.threads) if kernels else None
         if self._kernel is None or world.size > 1:
             self._gradients = shared_gradients(model)
         if self._kernel is None:
@@ -104,7 +110,16 @@ def shared_gradients(model: NeuMF) -> Tensor:
     return shared
 
 
-def _kernel_step(model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None) -> KernelStep | None:
+def _threads(model: NeuMF, samples: int) -> int:
+    """How many threads a step on so many samples takes on a CPU."""
+    layers = sum(parameter.numel() for parameter in model.mlp.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * _PARAMETER_WORK, _THREAD_WORK)
+
+
+def _kernel_step(
+    model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None, threads: int
+) -> KernelStep | None:
     """The step of compiled loops, where it can be used."""
     side = model.config.row_side or model.config.item_side
     float32 = next(model.parameters()).dtype is torch.float32
@@ -119,4 +134,4 @@ def _kernel_step(model: NeuMF, config: TrainConfig, world: World, dtype: torch.d
     # What --amp leaves open is decided by speed; --precision bf16 is taken at its word.
     reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
     products = torch.bfloat16 if reduced else torch.float32
-    return KernelStep(model, torch.get_num_threads(), products)
+    return KernelStep(model, threads, products)

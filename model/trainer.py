@@ -18,6 +18,7 @@ from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF
 from model.step import Step
+from model.threads import torch_threads
 from model.users import UserBatches
 from workflows.device import synchronize
 from workflows.errors import UserError
@@ -142,7 +143,7 @@ class Training:
         expected, step = max(1, batches.samples_per_epoch()), cast(Callable[[Any, int], Tensor], self.step)
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
-        with closing(batches.epoch(number)) as own:
+        with torch_threads(self.step.threads), closing(batches.epoch(number)) as own:
             for batch, of_all in world.aligned(own):
                 if config.schedule == "cosine":
                     share = min(1.0, (number + samples / expected) / config.epochs)
