@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from contextlib import nullcontext
 
 from torch import Tensor
@@ -30,6 +31,7 @@ def train_members(
 ) -> None:
     """Choose, weigh, train and sum the members (`model.recipe`), and write the run."""
     if args.resume is not None and world.same((args.resume / METRICS_NAME).exists()):
+        shutil.rmtree(args.resume / STAGES_NAME, ignore_errors=True)  # of a run that was killed as it ended
         console.print(f"{args.resume} is finished")
         return
     with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:
