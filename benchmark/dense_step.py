@@ -19,7 +19,8 @@ class DenseFirstLayer(TorchStep):
         self._width = 0  # of what is multiplied once for a group of samples
 
     def gradients(self, batch: Batch, weight: float | Tensor) -> Tensor:
-        return self._over_pieces(batch, weight, *(torch.zeros(0, device=batch.labels.device) for _ in range(2)))
+        no_table = torch.zeros(0, device=batch.labels.device)
+        return self._over_pieces(batch, weight, no_table, no_table)
 
     def _logits(self, piece: Batch, table: Tensor, total: Tensor) -> Tensor:
         model, users = self.model, piece.users.view(-1, piece.group)[:, 0]

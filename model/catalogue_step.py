@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from model.config import TrainConfig
 from model.neumf import NeuMF
 from model.step import adam, shared_gradients
-from model.threads import worthwhile_threads
+from model.threads import PARAMETER_WORK, worthwhile_threads
 from model.users import UserBatch
 from model.world import World
 from workflows.device import torch_precision
 
 # What is enough for a thread: multiplications of a step's three products, or what takes as long.
 _THREAD_WORK = 50_000_000
-_SCORE_WORK, _PARAMETER_WORK = 40, 25  # of a score besides the products; of a parameter in Adam's pass
+_SCORE_WORK = 40  # of a score besides the products
 
 
 class CatalogueStep:
@@ -48,7 +48,7 @@ class CatalogueStep:
         width, parameters = model.config.factors, sum(parameter.numel() for parameter in model.parameters())
         scores = config.batch_size // world.size
         self.threads = worthwhile_threads(
-            scores * (3 * width + _SCORE_WORK) + parameters * _PARAMETER_WORK, _THREAD_WORK
+            scores * (3 * width + _SCORE_WORK) + parameters * PARAMETER_WORK, _THREAD_WORK
         )
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ from model.config import TrainConfig
 from model.graphed import Graphed
 from model.neumf import NeuMF
 from model.samples import Batch
-from model.threads import worthwhile_threads
+from model.threads import PARAMETER_WORK, worthwhile_threads
 from model.torch_step import CHUNK_SAMPLES, TorchStep
 from model.world import World
 from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What is enough for a thread: multiplications of the hidden layers, or what takes as long.
 _THREAD_WORK = 350_000_000
-_SAMPLE_WORK, _PARAMETER_WORK = 10_000, 25  # of a sample besides the layers; of a parameter in Adam's pass
+_SAMPLE_WORK = 10_000  # of a sample besides the layers
 
 
 class Step:
@@ -114,7 +114,7 @@ def _threads(model: NeuMF, samples: int) -> int:
     """How many threads a step on so many samples takes on a CPU."""
     layers = sum(parameter.numel() for parameter in model.mlp.parameters())
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * _PARAMETER_WORK, _THREAD_WORK)
+    return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * PARAMETER_WORK, _THREAD_WORK)
 
 
 def _kernel_step(

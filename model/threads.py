@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
+PARAMETER_WORK = 25  # of a parameter in Adam's pass, in multiplications of a matrix product that take as long
+
 
 def worthwhile_threads(work: int, work_of_thread: int) -> int:
     """As many of torch's threads as have enough to do; at least 1.
