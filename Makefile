@@ -1,7 +1,7 @@
 # make demo | make test | make soak | make lint | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
 # make gpu-contract | make gpu-check [FLAGS="--only steps trace"] | make gpu-check DEVICE=cpu (a rehearsal)
 VENV := .venv
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.10 python3; do command -v $$p && break; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p && break; done)
 # A set-up for a GPU stays one.
 DEVICE ?= $(if $(wildcard $(VENV)/.ready-gpu),gpu,cpu)
 # A package index that serves CPU builds of torch, where the default one serves CUDA builds (README, set-up).
@@ -9,10 +9,15 @@ TORCH_INDEX ?=
 UV_VERSION := 0.13.9
 
 BIN := $(VENV)/bin
-LOCKS := requirements/cpu.txt requirements/gpu.txt requirements/dev.txt requirements/merlin.txt \
-         requirements/sample.txt requirements/torch.txt requirements/torch-gpu.txt
+LOCKS := $(wildcard requirements/*.txt)
 READY := $(VENV)/.ready-$(DEVICE)
-TORCH := $(if $(filter gpu,$(DEVICE)),requirements/torch-gpu.txt,requirements/torch.txt)
+# A GPU's torch is locked with its CUDA libraries; a CPU's comes by pip, from an index that you may name.
+TORCH := $(if $(filter gpu,$(DEVICE)),locked,indexed)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
+      --build-constraints requirements/build.txt
+# Behind a proxy that inspects TLS, only the system's certificates will do; pip takes them by itself.
+export UV_SYSTEM_CERTS := 1
 PACKAGES := workflows preprocessing model benchmark train.py tests
 
 .PHONY: setup demo test soak gpu-contract gpu-check lint format lock clean
@@ -20,20 +25,19 @@ PACKAGES := workflows preprocessing model benchmark train.py tests
 setup: $(READY)
 
 # Everything is installed with --no-deps from locked files: they are complete, and Merlin's own metadata
-# could not be resolved. torch alone comes by pip, whose index may be another one, and with its dependencies.
+# could not be resolved. An environment of other locks is made anew, since nothing else removes what they no longer have.
 $(READY): $(LOCKS) pyproject.toml Makefile
 	@case "$(DEVICE)" in cpu|gpu) ;; *) echo "DEVICE should be cpu or gpu, got $(DEVICE)" >&2; exit 2;; esac
-	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 (3.10 and 3.12 work too)" >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
-	  { echo "$(PYTHON) is no Python 3.10, 3.11 or 3.12; name one: make setup PYTHON=python3.11" >&2; exit 2; }
-	rm -f $(VENV)/.ready-*
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
-	  --constraint requirements/$(DEVICE).txt -r $(TORCH)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
-	  -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt -r requirements/dev.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 (3.12 to 3.14 work too)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "$(PYTHON) is no Python 3.11 to 3.14; name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	@rm -f $(VENV)/.ready-*
+	cat $(LOCKS) | cmp --silent - $(VENV)/.locks || { $(PYTHON) -m venv --clear $(VENV) && cat $(LOCKS) >$(VENV)/.locks; }
+	$(PIP) uv==$(UV_VERSION)
+	$(if $(filter indexed,$(TORCH)),$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt)
+	$(UV) --require-hashes -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt \
+	  -r requirements/dev.txt $(if $(filter locked,$(TORCH)),-r requirements/torch-gpu.txt)
+	$(UV) --editable .
 	$(BIN)/python -c 'import workflows.kernels, model.kernels'  # compiles them, once
 	touch $@
 
@@ -51,10 +55,9 @@ soak: $(READY)
 CONTRACT := .venv-gpu-contract
 RESOLVE := $(CONTRACT)/bin/uv pip compile --quiet --no-annotate --no-header --python-platform x86_64-manylinux_2_28
 gpu-contract:
-	@$(MAKE) --no-print-directory setup VENV=$(CONTRACT) DEVICE=gpu TORCH=requirements/torch.txt
-	for python in 3.10 3.11 3.12; do $(RESOLVE) --python-version $$python requirements/gpu.txt \
+	@$(MAKE) --no-print-directory setup VENV=$(CONTRACT) DEVICE=gpu TORCH=indexed
+	for python in 3.11 3.12 3.13 3.14; do $(RESOLVE) --python-version $$python requirements/gpu.txt \
 	  requirements/torch-gpu.txt -o $(CONTRACT)/resolved-$$python.txt || exit 1; done
-	$(RESOLVE) --python-version 3.11 requirements/gpu.txt requirements/torch.txt -o $(CONTRACT)/resolved-cpu-torch.txt
 	CUDA_VISIBLE_DEVICES= RAPIDS_NO_INITIALIZE=1 \
 	  $(CONTRACT)/bin/python -m pytest tests/contract tests/workflows/test_merlin_cudf.py
 
@@ -79,10 +82,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
 
-# Resolve the locked files anew (after a change of a .in file).
+# Resolve the locked files anew (after a change of a .in file); FLAGS=--upgrade takes newer releases.
+# A GPU's torch comes first, since it names its CUDA libraries by exact version.
+LOCK := ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(FLAGS)
 lock: $(READY)
-	cd requirements && for name in cpu gpu dev; do \
-	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.10 $$name.in -o $$name.txt || exit 1; done
+	cd requirements && $(LOCK) torch.txt -o torch-gpu.txt && $(LOCK) gpu.in -c torch-gpu.txt -o gpu.txt && \
+	  $(LOCK) cpu.in -c gpu.txt -o cpu.txt && $(LOCK) dev.in -o dev.txt && $(LOCK) build.in -c cpu.txt -o build.txt && \
+	  $(LOCK) --no-deps merlin.in -o merlin.txt && $(LOCK) --no-deps sample.in -o sample.txt
 
 clean:
 	rm -rf $(VENV) $(CONTRACT) data/ml-100k runs/ml-100k

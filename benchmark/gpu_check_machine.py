@@ -13,7 +13,7 @@ from benchmark.machine import describe_machine
 _ROOT = Path(__file__).parents[1]
 _TESTS = "tests/gpu"
 _QUERY = "name,driver_version,memory.total,compute_cap,pstate,clocks.max.sm,power.limit"
-_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cudf-cu12", "dask-cudf-cu12", "dask-cuda", "numba", "triton", "pytest")
+_PACKAGES = ("cupy-cuda13x", "cudf-cu13", "dask-cudf-cu13", "rmm-cu13", "dask-cuda", "numba", "triton", "pytest")
 
 
 def environment(settings: Settings, found: Findings) -> None:

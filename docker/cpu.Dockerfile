@@ -11,14 +11,13 @@ RUN python -m pip install --no-cache-dir --root-user-action ignore uv==0.13.9 \
 WORKDIR /workspace/neumf
 COPY requirements requirements
 RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir \
-    ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} --constraint requirements/cpu.txt -r requirements/torch.txt
-COPY docker/build-constraints.txt docker/build-constraints.txt
-RUN uv pip install --no-cache --python /opt/venv/bin/python --no-deps --compile-bytecode \
-    --build-constraints docker/build-constraints.txt \
+    ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r requirements/torch.txt \
+ && uv pip install --no-cache --python /opt/venv/bin/python --no-deps --compile-bytecode \
+    --build-constraints requirements/build.txt --require-hashes \
     -r requirements/cpu.txt -r requirements/merlin.txt ${SAMPLE:+-r requirements/sample.txt}
 COPY . .
 RUN uv pip install --no-cache --python /opt/venv/bin/python --no-deps \
-    --build-constraints docker/build-constraints.txt --editable .
+    --build-constraints requirements/build.txt --editable .
 
 FROM python:3.11.13-slim-bookworm
 ARG USER_ID="1000"

@@ -181,7 +181,7 @@ class Recommender:
         if not features or known.has_row.all():
             return known
         if unknown_users == "error":
-            user = self.users.originals(known.users[~known.has_row])[0]
+            user = self.users.originals(known.users[~known.has_row]).tolist()[0]
             names = ", ".join(feature.name for feature in features)
             raise UserError(
                 f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add "

@@ -8,7 +8,6 @@ from typing import Any
 
 import dask
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -58,8 +57,7 @@ def prepare(
         check_kinds(known, spilled)
     if not spilled.rows:
         raise UserError(_nothing_left(_read_stats(spilled)))
-    # Merlin selects columns at each node of its graph: as views, not copies.
-    with merlin_client(cluster.client), pd.option_context("mode.copy_on_write", True):
+    with merlin_client(cluster.client):
         dataset, encoding, split, workflow = _fit(spilled, config, device, cluster, known)
         save_workflow(folder, encoding.originals, split)
         side = None

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import dask
-from dask.base import collections_to_dsk
+from dask.base import collections_to_expr
 from dask.delayed import Delayed
 from dask.local import get_sync
 from dask.optimization import cull
@@ -80,7 +80,7 @@ class ThreadCluster:
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
         # One graph for all, of which each task takes its own part: a graph for each would be quadratic work.
-        graph = dict(collections_to_dsk(tasks))
+        graph = collections_to_expr(tasks).optimize().__dask_graph__() if tasks else {}
         futures = [self._pool.submit(_compute, graph, task.key) for task in tasks]
         try:
             for future in as_completed(futures):
@@ -127,8 +127,8 @@ def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
 
 
 def _import_merlin() -> None:
-    """Make Dask's settings that Merlin needs, before a process of the cluster imports what reads them."""
-    importlib.import_module("workflows.merlin").check_dask()
+    """Complete Dask for Merlin in a process of the cluster, before it is sent anything of Merlin's."""
+    importlib.import_module("workflows.merlin")
 
 
 class _ImportMerlin:

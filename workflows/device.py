@@ -136,7 +136,8 @@ def to_host(values: Any) -> np.ndarray:
     """An array or a column of either library as a NumPy array; the one copy from the device to the host."""
     if isinstance(values, np.ndarray):
         return values
-    return values.to_pandas().to_numpy() if hasattr(values, "to_pandas") else values.get()
+    column = values.to_pandas() if hasattr(values, "to_pandas") else values  # cuDF's
+    return column.to_numpy() if hasattr(column, "to_numpy") else column.get()  # pandas', else CuPy's
 
 
 def usable_cores() -> int:

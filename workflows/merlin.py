@@ -9,24 +9,18 @@ from __future__ import annotations
 import functools
 import importlib
 import logging
-import os
 import queue
 import sys
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import Any, NoReturn
 
 import dask
 
-# Before the first import of dask.dataframe, here and in every Dask worker this process starts: query planning
-# breaks Merlin's Parquet reads, and string conversion changes dtypes under its operators.
-os.environ["DASK_DATAFRAME__QUERY_PLANNING"] = "False"
-os.environ["DASK_DATAFRAME__CONVERT_STRING"] = "False"
-dask.config.set({"dataframe.query-planning": False, "dataframe.convert-string": False})
-
 _NOISE = (
-    "The legacy Dask DataFrame implementation is deprecated",
     ".*dtype mappings did not load successfully",
     "Initializing an NVTabular Dataset in CPU mode",
     ".*pkg_resources is deprecated",
@@ -53,7 +47,7 @@ def _quiet_torchless_import():
 
 
 _PUT_WAIT_S = 0.01  # how long a chunk that nobody takes is held out before the producer looks whether it should end
-_CUDF = "24.12"  # the line whose missing names are known, and supplied
+_CUDF = "26.10"  # the line whose missing names are known
 # What Merlin 23.08 takes from cuDF, by module; a test compares this with Merlin's sources.
 _TAKEN_FROM_CUDF = {
     "cudf": "DataFrame ListDtype RangeIndex Series StructDtype concat from_pandas read_parquet",
@@ -69,32 +63,13 @@ _TAKEN_FROM_CUDF = {
     "dask_cudf": "DataFrame Series from_cudf from_dask_dataframe read_csv",
     "dask_cudf.io.parquet": "CudfEngine create_metadata_file",
 }
-
-
-def _build_categorical_column(categories, codes, mask=None, size=None, offset=0, null_count=None, ordered=False):
-    """As in cuDF 23.08: a column of codes and the categories they stand for."""
-    cudf = importlib.import_module("cudf")
-    codes_type = cudf.utils.dtypes.min_unsigned_type(len(categories))
-    return cudf.core.column.build_column(
-        None,
-        cudf.CategoricalDtype(categories=categories, ordered=ordered),
-        size=size,
-        mask=mask,
-        offset=offset,
-        null_count=null_count,
-        children=(cudf.core.column.as_column(codes, dtype=codes_type),),
-    )
-
-
-def _from_dask_dataframe(ddf):
-    """As in dask-cuDF 23.08: a Dask collection of pandas dataframes as one of cuDF."""
-    return ddf.map_partitions(importlib.import_module("cudf").from_pandas)
-
-
-_SUPPLIED = {
-    "cudf.core.column.build_categorical_column": _build_categorical_column,
-    "dask_cudf.from_dask_dataframe": _from_dask_dataframe,
-}
+# Of these, cuDF 26.10 lacks three: Merlin imports them, for its own Parquet reader, list columns and collections that
+# move to a GPU. Nothing here goes there.
+_GONE_FROM_CUDF = (
+    "cudf.core.column.build_categorical_column",
+    "cudf.core.column.build_column",
+    "dask_cudf.from_dask_dataframe",
+)
 
 
 def _has(module: str, name: str) -> bool:
@@ -104,8 +79,32 @@ def _has(module: str, name: str) -> bool:
         return False
 
 
+def _gone(path: str) -> Callable[..., NoReturn]:
+    """A stub for a name that Merlin imports, its library no longer has, and nothing here reaches."""
+
+    def gone(*_: Any, **__: Any) -> NoReturn:
+        raise NotImplementedError(f"{path} no longer exists, and what of Merlin 23.08 calls it is not used here")
+
+    return gone
+
+
+def complete_dask() -> None:
+    """Give Dask the names back that it has lost since Merlin's last release."""
+    core, dispatch = (importlib.import_module(f"dask.dataframe.{name}") for name in ("core", "dispatch"))
+    core.DataFrame, core.Series, core.hash_object_dispatch = dd.DataFrame, dd.Series, dispatch.hash_object_dispatch
+    core.new_dd_object = _gone("dask.dataframe.core.new_dd_object")
+    optimize = ModuleType("dask.dataframe.optimize")
+    optimize.optimize = _gone("dask.dataframe.optimize.optimize")  # type: ignore[attr-defined]
+    sys.modules[optimize.__name__] = optimize
+
+
+def _optimized_later(ddf: Any = None, dsk: Any = None, keys: Any = None) -> Any:
+    """For Merlin's `ensure_optimize_dataframe_graph`: Dask now optimises a collection when it is computed."""
+    return dsk if ddf is None else ddf
+
+
 def complete_cudf() -> None:
-    """Give cuDF the two names back that it has lost since Merlin's last release, where Merlin is going to use it.
+    """Put stubs where cuDF has lost a name since Merlin's last release, where Merlin is going to use cuDF.
 
     Raises:
         RuntimeError: names are missing that this does not know to be; Merlin would fail on them one by one.
@@ -118,7 +117,7 @@ def complete_cudf() -> None:
         return
     taken = (f"{module}.{name}" for module, names in _TAKEN_FROM_CUDF.items() for name in names.split())
     missing = [path for path in taken if not _has(*path.rsplit(".", 1))]
-    unknown = [path for path in missing if path not in _SUPPLIED or not version.startswith(f"{_CUDF}.")]
+    unknown = [path for path in missing if path not in _GONE_FROM_CUDF or not version.startswith(f"{_CUDF}.")]
     if unknown:
         raise RuntimeError(
             f"cuDF {version} lacks {', '.join(unknown)}, which Merlin 23.08 needs; this program runs with cuDF "
@@ -127,13 +126,19 @@ def complete_cudf() -> None:
         )
     for path in missing:
         module, name = path.rsplit(".", 1)
-        setattr(importlib.import_module(module), name, _SUPPLIED[path])
+        setattr(importlib.import_module(module), name, _gone(path))
 
 
 with _quiet_torchless_import():
-    complete_cudf()
     import dask.dataframe as dd
+
+    complete_dask()
+    complete_cudf()
+    import merlin.core.utils
+
+    merlin.core.utils.ensure_optimize_dataframe_graph = _optimized_later
     import nvtabular as nvt
+    from dask.dataframe.dispatch import make_meta_dispatch
     from merlin.core.dispatch import concat_columns
     from merlin.core.utils import set_dask_client
     from merlin.dag.executors import LocalExecutor
@@ -166,14 +171,6 @@ def merlin_client(client: Any):
         yield
     finally:
         set_dask_client(None)
-
-
-def check_dask() -> None:
-    """Raises RuntimeError where dask.dataframe was imported before its settings were made here."""
-    if getattr(dd, "DASK_EXPR_ENABLED", False) or dd._dask_expr_enabled():
-        raise RuntimeError(
-            "dask.dataframe was imported with query planning; start the worker with --preload workflows.merlin"
-        )
 
 
 class _RowSafeExecutor(LocalExecutor):
@@ -227,9 +224,34 @@ def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: b
     """
     # Without a schema Merlin loads partitions until one has a row, each in time that grows with their number.
     schema = Schema([ColumnSchema(name, dtype=meta[name].dtype) for name in meta.columns])
-    dataset = _MerlinDataset(dd.from_map(load, range(partitions), meta=meta), cpu=cpu, schema=schema)
+    named = _Named(load, meta)
+    with dask.config.set({"dataframe.convert-string": False}):  # text keeps the dtype that `load` gives it
+        collection = dd.from_map(named, range(partitions), meta=named, label="load")
+    dataset = _MerlinDataset(collection, cpu=cpu, schema=schema)
     dataset.load_partition = load
     return dataset
+
+
+class _Named:
+    """A function and its `meta` under a name of their own, the same in each process that they are sent to.
+
+    Dask names a task by hashing what it calls: it would pickle all that `load` reads from, fail on what cannot be
+    pickled, and copy a cuDF `meta` from the GPU. The name is random, since runs that share a scheduler share names.
+    """
+
+    def __init__(self, load: Callable[[int], Any], meta: Any) -> None:
+        self._load, self.meta, self._token = load, meta, uuid.uuid4().hex
+
+    def __call__(self, index: int) -> Any:
+        return self._load(index)
+
+    def __dask_tokenize__(self) -> str:
+        return self._token
+
+
+@make_meta_dispatch.register(_Named)
+def _meta_of(named: _Named, index: Any = None) -> Any:
+    return named.meta
 
 
 class _Partitions:

@@ -15,7 +15,7 @@ os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")  # cuDF looks for no GPU when
 
 import pytest
 
-PACKAGES = ("cudf-cu12", "dask-cudf-cu12", "cupy-cuda12x", "rmm-cu12", "dask-cuda", "nvtabular", "dask", "torch")
+PACKAGES = ("cudf-cu13", "dask-cudf-cu13", "cupy-cuda13x", "rmm-cu13", "dask-cuda", "nvtabular", "dask", "torch")
 
 
 @pytest.fixture(scope="session")

@@ -214,7 +214,8 @@ def signature(find: Find, path: str) -> inspect.Signature | None:
         if match is None:
             return None
         places: dict[str, Any] = {}
-        exec(f"def told({match[1].replace('=u', '=')}): pass", places)
+        parameters = re.sub(r"\b\w+ (?=\w+[=,)])", "", match[1].replace("=u", "="))  # without Cython's types
+        exec(f"def told({parameters}): pass", places)
         told = inspect.signature(places["told"])
     if inspect.isclass(place) and not isinstance(inspect.getattr_static(place, name), classmethod | staticmethod):
         return told.replace(parameters=list(told.parameters.values())[1:])

@@ -80,7 +80,17 @@ def test_what_merlin_takes_is_read_from_its_sources() -> None:
     assert {"cupy.random.RandomState", "rmm.reinitialize", "cudf.DataFrame.from_arrow"} <= taken_by_merlin()
 
 
-def test_merlin_finds_all_it_takes_but_the_two_names_that_the_door_supplies(
+# Names that Merlin asks for inside functions which nothing here calls: similarity of columns, a dataset of one pandas
+# dataframe on a GPU, Merlin's own Parquet reader.
+GONE_UNREACHED = {
+    "cudf.DataFrame.from_pandas",
+    "cupy.sparse",
+    "cupy.sparse.coo_matrix",
+    "dask_cudf.io.parquet.CudfEngine.read_metadata",
+}
+
+
+def test_merlin_finds_all_it_takes_but_the_names_known_to_be_gone(
     find: Callable[[str], Any], record_property: Callable[[str, object], None]
 ) -> None:
     def is_missing(path: str) -> bool:
@@ -91,5 +101,5 @@ def test_merlin_finds_all_it_takes_but_the_two_names_that_the_door_supplies(
         return False
 
     missing = {path for path in taken_by_merlin() if is_missing(path)}
-    assert missing == set(workflows.merlin._SUPPLIED)
+    assert missing == set(workflows.merlin._GONE_FROM_CUDF) | GONE_UNREACHED
     record_property("merlin", len(taken_by_merlin()))

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,18 @@ import nvtabular.ops
 
 assert compat.HAS_GPU
 assert all(library is not None for library in (compat.cudf, compat.dask_cudf, compat.cupy, dispatch.rmm))
-assert dispatch.build_column is compat.cudf.core.column.build_column
-assert merlin.io.fsspec_utils.build_categorical_column is door._build_categorical_column
-assert merlin.io.dataframe_engine.dask_cudf.from_dask_dataframe is door._from_dask_dataframe
+stubs = (
+    dispatch.build_column,
+    merlin.io.fsspec_utils.build_categorical_column,
+    merlin.io.dataframe_engine.dask_cudf.from_dask_dataframe,
+)
+for stub, name in zip(stubs, ("build_column", "build_categorical_column", "from_dask_dataframe")):
+    try:
+        stub(1, size=2)
+    except NotImplementedError as err:
+        assert f".{name} no longer exists" in str(err)
+    else:
+        raise SystemExit(f"{name} is no stub")
 assert compat.cudf.DataFrame in vars(nvtabular.Workflow)["transform"].dispatcher.registry
 """
 LOADER = """
@@ -65,9 +75,10 @@ assert read == len(log.drop_duplicates(["user", "item"])) + 9 * 5, read
 """
 
 
-def run(code: str) -> None:
+def run(code: str, hide: Sequence[str] = ()) -> None:
     environment = os.environ | {"RAPIDS_NO_INITIALIZE": "1"}
-    environment.pop("CUDA_VISIBLE_DEVICES", None)
+    for name in ("CUDA_VISIBLE_DEVICES", *hide):
+        environment.pop(name, None)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
     assert ended.returncode == 0, ended.stderr
 
@@ -90,23 +101,30 @@ def test_a_workflow_for_the_cpu_asks_nothing_of_a_gpu_beside_it() -> None:
 
 @needs_cudf
 def test_without_the_door_merlin_does_not_import() -> None:
-    with pytest.raises(
-        AssertionError, match=r"cannot import name 'build_categorical_column' from 'cudf\.core\.column'"
-    ):
-        run("import dask; dask.config.set({'dataframe.query-planning': False})\n" + SEE_A_GPU + "import nvtabular")
+    with pytest.raises(AssertionError, match=r"cannot import name 'hash_object_dispatch' from 'dask\.dataframe\.utils'"):
+        run(SEE_A_GPU + "import nvtabular")
+
+
+@needs_cudf
+def test_cupy_finds_its_compiler_where_no_torch_has_loaded_it() -> None:
+    # A preprocessing process loads no torch, whose libraries CuPy 13 relied on where there is no CUDA toolkit.
+    run(
+        "import sys; sys.modules['torch'] = None\n"
+        "import cupy\n"
+        "from cupy_backends.cuda.libs import nvrtc\n"
+        "assert nvrtc.getVersion()[0] == 13\n"
+        "loaded = [line.split()[-1] for line in open('/proc/self/maps') if 'libnvrtc' in line]\n"
+        "assert loaded and all(path.startswith(sys.prefix) for path in loaded), loaded\n",
+        hide=("CUDA_PATH", "CUDA_HOME", "LD_LIBRARY_PATH"),
+    )
 
 
 @pytest.mark.skipif(not RESOLVED, reason="`make gpu-contract` resolves the GPU's requirements")
-def test_torch_for_a_gpu_is_built_for_cuda_12_and_shares_the_libraries_of_cudf() -> None:
-    assert [path.stem for path in RESOLVED] == ["resolved-3.10", "resolved-3.11", "resolved-3.12", "resolved-cpu-torch"]
+def test_torch_for_a_gpu_shares_the_cuda_13_libraries_of_cudf() -> None:
+    assert [path.stem for path in RESOLVED] == [f"resolved-3.{minor}" for minor in (11, 12, 13, 14)]
     for path in RESOLVED:
         packages = dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-        cuda = {name: version for name, version in packages.items() if name.startswith("nvidia-cuda-runtime")}
-        if path.stem == "resolved-cpu-torch":  # the CPU's torch beside cuDF: what this test is there to notice
-            assert not cuda["nvidia-cuda-runtime"].startswith("12.")
-            continue
-        assert {"torch", "cudf-cu12", "cupy-cuda12x", "cuda-python"} <= set(packages)
-        assert list(cuda) == ["nvidia-cuda-runtime-cu12"]
-        assert cuda["nvidia-cuda-runtime-cu12"].startswith("12.")
-        assert all(name.endswith("-cu12") for name in packages if name.startswith("nvidia-"))
-        assert "cuda-bindings" not in packages  # it would lie over the files of cuDF's cuda-python
+        assert {"torch", "triton", "cudf-cu13", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-nccl-cu13"} <= set(packages)
+        assert packages["nvidia-cuda-runtime"].startswith("13.")
+        assert not [name for name in packages if re.search(r"-cu(da)?1[12]x?$", name)]
+        assert tuple(map(int, packages["torch"].split("+")[0].split("."))) >= (2, 13)

@@ -50,6 +50,7 @@ def test_one_id_that_is_no_integer_makes_all_text() -> None:
     assert ids.spelt([7, "nobody"]).tolist() == ["7", "nobody"]
 
 
-def test_an_id_for_two_is_refused() -> None:
-    with pytest.raises(UserError, match="names 'a' twice"):
-        Ids("user", pd.Series(["a", "b", "a"]))
+@pytest.mark.parametrize(("originals", "named"), [(["a", "b", "a"], "'a'"), ([7, 8, 7], "7")])
+def test_an_id_for_two_is_refused(originals: list, named: str) -> None:
+    with pytest.raises(UserError, match=f"names {named} twice"):
+        Ids("user", pd.Series(originals))

@@ -26,6 +26,8 @@ def test_every_result_is_handed_over_in_this_thread() -> None:
     with thread_cluster(2) as cluster:
         assert sorted(collected(cluster, lambda number: number * number, range(50))) == [n**2 for n in range(50)]
         assert collected(cluster, str, []) == []
+        with pytest.raises(ValueError, match="No collections"):  # which is why `collect` asks whether there are any
+            dask.base.collections_to_expr([])
         threads: set[int] = set()
         cluster.collect([dask.delayed(int)(3)] * 4, lambda _: threads.add(threading.get_ident()))
     assert threads == {threading.get_ident()}

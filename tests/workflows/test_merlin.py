@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import pickle
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-import workflows.merlin  # first: it sets what Dask must know before the stock classes are imported
+import workflows.merlin  # first: it completes Dask, without which the stock classes do not import
 
 # isort: split
 
+import dask
+import dask.dataframe as dd
+import merlin.core.utils
 import numpy as np
 import nvtabular as nvt
 import pandas as pd
@@ -407,12 +413,90 @@ def test_stock_dataset_breaks_where_the_first_is_empty_and_ours_reads_on(
     assert streamed == [[[0, 1], [0, 1], [1.0, 1.0]], [[2, 3], [2, 3], [1.0, 1.0]], [[4], [4], [1.0]]]
 
 
-def test_strings_stay_python_objects() -> None:
-    # Dask would turn them into string[pyarrow], and operators would see another type than the dataframe holds.
-    frame = pd.DataFrame({"name": ["a", "b"]})
+@pytest.mark.parametrize("dtype", ["object", "str", "string[python]"])
+def test_dask_turns_text_into_arrow_strings_and_ours_keeps_its_type(dtype: str) -> None:
+    # Operators would see another type than the dataframe holds.
+    frame = pd.DataFrame({"name": pd.Series(["a", "b"], dtype=dtype)})
+    stock = dd.from_map(lambda _: frame, range(1), meta=frame.iloc[:0])
+    assert stock.dtypes["name"] == pd.StringDtype("pyarrow")
     rows = frame_dataset(lambda _: frame, 1, meta=frame.iloc[:0], cpu=True).to_ddf()
-    assert str(rows.dtypes["name"]) == "object"
-    assert str(rows.compute(scheduler="synchronous")["name"].dtype) == "object"
+    assert rows.dtypes["name"] == frame["name"].dtype
+    assert rows.compute(scheduler="synchronous")["name"].dtype == frame["name"].dtype
+
+
+# --- Names of Dask's tasks --------------------------------------------------------------------------------------
+
+
+class Guarded:
+    """What loads partitions and cannot be pickled, as a file that is open or a source with a lock cannot."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.pickled = 0
+
+    def __reduce__(self) -> Any:
+        self.pickled += 1
+        raise TypeError("cannot be pickled")
+
+    def __call__(self, _: int) -> pd.DataFrame:
+        return PARTS[0]
+
+
+class Unhashable(pd.DataFrame):
+    """A stand-in for a dataframe of cuDF, which Dask would copy from the GPU to name a task."""
+
+    def __dask_tokenize__(self) -> str:
+        raise AssertionError("was hashed")
+
+
+dask.base.normalize_token.register(Unhashable, Unhashable.__dask_tokenize__)
+
+
+def test_dask_pickles_what_is_read_from_and_ours_does_not() -> None:
+    for source in (stock := Guarded(), ours := Guarded()):
+        if source is stock:
+            with pytest.raises(dask.tokenize.TokenizationError, match="hashed"):
+                dd.from_map(source, range(2), meta=PARTS[0].iloc[:0])
+        else:
+            rows = frame_dataset(source, 2, meta=PARTS[0].iloc[:0], cpu=True).to_ddf()
+            assert len(rows.compute(scheduler="synchronous")) == 6
+    assert stock.pickled > 0
+    assert ours.pickled == 0
+
+
+def test_dask_hashes_the_empty_dataframe_and_ours_does_not() -> None:
+    meta = Unhashable(PARTS[0].iloc[:0])
+    with pytest.raises(AssertionError, match="was hashed"):
+        dd.from_map(lambda part: PARTS[part], range(3), meta=meta)
+    rows = frame_dataset(lambda part: PARTS[part], 3, meta=meta, cpu=True).to_ddf()
+    assert rows.compute(scheduler="synchronous")["x"].tolist() == [1, 50, 2, 60, 70, 80, 3]
+
+
+def test_a_name_is_a_datasets_own_and_the_same_wherever_it_is_sent() -> None:
+    def expression() -> Any:
+        return frame_dataset(PARTS.__getitem__, 3, meta=PARTS[0].iloc[:0], cpu=True).to_ddf().expr
+
+    one, other = expression(), expression()
+    assert one._name != other._name
+    with dask.config.set({"tokenize.ensure-deterministic": True}):
+        sent = pickle.loads(pickle.dumps(one.operand("func")))
+        assert dask.base.tokenize(sent) == dask.base.tokenize(one.operand("func"))
+    assert pickle.loads(pickle.dumps(one))._name == one._name
+    assert one.optimize()._name == one._name
+
+
+def test_stock_merlin_replaces_the_graph_of_a_collection_and_ours_leaves_that_to_dask() -> None:
+    spec = importlib.util.spec_from_file_location("stock_utils", merlin.core.utils.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    stock = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stock)
+    rows = frame_dataset(PARTS.__getitem__, 3, meta=PARTS[0].iloc[:0], cpu=True).to_ddf()
+    with pytest.raises(AttributeError, match="property 'dask' .* has no setter"):
+        stock.ensure_optimize_dataframe_graph(ddf=rows)
+    assert merlin.core.utils.ensure_optimize_dataframe_graph(ddf=rows) is rows
+    graph = rows.__dask_graph__()
+    assert merlin.core.utils.ensure_optimize_dataframe_graph(dsk=graph, keys=[]) is graph
 
 
 # --- Import -----------------------------------------------------------------------------------------------------
@@ -424,6 +508,16 @@ def run_python() -> Callable[[str], subprocess.CompletedProcess]:
         return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
 
     return run
+
+
+def test_stock_merlin_does_not_import(run_python: Callable) -> None:
+    done = run_python("import nvtabular")
+    assert "cannot import name 'hash_object_dispatch'" in done.stderr
+
+
+def test_a_name_that_is_gone_says_so_where_it_is_called() -> None:
+    with pytest.raises(NotImplementedError, match=r"dask\.dataframe\.core\.new_dd_object no longer exists"):
+        dd.core.new_dd_object({}, "name", PARTS[0], [None, None])
 
 
 def test_import_is_silent_and_loads_no_torch(run_python: Callable) -> None:
