@@ -705,7 +705,7 @@ def write_chunk(kind: str, frame: pd.DataFrame, path: Path) -> None:
     elif kind == "parquet":
         frame.to_parquet(path, index=False)
     else:
-        torch.save(torch.from_numpy(frame.to_numpy()), path)
+        torch.save(torch.tensor(frame.to_numpy()), path)
 
 
 @pytest.mark.parametrize(("kind", "length"), [("csv", 3), ("torch_tensor", 7), ("parquet", 2)])
