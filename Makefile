@@ -59,7 +59,7 @@ gpu-contract:
 	for python in 3.11 3.12 3.13 3.14; do $(RESOLVE) --python-version $$python requirements/gpu.txt \
 	  requirements/torch-gpu.txt -o $(CONTRACT)/resolved-$$python.txt || exit 1; done
 	CUDA_VISIBLE_DEVICES= RAPIDS_NO_INITIALIZE=1 \
-	  $(CONTRACT)/bin/python -m pytest tests/contract tests/workflows/test_merlin_cudf.py
+	  $(CONTRACT)/bin/python -m pytest tests/contract tests/workflows/test_merlin_gaps.py
 
 # All that only a GPU can tell, into gpu-report/. Where there is none, nothing is set up for one; DEVICE=cpu rehearses.
 REHEARSED := $(filter command,$(origin DEVICE))$(filter cpu,$(DEVICE))

@@ -7,7 +7,6 @@ Merlin 23.08 froze with faults that lose or leak rows, or hang; each repair belo
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import queue
 import sys
@@ -15,10 +14,13 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any
 
 import dask
+import dask.dataframe as dd
+from dask.dataframe.dispatch import make_meta_dispatch
+
+from workflows.merlin_gaps import complete_cudf, complete_dask
 
 _NOISE = (
     ".*dtype mappings did not load successfully",
@@ -47,55 +49,6 @@ def _quiet_torchless_import():
 
 
 _PUT_WAIT_S = 0.01  # how long a chunk that nobody takes is held out before the producer looks whether it should end
-_CUDF = "26.10"  # the line whose missing names are known
-# What Merlin 23.08 takes from cuDF, by module; a test compares this with Merlin's sources.
-_TAKEN_FROM_CUDF = {
-    "cudf": "DataFrame ListDtype RangeIndex Series StructDtype concat from_pandas read_parquet",
-    "cudf.api.types": "is_list_dtype is_string_dtype",
-    "cudf.core.column": "StringColumn as_column build_categorical_column build_column",
-    "cudf.core.column.lists": "ListColumn",
-    "cudf.core.dtypes": "ListDtype",
-    "cudf.core.reshape": "concat",
-    "cudf.io": "merge_parquet_filemetadata read_avro read_parquet read_parquet_metadata",
-    "cudf.io.parquet": "ParquetWriter",
-    "cudf.utils.dtypes": "cudf_dtype_from_pa_type",
-    "cudf.utils.ioutils": "_is_local_filesystem",
-    "dask_cudf": "DataFrame Series from_cudf from_dask_dataframe read_csv",
-    "dask_cudf.io.parquet": "CudfEngine create_metadata_file",
-}
-# Of these, cuDF 26.10 lacks three: Merlin imports them, for its own Parquet reader, list columns and collections that
-# move to a GPU. Nothing here goes there.
-_GONE_FROM_CUDF = (
-    "cudf.core.column.build_categorical_column",
-    "cudf.core.column.build_column",
-    "dask_cudf.from_dask_dataframe",
-)
-
-
-def _has(module: str, name: str) -> bool:
-    try:
-        return hasattr(importlib.import_module(module), name)
-    except ImportError:
-        return False
-
-
-def _gone(path: str) -> Callable[..., NoReturn]:
-    """A stub for a name that Merlin imports, its library no longer has, and nothing here reaches."""
-
-    def gone(*_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(f"{path} no longer exists, and what of Merlin 23.08 calls it is not used here")
-
-    return gone
-
-
-def complete_dask() -> None:
-    """Give Dask the names back that it has lost since Merlin's last release."""
-    core, dispatch = (importlib.import_module(f"dask.dataframe.{name}") for name in ("core", "dispatch"))
-    core.DataFrame, core.Series, core.hash_object_dispatch = dd.DataFrame, dd.Series, dispatch.hash_object_dispatch
-    core.new_dd_object = _gone("dask.dataframe.core.new_dd_object")
-    optimize = ModuleType("dask.dataframe.optimize")
-    optimize.optimize = _gone("dask.dataframe.optimize.optimize")  # type: ignore[attr-defined]
-    sys.modules[optimize.__name__] = optimize
 
 
 def _optimized_later(ddf: Any = None, dsk: Any = None, keys: Any = None) -> Any:
@@ -103,42 +56,16 @@ def _optimized_later(ddf: Any = None, dsk: Any = None, keys: Any = None) -> Any:
     return dsk if ddf is None else ddf
 
 
-def complete_cudf() -> None:
-    """Put stubs where cuDF has lost a name since Merlin's last release, where Merlin is going to use cuDF.
-
-    Raises:
-        RuntimeError: names are missing that this does not know to be; Merlin would fail on them one by one.
-    """
-    if not importlib.import_module("merlin.core.has_gpu").HAS_GPU:
-        return
-    try:
-        version = importlib.import_module("cudf").__version__
-    except ImportError:  # Merlin then keeps to pandas
-        return
-    taken = (f"{module}.{name}" for module, names in _TAKEN_FROM_CUDF.items() for name in names.split())
-    missing = [path for path in taken if not _has(*path.rsplit(".", 1))]
-    unknown = [path for path in missing if path not in _GONE_FROM_CUDF or not version.startswith(f"{_CUDF}.")]
-    if unknown:
-        raise RuntimeError(
-            f"cuDF {version} lacks {', '.join(unknown)}, which Merlin 23.08 needs; this program runs with cuDF "
-            f"{_CUDF}: install it (make setup DEVICE=gpu, or requirements/gpu.txt), or hide the GPU "
-            "(CUDA_VISIBLE_DEVICES=) and run with --device cpu"
-        )
-    for path in missing:
-        module, name = path.rsplit(".", 1)
-        setattr(importlib.import_module(module), name, _gone(path))
-
-
 with _quiet_torchless_import():
-    import dask.dataframe as dd
-
     complete_dask()
-    complete_cudf()
+    import merlin.core.has_gpu
+
+    if merlin.core.has_gpu.HAS_GPU:
+        complete_cudf()
     import merlin.core.utils
 
     merlin.core.utils.ensure_optimize_dataframe_graph = _optimized_later
     import nvtabular as nvt
-    from dask.dataframe.dispatch import make_meta_dispatch
     from merlin.core.dispatch import concat_columns
     from merlin.core.utils import set_dask_client
     from merlin.dag.executors import LocalExecutor

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import workflows.merlin
+from workflows.merlin_gaps import GONE_FROM_CUDF, TAKEN_FROM_CUDF
 
 LIBRARIES = ("cudf", "cupy", "dask_cuda", "dask_cudf", "rmm")
 OTHER_WAYS = ("merlin/testing", "merlin/dataloader/utils", "merlin/dataloader/tf_utils", "nvtabular/framework_utils")
@@ -59,7 +59,7 @@ def taken_by_merlin() -> frozenset[str]:
 
 
 def test_the_merlin_door_knows_what_merlin_takes_from_cudf() -> None:
-    known = {module: names.split() for module, names in workflows.merlin._TAKEN_FROM_CUDF.items()}
+    known = {module: names.split() for module, names in TAKEN_FROM_CUDF.items()}
     modules = sorted(known, key=len, reverse=True)
     found: dict[str, set[str]] = {module: set() for module in known}
     for path in taken_by_merlin():
@@ -101,5 +101,5 @@ def test_merlin_finds_all_it_takes_but_the_names_known_to_be_gone(
         return False
 
     missing = {path for path in taken_by_merlin() if is_missing(path)}
-    assert missing == set(workflows.merlin._GONE_FROM_CUDF) | GONE_UNREACHED
+    assert missing == set(GONE_FROM_CUDF) | GONE_UNREACHED
     record_property("merlin", len(taken_by_merlin()))

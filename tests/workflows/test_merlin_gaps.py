@@ -8,16 +8,10 @@ import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 
-import workflows.merlin  # first: it completes Dask, without which Merlin does not import
-
-# isort: split
-
-import merlin.core.has_gpu
 import pytest
 
-from workflows.merlin import complete_cudf
+from workflows.merlin_gaps import TAKEN_FROM_CUDF, complete_cudf
 
-TAKEN = workflows.merlin._TAKEN_FROM_CUDF
 CATEGORICAL = "cudf.core.column.build_categorical_column"
 COLUMN = "cudf.core.column.build_column"
 FROM_DASK = "dask_cudf.from_dask_dataframe"
@@ -26,23 +20,22 @@ Fake = Callable[..., dict[str, ModuleType]]
 
 @pytest.fixture
 def fake_cudf(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A stand-in for cuDF of some version, with all that Merlin takes from it but some names, on a visible GPU."""
+    """A stand-in for cuDF of some version, with all that Merlin takes from it but some names."""
 
     def make(version: str, missing: Iterable[str] = ()) -> dict[str, ModuleType]:
-        names = {".".join(module.split(".")[: n + 1]) for module in TAKEN for n in range(module.count(".") + 1)}
+        names = {".".join(module.split(".")[: n + 1]) for module in TAKEN_FROM_CUDF for n in range(module.count(".") + 1)}
         modules = {name: ModuleType(name) for name in sorted(names)}
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)
             parent, _, own = name.rpartition(".")
             if parent:
                 setattr(modules[parent], own, module)
-            for taken in TAKEN.get(name, "").split():
+            for taken in TAKEN_FROM_CUDF.get(name, "").split():
                 if f"{name}.{taken}" not in missing:
                     setattr(module, taken, f"cuDF's own {taken}")
         modules["cudf"].__version__ = version
         return modules
 
-    monkeypatch.setattr(merlin.core.has_gpu, "HAS_GPU", True)
     return make
 
 
@@ -96,36 +89,35 @@ def test_more_missing_names_are_refused_and_named(fake_cudf: Fake, more: str) ->
 
 def test_a_missing_library_is_refused(fake_cudf: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cudf("26.10.00")
-    for name in [name for name in TAKEN if name.startswith("dask_cudf")]:
+    for name in [name for name in TAKEN_FROM_CUDF if name.startswith("dask_cudf")]:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RuntimeError, match=r"lacks dask_cudf\.DataFrame.*dask_cudf\.io\.parquet\.CudfEngine"):
         complete_cudf()
 
 
-def test_where_merlin_keeps_to_pandas_nothing_happens(fake_cudf: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
-    modules = fake_cudf("25.02.00", [CATEGORICAL, FROM_DASK])
-    before = contents(modules)
-    monkeypatch.setattr(merlin.core.has_gpu, "HAS_GPU", False)
-    complete_cudf()
-    assert contents(modules) == before
-    monkeypatch.setattr(merlin.core.has_gpu, "HAS_GPU", True)
+def test_without_cudf_merlin_keeps_to_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cudf", None)  # not installed
     complete_cudf()
 
 
-def test_the_door_asks_before_merlin_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A visible GPU and a cuDF without anything: the door says so, before Merlin could fail on a name.
+@pytest.mark.parametrize("gpus", [1, 0])
+def test_the_door_asks_before_merlin_is_imported(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    # A visible GPU and a cuDF without anything: the door says so, before Merlin could fail on a name. Without a GPU
+    # Merlin keeps to pandas.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = (
         "import sys, types\n"
         "from dask.distributed.diagnostics import nvml\n"
-        "nvml.device_get_count = lambda: 1\n"
+        f"nvml.device_get_count = lambda: {gpus}\n"
         "for name in ('cudf', 'dask_cudf'):\n"
         "    sys.modules[name] = types.ModuleType(name)\n"
         "sys.modules['cudf'].__version__ = '26.10.00'\n"
         "import workflows.merlin\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if not gpus:
+        assert ended.returncode == 0, ended.stderr
+        return
     assert ended.returncode == 1
     last = ended.stderr.strip().splitlines()[-1]
     assert last.startswith("RuntimeError: cuDF 26.10.00 lacks cudf.DataFrame,")
