@@ -28,7 +28,9 @@ class Ids:
         self._is_text = not pd.api.types.is_integer_dtype(originals.dtype)
         self._index = pd.Index(originals if self._is_text else originals.astype(np.int64))
         if not self._index.is_unique:
-            raise UserError(f"the list of original {what} ids names {self._index[self._index.duplicated()].tolist()[0]!r} twice")
+            raise UserError(
+                f"the list of original {what} ids names {self._index[self._index.duplicated()].tolist()[0]!r} twice"
+            )
 
     @staticmethod
     def of(folder: Path, column: str, what: str, n: int) -> Ids:

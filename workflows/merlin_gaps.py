@@ -57,10 +57,11 @@ def _gone(path: str) -> Callable[..., NoReturn]:
 
 def complete_dask() -> None:
     """Give Dask the names back that it has lost since Merlin's last release."""
-    dd.core.DataFrame, dd.core.Series, dd.core.hash_object_dispatch = dd.DataFrame, dd.Series, hash_object_dispatch
-    dd.core.new_dd_object = _gone("dask.dataframe.core.new_dd_object")
-    optimize = ModuleType("dask.dataframe.optimize")
-    optimize.optimize = _gone("dask.dataframe.optimize.optimize")  # type: ignore[attr-defined]
+    core: Any = dd.core
+    core.DataFrame, core.Series, core.hash_object_dispatch = dd.DataFrame, dd.Series, hash_object_dispatch
+    core.new_dd_object = _gone("dask.dataframe.core.new_dd_object")
+    optimize: Any = ModuleType("dask.dataframe.optimize")
+    optimize.optimize = _gone("dask.dataframe.optimize.optimize")
     sys.modules[optimize.__name__] = optimize
 
 

@@ -101,7 +101,9 @@ def test_a_workflow_for_the_cpu_asks_nothing_of_a_gpu_beside_it() -> None:
 
 @needs_cudf
 def test_without_the_door_merlin_does_not_import() -> None:
-    with pytest.raises(AssertionError, match=r"cannot import name 'hash_object_dispatch' from 'dask\.dataframe\.utils'"):
+    with pytest.raises(
+        AssertionError, match=r"cannot import name 'hash_object_dispatch' from 'dask\.dataframe\.utils'"
+    ):
         run(SEE_A_GPU + "import nvtabular")
 
 
@@ -124,7 +126,9 @@ def test_torch_for_a_gpu_shares_the_cuda_13_libraries_of_cudf() -> None:
     assert [path.stem for path in RESOLVED] == [f"resolved-3.{minor}" for minor in (11, 12, 13, 14)]
     for path in RESOLVED:
         packages = dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE))
-        assert {"torch", "triton", "cudf-cu13", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-nccl-cu13"} <= set(packages)
+        assert {"torch", "triton", "cudf-cu13", "cupy-cuda13x", "nvidia-cuda-nvrtc", "nvidia-nccl-cu13"} <= set(
+            packages
+        )
         assert packages["nvidia-cuda-runtime"].startswith("13.")
         assert not [name for name in packages if re.search(r"-cu(da)?1[12]x?$", name)]
         assert tuple(map(int, packages["torch"].split("+")[0].split("."))) >= (2, 13)

@@ -492,7 +492,7 @@ def test_stock_merlin_replaces_the_graph_of_a_collection_and_ours_leaves_that_to
     stock = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stock)
     rows = frame_dataset(PARTS.__getitem__, 3, meta=PARTS[0].iloc[:0], cpu=True).to_ddf()
-    with pytest.raises(AttributeError, match="property 'dask' .* has no setter"):
+    with pytest.raises(AttributeError, match=r"property 'dask' .* has no setter"):
         stock.ensure_optimize_dataframe_graph(ddf=rows)
     assert merlin.core.utils.ensure_optimize_dataframe_graph(ddf=rows) is rows
     graph = rows.__dask_graph__()

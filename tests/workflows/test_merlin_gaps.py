@@ -23,7 +23,8 @@ def fake_cudf(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """A stand-in for cuDF of some version, with all that Merlin takes from it but some names."""
 
     def make(version: str, missing: Iterable[str] = ()) -> dict[str, ModuleType]:
-        names = {".".join(module.split(".")[: n + 1]) for module in TAKEN_FROM_CUDF for n in range(module.count(".") + 1)}
+        paths = [module.split(".") for module in TAKEN_FROM_CUDF]
+        names = {".".join(path[: length + 1]) for path in paths for length in range(len(path))}
         modules = {name: ModuleType(name) for name in sorted(names)}
         for name, module in modules.items():
             monkeypatch.setitem(sys.modules, name, module)

@@ -147,7 +147,7 @@ def test_missing_values_are_null_whatever_the_type(
         ),
         (
             ["2020-01-02T03:04:05Z", "2020-01-02T05:04:06+02:00"],
-            [dt.datetime(2020, 1, 2, 3, 4, second, tzinfo=dt.timezone.utc) for second in (5, 6)],
+            [dt.datetime(2020, 1, 2, 3, 4, second, tzinfo=dt.UTC) for second in (5, 6)],
         ),
         (["9999-12-31", "0001-01-01"], [dt.datetime(9999, 12, 31), dt.datetime(1, 1, 1)]),
         (
