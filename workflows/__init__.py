@@ -1,1 +1,1 @@
-"""NVTabular operators, the array code under them, and the doors to the device, to Merlin and to Dask."""
+"""NVTabular operators, their array code, and the access layers for devices, Merlin and Dask."""

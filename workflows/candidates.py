@@ -1,10 +1,10 @@
-"""The items that can be drawn as negatives, and what is left of them for users who have seen some.
+"""The candidate items for negative sampling, and the ones remaining for a user who has seen some.
 
-Lay all items on a line, each as long as its weight (1 where all are equally likely), and take the user's own items
-out. A random number below what is left then is an item: its place on the whole line is found by one binary search
-in the user's items, whose keys say how much is left before each. Nothing loops for luck, and a user who has seen
-nearly everything costs what any other does. All arithmetic is on integers, so
-that NumPy, CuPy and torch find the same items.
+Inverse-CDF sampling: lay all items on a line, each as long as its weight (1 if all are equally likely), and remove the
+user's own items. A random integer below the remaining weight then selects an item. One binary search over the user's
+items, keyed by the weight remaining before each, finds its position on the full line. There is no rejection loop, so a
+user who has seen nearly everything costs no more than any other. All arithmetic is on integers, so NumPy, CuPy and
+torch select the same items.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from workflows.interactions import count, run_starts
 
 Array = Any  # an array of NumPy, CuPy or torch
 
-# The weight of all items together, at most: with an owner's number (below 2**23) in front, a key fits 63 bits.
+# Upper bound on the total weight: with an owner index (below 2**23) in the high bits, a key fits 63 bits.
 MAX_WEIGHT = 1 << 39
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The items that can be drawn, laid on a line.
+    """The candidate items, laid out on a line.
 
     Attributes:
-        n_items: how many there are.
-        before: int64 [n_items + 1], the weight before each place, and of all; None: every item weighs 1.
-        items, places: int64 [n_items], the item at each place and the place of each item; None: in the order of ids.
-        since: int64 [n_items], ascending: when the item at each place first occurred. Where it is given, only items
-            that had appeared by the time of the positive are drawn.
+        n_items: number of items.
+        before: int64 [n_items + 1], cumulative weight before each position, then the total; None: every weight is 1.
+        items, places: int64 [n_items], the item at each position and the position of each item; None: ordered by id.
+        since: int64 [n_items], ascending: first occurrence of the item at each position. If given, only items that
+            had appeared by the time of the positive are drawn.
     """
 
     n_items: int
@@ -43,34 +43,34 @@ class Candidates:
 
     @cached_property
     def weight(self) -> int:
-        """Of all items together (host sync: once)."""
+        """Total weight of all items (host sync: once)."""
         return self.n_items if self.before is None else int(self.before[-1])
 
     def place_of(self, items: Array) -> Array:
-        """The place of each item, int64 [M]."""
+        """Position of each item, int64 [M]."""
         xp = array_namespace(items)
         return xp.astype(items, xp.int64) if self.places is None else xp.take(self.places, items)
 
     def item_at(self, places: Array) -> Array:
-        """The item at each place, int64, any shape."""
+        """Item at each position, int64, any shape."""
         xp = array_namespace(places)
         if self.items is None:
             return places
         return xp.reshape(xp.take(self.items, xp.reshape(places, (-1,))), places.shape)
 
     def weight_before(self, places: Array) -> Array:
-        """The weight before each place (0 .. n_items), int64 [M]."""
+        """Cumulative weight before each position (0 .. n_items), int64 [M]."""
         return places if self.before is None else array_namespace(places).take(self.before, places)
 
     def place_at(self, points: Array) -> Array:
-        """The place that holds each point of the line (0 <= point < weight), int64."""
+        """Position that contains each point of the line (0 <= point < weight), int64."""
         if self.before is None:
             return points
         xp = array_namespace(points)
         return xp.reshape(xp.searchsorted(self.before, xp.reshape(points, (-1,)), side="right"), points.shape) - 1
 
     def limits(self, times: Array) -> Array:
-        """How many places had an item by each time, int64 [M]; all of them where time is not asked."""
+        """Number of items that had appeared by each time, int64 [M]; n_items if sampling is not time-aware."""
         xp = array_namespace(times)
         if self.since is None:
             return xp.full(times.shape, self.n_items, dtype=xp.int64, device=device(times))
@@ -78,12 +78,12 @@ class Candidates:
 
 
 class Unseen:
-    """What is left of the line for each of S owners, once their own items are taken out."""
+    """The line as it remains for each of S owners after their own items are removed."""
 
     def __init__(self, owners: Array, places: Array, n_owners: int, candidates: Candidates) -> None:
         """
         Args:
-            owners, places: int64 [N], ordered by owner, then place, no pair twice; 0 <= owner < n_owners.
+            owners, places: int64 [N], distinct pairs sorted by (owner, place); 0 <= owner < n_owners.
         """
         xp = array_namespace(owners, places)
         self.candidates, self._owners, self._places, self._n_owners = candidates, owners, places, n_owners
@@ -94,14 +94,14 @@ class Unseen:
             weights = candidates.weight_before(places + 1) - before
             taken = xp.concat([xp.zeros(1, dtype=xp.int64, device=device(places)), xp.cumulative_sum(weights)])
         owner = count(n_owners, owners)
-        self._taken = taken  # the weight of all rows before each row
-        self._first = xp.take(taken, xp.searchsorted(owners, owner, side="left"))  # … before each owner's rows
-        self._last = xp.take(taken, xp.searchsorted(owners, owner, side="right"))  # … and behind them
+        self._taken = taken  # cumulative weight of the rows before each row
+        self._first = xp.take(taken, xp.searchsorted(owners, owner, side="left"))  # … at each owner's first row
+        self._last = xp.take(taken, xp.searchsorted(owners, owner, side="right"))  # … and past the last one
         self._pairs = owners * candidates.n_items + places
         self._keys = owners * candidates.weight + before - (taken[:-1] - xp.take(self._first, owners))
 
     def left(self, owners: Array, limits: Array | None = None) -> Array:
-        """The weight that is left to each owner, int64 [M]; of the places below its limit, where there is one."""
+        """Remaining weight of each owner, int64 [M]; with limits, only of the positions below them."""
         xp = array_namespace(owners)
         first = xp.take(self._first, owners)
         if limits is None:
@@ -110,15 +110,15 @@ class Unseen:
         return self.candidates.weight_before(limits) - (xp.take(self._taken, end) - first)
 
     def usable_limits(self, owners: Array, limits: Array) -> Array:
-        """The limits; where one leaves nothing, it does not count."""
+        """The limits, except that one that leaves nothing is replaced by n_items."""
         return array_namespace(limits).where(self.left(owners, limits) > 0, limits, self.candidates.n_items)
 
     def taken(self, owners: Array, places: Array) -> Array:
-        """Whether places are their owner's own: bool [M, K].
+        """Whether each position holds one of its owner's own items, bool [M, K].
 
         Args:
             owners: int64 [M].
-            places: int64 [M, K], K places for each owner.
+            places: int64 [M, K], K positions per owner.
         """
         xp = array_namespace(owners, places)
         if not self._pairs.shape[0]:
@@ -128,11 +128,11 @@ class Unseen:
         return xp.reshape(xp.take(self._pairs, row) == pairs, places.shape)
 
     def places(self, owners: Array, points: Array) -> Array:
-        """The place that holds each point (0 <= point < left) of what is left to its owner.
+        """Position that contains each point (0 <= point < left) of its owner's remaining line.
 
         Args:
             owners: int64 [M].
-            points: int64 [M, K], K points of each owner.
+            points: int64 [M, K], K points per owner.
         Returns:
             int64 [M, K].
         """
@@ -145,11 +145,11 @@ class Unseen:
         )
 
     def without(self, owners: Array, places: Array) -> Unseen:
-        """What is left to some of the owners, numbered anew in their order, once these places are taken out, too.
+        """The remaining line of a subset of owners, renumbered in order, with these positions removed as well.
 
         Args:
             owners: int64 [T], ascending.
-            places: int64 [T, L]; `n_items` stands for none.
+            places: int64 [T, L], padded with `n_items`.
         """
         xp = array_namespace(owners, places)
         everyone = count(self._n_owners, owners)
@@ -166,7 +166,7 @@ class Unseen:
 
 
 def ordered_pairs(owners: Array, places: Array, n_items: int) -> tuple[Array, Array]:
-    """The distinct (owner, place) pairs, in the order that `Unseen` takes."""
+    """The distinct (owner, place) pairs, sorted as `Unseen` expects them."""
     xp = array_namespace(owners, places)
     pairs = xp.sort(owners * n_items + places)
     pairs = pairs[run_starts(pairs)]

@@ -1,7 +1,7 @@
-"""Where Dask tasks run: threads of this process, worker processes of a local cluster, or a cluster that is running.
+"""Where Dask tasks run: threads of this process, worker processes of a local cluster, or an existing cluster.
 
-Merlin runs every partition one after the other unless it is given a client (`workflows.merlin.merlin_client`);
-threads pass for one. They are the default: the heavy work (pyarrow, NumPy sorts, hash tables) frees the GIL, and each
+Merlin processes partitions sequentially unless it has a client (`workflows.merlin.merlin_client`); the thread pool
+poses as one. Threads are the default: the heavy work (pyarrow, NumPy sorts, hash tables) releases the GIL, and each
 process costs 0.25 to 0.4 GiB for its imports.
 """
 
@@ -31,21 +31,21 @@ OnResult = Callable[[Any], None]
 
 
 class Cluster(Protocol):
-    """What the pipeline asks of a cluster."""
+    """The interface that the pipeline needs from a cluster."""
 
     workers: int
-    client: Any  # what Merlin is given
+    client: Any  # passed to Merlin
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
-        """Compute independent tasks; each result is handed to `on_result`, in this thread, as it comes.
+        """Compute independent tasks, calling `on_result` in this thread as each one completes.
 
         Raises:
-            Exception: whatever a task raised first; the others are called off.
+            Exception: the first exception raised by a task; the remaining tasks are cancelled.
         """
 
 
 class _Done:
-    """A future whose result is there."""
+    """A completed future."""
 
     def __init__(self, value: Any) -> None:
         self._value = value
@@ -59,7 +59,7 @@ def _compute(graph: dict, key: Any) -> Any:
 
 
 class ThreadCluster:
-    """Runs Dask collections on `workers` threads; quacks like a `distributed.Client` towards Merlin."""
+    """Runs Dask collections on `workers` threads; duck-types `distributed.Client` for Merlin."""
 
     class cluster:  # noqa: N801 - Merlin reads the length of client.cluster.workers
         workers = (0,)
@@ -76,10 +76,10 @@ class ThreadCluster:
         return {0: function(*args)}
 
     def cancel(self, _: Any) -> None:
-        """Nothing outlives `compute`."""
+        """No-op: nothing outlives `compute`."""
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
-        # One graph for all, of which each task takes its own part: a graph for each would be quadratic work.
+        # One shared graph, culled per task: building a graph for each task would be quadratic.
         graph = collections_to_expr(tasks).optimize().__dask_graph__() if tasks else {}
         futures = [self._pool.submit(_compute, graph, task.key) for task in tasks]
         try:
@@ -91,7 +91,7 @@ class ThreadCluster:
             wait(futures)
 
     def close(self) -> None:
-        """Wait for the tasks that run, so that none still writes when its caller removes what it wrote."""
+        """Wait for running tasks, so that none is still writing when the caller cleans up its output."""
         self._pool.shutdown(cancel_futures=True)
 
 
@@ -100,7 +100,7 @@ class DaskCluster:
 
     def __init__(self, client: Any) -> None:
         self.client = client
-        # Merlin tells every worker to clear its caches; one that died a moment ago need not, and is no error.
+        # Merlin asks every worker to clear its caches; a worker that has just died is not an error.
         client.run = functools.partial(client.run, on_error="ignore")
         self.workers = sum(client.nthreads().values())
 
@@ -118,7 +118,7 @@ class DaskCluster:
 
 @contextmanager
 def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
-    """A cluster of threads, as many as there are usable cores where no number is given."""
+    """A cluster of threads, by default one per usable core."""
     cluster = ThreadCluster(workers or usable_cores())
     try:
         yield cluster
@@ -127,12 +127,12 @@ def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
 
 
 def _import_merlin() -> None:
-    """Complete Dask for Merlin in a process of the cluster, before it is sent anything of Merlin's."""
+    """Patch Dask for Merlin in a cluster process before it unpickles anything from Merlin."""
     importlib.import_module("workflows.merlin")
 
 
 class _ImportMerlin:
-    """A worker plugin: so that workers which come later are made ready, too."""
+    """A worker plugin, so that workers that join later are patched too."""
 
     name = "workflows.merlin"
 
@@ -142,7 +142,7 @@ class _ImportMerlin:
 
 @contextmanager
 def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
-    """A local cluster of worker processes: one a GPU with Dask-CUDA, else one thread each."""
+    """A local cluster of worker processes: one per GPU with Dask-CUDA, else single-threaded CPU workers."""
     local = device.local_cluster(workers)
     try:
         with _client(local) as client:
@@ -154,7 +154,7 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
 
 
 async def _all_started(nannies: Iterable[Any]) -> None:
-    """Wait for workers that are just starting, in place of others that died: Dask may fail to end these."""
+    """Wait for workers that are still starting as replacements for dead ones: Dask may fail to terminate them."""
     for nanny in nannies:
         if nanny.process is not None:
             await nanny.process.running.wait()
@@ -164,13 +164,13 @@ async def _all_started(nannies: Iterable[Any]) -> None:
 def running_cluster(scheduler: str) -> Iterator[DaskCluster]:
     """The workers of a running scheduler, on this or other machines.
 
-    They need this project installed, and must see the log and the output's folder under the same paths.
+    They need this project installed and must see the log and the output folder under the same paths.
 
     Args:
         scheduler: HOST:PORT.
 
     Raises:
-        UserError: nobody answers there, there are no workers, or they cannot run this program.
+        UserError: no scheduler answers, it has no workers, or they cannot run this program.
     """
     with _client(scheduler) as client:
         if not client.nthreads():
@@ -193,10 +193,10 @@ def _client(address: Any) -> Iterator[Any]:
         try:
             client.run_on_scheduler(_import_merlin)
             client.register_plugin(plugin)
-        except Exception as err:  # whatever a process without this project, or with another Python, raises
+        except Exception as err:  # anything that a process without this project, or with another Python, may raise
             raise UserError(
                 f"the scheduler and workers at {address} cannot run this program ({err!r}); "
-                "start them in an environment in which it is installed (make setup), as this one"
+                "start them in an environment in which it is installed (make setup), like this one"
             ) from None
         console.print(f"dashboard: {client.dashboard_link}")
         yield client

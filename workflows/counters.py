@@ -1,9 +1,9 @@
-"""Random numbers from content: a counter-based hash instead of a generator with state.
+"""Stateless random numbers: a counter-based hash instead of a stateful generator.
 
-A draw is a pure function of (seed, stream, id, draw number), computed in wrapping 64-bit integer arithmetic,
-so that NumPy, CuPy and torch give the same numbers for any partition, worker or rank. The function is
-SplitMix64 (Steele, Lea, Flood 2014): output number `n` of the generator whose state is the hashed id.
-Everything here is operators on int64 arrays of any library; shifts are made logical by masks.
+A draw is a pure function of (seed, stream, id, draw index) in wrapping 64-bit integer arithmetic, so NumPy, CuPy and
+torch give the same numbers for any partition, worker or rank. The function is SplitMix64 (Steele, Lea, Flood 2014):
+output `n` of the generator whose state is the hashed id.
+Only operators on int64 arrays are used, so any library works; masks turn arithmetic shifts into logical ones.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _mix_int(x: int) -> int:
 
 
 def stream_seed(*parts: int) -> int:
-    """One seed out of several integers (a user's seed, an epoch, a purpose), as a signed 64-bit integer."""
+    """Hash several integers (the user's seed, an epoch, a purpose) into one seed, a signed 64-bit integer."""
     state = 0
     for part in parts:
         state = _mix_int(state + _GOLDEN + _mix_int(part + _GOLDEN))
@@ -50,17 +50,17 @@ def stream_seed(*parts: int) -> int:
 
 
 def keys(seed: int, ids: Array) -> Array:
-    """One generator state per id: int64, the shape of `ids` (int64). `seed` comes from `stream_seed`."""
+    """One generator state per id: int64, same shape as `ids` (int64). `seed` comes from `stream_seed`."""
     return mix(mix(ids * _STEP) ^ seed)
 
 
 def draws(key: Array, number: Array) -> Array:
-    """Draw `number` (int64, counted from 0) of each key; shapes broadcast. All 64 bits are random."""
+    """Draw `number` (int64, zero-based) of each key; shapes broadcast. All 64 bits are random."""
     return mix(advanced(key, number + 1))
 
 
 def advanced(key: Array, drawn: Array) -> Array:
-    """The keys whose draw number 0 is draw number `drawn` of each key; shapes broadcast."""
+    """The keys skipped ahead by `drawn` draws: draw 0 of the result is draw `drawn` of the key; shapes broadcast."""
     return key + drawn * _STEP
 
 
@@ -71,7 +71,7 @@ def below(bits: Array, bound: Array) -> Array:
         bits: int64, all bits used.
         bound: int64 in [1, 2**40], broadcastable; the bias is below bound / 2**64.
     """
-    # In digits of 22, 21 and 21 bits, so that no product passes 63.
+    # Multiply in digits of 22, 21 and 21 bits, so that no product exceeds 63 bits.
     carry = (bits & _LOW_21) * bound >> 21
     carry = ((bits >> 21 & _LOW_21) * bound + carry) >> 21
     return ((bits >> 42 & _LOW_22) * bound + carry) >> 22

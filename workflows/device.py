@@ -1,4 +1,4 @@
-"""The device door: which dataframe and array library, which torch device. Nobody else asks for a GPU."""
+"""The device door: selects the dataframe and array library and the torch device. Only this module looks for a GPU."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHOICES = ("auto", "cpu", "cuda")
-KERNEL_ROWS = 1 << 15  # to load the compiled loops takes a fifth of a second
+KERNEL_ROWS = 1 << 15  # loading the compiled loops takes 0.2 s
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class FrameDevice:
 
     @property
     def frames(self) -> ModuleType:
-        """Imported when it is first used, which on a CPU takes a quarter of a second."""
+        """Imported lazily: pandas takes a quarter of a second."""
         return importlib.import_module("pandas" if self.on_cpu else "cudf")
 
     @property
@@ -47,21 +47,21 @@ class FrameDevice:
         return table.to_pandas() if self.on_cpu else self.frames.DataFrame.from_arrow(table)
 
     def from_columns(self, columns: dict[str, Any]) -> Any:
-        """A dataframe of NumPy arrays, which it may take over."""
+        """A dataframe from NumPy arrays, possibly without a copy."""
         return self.frames.DataFrame(columns, copy=False) if self.on_cpu else self.frames.DataFrame(columns)
 
     def to_arrow(self, df: Any) -> pa.Table:
-        """The rows of a dataframe of numbers of this device as an Arrow table on the host, without its index."""
+        """A numeric dataframe on this device as an Arrow table on the host, without its index."""
         if self.on_cpu:
             return pa.table({name: df[name].to_numpy() for name in df.columns})
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
 
     def compiles(self, rows: int) -> bool:
-        """Whether partitions of so many rows go through `host_kernels`."""
+        """Whether partitions of this many rows use `host_kernels`."""
         return self.on_cpu and rows >= KERNEL_ROWS
 
     def local_cluster(self, workers: int) -> Any:
-        """A Dask cluster of worker processes on this machine: a GPU each, or one thread each on the CPU."""
+        """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread."""
         if self.on_cpu:
             from distributed import LocalCluster
 
@@ -76,7 +76,7 @@ def frame_device(name: str) -> FrameDevice:
     """Pick the dataframe library.
 
     Args:
-        name: "cpu", "cuda", or "auto" (a GPU where cuDF and a GPU are there, else the CPU).
+        name: "cpu", "cuda", or "auto" (a GPU if one is visible and cuDF is installed, else the CPU).
 
     Raises:
         UserError: "cuda" without cuDF or without a GPU.
@@ -91,7 +91,7 @@ def frame_device(name: str) -> FrameDevice:
 
 
 def _frames_gpu_missing() -> str:
-    """What keeps dataframes off a GPU; empty where nothing does."""
+    """Why dataframes cannot live on a GPU; empty if they can."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return "no GPU is visible (CUDA_VISIBLE_DEVICES)"
     if importlib.util.find_spec("cudf") is None or importlib.util.find_spec("cupy") is None:
@@ -104,14 +104,14 @@ def _frames_gpu_missing() -> str:
 
 
 def host_kernels(array: Any) -> ModuleType | None:
-    """`workflows.kernels` for a large array on the host; None where array code is the way, or is quick enough."""
+    """`workflows.kernels` for a large array on the host; None if array code has to be used or is fast enough."""
     if not isinstance(array, np.ndarray) or array.shape[0] < KERNEL_ROWS:
         return None
     return _kernels()
 
 
 def host_view(array: Any) -> np.ndarray | None:
-    """The same memory as a NumPy array; None where it is a GPU's."""
+    """A NumPy view of the same memory; None if it is GPU memory."""
     if isinstance(array, np.ndarray):
         return array
     on_host = getattr(getattr(array, "device", None), "type", None) == "cpu"
@@ -124,24 +124,24 @@ def _kernels() -> ModuleType | None:
 
 
 def load_loops(load: Callable[[], ModuleType]) -> ModuleType | None:
-    """A module of compiled loops; None, with a warning, where numba finds no folder to keep what it compiles."""
+    """A module of compiled loops; None, with a warning, if numba finds no writable cache folder."""
     try:
         return load()
     except RuntimeError as err:
-        warnings.warn(f"slower, without compiled loops: {err}; set NUMBA_CACHE_DIR to a folder", stacklevel=2)
+        warnings.warn(f"no compiled loops, so slower: {err}; set NUMBA_CACHE_DIR to a writable folder", stacklevel=2)
         return None
 
 
 def to_host(values: Any) -> np.ndarray:
-    """An array or a column of either library as a NumPy array; the one copy from the device to the host."""
+    """An array or column of either library as a NumPy array; the only device-to-host copy."""
     if isinstance(values, np.ndarray):
         return values
-    column = values.to_pandas() if hasattr(values, "to_pandas") else values  # cuDF's
-    return column.to_numpy() if hasattr(column, "to_numpy") else column.get()  # pandas', else CuPy's
+    column = values.to_pandas() if hasattr(values, "to_pandas") else values  # cuDF
+    return column.to_numpy() if hasattr(column, "to_numpy") else column.get()  # pandas or CuPy
 
 
 def usable_cores() -> int:
-    """How many cores this process may use."""
+    """Number of cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -149,12 +149,12 @@ def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.devi
     """Pick the torch device of a training or scoring process.
 
     Args:
-        name: "auto", "cpu" or "cuda"; "auto" takes a GPU where one is visible.
-        gpus: how many devices `--gpus` asked for, None where it did not.
-        local_rank: which of the processes of this machine this one is; each takes the GPU of its number.
+        name: "auto", "cpu" or "cuda"; "auto" takes a GPU if one is visible.
+        gpus: number of devices requested by `--gpus`, None if it was not given.
+        local_rank: rank of this process on this machine; also the index of its GPU.
 
     Raises:
-        UserError: a GPU was asked for and fewer are visible; the message names the CPU way.
+        UserError: more GPUs are requested than are visible; the message says how to run on the CPU.
     """
     import torch
 
@@ -165,7 +165,7 @@ def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.devi
     if wanted > visible:
         asked = f"--gpus {gpus}" if gpus else f"local rank {local_rank}" if local_rank else "--device cuda"
         raise UserError(
-            f"{asked} needs {wanted} GPU(s), and {visible} are visible; run on the CPU with --device cpu "
+            f"{asked} needs {wanted} GPU(s), but {visible} are visible; run on the CPU with --device cpu "
             "(--gpus N then starts N processes)"
         )
     if not visible:
@@ -175,18 +175,18 @@ def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.devi
 
 
 def torch_generator(seed: int, device: torch.device) -> torch.Generator:
-    """A generator of its own on `device`, so that nothing depends on torch's global one."""
+    """A separate generator on `device`, independent of torch's global one."""
     import torch
 
     return torch.Generator(device=device).manual_seed(seed)
 
 
 def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Set how matrix products are computed, and tell the reduced type of mixed precision; None for float32 alone.
+    """Set the precision of float32 matrix products; return the dtype for mixed precision, None for pure float32.
 
     Args:
         name: "fp32", "tf32" (19-bit products of float32), "fp16" or "bf16" (mixed precision), or "amp": float16 on
-            a GPU (as the reference), bfloat16 on a CPU.
+            a GPU (as in the reference), bfloat16 on a CPU.
 
     Raises:
         UserError: "tf32" without a GPU.
@@ -204,9 +204,9 @@ def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are quicker than in float32: on a GPU, and on a CPU with matrix tiles (AMX).
+    """Whether bfloat16 matrix products beat float32: on a GPU, and on a CPU with matrix tiles (AMX).
 
-    A CPU that has but vector instructions for bfloat16 loses as much by the conversions as it gains.
+    On a CPU with only vector instructions for bfloat16, the conversions cost as much as the products gain.
     """
     import torch
 
@@ -214,14 +214,14 @@ def multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def rng_state(device: torch.device) -> torch.Tensor:
-    """The state of torch's global generator of a device (dropout draws from it), uint8 on the host."""
+    """State of torch's global generator for a device (the one dropout uses), uint8 on the host."""
     import torch
 
     return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def set_rng_state(device: torch.device, state: torch.Tensor) -> None:
-    """Continue torch's global generator of a device from a state that `rng_state` gave."""
+    """Restore torch's global generator for a device from a state returned by `rng_state`."""
     import torch
 
     if device.type == "cuda":
@@ -231,12 +231,12 @@ def set_rng_state(device: torch.device, state: torch.Tensor) -> None:
 
 
 def collective_backend(device: torch.device) -> str:
-    """What carries tensors of a device between processes."""
+    """The process-group backend for tensors on a device."""
     return "nccl" if device.type == "cuda" else "gloo"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for the device, so that a clock read next is honest (host sync: around timers only)."""
+    """Wait for the device, so that timings include its work (host sync: around timers only)."""
     import torch
 
     if device.type == "cuda":
@@ -244,18 +244,18 @@ def synchronize(device: torch.device) -> None:
 
 
 def launches_only(device: torch.device) -> bool:
-    """Whether a device works beside the thread that asks it to, so that a second thread would add nothing."""
+    """Whether the device runs asynchronously to its host thread, so that a second thread would gain nothing."""
     return device.type == "cuda"
 
 
 def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Callable[[], None], T]]:
-    """What records a CUDA graph: it is given work that only launches kernels on the device, none of which are run.
+    """A function that captures a CUDA graph of work that only launches kernels, without running them.
 
-    The recording gives a function that runs them all, on the same memory, and the result of the work, whose tensors
-    hold values after each such run. Random numbers go on from torch's global generator, as without a graph.
+    It returns a function that replays the graph on the same memory, and the result of the work, whose tensors hold
+    valid values after each replay. Replays advance torch's global generator as eager execution does.
 
     Raises:
-        UserError: the device is no GPU.
+        UserError: the device is not a GPU.
     """
     import torch
 
@@ -264,7 +264,7 @@ def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Cal
 
     def capture(work: Callable[[], T]) -> tuple[Callable[[], None], T]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads (the Loader's, NCCL's) go on using the GPU meanwhile, and are not recorded.
+        # Other threads (the Loader's, NCCL's) keep using the GPU meanwhile and are not captured.
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
@@ -273,5 +273,5 @@ def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Cal
 
 
 def frames_of(df: Any) -> ModuleType:
-    """The library (pandas or cuDF) a dataframe belongs to, so that operators need no device flag."""
+    """The library (pandas or cuDF) that a dataframe comes from, so that operators need no device flag."""
     return sys.modules[type(df).__module__.partition(".")[0]]

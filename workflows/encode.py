@@ -1,4 +1,4 @@
-"""The operator that numbers ids, and the table behind it."""
+"""The operator that encodes ids as consecutive integers, and its lookup table."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from array_api_compat import array_namespace, device
 from workflows.device import frames_of, to_host
 from workflows.merlin import StatOperator
 
-_DENSE = 8  # a direct table costs 4 bytes for each integer in the range of the ids, a hash table some 16 for each id
+_DENSE = 8  # a dense table costs 4 bytes per integer in the range of the ids, a hash table about 16 bytes per id
 
 
 class IdTable:
-    """The distinct ids of a column in the order of their numbers, and the lookup from id to number.
+    """The distinct original ids of a column in encoded order, and the lookup from original to encoded id.
 
-    A table that was stored travels between processes as the name of its file, which each of them reads once.
+    A stored table is pickled as its file name; each process reads the file once.
     """
 
     def __init__(self, ids: pd.Series, path: Path | None = None) -> None:
@@ -32,23 +32,23 @@ class IdTable:
         self._building = Lock()
 
     def store(self, path: Path) -> IdTable:
-        """The same table, kept in a file (integer ids only) that all workers can read."""
+        """The same table, stored in a file (integer ids only) that all workers can read."""
         np.save(path, self.ids.to_numpy(), allow_pickle=False)
         return IdTable(self.ids, path)
 
     def numbers(self, column: Any) -> Any:
-        """int32 number of each id, -1 where it is not in the table."""
-        with self._building:  # one thread builds the lookup, and shows it when it is whole
+        """Encoded id of each value, int32; -1 if it is not in the table."""
+        with self._building:  # one thread builds the lookup; the others see it only when complete
             if self._lookup is None:
                 self._lookup = _Direct.over(self.ids, column) or _Hashed(self.ids, column)
         return self._lookup.numbers(column)
 
     def knows(self, ids: np.ndarray) -> np.ndarray:
-        """Which ids of an array on the host are in the table."""
+        """Whether each id of a host array is in the table, bool [N]."""
         return self.numbers(pd.Series(ids)) >= 0
 
     def __reduce__(self):
-        # The lookup is rebuilt where it is used: it may hold device memory.
+        # The lookup may hold device memory, so the receiver rebuilds it.
         return (IdTable, (self.ids,)) if self._path is None else (_stored_table, (self._path,))
 
 
@@ -57,7 +57,7 @@ class _Lookup(Protocol):
 
 
 class _Hashed:
-    """By the hash table of the column's own library."""
+    """Lookup in a hash table of the column's own library."""
 
     def __init__(self, ids: pd.Series, column: Any) -> None:
         self._index = frames_of(column).Index(ids)
@@ -70,14 +70,14 @@ class _Hashed:
 
 
 class _Direct:
-    """By one array over the whole range of the ids, where it is not much wider than their number."""
+    """Lookup in a dense array over the range of the ids, for ranges not much larger than their count."""
 
     def __init__(self, low: int, table: Any) -> None:
         self._low, self._table = low, table
 
     @staticmethod
     def over(ids: pd.Series, column: Any) -> _Direct | None:
-        """In the array library of the column; None where ids are no integers, or too far apart."""
+        """Built in the array library of the column; None if the ids are not integers or too sparse."""
         if ids.dtype.kind != "i" or not len(ids):
             return None
         low, high = int(ids.min()), int(ids.max())
@@ -95,7 +95,7 @@ class _Direct:
         if ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) <= high:
             return xp.take(self._table, ids - self._low)
         if xp.isdtype(ids.dtype, "signed integer"):
-            ids = xp.astype(ids, xp.int64)  # where both bounds fit
+            ids = xp.astype(ids, xp.int64)  # in which both bounds fit
         inside = (ids >= self._low) & (ids <= high)
         return xp.where(inside, xp.take(self._table, xp.where(inside, ids - self._low, 0)), -1)
 
@@ -106,17 +106,17 @@ def _stored_table(path: Path) -> IdTable:
 
 
 class EncodeIds(StatOperator):
-    """Replace ids by 0 .. n-1 in the order of the original ids (numbers by value, strings by code point).
+    """Encode ids as 0 .. n-1 in ascending order of the original ids (numbers by value, strings by code point).
 
-    `fit` collects the distinct ids of all partitions, so the encoding does not depend on how rows are
-    partitioned. An id that was not there in `fit` becomes -1.
+    `fit` collects the distinct ids of all partitions, so the encoding does not depend on the partitioning. Ids not
+    seen by `fit` become -1.
     """
 
     def __init__(self, categories: dict[str, pd.Series] | None = None, keep: Sequence[str] = ()) -> None:
         """
         Args:
-            categories: the distinct ids of each column that need not be found, in the order of their numbers.
-            keep: columns that hold no ids, and are handed on as they are.
+            categories: known distinct ids per column, in encoded order; `fit` skips these columns.
+            keep: columns that hold no ids and are passed through unchanged.
         """
         super().__init__()
         self.tables = {name: IdTable(ids) for name, ids in (categories or {}).items()}

@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and how a command line ends on it."""
+"""The single exception for user errors, and how a command exits on it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from rich.text import Text
 
 
 class UserError(Exception):
-    """A mistake the user can mend: says what was expected, what came and what to do."""
+    """An error the user can fix; the message says what was expected, what was found and what to do."""
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command line: exit status 2 and one message for a user's mistake, never a traceback.
+    """Run a command; a user error exits with status 2 and one message, never a traceback.
 
-    An operating system's refusal (no permission, disk full) counts as one: its text names the file.
+    An OSError (no permission, disk full) counts as a user error: its text names the file.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: leave nothing half-written
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: unwind, so that nothing is left half-written
     try:
         main()
     except (UserError, OSError) as err:
@@ -31,5 +31,5 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
-        # What lives now goes with the process: Python's last search for cycles in it would take up to a second.
+        # The process is about to end: skip Python's final garbage collection, which can take a second.
         gc.freeze()

@@ -1,4 +1,4 @@
-"""Output folders that are either whole or not there, and small JSON files written atomically."""
+"""Output folders that are either complete or absent, and small JSON files written atomically."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _LOCK_NAME = ".lock"
 
 
 def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()) -> None:
-    """Refuse an output that exists, unless it may be replaced.
+    """Refuse an existing output unless it may be replaced.
 
     Args:
-        is_ours: whether a folder was written by this command. `--overwrite` replaces only such a folder (or an empty
-            one), so that a mistyped path cannot delete anything else.
-        inputs: what is read, which must not lie in the folder that is replaced.
+        is_ours: whether a folder was written by this command. `--overwrite` replaces only such a folder or an empty
+            one, so that a mistyped path cannot delete anything else.
+        inputs: paths to be read; none may lie in the folder being replaced.
 
     Raises:
-        UserError: the path may not be written.
+        UserError: the path must not be written.
     """
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
@@ -50,14 +50,14 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
 
 
 def check_outside(path: Path, inputs: Sequence[Path]) -> None:
-    """Raises UserError where an output lies in a folder that is read as a whole: the next run would read it, too."""
+    """Raises UserError if an output lies inside an input folder: the next run would read it too."""
     for folder in inputs:
         if folder.is_dir() and path.resolve() != folder.resolve() and path.resolve().is_relative_to(folder.resolve()):
             raise UserError(f"{path} lies in {folder}, which this command reads; name another --output")
 
 
 def check_file(path: Path, overwrite: bool) -> None:
-    """Raises UserError where a file may not be written: it exists and is not to be replaced, or is a folder."""
+    """Raises UserError if a file must not be written: it exists and `overwrite` is off, or it is a folder."""
     for parent in path.absolute().parents:
         if parent.exists() and not parent.is_dir():
             raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
@@ -69,10 +69,10 @@ def check_file(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Write a file beside its place and rename it when it is whole; on any error nothing is left.
+    """Write a file next to its destination and rename it when complete; an error leaves nothing behind.
 
     Yields:
-        The path to write to. `path` itself is touched only after the block ends well.
+        The path to write to. `path` itself changes only after the block succeeds.
     """
     check_file(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,12 +87,12 @@ def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Build a folder beside its place and rename it when it is whole; on any error nothing is left.
+    """Build a folder next to its destination and rename it when complete; an error leaves nothing behind.
 
-    What a killed process left of the same output is removed first.
+    Leftovers of the same output from a killed process are removed first.
 
     Yields:
-        The empty folder to write into. `path` itself is touched only after the block ends well.
+        The empty folder to write into. `path` itself changes only after the block succeeds.
     """
     check_output(path, overwrite, is_ours)
     path = path.absolute()
@@ -103,23 +103,23 @@ def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) 
     try:
         staging.chmod(0o777 & ~umask())
         with (staging / _LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held while this process lives, so that nobody sweeps its folder
+            fcntl.flock(lock, fcntl.LOCK_EX)  # held until the process ends, so that no other process sweeps the folder
             yield staging
             (staging / _LOCK_NAME).unlink()
-        check_output(path, overwrite, is_ours)  # somebody else may have written meanwhile
+        check_output(path, overwrite, is_ours)  # another process may have written it meanwhile
         with set_aside(path) as aside:
             staging.rename(path)
             aside.discard()
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         for parent in new_parents:
-            with suppress(OSError):  # somebody else uses it by now
+            with suppress(OSError):  # in use by another process by now
                 parent.rmdir()
         raise
 
 
 def _sweep(path: Path) -> None:
-    """Remove staging folders of this output whose process is gone."""
+    """Remove staging folders of this output whose process has died."""
     for left in path.parent.glob(f".{path.name}.*.partial"):
         with suppress(OSError), (left / _LOCK_NAME).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -127,7 +127,7 @@ def _sweep(path: Path) -> None:
 
 
 class Aside:
-    """A folder moved out of the way until its successor stands."""
+    """A folder moved out of the way until its replacement is in place."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -137,7 +137,7 @@ class Aside:
             path.rename(self._hidden / "old")
 
     def discard(self) -> None:
-        """The successor stands: the old folder goes for good."""
+        """Delete the old folder: its replacement is in place."""
         if self._hidden is not None:
             shutil.rmtree(self._hidden)
             self._hidden = None
@@ -153,7 +153,7 @@ class Aside:
 
 @contextmanager
 def set_aside(path: Path) -> Iterator[Aside]:
-    """Move a folder (if there is one) aside; it comes back at the end of the block unless it is discarded there."""
+    """Move a folder (if it exists) aside; it is restored at the end of the block unless discarded in it."""
     aside = Aside(path)
     try:
         yield aside
@@ -162,14 +162,14 @@ def set_aside(path: Path) -> Iterator[Aside]:
 
 
 def umask() -> int:
-    """The permission bits that new files of this process lack."""
+    """The umask of this process."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; an empty one where there is no such file or object."""
+    """The object in a small JSON file; empty if the file is missing, unreadable or not a JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -178,11 +178,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, whole or not at all."""
+    """Write `value` as JSON, atomically."""
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write `data` beside `path` and rename it into place."""
+    """Write `data` next to `path` and rename it into place."""
     with staged_file(path, overwrite=True) as partial:
         partial.write_bytes(data)

@@ -1,4 +1,4 @@
-"""How every command of the project shows its `--help`."""
+"""The `--help` format shared by all commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rich_argparse import ArgumentDefaultsRichHelpFormatter
 
 
 class HelpFormatter(ArgumentDefaultsRichHelpFormatter):
-    """Defaults are shown where there is one; group names stay as they are written."""
+    """Shows defaults where they exist; keeps group names as written."""
 
     group_name_formatter = str
 

@@ -1,4 +1,4 @@
-"""Array code on interactions of whole users: one row per pair, time order, the last one held out."""
+"""Array code for the interactions of whole users: deduplicated pairs, time order, stable sorting."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from array_api_compat import array_namespace, device
 
 from workflows.device import host_kernels
 
-Array = Any  # an array of NumPy or CuPy; torch sorts no 16-bit digits
+Array = Any  # a NumPy or CuPy array; torch cannot sort 16-bit digits
 
 _DIGIT_BITS = 16
 
 
 def count(n: int, like: Array) -> Array:
-    """0 .. n-1 as int64, in the library and on the device of `like`."""
+    """0 .. n-1 as int64, in the array library and on the device of `like`."""
     return array_namespace(like).arange(n, dtype=array_namespace(like).int64, device=device(like))
 
 
 def stable_order(*columns: Array) -> Array:
-    """Positions that sort rows by `columns`, the last one being the most significant; ties keep their order.
+    """Positions that stably sort rows by `columns`, the last column being the most significant.
 
     A radix sort: libraries sort 16-bit digits in linear time, several times faster than a lexsort.
 
     Args:
-        columns: integer arrays of one length; each is shifted to start at 0, so that only its range costs.
+        columns: integer arrays of equal length; each is shifted to start at 0, so the cost depends only on its range.
     Returns:
         int64 positions.
     """
@@ -36,7 +36,7 @@ def stable_order(*columns: Array) -> Array:
             return xp.zeros(0, dtype=xp.int64, device=device(column))
         low = int(xp.min(column))
         span = int(xp.max(column)) - low
-        # Modulo 2**64 (or 2**32, where that is enough), so that no difference overflows and no digit needs a mask.
+        # Modulo 2**64 (or 2**32 if that suffices), so that no difference overflows and no digit needs a mask.
         unsigned = xp.uint64 if span >> 32 else xp.uint32
         zero = xp.asarray(low % (1 << xp.iinfo(unsigned).bits), dtype=unsigned, device=device(column))
         shifted = xp.astype(column, unsigned) - zero
@@ -48,7 +48,7 @@ def stable_order(*columns: Array) -> Array:
 
 
 def run_starts(values: Array) -> Array:
-    """True where a value differs from the one before it: where each run begins, shape [N]."""
+    """True at the start of each run of equal values, bool [N]."""
     xp = array_namespace(values)
     first = xp.ones(min(1, values.shape[0]), dtype=xp.bool, device=device(values))
     return xp.concat([first, values[1:] != values[:-1]]) if values.shape[0] else first
@@ -56,15 +56,15 @@ def run_starts(values: Array) -> Array:
 
 @dataclass(frozen=True)
 class Histories:
-    """The interactions of S whole users, one row per (user, item), N rows; users ascending.
+    """The interactions of S whole users: N rows, one per (user, item), users ascending.
 
     Attributes:
-        users: int64 [S] ids in ascending order.
-        counts: int64 [S] rows of each user.
-        starts: int64 [S] first row of each user, in either order below.
-        rows: int64 [N] which of the S users each row belongs to, in either order below.
-        items, times: integers [N], each user's items ascending, and the earliest time of each.
-        by_time: int64 [N] positions in `items` that order each user's rows by (time, item).
+        users: int64 [S], ids in ascending order.
+        counts: int64 [S], rows per user.
+        starts: int64 [S], first row of each user, in either order below.
+        rows: int64 [N], index (0 .. S-1) of each row's user, in either order below.
+        items, times: integers [N], each user's items in ascending order, and the earliest time of each.
+        by_time: int64 [N], positions in `items` that sort each user's rows by (time, item).
     """
 
     users: Array
@@ -77,15 +77,15 @@ class Histories:
 
 
 def histories(users: Array, items: Array, times: Array) -> Histories:
-    """Sort interactions into histories; of a pair that occurs again the earliest time counts.
+    """Sort interactions into histories; repeated pairs keep their earliest time.
 
-    The result does not depend on the order of the rows: times that tie are ordered by item.
+    The result does not depend on the row order: ties in time are broken by item.
 
     Args:
-        users, items: integer ids; times: integers in any unit; all of one length.
+        users, items: integer ids; times: integers in any unit; all of equal length.
 
     Raises:
-        TypeError: a column is not of integers.
+        TypeError: a column does not hold integers.
     """
     xp = array_namespace(users, items, times)
     for column in (users, items, times):
@@ -110,7 +110,7 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
 
 
 def run_lengths(starts: Array, total: int) -> Array:
-    """How many rows follow each start up to the next one, or up to `total`: int64, the shape of `starts`."""
+    """Rows from each start to the next one, or to `total` for the last: int64, same shape as `starts`."""
     if not starts.shape[0]:
         return starts
     xp = array_namespace(starts)
@@ -118,14 +118,14 @@ def run_lengths(starts: Array, total: int) -> Array:
 
 
 def _earliest(times: Array, first: Array) -> Array:
-    """The least time of each run, where `first` is true at the beginning of a run."""
+    """The minimum time of each run; `first` is true at the start of each run."""
     xp = array_namespace(times, first)
     least = times[first]
     if least.shape == times.shape:
         return least
     run = xp.cumulative_sum(xp.astype(first, xp.int64)) - 1
     several = run_lengths(xp.nonzero(first)[0], times.shape[0]) > 1
-    # Only rows of pairs that occur again are sorted: by time within their run, so that each run's least comes first.
+    # Sort only the rows of repeated pairs, by time within their run, so that the minimum of each run comes first.
     rows = xp.nonzero(xp.take(several, run))[0]
     run, times = xp.take(run, rows), xp.take(times, rows)
     order = stable_order(times, run)

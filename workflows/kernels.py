@@ -1,7 +1,7 @@
-"""Compiled loops for large arrays on the host, each equal to the array code that it stands in for.
+"""Compiled loops for large host arrays, each equivalent to the array code that it replaces.
 
-Array code makes a pass over memory for each of its steps; these make few, and allocate little.
-Compiled by numba (which Merlin needs anyway) when first imported, then read from `__pycache__`. The door to them is
+Array code makes a pass over memory for every operation; these loops make few and allocate little.
+Numba (which Merlin needs anyway) compiles them on first import and caches them in `__pycache__`. Use them through
 `workflows.device.host_kernels`.
 """
 
@@ -12,28 +12,28 @@ from numba import njit, types
 
 from workflows import counters
 
-_DIGIT_BITS = 9  # a cache line of each of a digit's targets fits the caches
-_CODE_BITS = 63  # a shift by all 64 would be none
-_DRAWS = 512  # whose points stay in the nearest cache
+_DIGIT_BITS = 9  # so that one cache line per bucket fits the caches
+_CODE_BITS = 63  # a shift by 64 would be a no-op
+_DRAWS = 512  # draws per block, so that they stay in the L1 cache
 
-# What pandas hands out is read-only where it copies on write; a writable array will do as well.
+# pandas returns read-only views under copy-on-write; writable arrays match this signature too.
 _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
 
-_U = np.uint64  # of indices in the innermost loops: the compiler then need not ask whether one counts from the end
+_U = np.uint64  # for indices in the innermost loops: saves the check for negative indices
 _STEP = counters._STEP
 _mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
 
 
 @njit
 def _below_32(bits, bound):
-    """`counters.below` for a bound of at most 2**32, all uint64: in halves, which vector instructions multiply."""
+    """`counters.below` for a bound of at most 2**32, all uint64: in halves, so that it vectorizes."""
     low = (bits & _U(0xFFFFFFFF)) * bound >> _U(32)
     return ((bits >> _U(32)) * bound + low) >> _U(32)
 
 
 def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, ...] | None:
-    """What `interactions.histories` finds, in the order of its attributes; None where the ranges are too wide.
+    """The fields of `interactions.histories`, in order; None if the value ranges are too wide.
 
     Args:
         users, items, times: integers [N], N > 0.
@@ -51,7 +51,7 @@ def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[
 
 @njit
 def _sorted_codes(codes, width):
-    """(uint64 codes of so many bits in ascending order, uint32 where each was): a radix sort; uses up `codes`."""
+    """Radix sort of uint64 codes of `width` bits: (sorted codes, uint32 argsort); overwrites `codes`."""
     n_codes = len(codes)
     order, order_to = np.empty(n_codes, np.uint32), np.empty(n_codes, np.uint32)
     codes_to = np.empty_like(codes)
@@ -125,7 +125,7 @@ def _histories(users, items, times, low_user, low_item, low_time, item_bits, pai
 
 @njit
 def _merge(into, n_into, more, n_more):
-    """Merge more[:n_more] into into[:n_into], both ascending, from behind."""
+    """Merge more[:n_more] into into[:n_into], both ascending, back to front."""
     left, right = n_into - 1, n_more - 1
     while right >= 0:
         if left >= 0 and into[left] > more[right]:
@@ -138,12 +138,12 @@ def _merge(into, n_into, more, n_more):
 
 @njit(_INT[:, ::1](*[_INTS] * 5, _INT, _INT), nogil=True, cache=True)
 def distinct_places(starts, ends, places, keys, limits, n_items, length):
-    """The places that `negatives.series_negatives` draws where all weigh the same: int64 [T, length], ascending.
+    """The positions that `negatives.series_negatives` draws if all weights are equal: int64 [T, length], ascending.
 
     Args:
-        starts, ends: int64 [T]; of series t, the owner's own places are places[starts[t] : ends[t]].
+        starts, ends: int64 [T]; the owner of series t has the positions places[starts[t] : ends[t]].
         places: int64 [N], ascending for each owner.
-        keys, limits: int64 [T], the random key and the limit of each; a limit that leaves nothing does not count.
+        keys, limits: int64 [T], random key and limit per series; a limit that leaves nothing is ignored.
     """
     n_series = len(keys)
     chosen = np.empty((n_series, length), np.int64)
@@ -167,7 +167,7 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
                 points[draw] = _below(_mix(_advanced(key, drawn + draw + 1)), limit - n_taken)
             drawn += missing
             points[:missing].sort()
-            new, passed = 0, 0  # in ascending order, one walk through what is taken finds all of their places
+            new, passed = 0, 0  # points are sorted, so one pass over `taken` finds all positions
             for draw in range(missing):
                 while passed < n_taken and taken[passed] <= points[draw] + passed:
                     passed += 1
@@ -179,7 +179,7 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
             _merge(own, found, points, new)
             n_taken += new
             found += new
-        if found < length:  # fewer are left: repeats, as evenly as can be
+        if found < length:  # too few candidates: repeat them as evenly as possible
             points[:found] = own[:found]
             for place in range(length):
                 own[place] = points[place % found] if found else 0
@@ -189,7 +189,7 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
 
 @njit
 def _set_bits(word):
-    """How many bits of a uint64 are set, counted in pairs, fours and bytes: compilers make one instruction of this."""
+    """Population count of a uint64, in pairs, nibbles and bytes: compilers turn this into one instruction."""
     word -= word >> _U(1) & _U(0x5555555555555555)
     word = (word & _U(0x3333333333333333)) + (word >> _U(2) & _U(0x3333333333333333))
     word = word + (word >> _U(4)) & _U(0x0F0F0F0F0F0F0F0F)
@@ -198,7 +198,7 @@ def _set_bits(word):
 
 @njit
 def _count_clear(words, before):
-    """How many bits are clear before each word, in `before`; both uint64 [W]."""
+    """Fill `before` with the number of clear bits before each word; both uint64 [W]."""
     total = _U(0)
     for number in range(_U(len(words))):
         before[number] = total
@@ -207,15 +207,15 @@ def _count_clear(words, before):
 
 @njit
 def _clear_bit(words, before, point):
-    """The place of clear bit number `point`, of which there are more; `before` as `_count_clear` fills it."""
+    """Position of clear bit number `point`, which must exist; `before` comes from `_count_clear`."""
     word, size = _U(0), _U(len(words))
-    while size > _U(1):  # without branches, which nothing could predict
+    while size > _U(1):  # branch-free: the branches would be unpredictable
         half = size >> _U(1)
         word += half * _U(before[word + half] <= point)
         size -= half
     clear = ~words[word]
     for _ in range(point - before[word]):
-        clear &= clear - _U(1)  # the lowest one is set no more
+        clear &= clear - _U(1)  # clears the lowest set bit
     return (word << _U(6)) + _set_bits((clear & ~clear + _U(1)) - _U(1))
 
 
@@ -227,14 +227,14 @@ _ROWS_TO_PLACES = [
 
 @njit(_ROWS_TO_PLACES, nogil=True, cache=True)
 def row_places(users, items, n_items, per_row, seed):
-    """What `negatives.row_negatives` draws where all items weigh the same: [N, per_row], and bool [N].
+    """The result of `negatives.row_negatives` if all weights are equal: [N, per_row], and bool [N].
 
-    A user's own items are bits of a table. The loops over all draws do not branch by what was drawn; few draws hit one
-    of the user's own items and come to the last loop.
+    A bitmap marks the user's own items. The loops over all draws are branch-free; only the few draws that hit one of
+    the user's own items go through the last loop.
 
     Args:
-        users: int32 or int64 [N], each user's rows consecutive and all there.
-        items: the same type [N], below `n_items`, which is at most 2**31 - 1.
+        users: int32 or int64 [N], each user's rows consecutive and complete.
+        items: same dtype, [N], below `n_items`, which is at most 2**31 - 1.
     """
     n_rows, start = len(users), 0
     chosen, exists = np.empty((n_rows, per_row), items.dtype), np.empty(n_rows, np.bool_)

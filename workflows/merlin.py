@@ -1,7 +1,7 @@
-"""The Merlin door: the only file that imports `nvtabular` and `merlin.*`, and where their faults are mended.
+"""The Merlin door: the only module that imports `nvtabular` and `merlin.*`, and that fixes their bugs.
 
-Merlin 23.08 froze with faults that lose or leak rows, or hang; each repair below says which, and
-`tests/workflows/test_merlin.py` proves each against the unrepaired class. A newer stack is one change here.
+Merlin 23.08, the last release, has bugs that lose or leak rows, or hang. Each fix below names its bug, and
+`tests/workflows/test_merlin.py` tests it against the stock class. A newer stack needs changes only here.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _NOISE = (
 
 @contextmanager
 def _quiet_torchless_import():
-    """Import Merlin without the noise that is not the user's business, and without loading torch.
+    """Import Merlin without irrelevant warnings and without loading torch.
 
-    Merlin imports torch whenever it can, which costs a preprocessing process a second and 150 MiB;
-    a process that needs the Loader has imported torch before it comes here.
+    Merlin imports torch whenever it can, which costs a preprocessing process 1 s and 150 MiB; a process that needs the
+    Loader imports torch before this module.
     """
     hide = "torch" not in sys.modules
     if hide:
@@ -48,11 +48,11 @@ def _quiet_torchless_import():
             del sys.modules["torch"]
 
 
-_PUT_WAIT_S = 0.01  # how long a chunk that nobody takes is held out before the producer looks whether it should end
+_PUT_WAIT_S = 0.01  # producer poll interval on a full queue
 
 
 def _optimized_later(ddf: Any = None, dsk: Any = None, keys: Any = None) -> Any:
-    """For Merlin's `ensure_optimize_dataframe_graph`: Dask now optimises a collection when it is computed."""
+    """Replaces Merlin's `ensure_optimize_dataframe_graph`: Dask now optimises a collection when computing it."""
     return dsk if ddf is None else ddf
 
 
@@ -74,7 +74,7 @@ with _quiet_torchless_import():
     from nvtabular import ColumnSelector
     from nvtabular.ops import Normalize, Operator, StatOperator
 
-logging.getLogger("merlin").setLevel(logging.CRITICAL)  # it logs what it also raises
+logging.getLogger("merlin").setLevel(logging.CRITICAL)  # it logs errors that it also raises
 
 __all__ = [
     "ColumnSchema",
@@ -92,7 +92,7 @@ __all__ = [
 
 @contextmanager
 def merlin_client(client: Any):
-    """Merlin runs its Dask collections on this client inside the block, in this thread."""
+    """Inside the block, Merlin runs the Dask collections of this thread on this client."""
     set_dask_client(client)
     try:
         yield
@@ -101,8 +101,8 @@ def merlin_client(client: Any):
 
 
 class _RowSafeExecutor(LocalExecutor):
-    """Repairs a leak: the stock executor drops an upstream output that has no rows, and the next operator
-    then gets the raw, unfiltered rows of that partition (test rows end up in train)."""
+    """Fixes a leak: the stock executor drops an upstream output that has no rows, so the next operator gets the raw,
+    unfiltered rows of that partition (test rows end up in train)."""
 
     def _run_upstream_transforms(self, node, transformable, capture_dtypes=False, strict=False):
         outputs = (
@@ -120,10 +120,10 @@ class _RowSafeExecutor(LocalExecutor):
 
 
 class Workflow(nvt.Workflow):
-    """`nvtabular.Workflow` whose partitions run through the executor that keeps emptied partitions empty.
+    """`nvtabular.Workflow` with the executor that keeps emptied partitions empty.
 
-    Merlin's `Subgraph` operator runs an executor of its own, out of reach of the repair: do not put operators that
-    remove rows into one.
+    Merlin's `Subgraph` operator runs its own executor, which this fix cannot reach: do not put operators that remove
+    rows into one.
     """
 
     def __init__(self, output_node) -> None:
@@ -140,19 +140,19 @@ class Workflow(nvt.Workflow):
 
 
 def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: bool) -> _MerlinDataset:
-    """A Merlin dataset whose partition number p is the dataframe `load(p)`, in that order, empty ones included.
+    """A Merlin dataset whose partition p is the dataframe `load(p)`, in order, including empty ones.
 
-    It stands in for Merlin's own Parquet reader, which fails on an empty first file ("indices are out-of-bounds"),
-    reads files in the order of their names, and cuts them in the middle of a user.
+    It replaces Merlin's own Parquet reader, which fails on an empty first file ("indices are out-of-bounds"), reads
+    files in the order of their names, and splits them in the middle of a user.
 
     Args:
         meta: an empty dataframe of the same library, columns and dtypes.
-        cpu: whether that library is pandas (else cuDF).
+        cpu: whether that library is pandas (otherwise cuDF).
     """
-    # Without a schema Merlin loads partitions until one has a row, each in time that grows with their number.
+    # Without a schema Merlin loads partitions until one has a row, each in time that grows with the partition count.
     schema = Schema([ColumnSchema(name, dtype=meta[name].dtype) for name in meta.columns])
     named = _Named(load, meta)
-    with dask.config.set({"dataframe.convert-string": False}):  # text keeps the dtype that `load` gives it
+    with dask.config.set({"dataframe.convert-string": False}):  # keep the text dtype that `load` returns
         collection = dd.from_map(named, range(partitions), meta=named, label="load")
     dataset = _MerlinDataset(collection, cpu=cpu, schema=schema)
     dataset.load_partition = load
@@ -160,10 +160,10 @@ def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: b
 
 
 class _Named:
-    """A function and its `meta` under a name of their own, the same in each process that they are sent to.
+    """A function and its `meta` with a fixed token that survives pickling.
 
-    Dask names a task by hashing what it calls: it would pickle all that `load` reads from, fail on what cannot be
-    pickled, and copy a cuDF `meta` from the GPU. The name is random, since runs that share a scheduler share names.
+    Dask names a task by hashing its callable: it would pickle everything that `load` reads from, fail on unpicklable
+    objects, and copy a cuDF `meta` from the GPU. The token is random because runs on one scheduler share task names.
     """
 
     def __init__(self, load: Callable[[int], Any], meta: Any) -> None:
@@ -182,7 +182,7 @@ def _meta_of(named: _Named, index: Any = None) -> Any:
 
 
 class _Partitions:
-    """Partitions of a dataset as dataframes, in an order."""
+    """Iterates over the partitions of a dataset as dataframes, in a given order."""
 
     def __init__(self, load: Callable[[int], Any], order: list[int]) -> None:
         self._load, self._order = load, order
@@ -193,18 +193,18 @@ class _Partitions:
 
 @functools.cache
 def loader_class() -> type:
-    """Merlin's torch `Loader` with its faults mended; import torch before this module.
+    """Merlin's torch `Loader` with its bugs fixed; import torch before this module.
 
-    Repairs, each over the stock class:
-      * hang: the queue's `get` has no time limit, so a loader waits for ever when the parts left yield no full
-        batch (trailing empty parts, `drop_last` with a small tail, a rank without a partition);
-      * crash: more ranks than partitions raised IndexError, and the last ranks could get none of many;
-      * shuffle: the stock class seeds NumPy's global generator and cannot be given an order. Set
-        `loader.indices` to the order of partitions of this epoch; `indices[rank::size]` are a rank's own;
-      * time: before it loads a partition, Dask pickles all that the dataset is read from, to name the task. Those of
-        `frame_dataset` are loaded without it;
-      * busy waiting: with a chunk ready and nobody asking, the producer tries a million times a second to hand it
-        over, and takes the interpreter's lock from whoever computes.
+    Fixes over the stock class:
+      * hang: the queue's `get` has no timeout, so a loader waits forever if the remaining partitions yield no full
+        batch (trailing empty partitions, `drop_last` with a small tail, a rank without a partition);
+      * crash: more ranks than partitions raised IndexError, and the last ranks could get no partition out of many;
+      * shuffle: the stock class seeds NumPy's global generator and accepts no order. Set `loader.indices` to this
+        epoch's partition order; a rank reads `indices[rank::size]`;
+      * time: to name the task of a partition, Dask pickles everything that the dataset reads from. Partitions of
+        `frame_dataset` are loaded without Dask;
+      * busy waiting: on a full queue, the producer retries a million times a second and takes the GIL from the
+        computing threads.
     """
     from merlin.core.compat.torch import torch as merlins_torch
 
@@ -219,7 +219,7 @@ def loader_class() -> type:
 
         def _fetch_chunk(self) -> None:
             while True:
-                producing = self._working  # read before the get, so that the last chunk is not lost
+                producing = self._working  # read before `get`, so that the last chunk is not lost
                 try:
                     chunks = self._buff.q_out.get(timeout=0.05 if producing else 0.0)
                     break
@@ -234,7 +234,7 @@ def loader_class() -> type:
             self._batch_itr = iter(chunks)
 
         def _shuffle_indices(self) -> None:
-            """The order is `loader.indices`, whoever set it; NumPy's global generator is left alone."""
+            """No-op: `loader.indices` defines the order, and NumPy's global generator stays untouched."""
 
         def _data_iter(self, epochs: int) -> Any:
             load = getattr(self.dataset, "load_partition", None)

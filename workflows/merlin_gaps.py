@@ -1,6 +1,6 @@
-"""Names that Merlin 23.08 imports and that Dask and cuDF have lost since: given back, or made to say so when called.
+"""Names that Merlin 23.08 imports and Dask and cuDF have since removed: restored, or stubs that raise when called.
 
-`workflows/merlin.py`, the Merlin door, calls these before it imports Merlin.
+`workflows/merlin.py`, the Merlin door, calls these functions before it imports Merlin.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 import dask.dataframe as dd
 from dask.dataframe.dispatch import hash_object_dispatch
 
-_CUDF = "26.10"  # the line whose missing names are known
-# What Merlin 23.08 takes from cuDF, by module; a test compares this with Merlin's sources.
+_CUDF = "26.10"  # the release whose missing names are known
+# Names that Merlin 23.08 uses from cuDF, by module; a test compares them with Merlin's sources.
 TAKEN_FROM_CUDF = {
     "cudf": "DataFrame ListDtype RangeIndex Series StructDtype concat from_pandas read_parquet",
     "cudf.api.types": "is_list_dtype is_string_dtype",
@@ -30,8 +30,8 @@ TAKEN_FROM_CUDF = {
     "dask_cudf": "DataFrame Series from_cudf from_dask_dataframe read_csv",
     "dask_cudf.io.parquet": "CudfEngine create_metadata_file",
 }
-# Of these, cuDF 26.10 lacks three: Merlin imports them, for its own Parquet reader, list columns and collections that
-# move to a GPU. Nothing here goes there.
+# Three names are missing from cuDF 26.10. Merlin imports them for its own Parquet reader, list columns and moving
+# collections to a GPU, none of which are used here.
 GONE_FROM_CUDF = (
     "cudf.core.column.build_categorical_column",
     "cudf.core.column.build_column",
@@ -47,16 +47,16 @@ def _has(module: str, name: str) -> bool:
 
 
 def _gone(path: str) -> Callable[..., NoReturn]:
-    """A stub for a name that Merlin imports, its library no longer has, and nothing here reaches."""
+    """A stub for a removed name that Merlin imports but this program never calls."""
 
     def gone(*_: Any, **__: Any) -> NoReturn:
-        raise NotImplementedError(f"{path} no longer exists, and what of Merlin 23.08 calls it is not used here")
+        raise NotImplementedError(f"{path} no longer exists; the parts of Merlin 23.08 that call it are not used here")
 
     return gone
 
 
 def complete_dask() -> None:
-    """Give Dask the names back that it has lost since Merlin's last release."""
+    """Restore or stub the names that Dask has removed since Merlin's last release."""
     core: Any = dd.core
     core.DataFrame, core.Series, core.hash_object_dispatch = dd.DataFrame, dd.Series, hash_object_dispatch
     core.new_dd_object = _gone("dask.dataframe.core.new_dd_object")
@@ -66,14 +66,14 @@ def complete_dask() -> None:
 
 
 def complete_cudf() -> None:
-    """Put stubs where cuDF has lost a name since Merlin's last release; for a process in which Merlin sees a GPU.
+    """Add stubs for the names that cuDF has removed since Merlin's last release; call it if Merlin sees a GPU.
 
     Raises:
-        RuntimeError: names are missing that this does not know to be; Merlin would fail on them one by one.
+        RuntimeError: unexpected names are missing; Merlin would fail on them one by one.
     """
     try:
         version = importlib.import_module("cudf").__version__
-    except ImportError:  # Merlin then keeps to pandas
+    except ImportError:  # Merlin then uses pandas
         return
     taken = (f"{module}.{name}" for module, names in TAKEN_FROM_CUDF.items() for name in names.split())
     missing = [path for path in taken if not _has(*path.rsplit(".", 1))]

@@ -1,4 +1,4 @@
-"""Negatives: items a user has not interacted with, for test series and for training."""
+"""Negative sampling: items a user has not interacted with, for test series and for training."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from workflows.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
 from workflows.device import host_kernels, host_view
 from workflows.interactions import Histories, count, run_starts
 
-Array = Any  # an array of NumPy, CuPy or torch
+Array = Any  # a NumPy, CuPy or torch array
 
 
 def series_negatives(
     history: Histories, which: Array, candidates: Candidates, length: int, seed: int, exact: bool = True
 ) -> Array:
-    """Negatives of a test series for the last interaction of some users, ascending: int64 [T, length].
+    """Test negatives for the last interaction of the selected users, ascending: int64 [T, length].
 
-    Exact ones lie outside all of the user's items and are distinct, as if drawn one after the other; a user with
-    fewer unseen items gets all of them and repeats. Others may be any item, repeats and positives included.
-    Where nothing unseen had appeared by the time of the positive, time is not asked.
+    Exact negatives are unseen by the user and distinct, as if drawn sequentially without replacement; a user with
+    fewer than `length` unseen items gets all of them, with repeats. Otherwise any item can be drawn, including repeats
+    and positives. If no unseen item had appeared by the time of the positive, time is ignored.
 
     Args:
-        which: int64 [T], ascending: which of the history's users; each must have an unseen item.
+        which: int64 [T], ascending indices of users in the history; each must have an unseen item.
         seed: from `counters.stream_seed`.
     """
     xp = array_namespace(history.users)
@@ -50,19 +50,19 @@ def series_negatives(
 
 
 def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array, length: int) -> Array:
-    """`length` distinct places left to each owner, ascending: int64 [T, length]; repeats where there are fewer.
+    """`length` distinct remaining positions per owner, ascending: int64 [T, length]; repeats if there are fewer.
 
-    Round after round, as many places as are missing are drawn of what is left, and those drawn twice count once.
-    That is the same as drawing one after the other: a place that was drawn before would not be drawn again.
+    Each round draws the missing number of positions from those remaining and drops duplicates. This is equivalent to
+    sequential draws without replacement, in which a position already drawn could not be drawn again.
 
     Args:
         owner: int64 [T], ascending.
-        key, limits: int64 [T], the random key and the limit of each.
+        key, limits: int64 [T], random key and limit per owner.
     """
     xp = array_namespace(owner)
     if not (owner.shape[0] and length):
         return xp.zeros((owner.shape[0], length), dtype=xp.int64, device=device(owner))
-    none = unseen.candidates.n_items  # a place that is missing, behind all others
+    none = unseen.candidates.n_items  # marks a missing position; sorts after all others
     number, drawn = count(owner.shape[0], owner), xp.zeros_like(owner)
     chosen = xp.zeros((owner.shape[0], 0), dtype=xp.int64, device=device(owner))
     done, numbers = [], []
@@ -76,7 +76,7 @@ def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array
         gaps = xp.any(merged == none, axis=1) | (merged.shape[1] > length)
         done.append(merged[~gaps][:, :length])
         numbers.append(number[~gaps])
-        # The others: close the gaps; finished are those that now have all, or all there is.
+        # Close the gaps of the others; an owner is finished if it has `length` positions or no candidates remain.
         chosen = xp.sort(merged[gaps], axis=1)[:, :length]
         state = [column[gaps] for column in (number, owner, key, limits, drawn + missing, bound)]
         finished = (chosen[:, -1] < none) | (state[-1] == 0)
@@ -86,26 +86,26 @@ def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array
         number, owner, key, limits, drawn, bound = (column[~finished] for column in state)
         if not number.shape[0]:
             break
-        # What these have drawn is out of the next round.
+        # Exclude the positions drawn so far from the next round.
         unseen = unseen.without(owner, chosen)
         owner = count(owner.shape[0], owner)
     return xp.take(xp.concat(done), xp.argsort(xp.concat(numbers)), axis=0)
 
 
 def _draw(unseen: Unseen, owner: Array, key: Array, drawn: Array, bound: Array, missing: Array, none: int) -> Array:
-    """The next `missing` draws of each owner, with replacement, ascending: int64 [T, max missing]; then `none`."""
+    """The next `missing` draws per owner, with replacement, ascending: int64 [T, max missing], padded with `none`."""
     xp = array_namespace(owner)
     slot = count(int(xp.max(missing)), owner)[None, :]
     bits = counters.draws(counters.advanced(key, drawn)[:, None], slot)
     points = counters.below(bits, xp.clip(bound, min=1)[:, None])
-    # Sorted before the search, which then goes through its table once. What is not to be drawn comes last.
+    # Sorted, so that the search passes over its table once; the padding sorts last.
     points = xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1)
     places = unseen.places(owner, xp.clip(points, max=xp.clip(bound - 1, min=0)[:, None]))
     return xp.where(points < MAX_WEIGHT, places, none)
 
 
 def _repeated(chosen: Array, none: int) -> Array:
-    """Fill missing places (`none`, at the end of each row) with repeats of the others; ascending."""
+    """Fill missing positions (`none`, at the end of each row) by repeating the others; ascending."""
     xp = array_namespace(chosen)
     rows, length = chosen.shape
     there = xp.sum(xp.astype(chosen < none, xp.int64), axis=1)
@@ -123,20 +123,20 @@ def row_negatives(
     times: Array | None = None,
     exact: bool = True,
 ) -> tuple[Array, Array]:
-    """Negatives for training: `per_row` for each row; exact ones lie outside all items the user has in these rows.
+    """Training negatives, `per_row` per row; exact ones are not among the items the user has in these rows.
 
-    Draw number n of a user is the same wherever the user's rows lie, as long as they are in the same order. Where all
-    items weigh the same it is any item, and if that is one of the user's own, any of the others: of n items, m of which
-    are left, each of the m has the chance 1/n + (n - m)/n * 1/m = 1/m.
+    Draw n of a user depends only on the order of the user's own rows, not on where they lie. With equal weights, the
+    first draw is over all n items and, if it hits one of the user's own, a second is over the m unseen ones, so each
+    of those has probability 1/n + (n - m)/n * 1/m = 1/m.
 
     Args:
-        users: int32 or int64 [N], each user's rows consecutive and all there.
-        items: the same type, [N].
+        users: int32 or int64 [N], each user's rows consecutive and complete.
+        items: same dtype, [N].
         seed: from `counters.stream_seed`; include the epoch for fresh draws.
-        times: integers [N], where `candidates` asks for them.
+        times: integers [N], if `candidates` is time-aware.
     Returns:
-        [N, per_row] items, of the type of `items`, and bool [N]: False where the user has seen every item, so that
-        there is no negative (what stands in such a row is to be left out).
+        items [N, per_row], same dtype as `items`, and bool [N]: False if the user has seen every item and so has no
+        negative (ignore the values in such a row).
     """
     xp = array_namespace(users, items)
     alike = exact and candidates.before is None and candidates.items is None and candidates.since is None

@@ -1,6 +1,6 @@
-"""NVTabular operators that turn a log into a leave-one-out data set, and draw negatives; for anyone's own workflow.
+"""NVTabular operators for leave-one-out splits and negative sampling, usable in any workflow.
 
-All but `ItemStatistics` take partitions that hold whole users, with ids encoded by `EncodeIds`.
+Except for `ItemStatistics`, they need ids encoded by `EncodeIds` and partitions that hold whole users.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OUTPUT = {"user": "int32", "item": "int32", "label": "float32", "split": "int8"
 
 
 class _Negatives(Operator):
-    """What operators that draw negatives share."""
+    """Base class of the operators that draw negatives."""
 
     def __init__(self, encoder: EncodeIds, item: str, sampling: Sampling, statistics: ItemStatistics | None) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class _Negatives(Operator):
         return self._line
 
     def _train_rows(self, users, items, times, per_positive: int) -> dict[str, Any]:
-        """Each row, followed by its negatives (none where the user has interacted with every item)."""
+        """Each row followed by its negatives (none if the user has interacted with every item)."""
         xp = array_namespace(users, items)
         if not per_positive:
             return {"user": users, "item": items, "label": xp.ones(users.shape, dtype=xp.float32, device=device(users))}
@@ -61,14 +61,14 @@ class _Negatives(Operator):
         return {"user": rows[keep], "item": samples[keep], "label": labels[keep]}
 
     def __getstate__(self):
-        return {**self.__dict__, "_line": None}  # built where it is used: it may lie on a device
+        return {**self.__dict__, "_line": None}  # may hold device memory, so the receiver rebuilds it
 
 
 class AppendNegatives(_Negatives):
-    """Follow each row by negatives: emits `user`, `item` (int32) and `label` (float32, 1 or 0) under your names.
+    """Append negatives to each row: emits `user`, `item` (int32) and `label` (float32, 1 or 0) under the given names.
 
-    Negatives lie outside all the items that the user has in the partition (with `uniform`: anywhere). Rows come out
-    ordered by user, a user's rows as they were; rows with an id that the encoder does not know (-1) are left out.
+    Negatives are items that the user does not have in the partition (with `uniform`: any items). The output is sorted
+    by user, stably; rows with an id unknown to the encoder (-1) are dropped.
     """
 
     def __init__(
@@ -84,10 +84,10 @@ class AppendNegatives(_Negatives):
     ) -> None:
         """
         Args:
-            encoder: the fitted-before operator that knows how many items there are.
-            user, item, time: names of the input columns; time only where negatives are time-aware.
-            per_positive: negatives of each row.
-            statistics: where `sampling` needs them.
+            encoder: an operator fitted before this one; it defines the number of items.
+            user, item, time: names of the input columns; time is needed only for time-aware negatives.
+            per_positive: negatives per row.
+            statistics: required if `sampling` needs them.
         """
         super().__init__(encoder, item, sampling, statistics)
         if sampling.time_aware and time is None:
@@ -115,12 +115,12 @@ class AppendNegatives(_Negatives):
 class LeaveOneOut(_Negatives):
     """Hold out each user's last interaction and draw the negatives it is ranked against.
 
-    Takes encoded user, item and time columns whose partitions hold whole users, and emits rows of `user`,
-    `item` (int32), `label` (float32) and `split` (int8): first the train rows (split 0), by user and time;
-    then one series for each user with a held-out interaction (split 1), positive first.
-    Of a pair that occurs again the earliest time counts; of equal times the greatest item is the last.
-    A user with one interaction, or who has seen every item, is in train only; rows with an id that the encoder
-    does not know (-1) are left out.
+    Takes encoded user and item columns and a time column, in partitions that hold whole users, and emits rows of
+    `user`, `item` (int32), `label` (float32) and `split` (int8): first the train rows (split 0), by user and time; then
+    one series per user with a held-out interaction (split 1), positive first.
+    Repeated pairs keep their earliest time; ties in time are broken by item, the largest last. Users with one
+    interaction, and users who have seen every item, are in train only; rows with an id unknown to the encoder (-1) are
+    dropped.
     """
 
     def __init__(
@@ -136,13 +136,13 @@ class LeaveOneOut(_Negatives):
     ) -> None:
         """
         Args:
-            encoder: the fitted-before operator that knows how many items there are.
+            encoder: an operator fitted before this one; it defines the number of items.
             user, item, time: names of the input columns.
-            test_negatives: negatives of each series, outside all of the user's interactions and distinct (with
+            test_negatives: negatives per series, distinct and not among any of the user's interactions (with
                 `uniform`: any items).
-            train_negatives: negatives written after each train positive, outside the user's train
-                interactions. The held-out item may be among them: a trainer must not know it.
-            statistics: where `sampling` needs them.
+            train_negatives: negatives after each train positive, not among the user's train interactions. The
+                held-out item may be one of them: training must not know it.
+            statistics: required if `sampling` needs them.
         """
         super().__init__(encoder, item, sampling, statistics)
         self.user, self.time = user, time
@@ -168,7 +168,7 @@ class LeaveOneOut(_Negatives):
         return type(df)(columns)
 
     def _split(self, history: Histories):
-        """(which of the S users have a held-out interaction, positions in time order of the train rows)."""
+        """(indices of the users with a held-out interaction, positions of the train rows in time order)."""
         xp = array_namespace(history.users)
         has_test = (history.counts > 1) & (history.counts < self.n_items)
         position = count(history.rows.shape[0], history.rows)

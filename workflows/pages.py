@@ -1,4 +1,4 @@
-"""What people look at: pages from templates, and pictures. The libraries are imported when one is made."""
+"""Rendered pages and pictures; jinja2 and matplotlib are imported lazily."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def templates(folder: Path, html: bool = True) -> Environment:
-    """The templates of a folder; a value that is missing is an error.
+    """The templates in a folder; an undefined value is an error.
 
     Args:
-        html: whether values are escaped for HTML: names of files and features are whoever's who chose them.
+        html: whether to escape values for HTML: file and feature names are untrusted input.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -31,6 +31,6 @@ def templates(folder: Path, html: bool = True) -> Environment:
 
 
 def write_picture(path: Path, figure: Figure) -> None:
-    """Write a PNG, whole or not at all; equal figures give equal bytes."""
+    """Write a PNG atomically; equal figures give equal bytes."""
     with staged_file(path, overwrite=True) as partial:
         figure.savefig(partial, format="png", dpi=110, metadata={"Software": None})

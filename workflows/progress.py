@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+"""Progress of long-running work: on a terminal a bar with rate and time remaining, elsewhere plain lines."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # ids may hold [brackets] and :colons:
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # ids may contain [brackets] and :colons:
 
 
 class _Rate(ProgressColumn):
-    """Units per second, in thousands or millions once there are many."""
+    """Units per second, with a k, M or G suffix."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{human(task.finished_speed or task.speed or 0.0)} {task.fields['unit']}/s")
 
 
 def human(number: float) -> str:
-    """A count in at most four digits: 987, 12.3 k, 4.56 M."""
+    """A count rounded to three significant digits: 987, 12.3 k, 4.56 M."""
     for scale, suffix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= 0.9995 * scale:  # what three digits round up to it
+        if number >= 0.9995 * scale:  # rounds up to this scale at three digits
             return f"{number / scale:.3g}{suffix}"
     return f"{number:.3g}"
 
 
 class Stage:
-    """One running stage; `advance` may be called from any thread."""
+    """One running stage; `advance` is thread-safe."""
 
     def __init__(self, progress: Progress, task_id: TaskID) -> None:
         self._progress, self._task_id = progress, task_id
@@ -38,18 +38,18 @@ class Stage:
         self._progress.advance(self._task_id, amount)
 
     def note(self, text: str) -> None:
-        """Show `text` behind the bar (terminal only)."""
+        """Show `text` after the bar (terminal only)."""
         self._progress.update(self._task_id, note=text)
 
 
 @contextmanager
 def stage(name: str, total: float | None, unit: str, done: int = 0, shown: bool = True) -> Iterator[Stage]:
-    """Show the progress of one stage; where there is no terminal, one line when it is done.
+    """Show the progress of one stage; without a terminal, print one line when it is done.
 
     Args:
-        total: units of work, None where it is not known beforehand.
-        unit: what is counted ("rows", "samples"), for the rate.
-        done: units that were done before.
+        total: units of work, None if not known in advance.
+        unit: name of the unit ("rows", "samples"), for the rate.
+        done: units completed earlier.
         shown: whether to show anything.
     """
     started_s = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How negatives are to be drawn."""
+"""Settings for negative sampling."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Sampling:
     """How negatives are drawn.
 
     Attributes:
-        kind: "exact" (items the user has not interacted with, all equally likely), "popularity" (such items, by
-            their number of interactions) or "uniform" (any item, as in NVIDIA's reference).
-        exponent: of the number of interactions, for "popularity" (0.75 as in word2vec, Mikolov et al. 2013).
+        kind: "exact" (items the user has not interacted with, all equally likely), "popularity" (the same items,
+            weighted by their interaction counts) or "uniform" (any item, as in NVIDIA's reference).
+        exponent: power of the interaction counts, for "popularity" (0.75 as in word2vec, Mikolov et al. 2013).
         time_aware: only items that had occurred in the log by the time of the positive.
-        seed: same seed, same negatives, however the rows are partitioned.
+        seed: the same seed gives the same negatives, however the rows are partitioned.
     """
 
     kind: str = "exact"
@@ -41,10 +41,10 @@ EXACT = Sampling()
 def line_of(
     n_items: int, sampling: Sampling, counts: np.ndarray | None, since: np.ndarray | None, like: Any
 ) -> Candidates:
-    """The line of items to draw from, in the array library and on the device of `like`.
+    """Build the candidates to draw from, in the array library and on the device of `like`.
 
     Args:
-        counts, since: int64 [n_items], interactions of each item and its earliest time, where `sampling` needs them.
+        counts, since: int64 [n_items], interaction count and earliest time of each item, if `sampling` needs them.
     """
     before = items = places = appeared = None
     if sampling.time_aware:
@@ -55,7 +55,7 @@ def line_of(
     if sampling.kind == "popularity":
         assert counts is not None
         share = counts.astype(np.float64) ** sampling.exponent
-        # Whole numbers, so that sums are exact; at least 1, so that every item can be drawn.
+        # Integers, so that sums are exact; at least 1, so that every item can be drawn.
         weights = np.maximum(1, share / share.sum() * (MAX_WEIGHT - n_items)).astype(np.int64)
         before = np.concatenate([[0], np.cumsum(weights if items is None else weights[items])])
     xp = array_namespace(like)

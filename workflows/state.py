@@ -1,8 +1,8 @@
-"""A fitted workflow on disk, as JSON and Parquet: Merlin's own `Workflow.save` writes a pickle, and we load none.
+"""A fitted workflow on disk, as JSON and Parquet: Merlin's `Workflow.save` writes a pickle, and we never load one.
 
 In a prepared folder, `categories/<column>.parquet` holds the encoding (`id`, `original`),
-`workflow/workflow.json` the operators and their parameters, and, where negatives need them,
-`workflow/items.parquet` the statistics of items.
+`workflow/workflow.json` the operators and their parameters, and `workflow/items.parquet` the item statistics, if
+negative sampling needs them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")
 
 
 def leave_one_out_workflow(encoder: EncodeIds, split: LeaveOneOut) -> Workflow:
-    """log → encoded ids (→ statistics of items, where negatives need them) → train and test rows.
+    """log → encoded ids (→ item statistics, if negative sampling needs them) → train and test rows.
 
     Args:
-        encoder: keeps the time column.
+        encoder: must keep the time column.
     """
     log = [split.user, split.item, split.time] >> encoder
     if split.statistics is not None:
@@ -46,7 +46,7 @@ def save_workflow(folder: Path, originals: Mapping[str, Any], split: LeaveOneOut
     """Write the state of a fitted leave-one-out workflow into a prepared folder.
 
     Args:
-        originals: of each encoded column, the original ids in the order of their numbers (Arrow or pandas).
+        originals: original ids of each encoded column, in encoded order (Arrow or pandas).
     """
     (folder / "workflow").mkdir()
     for name, ids in originals.items():
@@ -64,10 +64,10 @@ def save_workflow(folder: Path, originals: Mapping[str, Any], split: LeaveOneOut
 
 
 def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
-    """Rebuild the workflow of a prepared folder, fitted.
+    """Rebuild the fitted workflow of a prepared folder.
 
     Raises:
-        UserError: the folder has no such state, or of another format.
+        UserError: the folder has no saved workflow, or one in another format.
     """
     path = folder / "workflow" / "workflow.json"
     try:
@@ -85,12 +85,12 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
             statistics.fitted = True
         split = LeaveOneOut(encoder, **parameters, sampling=sampling, statistics=statistics)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
-        raise UserError(f"{path} is no saved workflow of this program ({err!r}); prepare the folder again") from None
+        raise UserError(f"{path} is not a saved workflow of this program ({err!r}); prepare the folder again") from None
     return leave_one_out_workflow(encoder, split), encoder, split
 
 
 def _read_statistics(folder: Path, n_items: int) -> tuple[np.ndarray, ...]:
-    """(interactions of each item, its earliest time); raises ValueError where they are no such numbers."""
+    """(interaction count, earliest time) of each item; raises ValueError if the table is malformed."""
     items = pq.read_table(folder / "workflow" / "items.parquet", columns=["count", "since"])
     if items.schema.types != [pa.int64()] * 2 or items.num_rows != n_items:
         raise ValueError(
@@ -103,17 +103,17 @@ def _read_statistics(folder: Path, n_items: int) -> tuple[np.ndarray, ...]:
 
 
 def write_categories(folder: Path, column: str, originals: Any) -> None:
-    """Write which original id each number of a column stands for; `originals` in the order of the numbers."""
+    """Write the mapping from encoded to original ids of a column; `originals` are in encoded order."""
     (folder / "categories").mkdir(exist_ok=True)
     table = pa.table({"id": np.arange(len(originals), dtype=np.int32), "original": pa.array(originals)})
     pq.write_table(table, folder / "categories" / f"{column}.parquet")
 
 
 def read_categories(folder: Path, column: str) -> pd.Series:
-    """The original ids of a column in the order of their encoded ids.
+    """The original ids of a column, in encoded order.
 
     Raises:
-        UserError: the prepared folder holds no such table, or its ids are not 0 .. n-1.
+        UserError: the prepared folder has no such table, or its ids are not 0 .. n-1.
     """
     path = folder / "categories" / f"{Path(column).name}.parquet"
     if not path.is_file():

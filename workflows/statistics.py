@@ -1,4 +1,4 @@
-"""The operator that finds how often each item occurs, and since when."""
+"""The operator that computes the count and first occurrence of each item."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from workflows.merlin import StatOperator
 
 
 class ItemStatistics(StatOperator):
-    """Find how often each encoded item occurs, and since when; hands its columns on as they are.
+    """Computes the count and first occurrence of each encoded item; passes its columns through unchanged.
 
     Attributes:
-        counts: int64 [n_items], rows of each item.
-        since: int64 [n_items], the earliest time of each item; the latest possible one where it does not occur.
+        counts: int64 [n_items], rows per item.
+        since: int64 [n_items], earliest time of each item; the int64 maximum if it does not occur.
     """
 
     def __init__(self, encoder: EncodeIds, item: str, time: str) -> None:
-        """Args: encoder: the fitted-before operator that knows how many items there are."""
+        """Args: encoder: an operator fitted before this one; it defines the number of items."""
         super().__init__()
         self.encoder, self.item, self.time = encoder, item, time
         self.counts = self.since = np.zeros(0, dtype=np.int64)
@@ -43,7 +43,7 @@ class ItemStatistics(StatOperator):
 
 
 def _item_statistics(df: Any, item: str, time: str) -> tuple[np.ndarray, ...]:
-    """(items of a partition, rows of each, earliest time of each), on the host."""
+    """(items, their row counts, their earliest times) of a partition, on the host."""
     items, times = df[item].values, df[time].values
     xp = array_namespace(items)
     known = items >= 0

@@ -1,4 +1,4 @@
-"""Finds names in the GPU's libraries, and says at the end how many were checked, and in which versions."""
+"""Looks up names in the GPU libraries, and reports at the end how many were checked and in which versions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")  # cuDF looks for no GPU when it is imported
+os.environ.setdefault("RAPIDS_NO_INITIALIZE", "1")  # cuDF then does not look for a GPU on import
 
 import pytest
 
@@ -20,7 +20,7 @@ PACKAGES = ("cudf-cu13", "dask-cudf-cu13", "cupy-cuda13x", "rmm-cu13", "dask-cud
 
 @pytest.fixture(scope="session")
 def find() -> Callable[[str], Any]:
-    """What a dotted path leads to; skips where cuDF is not installed, raises AttributeError where nothing is."""
+    """Resolve a dotted path; skips if cuDF is not installed, raises AttributeError if the name does not exist."""
     if importlib.util.find_spec("cudf") is None:
         pytest.skip("cuDF is not installed; `make gpu-contract` installs and checks it")
 
@@ -51,6 +51,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     except PackageNotFoundError as err:
         versions = f"no {err}"
     terminalreporter.write_line(
-        f"GPU contract: {count['names']} uses of our list ({count['calls']} calls, of which {count['signatures']} "
-        f"against a signature); {count['merlin']} names that Merlin takes from modules; {versions}"
+        f"GPU contract: {count['names']} uses in our list ({count['calls']} calls, {count['signatures']} checked "
+        f"against a signature); {count['merlin']} names that Merlin uses from modules; {versions}"
     )

@@ -1,4 +1,4 @@
-"""Which GPUs the compiled code of the GPU's libraries is for, read from their files (`make gpu-contract`)."""
+"""The GPU architectures that the GPU libraries are compiled for, read from their binaries (`make gpu-contract`)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-# docs/gpu.md has the cards; a driver compiles PTX of the newest of them for later ones.
+# docs/gpu.md lists the cards; the driver compiles the PTX of the newest one for later cards.
 MACHINE_CODE = {75, 80, 86, 90, 100, 120}
 LIBRARIES = {"libcudf": "lib64/libcudf.so", "cupy": "cuda/thrust.*.so"}
-PTX, CUBIN = 1, 2  # kinds of an entry of a fat binary
+PTX, CUBIN = 1, 2  # kinds of fat binary entries
 
 
 def sections(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
@@ -27,7 +27,7 @@ def sections(data: mmap.mmap) -> Iterator[tuple[str, int, int]]:
 
 
 def fat_binary_entries(path: Path) -> Iterator[tuple[int, int]]:
-    """Kind and architecture (75 for sm_75) of each entry of the fat binaries that nvcc puts into a library."""
+    """Kind and architecture (75 for sm_75) of each entry in the fat binaries that nvcc embeds in a library."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for name, offset, length in sections(data):
             if name != ".nv_fatbin":
@@ -44,7 +44,7 @@ def fat_binary_entries(path: Path) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("package", LIBRARIES)
-def test_every_gpu_since_turing_has_machine_code_and_later_ones_ptx(package: str) -> None:
+def test_gpus_since_turing_have_machine_code_and_later_ones_have_ptx(package: str) -> None:
     found = importlib.util.find_spec(package)
     if found is None or found.origin is None:
         pytest.skip(f"{package} is not installed; `make gpu-contract` installs and checks it")

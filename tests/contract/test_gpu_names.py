@@ -1,7 +1,7 @@
-"""The names of the GPU's libraries that are used: the list against our code, and against the libraries themselves.
+"""The GPU library names that we use: the list against our code, and against the libraries themselves.
 
-The list is `gpu_names.txt`. That it holds what our code uses is checked everywhere; that the libraries have it, with
-such signatures, where they are installed (`make gpu-contract`; no GPU is needed).
+The list is `gpu_names.txt`. That it matches our code is always checked; that the libraries have these names with
+matching signatures is checked only if they are installed (`make gpu-contract`; no GPU is needed).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LIBRARIES = ("cudf", "cupy", "dask_cuda", "dask_cudf", "rmm")
 ARRAYS, FRAME, COLUMN = "array_api_compat.cupy", "cudf.DataFrame", "cudf.Series"
 HAS_CUDF = importlib.util.find_spec("cudf") is not None
 
-# What the names of variables say, by file; "df" is a dataframe everywhere.
+# Types implied by variable names, by file; "df" is always a dataframe.
 VARIABLES = {
     "workflows/device.py": {"self.frames": "cudf"},
     "workflows/encode.py": {"column": COLUMN},
@@ -41,7 +41,7 @@ VARIABLES = {
 
 @dataclass(frozen=True)
 class Name:
-    """A line of the list: a dotted path, and how it is called (None where it is only read)."""
+    """A line of the list: a dotted path and how it is called (None if it is only read)."""
 
     path: str
     call: ast.Call | None
@@ -53,13 +53,13 @@ class Name:
         return Name(ast.unparse(call.func if call else node), call)
 
     def bind(self, told: inspect.Signature) -> None:
-        """Raises TypeError where what has that signature cannot be called so."""
+        """Raises TypeError if the call does not fit the signature."""
         assert self.call is not None
         told.bind(*self.call.args, **{word.arg or "some_other": None for word in self.call.keywords})
 
 
 def listed() -> dict[str, list[str]]:
-    """The lines of each part of the list."""
+    """The lines in each section of the list."""
     parts: dict[str, list[str]] = {}
     for line in LIST.read_text(encoding="utf-8").splitlines():
         text = line.split("#")[0].strip()
@@ -74,11 +74,11 @@ PARTS = listed()
 PRESENT = [line for part in ("arrays", "frames", "values", "merlin") for line in PARTS[part]]
 
 
-# --- What our code uses -----------------------------------------------------------------------------------------
+# --- Uses in our code -------------------------------------------------------------------------------------------
 
 
 class _Uses(ast.NodeVisitor):
-    """What a file takes from the GPU's libraries, in the words of the list; what is for a CPU is left out."""
+    """Collects the GPU library names that a file uses, in the format of the list; skips CPU-only branches."""
 
     def __init__(self, tree: ast.AST, variables: dict[str, str]) -> None:
         self.found: set[str] = set()
@@ -89,7 +89,7 @@ class _Uses(ast.NodeVisitor):
         self.visit(tree)
 
     def _library(self, node: ast.AST) -> str | None:
-        """The module that an expression is, if it is one of a GPU."""
+        """The GPU module that an expression evaluates to, if any."""
         if not isinstance(node, ast.Call):
             return None
         function = ast.unparse(node.func).split(".")[-1]
@@ -98,7 +98,7 @@ class _Uses(ast.NodeVisitor):
         return {"array_namespace": ARRAYS, "frames_of": "cudf"}.get(function)
 
     def _path(self, node: ast.AST) -> str | None:
-        """The dotted path of what an expression is, as far as that is clear."""
+        """The dotted path of an expression, if it can be inferred."""
         if library := self._library(node):
             return library
         if ast.unparse(node) in self._variables:
@@ -120,7 +120,7 @@ class _Uses(ast.NodeVisitor):
         if ast.unparse(node.func) == "type(df)":
             path = FRAME
         if ast.unparse(node.func) == "getattr" and self._path(node.args[0]) == ARRAYS:
-            assert ast.unparse(node.args[1]).startswith("_OUTPUT["), "names of array code should be written out"
+            assert ast.unparse(node.args[1]).startswith("_OUTPUT["), "array code should spell out names"
             self.found |= {f"{ARRAYS}.{dtype}" for dtype in _OUTPUT.values()}
         if path is None:
             self.generic_visit(node)
@@ -149,14 +149,14 @@ def used(path: Path) -> set[str]:
     return _Uses(tree, VARIABLES.get(path.relative_to(ROOT).as_posix(), {})).found
 
 
-def test_the_list_holds_what_our_code_uses_and_nothing_else() -> None:
+def test_the_list_matches_the_uses_in_our_code() -> None:
     found = set().union(*map(used, SOURCES))
     arrays = {line for line in found if line.startswith(f"{ARRAYS}.")}
     assert set(PARTS["arrays"]) == arrays
     assert set(PARTS["frames"]) == found - arrays
 
 
-def test_uses_are_read_from_code() -> None:
+def test_uses_are_extracted_from_code() -> None:
     code = """
         xp = array_namespace(users)
         y = xp.sort(xp.take(users, order), axis=1) + array_namespace(x).max(x, **more)
@@ -186,13 +186,13 @@ def test_uses_are_read_from_code() -> None:
     }
 
 
-def test_the_list_is_in_order_and_without_repeats() -> None:
+def test_the_list_is_sorted_without_duplicates() -> None:
     assert list(PARTS) == ["arrays", "frames", "values", "merlin", "absent"]
     for part, lines in PARTS.items():
         assert lines == sorted(set(lines)), part
 
 
-def test_nothing_of_ours_goes_where_methods_are_absent() -> None:
+def test_our_code_never_calls_absent_methods() -> None:
     for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         called = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
@@ -203,13 +203,13 @@ def test_nothing_of_ours_goes_where_methods_are_absent() -> None:
 
 
 def signature(find: Find, path: str) -> inspect.Signature | None:
-    """How to call what a path leads to, methods without `self`; None where a compiled function does not say."""
+    """The signature of the callable at a path, methods without `self`; None if a compiled function has none."""
     owner, _, name = path.rpartition(".")
     place, found = find(owner), find(path)
     try:
         told = inspect.signature(found)
     except (TypeError, ValueError):
-        # Cython writes the signature into the first line of the documentation.
+        # Cython writes the signature into the first line of the docstring.
         match = re.match(rf"[\w.]*\b{name}\((.*?)\)(?: ->.*)?$", (found.__doc__ or "").split("\n")[0])
         if match is None:
             return None
@@ -223,7 +223,7 @@ def signature(find: Find, path: str) -> inspect.Signature | None:
 
 
 @pytest.mark.parametrize("line", PRESENT if HAS_CUDF else PRESENT[:1])
-def test_the_libraries_have_it_and_can_be_called_so(
+def test_the_libraries_have_each_name_and_accept_each_call(
     find: Find, line: str, record_property: Callable[[str, object], None]
 ) -> None:
     name = Name.of(line)
@@ -243,7 +243,7 @@ def test_the_libraries_have_it_and_can_be_called_so(
     "line",
     ["cudf.DataFrame.to_arrow(index=_)", "cudf.Series.unique(_, _)", "cupy.ndarray.get(nothing=_)", "cudf.concat()"],
 )
-def test_a_call_that_does_not_fit_is_seen(find: Find, line: str) -> None:
+def test_a_call_that_does_not_fit_is_detected(find: Find, line: str) -> None:
     name = Name.of(line)
     told = signature(find, name.path)
     assert told is not None
@@ -252,6 +252,6 @@ def test_a_call_that_does_not_fit_is_seen(find: Find, line: str) -> None:
 
 
 @pytest.mark.parametrize("line", PARTS["absent"])
-def test_what_is_listed_as_absent_is_absent(find: Find, line: str) -> None:
+def test_names_listed_as_absent_are_absent(find: Find, line: str) -> None:
     with pytest.raises(AttributeError):
         find(Name.of(line).path)

@@ -1,4 +1,4 @@
-"""What Merlin 23.08 takes from the modules of cuDF, CuPy and RMM, read from its sources."""
+"""The names that Merlin 23.08 uses from cuDF, CuPy and RMM modules, read from its sources."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def merlin_sources() -> Iterator[Path]:
 
 
 def taken_from_modules(tree: ast.AST) -> set[str]:
-    """Dotted paths that a file of Merlin's takes from the GPU's libraries, but for older versions of them."""
+    """Dotted paths that a Merlin file uses from the GPU libraries, except fallbacks for older versions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):  # imports for older versions
             node.body = []
@@ -58,7 +58,7 @@ def taken_by_merlin() -> frozenset[str]:
     return frozenset(found)
 
 
-def test_the_merlin_door_knows_what_merlin_takes_from_cudf() -> None:
+def test_the_merlin_door_lists_every_cudf_name_that_merlin_uses() -> None:
     known = {module: names.split() for module, names in TAKEN_FROM_CUDF.items()}
     modules = sorted(known, key=len, reverse=True)
     found: dict[str, set[str]] = {module: set() for module in known}
@@ -74,14 +74,14 @@ def test_the_merlin_door_knows_what_merlin_takes_from_cudf() -> None:
     assert taken == known
 
 
-def test_what_merlin_takes_is_read_from_its_sources() -> None:
+def test_the_names_that_merlin_uses_are_read_from_its_sources() -> None:
     assert len(list(merlin_sources())) > 100
     assert {"cudf.core.column.build_categorical_column", "dask_cudf.from_dask_dataframe"} <= taken_by_merlin()
     assert {"cupy.random.RandomState", "rmm.reinitialize", "cudf.DataFrame.from_arrow"} <= taken_by_merlin()
 
 
-# Names that Merlin asks for inside functions which nothing here calls: similarity of columns, a dataset of one pandas
-# dataframe on a GPU, Merlin's own Parquet reader.
+# Names used inside Merlin functions that we never call: column similarity, a dataset of one pandas dataframe on a GPU,
+# Merlin's own Parquet reader.
 GONE_UNREACHED = {
     "cudf.DataFrame.from_pandas",
     "cupy.sparse",
@@ -90,7 +90,7 @@ GONE_UNREACHED = {
 }
 
 
-def test_merlin_finds_all_it_takes_but_the_names_known_to_be_gone(
+def test_merlin_finds_every_name_except_those_known_to_be_gone(
     find: Callable[[str], Any], record_property: Callable[[str, object], None]
 ) -> None:
     def is_missing(path: str) -> bool:

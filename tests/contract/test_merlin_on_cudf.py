@@ -1,6 +1,6 @@
-"""Merlin on the real cuDF through its door, in processes that see a GPU which is not there; and the GPU's torch.
+"""Merlin on the real cuDF through the Merlin door, in processes that see a simulated GPU; and torch for a GPU.
 
-`make gpu-contract` installs what this needs; elsewhere it is skipped.
+`make gpu-contract` installs the requirements; without them the tests are skipped.
 """
 
 from __future__ import annotations
@@ -89,18 +89,18 @@ def test_merlin_and_nvtabular_import_on_cudf_without_torch() -> None:
 
 
 @needs_cudf
-def test_the_loader_imports_on_cudf() -> None:
+def test_the_loader_can_be_imported_on_cudf() -> None:
     run("import torch\n" + SEE_A_GPU + ON_CUDF + LOADER)
 
 
 @needs_cudf
-def test_a_workflow_for_the_cpu_asks_nothing_of_a_gpu_beside_it() -> None:
-    # --device cpu on a machine with a GPU: there is none here, so that whatever asked for it would fail.
+def test_a_cpu_workflow_does_not_touch_a_visible_gpu() -> None:
+    # --device cpu on a machine with a GPU: the GPU is simulated, so any use of it would fail.
     run("import torch\n" + SEE_A_GPU + ON_CUDF + ON_PANDAS)
 
 
 @needs_cudf
-def test_without_the_door_merlin_does_not_import() -> None:
+def test_merlin_cannot_be_imported_without_the_door() -> None:
     with pytest.raises(
         AssertionError, match=r"cannot import name 'hash_object_dispatch' from 'dask\.dataframe\.utils'"
     ):
@@ -108,8 +108,8 @@ def test_without_the_door_merlin_does_not_import() -> None:
 
 
 @needs_cudf
-def test_cupy_finds_its_compiler_where_no_torch_has_loaded_it() -> None:
-    # A preprocessing process loads no torch, whose libraries CuPy 13 relied on where there is no CUDA toolkit.
+def test_cupy_finds_its_compiler_without_torch() -> None:
+    # A preprocessing process does not load torch, whose libraries CuPy 13 relied on in the absence of a CUDA toolkit.
     run(
         "import sys; sys.modules['torch'] = None\n"
         "import cupy\n"
@@ -122,7 +122,7 @@ def test_cupy_finds_its_compiler_where_no_torch_has_loaded_it() -> None:
 
 
 @pytest.mark.skipif(not RESOLVED, reason="`make gpu-contract` resolves the GPU's requirements")
-def test_torch_for_a_gpu_shares_the_cuda_13_libraries_of_cudf() -> None:
+def test_gpu_torch_shares_the_cuda_13_libraries_of_cudf() -> None:
     assert [path.stem for path in RESOLVED] == [f"resolved-3.{minor}" for minor in (11, 12, 13, 14)]
     for path in RESOLVED:
         packages = dict(re.findall(r"^([\w.-]+)==(\S+)", path.read_text(encoding="utf-8"), re.MULTILINE))

@@ -1,4 +1,4 @@
-"""The device of the tests that need a GPU; `--gpu-device cpu` rehearses them without one."""
+"""The device for the GPU tests; `--gpu-device cpu` rehearses them without a GPU."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         found = torch_device(request.config.getoption("--gpu-device"), None)
     except UserError as err:
         pytest.skip(str(err))
-    torch_precision("fp32", found)  # whatever another test has set
+    torch_precision("fp32", found)  # undo the settings of other tests
     return found
 
 
 @pytest.fixture
 def graphs(device: torch.device) -> None:
-    """Skips where there are no CUDA graphs."""
+    """Skips if CUDA graphs are not available."""
     if device.type != "cuda":
         pytest.skip("CUDA graphs need a GPU")

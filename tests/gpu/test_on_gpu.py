@@ -1,4 +1,4 @@
-"""What only a GPU shows: steps without a wait, graphs, random state, ranks, and a run that goes on elsewhere."""
+"""GPU behaviour: steps without host syncs, CUDA graphs, random state, ranks, and runs that move between devices."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def step_of(net: NeuMF, device: torch.device, **config: Any) -> Step:
 
 @contextmanager
 def no_waits(device: torch.device) -> Iterator[None]:
-    """CUDA's own check: a call that waits for the GPU is an error."""
+    """Turn host syncs into errors with CUDA's own sync debug mode."""
     if device.type != "cuda":
         yield
         return
@@ -65,7 +65,7 @@ def no_waits(device: torch.device) -> Iterator[None]:
 def test_a_step_never_waits_for_the_device(device: torch.device, precision: str) -> None:
     given = batches(device, [1000] * 4)
     step = step_of(network(device), device, precision=precision)
-    step(given[0], 1000)  # the optimiser sets itself up in its first step
+    step(given[0], 1000)  # the optimiser initialises its state in the first step
     synchronize(device)
     with no_waits(device):
         losses = [step(batch, 1000) for batch in given[1:]]
@@ -73,7 +73,7 @@ def test_a_step_never_waits_for_the_device(device: torch.device, precision: str)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2), ("fp16", 5e-3)])
-def test_steps_are_those_of_a_cpu(device: torch.device, precision: str, tolerance: float) -> None:
+def test_steps_match_the_cpu(device: torch.device, precision: str, tolerance: float) -> None:
     cpu = torch.device("cpu")
     sizes = [1000] * 10 + [135]
     expected_step = step_of(network(cpu, 0.0), cpu)
@@ -83,7 +83,7 @@ def test_steps_are_those_of_a_cpu(device: torch.device, precision: str, toleranc
     assert found == pytest.approx(expected, rel=tolerance)
 
 
-def test_random_numbers_go_on_where_they_were(device: torch.device) -> None:
+def test_random_numbers_resume_from_a_saved_state(device: torch.device) -> None:
     state = rng_state(device)
     assert state.device.type == "cpu"
     first = torch.rand(100, device=device)
@@ -91,7 +91,7 @@ def test_random_numbers_go_on_where_they_were(device: torch.device) -> None:
     assert torch.equal(torch.rand(100, device=device), first)
 
 
-def test_scores_and_ranks_are_those_of_a_cpu(device: torch.device) -> None:
+def test_scores_and_ranks_match_the_cpu(device: torch.device) -> None:
     g = torch.Generator().manual_seed(3)
     users = torch.arange(N_USERS).repeat_interleave(50)
     items = torch.randint(N_ITEMS, (len(users),), generator=g)
@@ -99,13 +99,13 @@ def test_scores_and_ranks_are_those_of_a_cpu(device: torch.device) -> None:
     expected = Scorer(net)(users, items)
     found = Scorer(net.to(device))(users.to(device), items.to(device))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
-    # Ranks of the very same scores, ties and repeated items among them.
+    # Ranks of identical scores, including ties and repeated items.
     scores = (expected * 100).round().view(-1, 50)
     ranks = positive_ranks(scores.to(device), items.view(-1, 50).to(device))
     assert torch.equal(ranks.cpu(), positive_ranks(scores, items.view(-1, 50)))
 
 
-def test_a_run_is_trained_and_read_on_either_device(device: torch.device, tmp_path: Path) -> None:
+def test_a_run_can_be_trained_and_tested_on_different_devices(device: torch.device, tmp_path: Path) -> None:
     pytest.importorskip("nvtabular")
 
     def command(*argv: str) -> None:
@@ -124,14 +124,14 @@ def test_a_run_is_trained_and_read_on_either_device(device: torch.device, tmp_pa
     assert tested["hr@10"] == pytest.approx(trained["hr@10"], abs=0.01)
 
 
-# Graphs come last: what fails while one is recorded may leave the process unable to go on.
+# Graphs come last: a failure during capture can leave the process unusable.
 SIZES = [1000] * 8 + [135] + [1000] * 4 + [135]
 
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_graphs_change_nothing(device: torch.device, precision: str, pieces: int) -> None:
+def test_cuda_graphs_do_not_change_the_results(device: torch.device, precision: str, pieces: int) -> None:
     results = []
     for cuda_graphs in (False, True):
         torch.manual_seed(7)
@@ -143,11 +143,11 @@ def test_graphs_change_nothing(device: torch.device, precision: str, pieces: int
     assert graphed[0] == pytest.approx(plain[0], rel=1e-4)
     for one, other in zip(graphed[1], plain[1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
-    assert torch.equal(graphed[2], plain[2])  # as many random numbers were drawn
+    assert torch.equal(graphed[2], plain[2])  # the same number of random numbers was drawn
 
 
 @pytest.mark.usefixtures("graphs")
-def test_each_run_of_a_graph_drops_other_units(device: torch.device) -> None:
+def test_each_graph_replay_drops_different_units(device: torch.device) -> None:
     (batch,) = batches(device, [1000])
     net = network(device)
     step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)

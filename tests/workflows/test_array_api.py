@@ -1,9 +1,9 @@
 """Array code and operators on a stand-in for CuPy and cuDF, against NumPy and pandas.
 
-The stand-in's arrays are those of array-api-strict on a device that is not the default one: they refuse what the
-array standard does not promise, other devices, NumPy and objects. What they would let pass and a GPU would answer by a
-copy to the host (`int`, `bool`, iteration, `__index__`) is refused but in the places listed here. Its dataframes and
-columns have what the GPU's list of names says (tests/contract), and no more.
+The stand-in uses array-api-strict arrays on a non-default device: they reject anything outside the array standard,
+other devices, NumPy arrays and objects. Operations that they allow but that copy to the host on a GPU (`int`, `bool`,
+iteration, `__index__`) are rejected except in the places listed here. Its dataframes and columns have only the names
+in the list of GPU names (tests/contract).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ GPU, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
 Array = type(strict.asarray(0))
 SEED = stream_seed(4, 5)
 
-# Where array code waits for the device, each once a call unless it says otherwise.
+# Host syncs in array code, one per call unless noted otherwise.
 HOST_SYNCS = {
-    "interactions.stable_order": {"int"},  # twice for each column: how many digits its range has
-    "negatives._draw": {"int"},  # once a round: the most that anyone is to draw
-    "candidates.weight": {"int"},  # once for all: the weight of all items
-    "encode.numbers": {"int"},  # twice for each column: whether all ids are in the table
-    "operators.transform": {"bool"},  # once a partition: whether it holds unknown ids
-    "device.to_host": {"get"},  # the copies to the host, which are meant
+    "interactions.stable_order": {"int"},  # twice per column: the number of digits in its range
+    "negatives._draw": {"int"},  # once per round: the maximum number of draws
+    "candidates.weight": {"int"},  # once: the total weight of all items
+    "encode.numbers": {"int"},  # twice per column: whether all ids are in the table
+    "operators.transform": {"bool"},  # once per partition: whether it holds unknown ids
+    "device.to_host": {"get"},  # intended copies to the host
 }
 
 
@@ -53,7 +53,7 @@ HOST_SYNCS = {
 
 
 def gpu(values: Any) -> Any:
-    """An array on the stand-in's device, or a value whose arrays are."""
+    """An array, or an object with all its arrays, moved to the stand-in's device."""
     if isinstance(values, np.ndarray):
         return strict.asarray(values, device=GPU)
     arrays = {name: gpu(array) for name, array in vars(values).items() if isinstance(array, np.ndarray)}
@@ -66,7 +66,7 @@ def cpu(values: Any) -> np.ndarray:
 
 
 class Column:
-    """A column of cuDF, as far as our code may know: `values` is an array of the device, and text has none."""
+    """A cuDF column with only the names our code may use: `values` is a device array; a text column has none."""
 
     def __init__(self, values: pd.Series) -> None:
         self._values = values.reset_index(drop=True)
@@ -85,7 +85,7 @@ class Column:
 
 
 class Index:
-    """cuDF's hash table of ids; gives int32 places."""
+    """cuDF's hash table of ids; returns int32 positions."""
 
     def __init__(self, ids: Any) -> None:
         self._index = pd.Index(ids)
@@ -99,11 +99,11 @@ class Index:
 
 
 class Frame:
-    """A dataframe of cuDF, made of columns and arrays of the device only."""
+    """A cuDF dataframe; accepts only columns and device arrays."""
 
     def __init__(self, columns: dict[str, Any]) -> None:
         for name, column in columns.items():
-            assert isinstance(column, Column | Array), f"{name}: a copy from the host, {type(column)}"
+            assert isinstance(column, Column | Array), f"{name}: a copy from the host, got {type(column)}"
         self._columns = {
             name: column if isinstance(column, Column) else Column(pd.Series(cpu(column)))
             for name, column in columns.items()
@@ -122,7 +122,7 @@ class Frame:
 
 @pytest.fixture(autouse=True)
 def synced(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """The stand-in in force: which of the allowed places have copied to the host, and how; others fail."""
+    """Install the stand-in: record which allowed places copied to the host, and how; any other copy fails."""
     library = ModuleType("stand_in")
     library.Index = Index
     for kind in (Column, Index, Frame):
@@ -148,12 +148,12 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
 
     for how in ("int", "bool", "float", "complex", "index", "iter"):
         monkeypatch.setattr(Array, f"__{how}__", guarded(how, getattr(Array, f"__{how}__")))
-    monkeypatch.setattr(Array, "get", guarded("get", cpu), raising=False)  # as CuPy's
+    monkeypatch.setattr(Array, "get", guarded("get", cpu), raising=False)  # as in CuPy
     return seen
 
 
 def same(on_gpu: Any, on_cpu: Any) -> None:
-    """One array or several, equal in values and types."""
+    """Assert that one or several arrays are equal in values and dtypes."""
     if isinstance(on_cpu, np.ndarray):
         np.testing.assert_array_equal(cpu(on_gpu), on_cpu)
         assert cpu(on_gpu).dtype == on_cpu.dtype
@@ -244,7 +244,7 @@ def test_negatives(kind: str, exact: bool) -> None:
     history = histories(users, items, times)
     which = np.flatnonzero(history.counts < N_ITEMS)
     ours, theirs = line(kind, users), line(kind, gpu(users))
-    series = series_negatives(history, which, ours, 25, SEED, exact)  # most users have fewer unseen: several rounds
+    series = series_negatives(history, which, ours, 25, SEED, exact)  # several rounds: most users have fewer unseen
     same(series_negatives(gpu(history), gpu(which), theirs, 25, SEED, exact), series)
     found = row_negatives(users, items, ours, 3, SEED, times, exact)
     same(row_negatives(gpu(users), gpu(items), theirs, 3, SEED, gpu(times), exact), found)
@@ -259,7 +259,7 @@ class Selector:
 
 
 def collection(*frames: Any) -> SimpleNamespace:
-    """Partitions as a Dask collection hands them to an operator."""
+    """A Dask collection of partitions, as passed to an operator."""
     return SimpleNamespace(to_delayed=lambda: [dask.delayed(lambda frame=frame: frame)() for frame in frames])
 
 
@@ -314,7 +314,7 @@ def test_statistics() -> None:
 
 
 def operators(kind: str, operator: type, negatives: int) -> Iterator[Any]:
-    """Two of a kind, one for each library: they keep their line of items."""
+    """Two equal operators, one per library: each caches its candidates."""
     sampling = Sampling(**KINDS[kind])
     encoder = EncodeIds({"item": pd.Series(range(N_ITEMS))})
     for _ in range(2):
@@ -345,7 +345,7 @@ def test_splitting_and_appending(kind: str, operator: type, negatives: int, rows
 # --- The guard --------------------------------------------------------------------------------------------------
 
 
-def test_each_place_that_may_wait_for_the_device_does(synced: dict[str, set[str]]) -> None:
+def test_every_listed_host_sync_happens(synced: dict[str, set[str]]) -> None:
     for kind in ("near", "text"):
         test_encoding(kind)
     test_candidates("popularity")
@@ -375,8 +375,8 @@ def test_each_place_that_may_wait_for_the_device_does(synced: dict[str, set[str]
         lambda x: Column(pd.Series(["a"])).values,
     ],
 )
-def test_what_a_gpu_refuses_or_copies_is_refused(use: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    # As if the line were in a file of workflows/.
+def test_operations_that_fail_or_copy_on_a_gpu_are_rejected(use: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Pretend that the code is in a file under workflows/.
     code = use.__code__.replace(co_filename=str(WORKFLOWS / "some_file.py"))
     there = type(use)(code, use.__globals__)
     with pytest.raises((TypeError, RuntimeError, ValueError, AttributeError, AssertionError, BufferError)):
@@ -387,7 +387,7 @@ PURE = ("interactions", "candidates", "negatives", "counters")
 
 
 @pytest.mark.parametrize("name", PURE)
-def test_array_code_names_no_library_and_copies_nothing_to_the_host(name: str) -> None:
+def test_array_code_imports_no_library_and_copies_nothing_to_the_host(name: str) -> None:
     tree = ast.parse((WORKFLOWS / f"{name}.py").read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     assert not imported & {"numpy", "pandas", "torch", "cupy", "cudf"}
@@ -395,7 +395,7 @@ def test_array_code_names_no_library_and_copies_nothing_to_the_host(name: str) -
     assert not read & {"item", "tolist", "get", "numpy", "to_numpy", "cpu", "asnumpy"}
 
 
-def test_copies_to_the_host_are_those_of_the_device_door() -> None:
+def test_to_host_accepts_arrays_and_columns_of_either_library() -> None:
     np.testing.assert_array_equal(to_host(np.arange(3)), np.arange(3))
     np.testing.assert_array_equal(to_host(gpu(np.arange(3))), np.arange(3))
     assert to_host(Column(pd.Series(["b", "a"]))).tolist() == ["b", "a"]

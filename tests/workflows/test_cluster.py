@@ -1,4 +1,4 @@
-"""The thread cluster: every result once, and Merlin hands it the work of a workflow."""
+"""The thread cluster returns every result once, and Merlin runs workflows on it."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def collected(cluster: ThreadCluster, function: Callable[[int], Any], items: Ite
     return results
 
 
-def test_every_result_is_handed_over_in_this_thread() -> None:
+def test_every_result_is_passed_to_the_callback_in_the_calling_thread() -> None:
     with thread_cluster(2) as cluster:
         assert sorted(collected(cluster, lambda number: number * number, range(50))) == [n**2 for n in range(50)]
         assert collected(cluster, str, []) == []
-        with pytest.raises(ValueError, match="No collections"):  # which is why `collect` asks whether there are any
+        with pytest.raises(ValueError, match="No collections"):  # hence the check for an empty list in `collect`
             dask.base.collections_to_expr([])
         threads: set[int] = set()
         cluster.collect([dask.delayed(int)(3)] * 4, lambda _: threads.add(threading.get_ident()))
     assert threads == {threading.get_ident()}
 
 
-def test_an_error_of_the_callback_calls_the_other_tasks_off() -> None:
+def test_an_error_in_the_callback_cancels_the_other_tasks() -> None:
     ran = []
 
     def refuse(_: Any) -> None:
@@ -44,8 +44,8 @@ def test_an_error_of_the_callback_calls_the_other_tasks_off() -> None:
     assert len(ran) < 1000
 
 
-def test_tasks_run_at_the_same_time_on_different_threads() -> None:
-    # Each task waits for the other, so one after the other they would break the barrier.
+def test_tasks_run_concurrently_on_different_threads() -> None:
+    # Each task waits for the other, so running them sequentially would break the barrier.
     barrier = threading.Barrier(2, timeout=30)
 
     def meet(_: int) -> int:
@@ -56,7 +56,7 @@ def test_tasks_run_at_the_same_time_on_different_threads() -> None:
         assert len(set(collected(cluster, meet, range(2)))) == 2
 
 
-def test_an_error_of_a_task_comes_out() -> None:
+def test_an_error_in_a_task_is_raised() -> None:
     def fail(number: int) -> int:
         if number == 3:
             raise ValueError("item 3")
@@ -66,18 +66,18 @@ def test_an_error_of_a_task_comes_out() -> None:
         collected(cluster, fail, range(5))
 
 
-def test_compute_gives_a_future_for_each_collection_or_for_the_only_one() -> None:
+def test_compute_returns_one_future_per_collection_or_a_single_future() -> None:
     cluster = ThreadCluster(2)
     tasks = [dask.delayed(int)(text) for text in ("1", "2")]
     assert [future.result() for future in cluster.compute(tasks, retries=3)] == [1, 2]
     assert cluster.compute(tasks[0]).result() == 1
 
 
-def test_run_is_called_once_as_on_a_single_worker() -> None:
+def test_run_calls_the_function_once_as_on_a_single_worker() -> None:
     assert ThreadCluster(4).run(max, 3, 8) == {0: 8}
 
 
-def test_no_task_runs_on_after_an_error() -> None:
+def test_no_task_keeps_running_after_an_error() -> None:
     began, failed, over = threading.Event(), threading.Event(), threading.Event()
     ended = []
 
@@ -87,15 +87,15 @@ def test_no_task_runs_on_after_an_error() -> None:
             failed.set()
             raise ValueError("item 0")
         began.set()
-        failed.wait(30)  # still at work when item 0 fails
+        failed.wait(30)  # still running when item 0 fails
         if number > 1:
-            over.wait(0.1)  # longer than it takes to cancel those that have not begun
+            over.wait(0.1)  # longer than it takes to cancel the pending tasks
         ended.append(number)
 
     with thread_cluster(2) as cluster:
         with pytest.raises(ValueError, match="item 0"):
             collected(cluster, work, range(100))
-        at_the_end = list(ended)  # whoever removes what tasks wrote may do so now
+        at_the_end = list(ended)  # from here on the caller may delete what the tasks wrote
     assert 1 in ended
     assert ended == at_the_end
     assert len(ended) < 99
@@ -103,7 +103,7 @@ def test_no_task_runs_on_after_an_error() -> None:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[ThreadCluster]:
-    """The cluster of each piece of work that any cluster was handed."""
+    """The cluster of each `ThreadCluster.compute` call."""
     clusters: list[ThreadCluster] = []
     compute = ThreadCluster.compute
 
@@ -123,7 +123,7 @@ def fit_ids() -> list[int]:
     return encoder.categories["id"].tolist()
 
 
-def test_merlin_uses_the_cluster_inside_the_block_only(computed: list[ThreadCluster]) -> None:
+def test_merlin_uses_the_cluster_only_inside_the_block(computed: list[ThreadCluster]) -> None:
     with thread_cluster() as cluster:
         assert 1 <= cluster.workers <= (os.cpu_count() or 1)
         with merlin_client(cluster.client):
@@ -135,7 +135,7 @@ def test_merlin_uses_the_cluster_inside_the_block_only(computed: list[ThreadClus
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux pins a process to cores")
-def test_a_pinned_process_takes_no_more_threads_than_its_cores() -> None:
+def test_a_pinned_process_uses_no_more_threads_than_its_cores() -> None:
     cores = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(cores)})
@@ -145,7 +145,7 @@ def test_a_pinned_process_takes_no_more_threads_than_its_cores() -> None:
         os.sched_setaffinity(0, cores)
 
 
-def test_an_error_in_the_block_lets_go_of_the_cluster(computed: list[ThreadCluster]) -> None:
+def test_an_error_in_the_block_releases_the_cluster(computed: list[ThreadCluster]) -> None:
     with pytest.raises(ValueError, match="no"), thread_cluster() as cluster, merlin_client(cluster.client):
         raise ValueError("no")
     fit_ids()

@@ -1,4 +1,4 @@
-"""Counter-based random numbers against SplitMix64 written out in Python's unbounded integers."""
+"""Counter-based random numbers against SplitMix64 in Python's unbounded integers."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def int64(values: list[int]) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def test_draws_are_the_published_splitmix64_sequence() -> None:
-    # The first outputs for state 1234567, as Rosetta Code lists them for anyone's implementation.
+def test_draws_match_the_published_splitmix64_sequence() -> None:
+    # The first outputs for state 1234567, as listed on Rosetta Code.
     published = [
         6457827717110365317,
         3203168211198807973,
@@ -66,7 +66,7 @@ def test_draw_n_of_a_key_is_output_n_of_its_generator(ids: list[int], seed: int)
 
 
 @given(st.lists(INT64, min_size=1, max_size=8), INT64, st.integers(1, 2**40))
-def test_numpy_and_torch_give_equal_numbers(ids: list[int], seed: int, bound: int) -> None:
+def test_numpy_and_torch_draw_the_same_numbers(ids: list[int], seed: int, bound: int) -> None:
     def numbers(ids, number):
         return counters.below(counters.draws(counters.keys(seed, ids)[:, None], number[None, :]), bound)
 
@@ -83,8 +83,8 @@ def test_below_is_the_high_word_of_the_product(bits: int, bound: int) -> None:
 
 
 @pytest.mark.parametrize("bound", [1, 2, 3, 2**16, 2**31 - 1, 2**39, 2**40 - 1, 2**40])
-def test_below_at_the_ends_of_the_bits(bound: int) -> None:
-    # All bits clear, all set, and either half alone: where a lost carry or a sign would show.
+def test_below_at_the_extremes_of_the_bits(bound: int) -> None:
+    # All bits clear, all set, and either half alone: these reveal a lost carry or a sign error.
     bits = [0, -1, -(2**63), 2**63 - 1, 2**32 - 1, 2**32, -(2**32)]
     expected = [(value % WORD) * bound // WORD for value in bits]
     assert counters.below(int64(bits), bound).tolist() == expected
@@ -109,14 +109,14 @@ def test_numbers_are_uniform_over_ids_and_over_draws(bins: int, assert_uniform: 
     assert_uniform(np.bincount(over_draws, minlength=bins))
 
 
-def test_every_bit_is_set_half_of_the_time() -> None:
+def test_every_bit_is_set_half_the_time() -> None:
     drawn = counters.draws(counters.keys(counters.stream_seed(8), np.arange(40_000)), np.array([5]))
     share = [(drawn >> bit & 1).mean() for bit in range(64)]
     np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / 40_000**0.5)
 
 
-def test_neighbours_are_independent(assert_uniform: Callable) -> None:
-    # Pairs of numbers in 0 .. 15 fill a 16 x 16 board evenly only if one says nothing about the other.
+def test_neighbouring_draws_are_independent(assert_uniform: Callable) -> None:
+    # Pairs of numbers in 0 .. 15 fill a 16 x 16 grid evenly only if they are independent.
     def numbers(seed, ids, number):
         return counters.below(counters.draws(counters.keys(seed, ids), np.array([number])), 16)
 
@@ -132,7 +132,7 @@ def test_neighbours_are_independent(assert_uniform: Callable) -> None:
     assert_uniform(board(one, numbers(counters.stream_seed(1, 3), ids, 0)))  # neighbouring purposes
 
 
-def test_stream_seed_depends_on_each_part_and_its_place() -> None:
+def test_stream_seed_depends_on_each_part_and_its_position() -> None:
     parts = [(), (0,), (0, 0), (1,), (1, 0), (0, 1), (2, 1), (1, 2), (-1,), (2**63 - 1,)]
     seeds = [counters.stream_seed(*part) for part in parts]
     assert len(set(seeds)) == len(parts)
@@ -140,8 +140,8 @@ def test_stream_seed_depends_on_each_part_and_its_place() -> None:
     assert counters.stream_seed(1, 2) == seeds[7]
 
 
-def test_ids_apart_by_multiples_of_the_golden_ratio_do_not_share_a_sequence() -> None:
-    # Were the id itself the state, draw 1 of id i would be draw 0 of id i + golden ratio.
+def test_ids_that_differ_by_multiples_of_the_golden_ratio_share_no_sequence() -> None:
+    # If the id itself were the state, draw 1 of id i would equal draw 0 of id i + golden ratio.
     golden = 0x9E3779B97F4A7C15 - WORD
     ids = np.arange(1000) * golden
     key = counters.keys(counters.stream_seed(0), ids)

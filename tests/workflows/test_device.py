@@ -1,4 +1,4 @@
-"""The device door on a machine without a GPU, and what it would say or pick on one that has some."""
+"""Device selection without a GPU, and with simulated ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def pretend_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 @pytest.fixture
 def pretend_rapids(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Stand-ins for cuDF and CuPy, which are found and imported but see `runtime.count` GPUs."""
+    """Importable stand-ins for cuDF and CuPy that see `runtime.count` GPUs."""
 
     class CUDARuntimeError(RuntimeError):
         pass
@@ -72,13 +72,13 @@ def test_without_a_gpu_dataframes_are_pandas(no_gpu: None, name: str) -> None:
 
 
 @pytest.mark.parametrize("hidden", ["", "-1"])
-def test_cuda_dataframes_without_a_visible_gpu_name_the_cpu_way(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
+def test_cuda_dataframes_without_a_gpu_suggest_the_cpu(monkeypatch: pytest.MonkeyPatch, hidden: str) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
     with pytest.raises(UserError, match=r"--device cuda: no GPU is visible.*--device cpu"):
         frame_device("cuda")
 
 
-def test_cuda_dataframes_without_cudf_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_dataframes_without_cudf_say_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"cuDF is not installed.*make setup DEVICE=gpu.*--device cpu"):
@@ -87,7 +87,7 @@ def test_cuda_dataframes_without_cudf_say_how_to_get_it(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("count", [0, "driver too old"])
-def test_cuda_dataframes_with_libraries_but_no_usable_gpu(pretend_rapids: SimpleNamespace, count: int | str) -> None:
+def test_cuda_dataframes_need_a_usable_gpu(pretend_rapids: SimpleNamespace, count: int | str) -> None:
     pretend_rapids.count = count
     with pytest.raises(UserError, match=f"{'no GPU is visible' if count == 0 else 'driver too old'}.*--device cpu"):
         frame_device("cuda")
@@ -108,7 +108,7 @@ def test_frame_device_pickles() -> None:
     assert pickle.loads(pickle.dumps(device)) == device
 
 
-def test_arrow_there_and_back() -> None:
+def test_arrow_round_trip() -> None:
     device = frame_device("cpu")
     table = pa.table({"user": pa.array([3, 1], pa.int32()), "name": ["b", "a"], "time": pa.array([1.5, 2.5])})
     df = device.from_arrow(table)
@@ -116,14 +116,14 @@ def test_arrow_there_and_back() -> None:
     assert device.to_arrow(df).equals(table)
 
 
-def test_to_arrow_leaves_the_index_out() -> None:
+def test_to_arrow_drops_the_index() -> None:
     df = pd.DataFrame({"x": [1, 2]}, index=pd.Index([7, 5], name="old place"))
     table = frame_device("cpu").to_arrow(df)
     assert table.column_names == ["x"]
     assert table.schema.metadata is None
 
 
-def test_large_partitions_on_the_host_go_through_compiled_loops() -> None:
+def test_large_host_partitions_use_compiled_loops() -> None:
     assert [FrameDevice(on_cpu=True).compiles(rows) for rows in (0, KERNEL_ROWS - 1, KERNEL_ROWS)] == [
         False,
         False,
@@ -132,7 +132,7 @@ def test_large_partitions_on_the_host_go_through_compiled_loops() -> None:
     assert not FrameDevice(on_cpu=False).compiles(10 * KERNEL_ROWS)
 
 
-def test_frames_of_a_dataframe_is_its_library() -> None:
+def test_frames_of_returns_the_library_of_a_dataframe() -> None:
     assert frames_of(pd.DataFrame({"x": [1]})) is pd
 
 
@@ -147,11 +147,11 @@ def test_without_a_gpu_torch_runs_on_the_cpu(no_gpu: None, name: str) -> None:
         ("cuda", None, 0, "--device cuda needs 1"),
         ("cuda", 1, 0, "--gpus 1 needs 1"),
         ("auto", 1, 0, "--gpus 1 needs 1"),
-        ("auto", 3, 2, "--gpus 3 needs 3 GPU(s), and 2 are visible"),
-        ("cuda", 8, 4, "--gpus 8 needs 8 GPU(s), and 4 are visible"),
+        ("auto", 3, 2, "--gpus 3 needs 3 GPU(s), but 2 are visible"),
+        ("cuda", 8, 4, "--gpus 8 needs 8 GPU(s), but 4 are visible"),
     ],
 )
-def test_too_few_gpus_name_the_cpu_way(
+def test_too_few_gpus_suggest_the_cpu(
     monkeypatch: pytest.MonkeyPatch, name: str, gpus: int | None, visible: int, asked: str
 ) -> None:
     pretend_gpus(monkeypatch, visible)
@@ -162,13 +162,13 @@ def test_too_few_gpus_name_the_cpu_way(
 
 
 @pytest.mark.parametrize(("name", "gpus"), [("auto", None), ("cuda", None), ("auto", 2), ("cuda", 2)])
-def test_enough_gpus_are_used(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int | None) -> None:
+def test_gpus_are_used_if_there_are_enough(monkeypatch: pytest.MonkeyPatch, name: str, gpus: int | None) -> None:
     pretend_gpus(monkeypatch, 2)
     assert torch_device(name, gpus).type == "cuda"
     assert torch_device("cpu", None).type == "cpu"
 
 
-def test_a_generator_neither_reads_nor_moves_the_global_one() -> None:
+def test_a_generator_neither_reads_nor_advances_the_global_one() -> None:
     cpu = torch.device("cpu")
     state = torch.get_rng_state()
     first = torch.rand(5, generator=torch_generator(3, cpu))
@@ -180,7 +180,7 @@ def test_a_generator_neither_reads_nor_moves_the_global_one() -> None:
 
 
 @pytest.mark.parametrize(("name", "local_rank", "visible"), [("auto", 1, 2), ("cuda", 1, 2), ("auto", 0, 2)])
-def test_each_process_takes_the_gpu_of_its_number(
+def test_each_process_takes_the_gpu_of_its_local_rank(
     monkeypatch: pytest.MonkeyPatch, name: str, local_rank: int, visible: int
 ) -> None:
     pretend_gpus(monkeypatch, visible)
@@ -190,7 +190,7 @@ def test_each_process_takes_the_gpu_of_its_number(
     assert taken == [local_rank]
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_gpus(monkeypatch, 2)
     with pytest.raises(UserError, match="local rank 2 needs 3 GPU"):
         torch_device("auto", None, 2)
@@ -206,13 +206,13 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
         ("amp", torch.bfloat16, torch.float16),
     ],
 )
-def test_reduced_precision_of_each_device(name: str, on_cpu: torch.dtype | None, on_gpu: torch.dtype | None) -> None:
+def test_reduced_precision_on_each_device(name: str, on_cpu: torch.dtype | None, on_gpu: torch.dtype | None) -> None:
     assert torch_precision(name, torch.device("cpu")) == on_cpu
     assert torch_precision(name, torch.device("cuda")) == on_gpu
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_tf32_is_for_gpus() -> None:
+def test_tf32_needs_a_gpu() -> None:
     assert torch_precision("tf32", torch.device("cuda")) is None
     assert torch.get_float32_matmul_precision() == "high"
     torch_precision("fp32", torch.device("cuda"))
@@ -221,7 +221,7 @@ def test_tf32_is_for_gpus() -> None:
         torch_precision("tf32", torch.device("cpu"))
 
 
-def test_the_global_generator_goes_on_where_it_was() -> None:
+def test_the_global_generator_resumes_from_a_saved_state() -> None:
     cpu = torch.device("cpu")
     state = rng_state(cpu)
     first = torch.rand(5)
@@ -229,12 +229,12 @@ def test_the_global_generator_goes_on_where_it_was() -> None:
     assert torch.equal(torch.rand(5), first)
 
 
-def test_tensors_travel_by_what_their_device_can() -> None:
+def test_the_collective_backend_depends_on_the_device() -> None:
     assert collective_backend(torch.device("cpu")) == "gloo"
     assert collective_backend(torch.device("cuda", 1)) == "nccl"
 
 
-def test_synchronize_waits_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronize_waits_only_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     synchronize(torch.device("cpu"))
@@ -244,7 +244,7 @@ def test_synchronize_waits_for_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("amx", [True, False])
-def test_bfloat16_pays_on_gpus_and_on_processors_with_tiles(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
+def test_bfloat16_pays_off_on_gpus_and_on_cpus_with_amx(monkeypatch: pytest.MonkeyPatch, amx: bool) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert multiplies_bfloat16(torch.device("cpu")) is amx
     assert multiplies_bfloat16(torch.device("cuda"))

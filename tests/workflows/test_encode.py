@@ -1,4 +1,4 @@
-"""The numbering of ids: in a workflow, restored, stored in a file, by many threads."""
+"""Id encoding: in a workflow, restored, stored in a file, and from many threads."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def dataset_of(log: pd.DataFrame, partitions: int):
 
 @pytest.mark.parametrize("partitions", [1, 4])
 @pytest.mark.parametrize("kind", ["int64", "str"])
-def test_encoded_ids_count_the_sorted_distinct_originals(partitions: int, kind: str) -> None:
+def test_encoded_ids_are_ranks_among_the_distinct_originals(partitions: int, kind: str) -> None:
     log = make_log()
-    log["item"] = log["item"].astype(kind)  # as strings, "10" is before "9"
+    log["item"] = log["item"].astype(kind)  # as strings, "10" sorts before "9"
     encoder = EncodeIds()
     workflow = Workflow(["user", "item"] >> encoder)
     workflow.fit(dataset_of(log, partitions))
@@ -69,7 +69,7 @@ def test_unknown_ids_become_minus_one(ids: list) -> None:
     assert encoded["id"].tolist() == [order[ids[0]], -1, order[ids[1]], order[ids[2]]]
 
 
-def test_fitting_again_forgets_the_first_log() -> None:
+def test_refitting_forgets_the_first_log() -> None:
     encoder = EncodeIds()
     workflow = Workflow(["id"] >> encoder)
     for ids in ([1, 2, 3], [5, 3]):
@@ -85,7 +85,7 @@ def test_a_restored_encoder_needs_no_fit() -> None:
     assert encoder.transform(_Columns(["id"]), pd.DataFrame({"id": [9, 4, 3]}))["id"].tolist() == [2, -1, 0]
 
 
-def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
+def test_an_encoder_is_pickled_without_its_lookups() -> None:
     encoder = EncodeIds({"id": pd.Series([3, 5, 9])})
     frame = pd.DataFrame({"id": [9, 4, 3]})
     encoder.transform(_Columns(["id"]), frame)
@@ -94,9 +94,9 @@ def test_an_encoder_travels_to_another_process_without_its_lookups() -> None:
     assert copy.transform(_Columns(["id"]), frame)["id"].tolist() == [2, -1, 0]
 
 
-def test_many_threads_may_use_a_restored_encoder_at_once() -> None:
+def test_many_threads_can_use_a_restored_encoder_at_once() -> None:
     ids = np.random.default_rng(0).permutation(200_000)
-    encoder = EncodeIds({name: pd.Series(np.arange(200_000)) for name in ("a", "b")})  # nothing is looked up yet
+    encoder = EncodeIds({name: pd.Series(np.arange(200_000)) for name in ("a", "b")})  # the lookups are not built yet
     frame = pd.DataFrame({"a": ids, "b": ids[::-1]})
     threads = 8
     together = Barrier(threads)
@@ -117,10 +117,10 @@ def test_many_threads_may_use_a_restored_encoder_at_once() -> None:
     st.sampled_from(["int32", "int64"]),
     st.sampled_from(["int32", "int64"]),
 )
-def test_numbers_are_places_in_the_table(
+def test_numbers_are_positions_in_the_table(
     low: int, ids: list[int], column: list[int], kind: str, column_kind: str
 ) -> None:
-    # Ids near each other and far apart, at the ends of the range, and of another width than the column.
+    # Dense and sparse ids, at the limits of int64, and of another integer width than the column.
     def held(values: list[int], kind: str) -> list[int]:
         info = np.iinfo(kind)
         return [low + value for value in values if info.min <= low + value <= info.max]
@@ -131,19 +131,19 @@ def test_numbers_are_places_in_the_table(
     assert found.tolist() == [ids.index(value) if value in ids else -1 for value in column]
 
 
-def test_a_stored_table_travels_as_the_name_of_its_file(tmp_path: Path) -> None:
-    ids = pd.Series(np.random.default_rng(0).permutation(100_000) - 50_000)  # in the order of their numbers, not sorted
+def test_a_stored_table_is_pickled_as_its_file_name(tmp_path: Path) -> None:
+    ids = pd.Series(np.random.default_rng(0).permutation(100_000) - 50_000)  # in encoded order, not sorted
     table = IdTable(ids).store(tmp_path / "ids.npy")
     sent = pickle.dumps(table)
     assert len(sent) < 500
     there = pickle.loads(sent)
-    assert there is pickle.loads(sent)  # read once in each process
+    assert there is pickle.loads(sent)  # read once per process
     np.testing.assert_array_equal(there.ids, ids)
     assert there.numbers(pd.Series([ids[7], 10**12, ids[0]])).tolist() == [7, -1, 0]
     assert len(pickle.dumps(IdTable(ids))) > 8 * len(ids)
 
 
-def test_an_encoder_of_stored_tables_travels_small(tmp_path: Path) -> None:
+def test_an_encoder_of_stored_tables_has_a_small_pickle(tmp_path: Path) -> None:
     encoder = EncodeIds({"id": pd.Series(np.arange(10_000))})
     encoder.tables = {name: table.store(tmp_path / f"{name}.npy") for name, table in encoder.tables.items()}
     sent = pickle.dumps(encoder)
@@ -152,12 +152,12 @@ def test_an_encoder_of_stored_tables_travels_small(tmp_path: Path) -> None:
     assert pickle.loads(sent).transform(_Columns(["id"]), frame)["id"].tolist() == [9999, -1, -1]
 
 
-def test_known_columns_keep_their_numbers_and_others_are_found() -> None:
+def test_known_columns_keep_their_encoding_and_others_are_fitted() -> None:
     log = make_log()
-    known = pd.Series(log["item"].unique()[::2])  # some of the items, in the order of their appearance
+    known = pd.Series(log["item"].unique()[::2])  # some of the items, in order of first appearance
     encoder = EncodeIds({"item": known})
     workflow = Workflow(["user", "item"] >> encoder)
-    for _ in range(2):  # fitting again forgets what was found, and only that
+    for _ in range(2):  # refitting forgets only the categories that were found
         workflow.fit(dataset_of(log, 3))
         assert encoder.categories["item"].tolist() == known.tolist()
         assert encoder.categories["user"].tolist() == sorted(set(log["user"]))
@@ -165,13 +165,13 @@ def test_known_columns_keep_their_numbers_and_others_are_found() -> None:
     assert workflow.transform(log)["item"].tolist() == [codes.get(original, -1) for original in log["item"]]
 
 
-def test_where_every_column_is_known_no_partition_is_read() -> None:
+def test_no_partition_is_read_if_every_column_is_known() -> None:
     encoder = EncodeIds({"id": pd.Series([5, 3])})
     encoder.fit_finalize(encoder.fit(_Columns(["id"]), None).compute(scheduler="synchronous"))
     assert encoder.categories["id"].tolist() == [5, 3]
 
 
-def test_columns_that_are_kept_are_handed_on_as_they_are() -> None:
+def test_kept_columns_are_passed_through_unchanged() -> None:
     log = make_log().assign(time=np.linspace(0, 1, 400))
     encoder = EncodeIds(keep=["time"])
     workflow = Workflow(["user", "time"] >> encoder)

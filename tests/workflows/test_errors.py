@@ -1,4 +1,4 @@
-"""How a command line ends."""
+"""How a command exits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def end_with(error: BaseException | None) -> None:
     run_command(main)
 
 
-def test_a_command_that_ends_well_says_nothing_more(capsys: pytest.CaptureFixture) -> None:
+def test_a_successful_command_prints_nothing_extra(capsys: pytest.CaptureFixture) -> None:
     end_with(None)
     assert capsys.readouterr() == ("begun\n", "")
 
@@ -33,7 +33,7 @@ def test_a_command_that_ends_well_says_nothing_more(capsys: pytest.CaptureFixtur
         (UserError("[bold] is no markup: [/x] :smile: " + "long " * 60), None),
     ],
 )
-def test_a_users_mistake_is_one_message_and_status_2(
+def test_a_user_error_prints_one_message_and_exits_with_status_2(
     capsys: pytest.CaptureFixture, error: Exception, text: str | None
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -44,14 +44,14 @@ def test_a_users_mistake_is_one_message_and_status_2(
     assert err == (text or f"error: {error}\n")
 
 
-def test_an_interrupt_ends_as_a_shell_expects(capsys: pytest.CaptureFixture) -> None:
+def test_an_interrupt_exits_with_status_130(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as ended:
         end_with(KeyboardInterrupt())
     assert ended.value.code == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_request_to_end_unwinds_what_is_open() -> None:
+def test_sigterm_runs_finally_blocks() -> None:
     closed = []
 
     def main() -> None:
@@ -71,6 +71,6 @@ def test_a_request_to_end_unwinds_what_is_open() -> None:
     assert closed == [True]
 
 
-def test_a_fault_of_the_program_keeps_its_traceback() -> None:
+def test_an_internal_error_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         end_with(ZeroDivisionError())

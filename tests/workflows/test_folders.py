@@ -1,4 +1,4 @@
-"""Output folders: whole or not there, and nobody else's folder is touched."""
+"""Output folders are complete or absent, and no foreign folder is touched."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ def make_ours(path: Path, content: str = "old") -> Path:
 
 
 def snapshot(folder: Path) -> dict[str, str | None]:
-    """Every path below a folder, hidden ones too, and what the files hold."""
+    """Every path in a folder, including hidden ones, with the content of the files."""
     paths = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_text() if path.is_file() else None for path in paths}
 
 
 def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseException]) -> None:
-    """Fail with everything half written."""
+    """Fail with a half-written output."""
     before = snapshot(path)
     with staged_folder(path, overwrite, is_ours) as staging:
         (staging / "half").mkdir()
@@ -57,10 +57,10 @@ def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseExce
         raise error
 
 
-def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+def test_a_folder_appears_complete_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "below" / "out"
     with staged_folder(target, overwrite=False, is_ours=is_ours) as staging:
-        assert staging.parent == target.parent  # beside its place, so that the rename is atomic
+        assert staging.parent == target.parent  # next to its destination, so that the rename is atomic
         (staging / "train").mkdir()
         (staging / "train" / "part").write_text("rows")
         assert not target.exists()
@@ -68,14 +68,14 @@ def test_a_folder_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
-def test_an_error_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_error_leaves_nothing_behind(tmp_path: Path, error: type[BaseException]) -> None:
     for target in (tmp_path / "out", tmp_path / "made" / "on the way" / "out"):
         with pytest.raises(error):
             write_half(target, overwrite=False, error=error)
         assert snapshot(tmp_path) == {}
 
 
-def test_an_error_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
+def test_an_error_keeps_the_existing_folder(tmp_path: Path) -> None:
     make_ours(tmp_path / "out")
     before = snapshot(tmp_path)
     with pytest.raises(ValueError, match="half"):
@@ -91,7 +91,7 @@ def test_overwrite_replaces_our_own_folder(tmp_path: Path) -> None:
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "new"}
 
 
-def test_overwrite_takes_an_empty_folder_and_a_path_that_is_free(tmp_path: Path) -> None:
+def test_overwrite_accepts_an_empty_folder_and_an_unused_path(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "free"):
         with staged_folder(tmp_path / name, overwrite=True, is_ours=is_ours) as staging:
@@ -100,7 +100,7 @@ def test_overwrite_takes_an_empty_folder_and_a_path_that_is_free(tmp_path: Path)
 
 
 @pytest.mark.parametrize("holds", [True, False])
-def test_an_existing_folder_is_refused(tmp_path: Path, holds: bool) -> None:
+def test_an_existing_folder_is_rejected(tmp_path: Path, holds: bool) -> None:
     target = tmp_path / "out"
     target.mkdir()
     if holds:
@@ -111,10 +111,10 @@ def test_an_existing_folder_is_refused(tmp_path: Path, holds: bool) -> None:
     assert snapshot(tmp_path) == before
 
 
-def test_overwrite_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> None:
+def test_overwrite_leaves_a_foreign_folder_alone(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis").write_text("years")
-    (tmp_path / "home" / OURS).mkdir()  # a folder of that name proves nothing
+    (tmp_path / "home" / OURS).mkdir()  # a folder of that name does not make it ours
     before = snapshot(tmp_path)
     with (
         pytest.raises(UserError, match="was not written by this command"),
@@ -126,7 +126,7 @@ def test_overwrite_leaves_a_folder_of_somebody_else_alone(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["file", "link to our folder", "dangling link"])
-def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str) -> None:
+def test_files_and_links_are_rejected(tmp_path: Path, overwrite: bool, kind: str) -> None:
     target = tmp_path / "out"
     real = make_ours(tmp_path / "real")
     if kind == "file":
@@ -141,7 +141,7 @@ def test_files_and_links_are_refused(tmp_path: Path, overwrite: bool, kind: str)
     assert target.is_symlink() == (kind != "file")
 
 
-def test_what_somebody_else_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+def test_a_folder_written_meanwhile_is_kept(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(UserError, match="exists already"), staged_folder(target, False, is_ours):
         make_ours(target, "theirs")
@@ -154,24 +154,24 @@ def write_both(slow: Path, target: Path) -> None:
         (fast / OURS).write_text("fast")
 
 
-def test_two_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
+def test_two_concurrent_blocks_for_one_path_do_not_mix(tmp_path: Path) -> None:
     target = tmp_path / "out"
     with pytest.raises(UserError, match="exists already"), staged_folder(target, False, is_ours) as slow:
         write_both(slow, target)
     assert snapshot(tmp_path) == {"out": None, f"out/{OURS}": "fast"}
 
 
-def test_a_relative_path_is_below_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_is_resolved_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     with staged_folder(Path("out"), overwrite=False, is_ours=is_ours) as staging:
         (staging / OURS).write_text("new")
-        os.chdir(tmp_path / "elsewhere")  # the place was settled at the start
+        os.chdir(tmp_path / "elsewhere")  # the destination was resolved at the start
     assert (tmp_path / "out" / OURS).read_text() == "new"
 
 
-def test_a_finished_folder_has_the_permissions_of_any_other(tmp_path: Path) -> None:
-    # Temporary folders are private; a prepared data set is for everyone whom the umask allows.
+def test_a_finished_folder_has_the_usual_permissions(tmp_path: Path) -> None:
+    # Temporary folders are private; an output folder should follow the umask.
     mask = os.umask(0o027)
     try:
         with staged_folder(tmp_path / "out", overwrite=False, is_ours=is_ours):
@@ -196,8 +196,8 @@ def test_a_folder_that_holds_an_input_is_not_replaced(tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("output", ["logs/out", "logs/new/out", "link/out"])
-def test_an_output_inside_an_input_is_refused(tmp_path: Path, output: str) -> None:
-    # The next run would read what this one writes.
+def test_an_output_inside_an_input_is_rejected(tmp_path: Path, output: str) -> None:
+    # The next run would read the output of this one.
     (tmp_path / "logs").mkdir()
     (tmp_path / "link").symlink_to("logs")
     with pytest.raises(UserError, match=f"lies in {tmp_path / 'logs'}, which this command reads"):
@@ -217,19 +217,19 @@ with staged_folder(Path(sys.argv[1]), False, lambda _: False) as staging:
 """
 
 
-def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LEFTOVER, str(tmp_path / "out")], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert (left / "train" / "half").is_file()
     with staged_folder(tmp_path / "other", overwrite=False, is_ours=is_ours):
-        assert left.exists()  # another output's
+        assert left.exists()  # belongs to another output
     with staged_folder(tmp_path / "out", overwrite=False, is_ours=is_ours):
         assert not left.exists()
     assert {path.name for path in tmp_path.iterdir()} == {"out", "other"}
 
 
-def test_the_folder_of_a_living_block_is_not_swept(tmp_path: Path) -> None:
+def test_the_folder_of_a_running_block_is_not_swept(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "a", overwrite=False, is_ours=is_ours) as first:
         (first / OURS).write_text("first")
         with pytest.raises(ValueError, match="half"):
@@ -246,7 +246,7 @@ def replace_half(target: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_what_was_set_aside_comes_back_unless_it_is_discarded(tmp_path: Path, there: bool) -> None:
+def test_a_folder_set_aside_is_restored_unless_discarded(tmp_path: Path, there: bool) -> None:
     target = tmp_path / "out"
     if there:
         make_ours(target)
@@ -262,27 +262,27 @@ def test_what_was_set_aside_comes_back_unless_it_is_discarded(tmp_path: Path, th
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "null", '{"a"}', "[" * 100_000, "\0"])
-def test_json_that_is_no_object_reads_as_an_empty_one(tmp_path: Path, content: str) -> None:
+def test_json_that_is_not_an_object_reads_as_an_empty_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.json").write_text(content)
     assert read_json(tmp_path / "a.json") == {}
     (tmp_path / "a.json").write_bytes(b"\xff\xfe")
     assert read_json(tmp_path / "a.json") == {}
 
 
-def test_json_that_is_there_is_read(tmp_path: Path) -> None:
+def test_an_existing_json_object_is_read(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"a": [1, None]})
     assert read_json(tmp_path / "a.json") == {"a": [1, None]}
     assert read_json(tmp_path / "gone.json") == {}
     assert read_json(tmp_path) == {}
 
 
-def test_check_output_of_a_free_path(tmp_path: Path) -> None:
+def test_check_output_accepts_an_unused_path(tmp_path: Path) -> None:
     check_output(tmp_path / "free", overwrite=False, is_ours=is_ours)
     check_output(tmp_path / "free", overwrite=True, is_ours=is_ours)
     assert snapshot(tmp_path) == {}
 
 
-def test_json_is_written_whole(tmp_path: Path) -> None:
+def test_json_is_written_atomically(tmp_path: Path) -> None:
     value = {"users": 3, "nested": {"list": [1, 2.5, None, "ü"]}}
     write_json(tmp_path / "a.json", {"old": True})
     write_json(tmp_path / "a.json", value)
@@ -294,7 +294,7 @@ def test_json_is_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_replace_file_keeps_the_old_one_until_the_new_one_is_there(
+def test_replace_file_keeps_the_old_file_until_the_new_one_is_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "model"
@@ -312,7 +312,7 @@ def test_replace_file_keeps_the_old_one_until_the_new_one_is_there(
     assert file.read_bytes() == b"new"
 
 
-def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_file_is_complete_or_absent(tmp_path: Path) -> None:
     target = tmp_path / "new" / "file.txt"
     with suppress(KeyboardInterrupt), staged_file(target, overwrite=False) as partial:
         partial.write_text("half")
@@ -328,7 +328,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_files_that_may_not_be_written_are_told(tmp_path: Path) -> None:
+def test_files_that_must_not_be_written_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path, message in (
         (tmp_path / "file", r"exists already.*--overwrite"),

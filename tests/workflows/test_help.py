@@ -1,4 +1,4 @@
-"""How `--help` looks."""
+"""The format of `--help`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from workflows.help import HelpFormatter
 
 
-def test_defaults_are_shown_where_there_is_one(
+def test_defaults_are_shown_where_they_exist(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")

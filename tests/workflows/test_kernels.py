@@ -1,4 +1,4 @@
-"""Compiled loops against the array code that they stand in for, and the door to them."""
+"""Compiled loops against the array code that they replace, and the conditions for using them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ LOGS = st.tuples(
 def log_of(shape: tuple) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     seed, rows, users, items, times, dtype = shape
     rng = np.random.default_rng(seed)
-    # Users lie apart, as those of one partition do.
+    # Sparse user ids, as in one partition.
     ids = (rng.integers(0, users, rows) * 977 - 5000).astype(dtype)
     return ids, rng.integers(0, items, rows).astype(dtype), rng.integers(-7, times, rows)
 
@@ -46,16 +46,16 @@ def same(one: Histories, other: Histories) -> None:
 
 
 @given(LOGS)
-def test_histories_are_those_of_array_code(shape: tuple) -> None:
+def test_histories_match_array_code(shape: tuple) -> None:
     columns = log_of(shape)
     found = kernels.histories(*columns)
     assert found is not None
-    same(Histories(*found), histories(*columns))  # too few rows for the kernel
+    same(Histories(*found), histories(*columns))  # too few rows to use the kernel
 
 
 @pytest.mark.parametrize("low", [-(2**63), 2**62, 0])
 @pytest.mark.parametrize("bits", [0, 1, 10, 11, 12, 31, 32, 33, 62])
-def test_histories_at_the_edges_of_a_digit(low: int, bits: int) -> None:
+def test_histories_at_digit_boundaries(low: int, bits: int) -> None:
     values = low + np.array([0, (1 << bits) - 1, 1 << (bits - 1) if bits else 0, 0], dtype=np.int64)
     narrow = np.zeros(4, dtype=np.int64)
     for columns in ((values, narrow, narrow), (narrow, values, narrow), (narrow, np.arange(4), values)):
@@ -70,8 +70,8 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def test_arrays_may_be_read_only() -> None:
-    """As pandas' are where it copies on write."""
+def test_arrays_can_be_read_only() -> None:
+    """As pandas returns them under copy-on-write."""
     columns = log_of((3, 500, 9, 20, 2**40, np.int64))
     expected = histories(*columns)
     found = kernels.histories(*map(read_only, columns))
@@ -85,14 +85,14 @@ def test_arrays_may_be_read_only() -> None:
     )
 
 
-def test_ranges_that_do_not_fit_a_code_are_left_to_array_code() -> None:
+def test_ranges_too_wide_for_a_code_are_left_to_array_code() -> None:
     wide, narrow = np.array([-(2**63), 2**63 - 1]), np.array([0, 5])
     assert kernels.histories(wide, narrow, narrow) is None
     assert kernels.histories(narrow, np.array([1, 1]), wide) is None
 
 
 @given(LOGS, st.integers(0, 80), st.booleans())
-def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware: bool) -> None:
+def test_series_negatives_match_array_code(shape: tuple, length: int, time_aware: bool) -> None:
     columns = log_of(shape)
     n_items = int(columns[1].max()) + 2
     candidates = Candidates(n_items)
@@ -102,7 +102,7 @@ def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware
         candidates = Candidates(n_items, None, line, np.argsort(line), np.sort(rng.integers(-9, shape[4], n_items)))
     history = histories(*columns)
     which = np.flatnonzero(history.counts < n_items)
-    # Their ways are the same but for the door, which is shut to so few rows.
+    # Both calls take the same path except for `host_kernels`, which rejects so few rows.
     with pytest.MonkeyPatch.context() as patch:
         expected = negatives.series_negatives(history, which, candidates, length, SEED)
         patch.setattr(negatives, "host_kernels", lambda _: kernels)
@@ -112,7 +112,7 @@ def test_negatives_are_those_of_array_code(shape: tuple, length: int, time_aware
 
 
 def same_rows(users: np.ndarray, items: np.ndarray, n_items: int, per_row: int, as_tensors: bool = False) -> None:
-    """Negatives of rows from the compiled loop and from array code are the same, of the type of the items."""
+    """Assert that the compiled loop and array code give the same row negatives, in the dtype of the items."""
     candidates = Candidates(n_items)
     given_as = torch.from_numpy if as_tensors else np.asarray
     with pytest.MonkeyPatch.context() as patch:
@@ -123,20 +123,20 @@ def same_rows(users: np.ndarray, items: np.ndarray, n_items: int, per_row: int, 
     assert isinstance(found[0], torch.Tensor) == as_tensors
     assert np.asarray(found[0]).dtype == expected[0].dtype == items.dtype
     np.testing.assert_array_equal(found[1], expected[1])
-    # Where there is none, anything may stand.
+    # Rows without a negative may hold anything.
     np.testing.assert_array_equal(np.asarray(found[0])[expected[1]], expected[0][expected[1]])
 
 
 @given(LOGS, st.integers(0, 7), st.booleans())
-def test_negatives_of_rows_are_those_of_array_code(shape: tuple, per_row: int, as_tensors: bool) -> None:
+def test_row_negatives_match_array_code(shape: tuple, per_row: int, as_tensors: bool) -> None:
     users, items, _ = log_of(shape)
-    order = np.argsort(users, kind="stable")  # repeated pairs stay
+    order = np.argsort(users, kind="stable")  # keeps repeated pairs
     same_rows(users[order], items[order], int(items.max()) + 1 + shape[0] % 3, per_row, as_tensors)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.int64])
 @pytest.mark.parametrize("n_items", [3000, 2**31 - 1])
-def test_negatives_of_users_whose_items_lie_close_together(n_items: int, kind: type) -> None:
+def test_row_negatives_of_users_with_clustered_items(n_items: int, kind: type) -> None:
     rng = np.random.default_rng(5)
     near_the_ends = np.concatenate(
         [np.arange(700), np.arange(n_items - 500, n_items), np.arange(n_items - 500, n_items)]
@@ -146,25 +146,25 @@ def test_negatives_of_users_whose_items_lie_close_together(n_items: int, kind: t
     same_rows(users.astype(kind), items.astype(kind), n_items, 3)
 
 
-def test_places_of_one_series_by_hand() -> None:
-    """Items 1 and 3 of 5 are taken: 0, 2 and 4 are left, fewer than the five that are asked for."""
+def test_positions_of_one_series_computed_by_hand() -> None:
+    """Items 1 and 3 of 5 are taken, leaving 0, 2 and 4: fewer than the five requested."""
     one = np.array([0])
     places = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
     assert places.tolist()[0] in [[0, 0, 2, 2, 4]]
-    # By the limit 2 only item 0 had appeared; by the limit 0 none, and time is not asked.
+    # Limit 2 leaves only item 0; limit 0 leaves none, so time is ignored.
     for limit, expected in ((2, {0}), (0, {0, 2, 4})):
         few = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3)
         assert set(few[0].tolist()) == expected
 
 
-def test_the_door_is_for_large_arrays_on_the_host() -> None:
+def test_kernels_are_used_only_for_large_host_arrays() -> None:
     large = np.zeros(KERNEL_ROWS, dtype=np.int32)
     assert host_kernels(large) is kernels
     assert host_kernels(large[1:]) is None
     assert host_kernels(torch.zeros(KERNEL_ROWS)) is None
 
 
-def test_large_logs_go_through_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_logs_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     users, items, times = (rng.integers(0, high, KERNEL_ROWS) for high in (300, 500, 10_000))
     fast = histories(users, items, times)
@@ -176,8 +176,8 @@ def test_large_logs_go_through_the_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     np.testing.assert_array_equal(drawn, negatives.series_negatives(fast, which, Candidates(500), 100, SEED))
 
 
-def test_where_nothing_can_be_kept_array_code_does_it(tmp_path: Path) -> None:
-    """In a folder that cannot be written, and with no home: what a locked-down container has."""
+def test_array_code_is_the_fallback_without_a_cache_folder(tmp_path: Path) -> None:
+    """In a read-only folder without a home directory, as in a locked-down container."""
     (tmp_path / "workflows").mkdir()
     for module in (ROOT / "workflows").glob("*.py"):
         shutil.copy(module, tmp_path / "workflows")

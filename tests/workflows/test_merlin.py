@@ -1,4 +1,4 @@
-"""Each repair of the Merlin door beside the stock class that needs it: the stock class must still fail."""
+"""Each fix in the Merlin door, next to the stock class that needs it: the stock class must still fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import workflows.merlin  # first: it completes Dask, without which the stock classes do not import
+import workflows.merlin  # first: it patches Dask, without which the stock classes cannot be imported
 
 # isort: split
 
@@ -37,15 +37,15 @@ from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, re
 from workflows.merlin import ColumnSelector, Operator, Workflow, frame_dataset, loader_class
 
 ROOT = Path(workflows.merlin.__file__).parents[1]
-ENDED_S = 30.0  # far more than anything here takes; only a failing test waits so long
-STUCK_S = 0.3  # how long a hanging thread is watched
+ENDED_S = 30.0  # far longer than anything here takes; only a failing test waits this long
+STUCK_S = 0.3  # how long to watch a hanging thread
 
 
-# --- The leak: rows of an emptied partition come back -----------------------------------------------------------
+# --- The leak: rows of an emptied partition reappear ------------------------------------------------------------
 
 
 class KeepSmall(Operator):
-    """Removes rows, as NVTabular's own Filter does."""
+    """Removes rows, like NVTabular's own Filter."""
 
     def transform(self, col_selector: ColumnSelector, df: pd.DataFrame) -> pd.DataFrame:
         return df[df["x"] < 10][col_selector.names].reset_index(drop=True)
@@ -90,7 +90,7 @@ def test_stock_workflow_leaks_from_a_single_dataframe_and_ours_does_not() -> Non
         assert workflow.transform(PARTS[1])["x"].tolist() == expected
 
 
-def test_stock_subworkflow_leaks_and_ours_is_repaired_as_the_whole_is() -> None:
+def test_stock_subworkflow_leaks_and_ours_does_not() -> None:
     for kind, expected in ((nvt.Workflow, [[-1, -2], [-60, -70], [-3]]), (Workflow, [[-1, -2], [], [-3]])):
         part = kind(Subgraph("kept", filtered())).get_subworkflow("kept")
         assert type(part) is kind
@@ -99,12 +99,12 @@ def test_stock_subworkflow_leaks_and_ours_is_repaired_as_the_whole_is() -> None:
 
 
 @pytest.mark.parametrize("kind", [nvt.Workflow, Workflow])
-def test_a_workflow_that_was_not_fitted_says_so(kind: type) -> None:
+def test_an_unfitted_workflow_raises_an_error(kind: type) -> None:
     with pytest.raises(ValueError, match="no output schema"):
         kind(filtered()).transform(PARTS[0])
 
 
-def test_two_branches_of_emptied_partitions_stay_empty() -> None:
+def test_emptied_partitions_stay_empty_across_two_branches() -> None:
     def graph() -> nvt.WorkflowNode:
         kept = ["x"] >> KeepSmall()
         return kept + (kept >> Negate() >> nvt.ops.Rename(postfix="_minus"))
@@ -113,7 +113,7 @@ def test_two_branches_of_emptied_partitions_stay_empty() -> None:
     assert run_workflow(Workflow(graph())) == [[1, 2], [], [3]]
 
 
-def test_branches_are_merged_as_the_stock_executor_merges_them() -> None:
+def test_branches_are_merged_as_in_the_stock_executor() -> None:
     def graph() -> nvt.WorkflowNode:
         both = ["a", "b"] >> Negate()
         return both + (["b"] >> nvt.ops.LambdaOp(lambda column: column * 10)) + ["c"]
@@ -132,7 +132,7 @@ def test_branches_are_merged_as_the_stock_executor_merges_them() -> None:
 
 
 def numbered_parts(sizes: list[int], gate: threading.Event | None = None):
-    """Partition p holds the numbers 100 p, 100 p + 1, … The last one can be read once the gate is open."""
+    """Partition p holds the numbers 100 p, 100 p + 1, … The last partition is readable once the gate is open."""
     parts = [pd.DataFrame({"x": 100 * part + np.arange(size)}) for part, size in enumerate(sizes)]
 
     def load(part: int) -> pd.DataFrame:
@@ -146,10 +146,10 @@ def numbered_parts(sizes: list[int], gate: threading.Event | None = None):
 
 
 class Reader:
-    """Reads a loader to its end on a thread of its own, so that one that hangs does not hang the test."""
+    """Reads a loader to the end on a separate thread, so that a hanging loader does not hang the test."""
 
     def __init__(self, loader: StockLoader, gate: threading.Event | None, full_chunks: int) -> None:
-        """Args: full_chunks: how many reads of the queue give a chunk; at the next one the gate opens."""
+        """Args: full_chunks: number of queue reads that return a chunk; the next read opens the gate."""
         self.loader, self.batches, self.ended = loader, [], False
         iter(loader)
         (self.producer,) = loader._workers
@@ -182,7 +182,7 @@ class Reader:
         return self.batches
 
     def assert_stuck(self) -> None:
-        """The producer has ended, nothing is queued, and the reader waits all the same."""
+        """Assert that the producer has ended and the queue is empty, but the reader still waits."""
         self.producer.join(ENDED_S)
         assert not self.producer.is_alive()
         self.thread.join(STUCK_S)
@@ -196,7 +196,7 @@ class Reader:
         assert not self.thread.is_alive()
 
 
-class _Released(Exception):  # noqa: N818 - not an error: lets a hanging reader go
+class _Released(Exception):  # noqa: N818 - not an error: releases a hanging reader
     pass
 
 
@@ -211,7 +211,7 @@ def reading(kind: type, sizes: list[int], full_chunks: int = 0, gated: bool = Fa
         reader.loader.stop()
 
 
-# The gate makes a race certain: the last partition is read only while the reader already waits for it.
+# The gate makes the race deterministic: the last partition is read only while the reader already waits for it.
 HANGS = {
     "batch larger than the data": ({"sizes": [3, 2], "batch_size": 8, "drop_last": True}, []),
     "small tail": (
@@ -223,7 +223,7 @@ HANGS = {
         [[0, 1], [2, 3]],
     ),
     "only empty parts": ({"sizes": [0, 0], "batch_size": 2}, []),
-    # Four partitions over three ranks: two each, and none for the last.
+    # Four partitions over three ranks: two each, so none for the last.
     "rank without a partition": ({"sizes": [2, 2, 2, 2], "batch_size": 2, "global_size": 3, "global_rank": 2}, []),
 }
 
@@ -235,12 +235,12 @@ def test_stock_loader_hangs_and_ours_ends(name: str) -> None:
         reader.assert_stuck()
         assert reader.batches == expected
     with reading(loader_class(), **options) as reader:
-        if name == "rank without a partition":  # ours deals partitions out one by one, so none is without
+        if name == "rank without a partition":  # ours deals out partitions round-robin, so every rank has one
             expected = [[200, 201]]
         assert reader.finish() == expected
 
 
-def test_loader_ends_where_there_are_more_ranks_than_partitions() -> None:
+def test_loader_ends_with_more_ranks_than_partitions() -> None:
     options = {"batch_size": 2, "global_size": 3}
     with pytest.warns(UserWarning, match="more processes"), pytest.raises(IndexError):
         list(StockLoader(numbered_parts([2, 2]), global_rank=2, **options))
@@ -252,7 +252,7 @@ def test_loader_ends_where_there_are_more_ranks_than_partitions() -> None:
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])
-def test_ranks_share_all_rows_once(ranks: int) -> None:
+def test_ranks_together_read_every_row_once(ranks: int) -> None:
     sizes = [3, 0, 5, 1, 4]
     seen = []
     for rank in range(ranks):
@@ -266,20 +266,20 @@ def order_of_parts(batches) -> list[int]:
     return [part for place, part in enumerate(parts) if place == 0 or part != parts[place - 1]]
 
 
-def test_stock_order_of_partitions_never_changes_and_ours_follows_indices() -> None:
+def test_stock_partition_order_never_changes_and_ours_follows_indices() -> None:
     sizes = [4] * 8
     with StockLoader(numbered_parts(sizes), batch_size=4, shuffle=True) as stock:
-        for _ in range(3):  # not to its end, where it hangs unless its thread has ended by then
+        for _ in range(3):  # not to the end, where it hangs unless its thread has already ended
             assert order_of_parts(itertools.islice(stock, 8)) == list(range(8))
     rng = np.random.default_rng(0)
-    for _ in range(3):  # a new loader each epoch
+    for _ in range(3):  # a new loader for each epoch
         order = rng.permutation(8)
         with loader_class()(numbered_parts(sizes), batch_size=4) as loader:
             loader.indices = order
             assert order_of_parts(loader) == order.tolist()
 
 
-def test_stock_shuffle_takes_numpys_global_generator_and_ours_takes_an_order() -> None:
+def test_stock_shuffle_uses_numpys_global_generator_and_ours_takes_an_order() -> None:
     def global_state() -> list[int]:
         return [*np.random.get_state()[1].tolist(), np.random.get_state()[2]]
 
@@ -294,7 +294,7 @@ def test_stock_shuffle_takes_numpys_global_generator_and_ours_takes_an_order() -
     np.random.set_state(state)
 
 
-def test_an_order_that_was_given_is_left_as_it_is() -> None:
+def test_a_given_order_is_not_modified() -> None:
     order = np.arange(32)
     with loader_class()(numbered_parts([2] * 32), batch_size=2, shuffle=True) as loader:
         loader.indices = order
@@ -302,7 +302,7 @@ def test_an_order_that_was_given_is_left_as_it_is() -> None:
     assert order.tolist() == list(range(32))
 
 
-def test_ranks_take_turns_in_the_order_of_indices() -> None:
+def test_ranks_take_turns_in_index_order() -> None:
     order = np.array([3, 0, 4, 1, 2])
     taken = []
     for rank in range(2):
@@ -315,7 +315,7 @@ def test_ranks_take_turns_in_the_order_of_indices() -> None:
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("parts_per_chunk", [1, 2, 3])
 @pytest.mark.parametrize("batch_size", [1, 3, 5, 100])
-def test_loader_gives_every_row_in_order(drop_last: bool, parts_per_chunk: int, batch_size: int) -> None:
+def test_loader_returns_every_row_in_order(drop_last: bool, parts_per_chunk: int, batch_size: int) -> None:
     sizes = [0, 4, 1, 0, 7, 3, 0]
     rows = [100 * part + row for part, size in enumerate(sizes) for row in range(size)]
     expected = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
@@ -327,13 +327,13 @@ def test_loader_gives_every_row_in_order(drop_last: bool, parts_per_chunk: int, 
         assert reader.batches == expected
 
 
-def test_loader_can_be_read_again() -> None:
+def test_loader_can_be_read_repeatedly() -> None:
     with loader_class()(numbered_parts([3, 0]), batch_size=2) as loader:
         for _ in range(3):
             assert [batch["x"].tolist() for batch, _ in loader] == [[0, 1], [2]]
 
 
-def test_an_error_while_reading_comes_out_of_the_loader() -> None:
+def test_the_loader_raises_read_errors() -> None:
     frame = pd.DataFrame({"x": [1, 2]})
 
     def load(part: int) -> pd.DataFrame:
@@ -353,10 +353,10 @@ def test_loader_leaves_no_thread_behind() -> None:
             next(iter(loader))
         return threading.active_count()
 
-    assert leave_early() == leave_early()  # Dask's own pool starts with the first
+    assert leave_early() == leave_early()  # the first call starts Dask's own pool
 
 
-def test_batches_are_tensors_of_the_type_of_the_column() -> None:
+def test_batches_are_tensors_with_the_dtype_of_the_column() -> None:
     frame = pd.DataFrame({"user": np.array([1, 2], np.int32), "label": np.array([0, 1], np.float32)})
     dataset = frame_dataset(lambda _: frame, 1, meta=frame.iloc[:0], cpu=True)
     with loader_class()(dataset, batch_size=2) as loader:
@@ -369,7 +369,7 @@ def test_batches_are_tensors_of_the_type_of_the_column() -> None:
 
 
 def prepared_folder(folder: Path, parts: list[list[int]], time_ordered: bool) -> None:
-    """Train files with row groups of the sizes given; user and item of each row are its number."""
+    """Write train files with row groups of the given sizes; each row's user and item are its row number."""
     rows, files = itertools.count(), []
     schema = pa.schema({"user": pa.int32(), "item": pa.int32(), "label": pa.float32()})
     for part, sizes in enumerate(parts):
@@ -399,7 +399,7 @@ EMPTY_FIRST = {
 
 @pytest.mark.parametrize("parts", EMPTY_FIRST.values(), ids=EMPTY_FIRST.keys())
 @pytest.mark.parametrize("time_ordered", [True, False], ids=["ours", "foreign"])
-def test_stock_dataset_breaks_where_the_first_is_empty_and_ours_reads_on(
+def test_stock_dataset_fails_on_an_empty_first_file_or_row_group_and_ours_does_not(
     tmp_path: Path, parts: list[list[int]], time_ordered: bool
 ) -> None:
     prepared_folder(tmp_path, parts, time_ordered)
@@ -414,8 +414,8 @@ def test_stock_dataset_breaks_where_the_first_is_empty_and_ours_reads_on(
 
 
 @pytest.mark.parametrize("dtype", ["object", "str", "string[python]"])
-def test_dask_turns_text_into_arrow_strings_and_ours_keeps_its_type(dtype: str) -> None:
-    # Operators would see another type than the dataframe holds.
+def test_dask_converts_text_to_arrow_strings_and_ours_keeps_the_dtype(dtype: str) -> None:
+    # Operators would see a different dtype from the dataframe.
     frame = pd.DataFrame({"name": pd.Series(["a", "b"], dtype=dtype)})
     stock = dd.from_map(lambda _: frame, range(1), meta=frame.iloc[:0])
     assert stock.dtypes["name"] == pd.StringDtype("pyarrow")
@@ -424,11 +424,11 @@ def test_dask_turns_text_into_arrow_strings_and_ours_keeps_its_type(dtype: str) 
     assert rows.compute(scheduler="synchronous")["name"].dtype == frame["name"].dtype
 
 
-# --- Names of Dask's tasks --------------------------------------------------------------------------------------
+# --- Names of Dask tasks ----------------------------------------------------------------------------------------
 
 
 class Guarded:
-    """What loads partitions and cannot be pickled, as a file that is open or a source with a lock cannot."""
+    """An unpicklable partition loader, like an open file or a source with a lock."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -443,7 +443,7 @@ class Guarded:
 
 
 class Unhashable(pd.DataFrame):
-    """A stand-in for a dataframe of cuDF, which Dask would copy from the GPU to name a task."""
+    """A stand-in for a cuDF dataframe, which Dask would copy from the GPU to name a task."""
 
     def __dask_tokenize__(self) -> str:
         raise AssertionError("was hashed")
@@ -452,7 +452,7 @@ class Unhashable(pd.DataFrame):
 dask.base.normalize_token.register(Unhashable, Unhashable.__dask_tokenize__)
 
 
-def test_dask_pickles_what_is_read_from_and_ours_does_not() -> None:
+def test_dask_pickles_the_data_source_and_ours_does_not() -> None:
     for source in (stock := Guarded(), ours := Guarded()):
         if source is stock:
             with pytest.raises(dask.tokenize.TokenizationError, match="hashed"):
@@ -472,7 +472,7 @@ def test_dask_hashes_the_empty_dataframe_and_ours_does_not() -> None:
     assert rows.compute(scheduler="synchronous")["x"].tolist() == [1, 50, 2, 60, 70, 80, 3]
 
 
-def test_a_name_is_a_datasets_own_and_the_same_wherever_it_is_sent() -> None:
+def test_a_task_name_is_unique_to_a_dataset_and_survives_pickling() -> None:
     def expression() -> Any:
         return frame_dataset(PARTS.__getitem__, 3, meta=PARTS[0].iloc[:0], cpu=True).to_ddf().expr
 
@@ -485,7 +485,7 @@ def test_a_name_is_a_datasets_own_and_the_same_wherever_it_is_sent() -> None:
     assert one.optimize()._name == one._name
 
 
-def test_stock_merlin_replaces_the_graph_of_a_collection_and_ours_leaves_that_to_dask() -> None:
+def test_stock_merlin_replaces_a_collections_graph_and_ours_leaves_it_to_dask() -> None:
     spec = importlib.util.spec_from_file_location("stock_utils", merlin.core.utils.__file__)
     assert spec is not None
     assert spec.loader is not None
@@ -510,12 +510,12 @@ def run_python() -> Callable[[str], subprocess.CompletedProcess]:
     return run
 
 
-def test_stock_merlin_does_not_import(run_python: Callable) -> None:
+def test_stock_merlin_cannot_be_imported(run_python: Callable) -> None:
     done = run_python("import nvtabular")
     assert "cannot import name 'hash_object_dispatch'" in done.stderr
 
 
-def test_a_name_that_is_gone_says_so_where_it_is_called() -> None:
+def test_a_removed_name_raises_when_called() -> None:
     with pytest.raises(NotImplementedError, match=r"dask\.dataframe\.core\.new_dd_object no longer exists"):
         dd.core.new_dd_object({}, "name", PARTS[0], [None, None])
 
@@ -531,7 +531,7 @@ def test_import_is_silent_and_loads_no_torch(run_python: Callable) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-def test_stock_loader_polls_to_hand_a_chunk_over_and_ours_waits() -> None:
+def test_stock_loader_busy_waits_on_a_full_queue_and_ours_does_not() -> None:
     waits = {}
     for kind in (StockLoader, loader_class()):
         with kind(numbered_parts([2] * 4), batch_size=2) as loader:

@@ -1,4 +1,4 @@
-"""The stubs that the Merlin door puts into cuDF, on stand-ins for cuDF; the real one is in tests/contract."""
+"""The stubs that the Merlin door adds to cuDF, tested on stand-ins; tests/contract covers the real cuDF."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Fake = Callable[..., dict[str, ModuleType]]
 
 @pytest.fixture
 def fake_cudf(monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """A stand-in for cuDF of some version, with all that Merlin takes from it but some names."""
+    """A stand-in for a version of cuDF with all the names that Merlin uses, except those in `missing`."""
 
     def make(version: str, missing: Iterable[str] = ()) -> dict[str, ModuleType]:
         paths = [module.split(".") for module in TAKEN_FROM_CUDF]
@@ -45,9 +45,7 @@ def contents(modules: dict[str, ModuleType]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("missing", [[CATEGORICAL, COLUMN, FROM_DASK], [CATEGORICAL], [COLUMN], [FROM_DASK]])
-def test_missing_names_become_stubs_that_say_so_and_nothing_else_is_touched(
-    fake_cudf: Fake, missing: list[str]
-) -> None:
+def test_missing_names_become_stubs_that_raise_and_nothing_else_changes(fake_cudf: Fake, missing: list[str]) -> None:
     modules = fake_cudf("26.10.02", missing)
     before = contents(modules)
     complete_cudf()
@@ -60,7 +58,7 @@ def test_missing_names_become_stubs_that_say_so_and_nothing_else_is_touched(
 
 
 @pytest.mark.parametrize("version", ["23.08.00", "26.10.00", "26.12.00"])
-def test_a_cudf_that_has_all_names_is_left_as_it_is(fake_cudf: Fake, version: str) -> None:
+def test_a_complete_cudf_is_left_unchanged(fake_cudf: Fake, version: str) -> None:
     modules = fake_cudf(version)
     before = contents(modules)
     complete_cudf()
@@ -68,7 +66,7 @@ def test_a_cudf_that_has_all_names_is_left_as_it_is(fake_cudf: Fake, version: st
 
 
 @pytest.mark.parametrize("version", ["26.08.00", "26.100.0", "26.12.00"])
-def test_another_version_that_lacks_names_is_refused(fake_cudf: Fake, version: str) -> None:
+def test_another_version_with_missing_names_is_rejected(fake_cudf: Fake, version: str) -> None:
     modules = fake_cudf(version, [CATEGORICAL, FROM_DASK])
     before = contents(modules)
     with pytest.raises(RuntimeError) as caught:
@@ -79,7 +77,7 @@ def test_another_version_that_lacks_names_is_refused(fake_cudf: Fake, version: s
 
 
 @pytest.mark.parametrize("more", ["cudf.Series", "cudf.RangeIndex", "dask_cudf.io.parquet.CudfEngine"])
-def test_more_missing_names_are_refused_and_named(fake_cudf: Fake, more: str) -> None:
+def test_unexpected_missing_names_are_rejected_and_listed(fake_cudf: Fake, more: str) -> None:
     modules = fake_cudf("26.10.00", [CATEGORICAL, COLUMN, FROM_DASK, more])
     before = contents(modules)
     with pytest.raises(RuntimeError, match=rf"cuDF 26\.10\.00 lacks {more}, which") as caught:
@@ -88,7 +86,7 @@ def test_more_missing_names_are_refused_and_named(fake_cudf: Fake, more: str) ->
     assert contents(modules) == before
 
 
-def test_a_missing_library_is_refused(fake_cudf: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_rejected(fake_cudf: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_cudf("26.10.00")
     for name in [name for name in TAKEN_FROM_CUDF if name.startswith("dask_cudf")]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -96,15 +94,15 @@ def test_a_missing_library_is_refused(fake_cudf: Fake, monkeypatch: pytest.Monke
         complete_cudf()
 
 
-def test_without_cudf_merlin_keeps_to_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_cudf_merlin_uses_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cudf", None)  # not installed
     complete_cudf()
 
 
 @pytest.mark.parametrize("gpus", [1, 0])
-def test_the_door_asks_before_merlin_is_imported(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
-    # A visible GPU and a cuDF without anything: the door says so, before Merlin could fail on a name. Without a GPU
-    # Merlin keeps to pandas.
+def test_cudf_is_checked_before_merlin_is_imported(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    # With a visible GPU and an empty cuDF, the check fails before Merlin can fail on a name. Without a GPU Merlin uses
+    # pandas.
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     code = (
         "import sys, types\n"

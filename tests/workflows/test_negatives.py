@@ -1,4 +1,4 @@
-"""Negatives against plain loops over sets, and their chances against enumeration."""
+"""Negatives against plain loops over sets, and their probabilities against enumeration."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ OTHER_DEVICE = array_api_strict.Device("device1")
 
 @dataclass(frozen=True)
 class Case:
-    """A log, and what may be drawn.
+    """A log and its candidates.
 
     Attributes:
-        users, items, times: int64 [N]; pairs may occur again.
-        weights: of each item; None: all alike.
-        first: when each item first occurred; None: time is not asked.
+        users, items, times: int64 [N]; pairs may repeat.
+        weights: weight of each item; None: all equal.
+        first: first occurrence of each item; None: not time-aware.
     """
 
     n_items: int
@@ -68,7 +68,7 @@ class Case:
         return seen
 
     def available(self, user: int, time: int) -> set[int]:
-        """What may be drawn for a positive of a user at a time."""
+        """The candidate negatives for a user's positive at a given time."""
         unseen = set(range(self.n_items)) - self.seen[user]
         return (unseen & self.appeared(time)) or unseen
 
@@ -76,7 +76,7 @@ class Case:
         return {item for item in range(self.n_items) if self.first is None or self.first[item] <= time}
 
     def last_times(self) -> dict[int, int]:
-        """The time of each user's last interaction; of a pair that occurs again the earliest counts."""
+        """The time of each user's last interaction; repeated pairs count at their earliest time."""
         earliest: dict[tuple[int, int], int] = {}
         for user, item, time in zip(self.users.tolist(), self.items.tolist(), self.times.tolist(), strict=True):
             earliest[user, item] = min(time, earliest.get((user, item), time))
@@ -85,7 +85,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Few items, so that users with all of them and ties are common; weights up to a thousand times apart or more."""
+    """Few items, so that ties and users with all items are common; weights differ by factors of a thousand or more."""
     n_items = draw(st.integers(1, 9))
     item = st.integers(0, n_items - 1)
     rows = draw(st.lists(st.tuples(st.integers(-2, 5), item, st.integers(0, 6)), min_size=1, max_size=30))
@@ -97,7 +97,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def with_unseen(case: Case) -> np.ndarray:
-    """Which of the history's users have an item that they have not seen."""
+    """Indices of the users in the history who have an unseen item."""
     return np.flatnonzero(case.history.counts < case.n_items)
 
 
@@ -120,7 +120,7 @@ def to_numpy(values: Any) -> np.ndarray:
 
 
 @given(cases(), st.integers(0, 12), st.integers(0, 1000))
-def test_series_are_distinct_unseen_items_as_long_as_there_are_any(case: Case, length: int, seed: int) -> None:
+def test_series_are_distinct_unseen_items_if_there_are_enough(case: Case, length: int, seed: int) -> None:
     history, which, last = case.history, with_unseen(case), case.last_times()
     series = series_negatives(history, which, case.candidates, length, stream_seed(seed))
     assert series.shape == (len(which), length)
@@ -129,13 +129,13 @@ def test_series_are_distinct_unseen_items_as_long_as_there_are_any(case: Case, l
         assert row == sorted(row)
         assert set(row) <= available
         assert len(set(row)) == min(length, len(available))
-        if row:  # where there are fewer, repeats are spread evenly
+        if row:  # if there are fewer, repeats are spread evenly
             times = Counter(row).values()
             assert max(times) - min(times) <= (len(available) < length)
 
 
 @given(cases(), st.integers(0, 5), st.integers(0, 1000))
-def test_series_that_are_not_exact_are_any_items_that_had_appeared(case: Case, length: int, seed: int) -> None:
+def test_inexact_series_are_any_items_that_had_appeared(case: Case, length: int, seed: int) -> None:
     history, which, last = case.history, with_unseen(case), case.last_times()
     series = series_negatives(history, which, case.candidates, length, stream_seed(seed), exact=False)
     assert series.shape == (len(which), length)
@@ -145,7 +145,7 @@ def test_series_that_are_not_exact_are_any_items_that_had_appeared(case: Case, l
 
 
 def alike(n_users: int, seen: Iterable[int], n_items: int, weights: list[int] | None = None) -> Case:
-    """Many users who have seen the same items."""
+    """Many users who have all seen the same items."""
     items = np.array(sorted(seen))
     users = np.repeat(np.arange(n_users), len(items))
     items = np.tile(items, n_users)
@@ -165,7 +165,7 @@ def test_series_cover_all_subsets_evenly(n_unseen: int, assert_uniform: Callable
     assert_uniform(np.array(list(subsets.values())))
 
 
-def test_pairs_in_longer_series_are_even(assert_uniform: Callable) -> None:
+def test_pairs_in_longer_series_are_uniform(assert_uniform: Callable) -> None:
     series = series_of(alike(10_000, {39, 40}, 41), 6)
     together = np.zeros((39, 39), dtype=np.int64)
     # One pair of each series, so that counts are independent.
@@ -176,7 +176,7 @@ def test_pairs_in_longer_series_are_even(assert_uniform: Callable) -> None:
 
 
 def successive_sampling(weights: dict[int, int], length: int) -> dict[tuple[int, ...], float]:
-    """The chance of each set when items are drawn one after the other, each by its weight among those left."""
+    """The probability of each set under sequential draws without replacement, by weight."""
     chances: dict[tuple[int, ...], float] = {}
     for order in itertools.permutations(weights, length):
         chance, left = 1.0, float(sum(weights.values()))
@@ -189,7 +189,7 @@ def successive_sampling(weights: dict[int, int], length: int) -> dict[tuple[int,
 
 
 def assert_chances(counts: Counter, chances: dict[Any, float]) -> None:
-    """A chi-square test that errs once in a million."""
+    """Chi-square test with a false alarm rate of one in a million."""
     total = sum(counts.values())
     assert set(counts) <= set(chances)
     expected = np.array(list(chances.values())) * total
@@ -199,14 +199,14 @@ def assert_chances(counts: Counter, chances: dict[Any, float]) -> None:
 
 @pytest.mark.parametrize("weights", [[5, 1, 2, 3, 9, 4, 30], [1, 1, 1, 1, 1, 1, 1], [20, 7, 5, 5, 5, 90, 20]])
 @pytest.mark.parametrize("length", [1, 2, 3])
-def test_popular_series_are_drawn_one_after_the_other_by_weight(weights: list[int], length: int) -> None:
-    # The last rounds of a series with a heavy item are drawn without it: that is where a wrong chance would show.
+def test_popularity_series_match_sequential_draws_by_weight(weights: list[int], length: int) -> None:
+    # After a heavy item is drawn, later rounds exclude it: this reveals wrong probabilities.
     case = alike(40_000, {1, 6}, 7, weights)
     found = Counter(map(tuple, series_of(case, length).tolist()))
     assert_chances(found, successive_sampling({item: weights[item] for item in (0, 2, 3, 4, 5)}, length))
 
 
-def test_popular_items_in_the_order_of_their_time_keep_their_weights() -> None:
+def test_popularity_weights_hold_for_time_aware_candidates() -> None:
     weights, first = [9, 1, 4, 2, 6], np.array([3, 0, 9, 1, 3])
     case = replace(alike(30_000, {3}, 5, weights), first=first)
     case = replace(case, times=case.times + 5)  # item 2 appeared at 9
@@ -214,7 +214,7 @@ def test_popular_items_in_the_order_of_their_time_keep_their_weights() -> None:
     assert_chances(found, successive_sampling({0: 9, 1: 1, 4: 6}, 2))
 
 
-def test_series_that_are_not_exact_follow_the_weights_of_all_items() -> None:
+def test_inexact_series_follow_the_weights_of_all_items() -> None:
     weights = [9, 1, 4, 2]
     case = alike(10_000, {0}, 4, weights)
     found = Counter(series_of(case, 3, exact=False).ravel().tolist())
@@ -222,8 +222,8 @@ def test_series_that_are_not_exact_follow_the_weights_of_all_items() -> None:
 
 
 @EXACT
-def test_where_nothing_had_appeared_all_items_are_drawn(exact: bool, assert_uniform: Callable) -> None:
-    # As where a fitted workflow is given a log that is older than its own.
+def test_all_items_are_candidates_if_none_had_appeared(exact: bool, assert_uniform: Callable) -> None:
+    # As when a fitted workflow transforms a log older than the one it was fitted on.
     case = replace(alike(5000, {5}, 6), first=np.arange(6) + 100)
     series, (rows, _) = series_of(case, 1, exact=exact), rows_of(case, 1, exact=exact)
     for drawn in (series, rows):
@@ -231,7 +231,7 @@ def test_where_nothing_had_appeared_all_items_are_drawn(exact: bool, assert_unif
 
 
 def random_case(n_users: int, n_items: int, per_user: int, kind: str, seed: int = 4) -> Case:
-    """Users of all sorts: one has all items, one all but one, the others up to `per_user`."""
+    """A mix of users: one has all items, one all but one, the others fewer than `per_user`."""
     rng = np.random.default_rng(seed)
     users = np.repeat(np.arange(n_users), rng.integers(1, per_user, n_users))
     items = rng.integers(0, n_items, len(users))
@@ -248,8 +248,8 @@ KINDS = pytest.mark.parametrize("kind", ["exact", "popularity", "time", "popular
 
 @KINDS
 @EXACT
-def test_series_follow_the_user_alone(kind: str, exact: bool) -> None:
-    # Whoever else is in the partition cannot change a draw.
+def test_series_depend_only_on_the_user(kind: str, exact: bool) -> None:
+    # Other users in the partition cannot change a draw.
     case = random_case(30, 40, 25, kind)
     whole = dict(zip(case.history.users[with_unseen(case)], series_of(case, 12, exact=exact), strict=True))
     for blocks in (2, 7, 31):
@@ -263,7 +263,7 @@ def test_series_follow_the_user_alone(kind: str, exact: bool) -> None:
     assert (reseeded != np.array(list(whole.values()))).any()
 
 
-def test_series_of_some_users_are_those_of_all() -> None:
+def test_series_of_some_users_match_those_of_all() -> None:
     case = random_case(30, 40, 25, "popularity")
     which = with_unseen(case)
     some = which[::3]
@@ -273,8 +273,8 @@ def test_series_of_some_users_are_those_of_all() -> None:
 
 @KINDS
 @EXACT
-def test_series_use_only_the_array_standard_on_one_device(kind: str, exact: bool) -> None:
-    case = random_case(12, 40, 35, kind)  # nearly all series collide and take several rounds
+def test_series_use_only_the_array_standard_and_one_device(kind: str, exact: bool) -> None:
+    case = random_case(12, 40, 35, kind)  # nearly all series have collisions and need several rounds
     which = with_unseen(case)
     history, candidates = library_copy(case.history, strict), library_copy(case.candidates, strict)
     found = series_negatives(history, strict(which), candidates, 20, SEED, exact)
@@ -283,7 +283,7 @@ def test_series_use_only_the_array_standard_on_one_device(kind: str, exact: bool
 
 @pytest.mark.parametrize(("users", "length"), [(0, 5), (5, 0), (0, 0)])
 @EXACT
-def test_series_of_nothing(users: int, length: int, exact: bool) -> None:
+def test_empty_series(users: int, length: int, exact: bool) -> None:
     case = alike(5, {0}, 4)
     found = series_negatives(case.history, np.arange(users), case.candidates, length, SEED, exact)
     assert found.shape == (users, length)
@@ -291,7 +291,7 @@ def test_series_of_nothing(users: int, length: int, exact: bool) -> None:
 
 @pytest.fixture
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """The shape of each block of random bits that was drawn."""
+    """The shape of each drawn block of random bits."""
     drawn: list[tuple[int, ...]] = []
     draws = counters.draws
 
@@ -301,12 +301,12 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return bits
 
     monkeypatch.setattr(counters, "draws", counted)
-    monkeypatch.setattr(negatives, "host_kernels", lambda _: None)  # compiled loops draw one by one
+    monkeypatch.setattr(negatives, "host_kernels", lambda _: None)  # compiled loops draw one at a time
     return drawn
 
 
 @KINDS
-def test_all_but_one_item_seen_needs_no_luck(kind: str, rounds: list) -> None:
+def test_a_user_with_one_unseen_item_needs_no_retries(kind: str, rounds: list) -> None:
     n_items = 50_000
     case = replace(random_case(1, n_items, 2, kind), users=np.zeros(n_items - 1, dtype=np.int64))
     case = replace(case, items=np.delete(np.arange(n_items), 777), times=np.zeros(n_items - 1, dtype=np.int64))
@@ -322,20 +322,20 @@ def test_all_but_one_item_seen_needs_no_luck(kind: str, rounds: list) -> None:
 @pytest.mark.parametrize(
     ("weights", "most"),
     [([MAX_WEIGHT - 299] + [1] * 299, 12), ([1 << min(place, 37) for place in range(38)] + [1] * 200, 25)],
-    ids=["one item has it all", "each twice the one before"],
+    ids=["one dominant item", "doubling weights"],
 )
-def test_extreme_weights_end_after_few_rounds(weights: list[int], most: int, rounds: list) -> None:
-    # A loop that tried again until it was lucky would draw some 10^11 times.
+def test_extreme_weights_need_few_rounds(weights: list[int], most: int, rounds: list) -> None:
+    # Rejection sampling would need about 10^11 draws.
     n_items = len(weights)
     case = alike(50, {n_items - 1}, n_items, weights)
-    series = series_of(case, n_items - 2)  # all but one of what is left
+    series = series_of(case, n_items - 2)  # all but one of the remaining items
     for row in series.tolist():
         assert len(set(row)) == n_items - 2
     assert len(rounds) <= most
     assert sum(users * drawn for users, drawn in rounds) < 50 * n_items * 10
 
 
-# --- Rows of training -------------------------------------------------------------------------------------------
+# --- Training rows ----------------------------------------------------------------------------------------------
 
 
 def rows_of(case: Case, per_row: int, xp: ModuleType = np, seed: int = SEED, exact: bool = True):
@@ -349,14 +349,14 @@ def rows_of(case: Case, per_row: int, xp: ModuleType = np, seed: int = SEED, exa
 def test_row_negatives_are_unseen_items_that_had_appeared(case: Case, per_row: int, seed: int) -> None:
     negatives, exists = rows_of(case, per_row, seed=stream_seed(seed))
     assert negatives.shape == (len(case.users), per_row)
-    assert ((negatives >= 0) & (negatives < case.n_items)).all()  # valid ids even where they are to be left out
+    assert ((negatives >= 0) & (negatives < case.n_items)).all()  # valid ids even in rows to be ignored
     for user, time, there, row in zip(case.users, case.times, exists, negatives.tolist(), strict=True):
         assert there == (len(case.seen[user]) < case.n_items)  # False for a user who has seen everything
         assert not there or set(row) <= case.available(user, time)
 
 
 @given(cases(), st.integers(0, 1000))
-def test_row_negatives_that_are_not_exact_are_any_items_that_had_appeared(case: Case, seed: int) -> None:
+def test_inexact_row_negatives_are_any_items_that_had_appeared(case: Case, seed: int) -> None:
     negatives, exists = rows_of(case, 3, seed=stream_seed(seed), exact=False)
     assert exists.all()
     for time, row in zip(case.times, negatives.tolist(), strict=True):
@@ -368,7 +368,7 @@ def test_row_negatives_that_are_not_exact_are_any_items_that_had_appeared(case: 
     [(3000, None), (10_000, None), (3000, [3, 1, 8, 2, 2, 5, 90, 1, 1, 4, 6, 7])],
     ids=["alike", "alike, compiled", "weights"],
 )
-def test_row_negatives_follow_the_weights_of_the_unseen(n_users: int, weights: list[int] | None) -> None:
+def test_row_negatives_follow_the_weights_of_the_unseen_items(n_users: int, weights: list[int] | None) -> None:
     case = alike(n_users, {2, 7, 8, 11}, 12, weights)
     assert (len(case.users) >= KERNEL_ROWS) == (n_users == 10_000)
     negatives, exists = rows_of(case, 4)
@@ -379,7 +379,7 @@ def test_row_negatives_follow_the_weights_of_the_unseen(n_users: int, weights: l
 
 
 def test_users_rows_and_draws_are_independent(assert_uniform: Callable) -> None:
-    # Sixteen unseen items: pairs of draws fill a 16 x 16 board evenly only if one says nothing about the other.
+    # Sixteen unseen items: pairs of draws fill a 16 x 16 grid evenly only if they are independent.
     case = alike(20_000, {16, 17}, 18)
     negatives, _ = rows_of(case, 2)
     of_user = negatives.reshape(20_000, 2, 2)
@@ -387,16 +387,16 @@ def test_users_rows_and_draws_are_independent(assert_uniform: Callable) -> None:
     def board(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         return np.bincount(one * 16 + other, minlength=256)
 
-    assert_uniform(board(of_user[:, 0, 0], of_user[:, 0, 1]))  # draws of a row
-    assert_uniform(board(of_user[:, 0, 0], of_user[:, 1, 0]))  # rows of a user
-    assert_uniform(board(of_user[:, 0, 1], of_user[:, 1, 0]))  # where one row ends and the next one starts
-    assert_uniform(board(of_user[:-1, 0, 0], of_user[1:, 0, 0]))  # users
+    assert_uniform(board(of_user[:, 0, 0], of_user[:, 0, 1]))  # draws within a row
+    assert_uniform(board(of_user[:, 0, 0], of_user[:, 1, 0]))  # rows within a user
+    assert_uniform(board(of_user[:, 0, 1], of_user[:, 1, 0]))  # across a row boundary
+    assert_uniform(board(of_user[:-1, 0, 0], of_user[1:, 0, 0]))  # across users
     series = series_of(case, 1)[:, 0]
     assert_uniform(board(series[:-1], series[1:]))
 
 
 def test_row_negatives_count_a_repeated_pair_once() -> None:
-    # Two distinct positives of three items: the third is the only negative.
+    # Two distinct positives among three items: the third is the only negative.
     users, items = np.zeros(5, dtype=np.int64), np.array([2, 0, 2, 2, 0])
     negatives, exists = row_negatives(users, items, Candidates(3), 3, SEED)
     assert exists.all()
@@ -405,7 +405,7 @@ def test_row_negatives_count_a_repeated_pair_once() -> None:
 
 @KINDS
 @EXACT
-def test_row_negatives_do_not_depend_on_how_users_are_split_over_blocks(kind: str, exact: bool) -> None:
+def test_row_negatives_do_not_depend_on_how_users_are_split_into_blocks(kind: str, exact: bool) -> None:
     case = random_case(60, 30, 25, kind)
     whole, exists = rows_of(case, 4, exact=exact)
     for blocks in (2, 7, 62):
@@ -417,7 +417,7 @@ def test_row_negatives_do_not_depend_on_how_users_are_split_over_blocks(kind: st
             np.testing.assert_array_equal(found[there], whole[mine][there])
 
 
-def test_row_negatives_take_users_in_any_order() -> None:
+def test_row_negatives_accept_users_in_any_order() -> None:
     users, items = np.array([5, 5, 2, 9, 9]), np.array([0, 1, 3, 2, 0])
     negatives, exists = row_negatives(users, items, Candidates(5), 3, SEED)
     assert exists.all()
@@ -427,7 +427,7 @@ def test_row_negatives_take_users_in_any_order() -> None:
         np.testing.assert_array_equal(negatives[mine], alone)
 
 
-def test_row_negatives_are_new_with_each_seed_and_draw() -> None:
+def test_row_negatives_change_with_the_seed_and_the_draw() -> None:
     case = alike(50, {0, 1, 2}, 10_000)
     (first, _), (second, _) = (rows_of(case, 4, seed=stream_seed(1, epoch)) for epoch in range(2))
     assert (first == second).mean() < 0.01
@@ -437,7 +437,7 @@ def test_row_negatives_are_new_with_each_seed_and_draw() -> None:
 @KINDS
 @EXACT
 @pytest.mark.parametrize("library", [torch, array_api_strict])
-def test_row_negatives_in_other_libraries_are_those_of_numpy(library: ModuleType, kind: str, exact: bool) -> None:
+def test_row_negatives_in_other_libraries_match_numpy(library: ModuleType, kind: str, exact: bool) -> None:
     case = random_case(20, 40, 30, kind)
     expected = rows_of(case, 4, exact=exact)
     for ours, theirs in zip(expected, rows_of(case, 4, library, exact=exact), strict=True):
@@ -453,22 +453,22 @@ def test_row_negatives_stay_on_the_device_of_the_rows(kind: str) -> None:
         np.testing.assert_array_equal(ours, to_numpy(theirs))
 
 
-def test_row_negatives_of_torch_stay_on_the_device_of_the_rows() -> None:
+def test_torch_row_negatives_stay_on_the_device_of_the_rows() -> None:
     users, items = torch.tensor([0, 0, 1]), torch.tensor([0, 2, 1])
-    with torch.device("meta"):  # where an array that names no device would go
+    with torch.device("meta"):  # the default device, for arrays created without an explicit one
         negatives, exists = row_negatives(users, items, Candidates(4), 2, SEED)
     assert negatives.device == exists.device == users.device
 
 
 @pytest.mark.parametrize("library", [np, torch])
-def test_row_negatives_of_nothing(library: ModuleType) -> None:
+def test_row_negatives_of_no_rows(library: ModuleType) -> None:
     nothing = library.asarray(np.array([], dtype=np.int64))
     negatives, exists = row_negatives(nothing, nothing, Candidates(5), 3, SEED)
     assert tuple(negatives.shape) == (0, 3)
     assert tuple(exists.shape) == (0,)
 
 
-def test_ids_near_the_largest_catalogue_do_not_overflow() -> None:
+def test_ids_of_the_largest_catalogue_do_not_overflow() -> None:
     n_items = 2**31 - 1
     users, items = np.array([0, 10**6, 10**6]), np.array([n_items - 1, 0, n_items - 1])
     negatives, exists = row_negatives(users, items, Candidates(n_items), 50, SEED)
@@ -479,8 +479,8 @@ def test_ids_near_the_largest_catalogue_do_not_overflow() -> None:
     assert not set(series[1].tolist()) & {0, n_items - 1}
 
 
-def test_the_heaviest_line_does_not_overflow_for_the_users_of_a_large_block() -> None:
-    # 300,000 users on a line of the greatest weight: keys near 2^57. Half of it belongs to the item that all have seen.
+def test_the_maximum_weight_does_not_overflow_for_many_users() -> None:
+    # 300,000 users at the maximum weight: keys near 2^57. Half the weight belongs to the item that all have seen.
     case = alike(300_000, {1}, 3, [MAX_WEIGHT // 4, MAX_WEIGHT // 2, MAX_WEIGHT // 4])
     negatives, exists = rows_of(case, 1)
     assert exists.all()

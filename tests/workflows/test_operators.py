@@ -1,4 +1,4 @@
-"""Operators in a workflow of their own, against leave-one-out written out in plain loops."""
+"""The operators in their own workflow, against leave-one-out in plain loops."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from workflows.sampling import Sampling
 from workflows.state import leave_one_out_workflow
 from workflows.statistics import ItemStatistics
 
-import nvtabular as nvt  # isort: skip - behind the door, which makes the settings it needs
+import nvtabular as nvt  # isort: skip - after the Merlin door, which patches Dask for it
 
 
 def make_log(rows: int, users: int, items: int, times: int, seed: int = 0) -> pd.DataFrame:
-    """A log with many duplicate pairs and equal times; original ids are sparse and unsorted."""
+    """A log with many repeated pairs and ties in time; original ids are sparse and unsorted."""
     rng = np.random.default_rng(seed)
     return pd.DataFrame(
         {
@@ -35,7 +35,7 @@ def make_log(rows: int, users: int, items: int, times: int, seed: int = 0) -> pd
 
 
 def dataset_of(log: pd.DataFrame, partitions: int):
-    """Whole users to each partition, by an id that is not the encoded one."""
+    """Partitions that hold whole users, by a hash of the original id."""
     home = pd.util.hash_array(log["user"].to_numpy()) % partitions
     parts = [log[home == number] for number in range(partitions)]
     return frame_dataset(lambda number: parts[number], partitions, meta=log.iloc[:0], cpu=True)
@@ -49,7 +49,7 @@ def make_workflow(sampling: Sampling = Sampling(), **options) -> Workflow:  # no
 
 
 def split_log(log: pd.DataFrame, partitions: int = 1, **options) -> pd.DataFrame:
-    """The rows that the workflow makes of a log, all partitions together."""
+    """The output rows of the workflow for a log, from all partitions."""
     workflow = make_workflow(**options)
     dataset = dataset_of(log, partitions)
     workflow.fit(dataset)
@@ -57,7 +57,7 @@ def split_log(log: pd.DataFrame, partitions: int = 1, **options) -> pd.DataFrame
 
 
 def transform(log: pd.DataFrame, **options) -> pd.DataFrame:
-    """The operators called by hand on one partition: no scheduler, so quick enough for many examples."""
+    """The operators called directly on one partition, without a scheduler: fast enough for many examples."""
     encoder = EncodeIds({name: log[name].drop_duplicates().sort_values() for name in ("user", "item")})
     encoded = encoder.transform(_Columns(["user", "item"]), log)
     encoded["time"] = log["time"].to_numpy()
@@ -87,7 +87,7 @@ def expected_split(log: pd.DataFrame) -> tuple[list[tuple[int, int]], dict[int, 
 
 
 def check_split(log: pd.DataFrame, rows: pd.DataFrame, test_negatives: int, train_negatives: int) -> None:
-    """Everything that must hold of a split, from the log alone. `rows` come from one partition."""
+    """Check every property of a split against the log. `rows` come from one partition."""
     pairs, held_out, seen, n_items = expected_split(log)
     assert rows.dtypes.astype(str).to_dict() == {"user": "int32", "item": "int32", "label": "float32", "split": "int8"}
     assert rows["split"].is_monotonic_increasing
@@ -140,18 +140,18 @@ LOGS = st.lists(
 
 
 @given(LOGS, st.integers(0, 5), st.integers(0, 3), st.integers(0, 9))
-def test_any_log_is_split_as_by_plain_loops(log: pd.DataFrame, tests: int, trains: int, seed: int) -> None:
+def test_the_split_of_any_log_matches_plain_loops(log: pd.DataFrame, tests: int, trains: int, seed: int) -> None:
     rows = transform(log, test_negatives=tests, train_negatives=trains, sampling=Sampling(seed=seed))
     check_split(log, rows, tests, trains)
 
 
 @pytest.mark.parametrize(("tests", "trains"), [(100, 0), (5, 4)])
-def test_workflow_splits_a_log(tests: int, trains: int) -> None:
+def test_the_workflow_splits_a_log(tests: int, trains: int) -> None:
     log = make_log(4000, users=120, items=150, times=40)
     check_split(log, split_log(log, test_negatives=tests, train_negatives=trains), tests, trains)
 
 
-def test_result_does_not_depend_on_partitions_or_the_order_of_rows() -> None:
+def test_the_result_does_not_depend_on_partitions_or_row_order() -> None:
     log = make_log(1500, users=60, items=40, times=15)
     options = {"test_negatives": 10, "train_negatives": 3}
     expected = multiset(split_log(log, 1, **options))
@@ -166,7 +166,7 @@ def test_result_does_not_depend_on_partitions_or_the_order_of_rows() -> None:
 
 
 def test_series_stay_whole_in_every_partition() -> None:
-    # Partitions may come in any order, but the rows of a series are consecutive, positive first.
+    # The order of partitions is free, but the rows of a series are consecutive, positive first.
     rows = split_log(make_log(1500, users=60, items=40, times=15), 8, test_negatives=10)
     test = rows[rows["split"] == TEST]
     users, labels = (test[name].to_numpy().reshape(-1, 11) for name in ("user", "label"))
@@ -174,7 +174,7 @@ def test_series_stay_whole_in_every_partition() -> None:
     assert (labels == [1.0] + [0.0] * 10).all()
 
 
-def test_partitions_without_rows() -> None:
+def test_empty_partitions() -> None:
     # Two users in sixteen partitions.
     log = pd.DataFrame({"user": [4, 4, 4, 9], "item": [1, 2, 3, 5], "time": [1, 2, 3, 1]})
     one = transform(log, test_negatives=2, train_negatives=1)
@@ -183,7 +183,7 @@ def test_partitions_without_rows() -> None:
     pd.testing.assert_frame_equal(multiset(rows), multiset(one))
 
 
-def test_no_rows_in_and_no_rows_but_all_columns_out() -> None:
+def test_empty_input_gives_empty_output_with_all_columns() -> None:
     encoder = EncodeIds({"user": pd.Series([4, 9]), "item": pd.Series([1, 2, 3])})
     nothing = pd.DataFrame({"user": [], "item": [], "time": []}).astype({"user": "int32", "item": "int32", "time": int})
     rows = LeaveOneOut(encoder, "user", "item", "time", 2, 1).transform(None, nothing)
@@ -192,7 +192,7 @@ def test_no_rows_in_and_no_rows_but_all_columns_out() -> None:
 
 
 def test_users_with_one_interaction_are_in_train_only() -> None:
-    # The second user's three rows are one pair.
+    # The second user's three rows are the same pair.
     log = pd.DataFrame({"user": [1, 2, 2, 2, 3, 3], "item": [7, 7, 7, 7, 7, 8], "time": [5, 3, 2, 1, 1, 2]})
     log = pd.concat([log, pd.DataFrame({"user": [3, 4], "item": [9, 10], "time": [0, 0]})])
     rows = split_log(log, test_negatives=1)
@@ -208,10 +208,10 @@ def test_users_who_have_seen_every_item_are_in_train_only_and_get_no_negatives()
     train, test = rows[rows["split"] == TRAIN], rows[rows["split"] == TEST]
     everything = train[train["user"] == 0]
     assert everything["label"].tolist() == [1.0, 1.0, 1.0]
-    assert test["item"].tolist() == [1, 2, 2, 2]  # user 2: one unseen item, so repeats of it
+    assert test["item"].tolist() == [1, 2, 2, 2]  # user 2 has one unseen item, so it repeats
 
 
-def test_the_last_interaction_is_the_greatest_item_of_the_latest_time() -> None:
+def test_the_last_interaction_is_the_largest_item_at_the_latest_time() -> None:
     log = pd.DataFrame(
         {
             "user": [1, 1, 1, 1, 2, 2, 2],
@@ -224,10 +224,10 @@ def test_the_last_interaction_is_the_greatest_item_of_the_latest_time() -> None:
     assert list(zip(test["user"], test["item"], strict=True)) == [(0, 2), (1, 1)]  # items 30 and 20
 
 
-def test_rows_with_ids_that_the_fit_did_not_see_are_left_out() -> None:
+def test_rows_with_ids_unseen_by_fit_are_dropped() -> None:
     log = make_log(300, users=20, items=30, times=9)
     later = pd.DataFrame({"user": [*log["user"][:3], 999, 999], "item": [999, 999, 999, *log["item"][:2]]})
-    later["time"] = 99  # the last of their users, were they known
+    later["time"] = 99  # would be last for their users if the ids were known
     workflow = make_workflow(test_negatives=3, train_negatives=2)
     workflow.fit(dataset_of(log, 2))
     expected = workflow.transform(log)
@@ -238,14 +238,14 @@ def test_rows_with_ids_that_the_fit_did_not_see_are_left_out() -> None:
     assert nothing.dtypes.tolist() == expected.dtypes.tolist()
 
 
-def test_train_negatives_may_be_the_held_out_item() -> None:
-    # A trainer must not know the held-out item: with one item besides the positive, it has to appear.
+def test_train_negatives_can_include_the_held_out_item() -> None:
+    # Training must not know the held-out item: it is one of two candidates, so it has to appear.
     log = pd.DataFrame({"user": [1, 1, 2], "item": [5, 6, 7], "time": [1, 2, 1]})
     train = transform(log, test_negatives=1, train_negatives=50).query("split == 0 and user == 0 and label == 0")
     assert set(train["item"]) == {1, 2}
 
 
-def test_ids_may_be_strings() -> None:
+def test_ids_can_be_strings() -> None:
     log = make_log(300, users=20, items=15, times=6)
     log["user"] = "u" + log["user"].astype(str)
     names = ["b", "a", "Z", "ä", "10", "9", "", " ", "𐐀", "\uffff"]
@@ -253,10 +253,10 @@ def test_ids_may_be_strings() -> None:
     rows = split_log(log, 3, test_negatives=3, train_negatives=1)
     one = split_log(log, 1, test_negatives=3, train_negatives=1)
     pd.testing.assert_frame_equal(multiset(rows), multiset(one))
-    check_split(log, one, 3, 1)  # sorts by code point, as Python does
+    check_split(log, one, 3, 1)  # sorts by code point, like Python
 
 
-def test_same_seed_same_output_and_another_seed_other_negatives_of_the_same_split() -> None:
+def test_the_seed_determines_the_negatives_and_leaves_the_split_unchanged() -> None:
     log = make_log(1500, users=60, items=200, times=15)
     options = {"test_negatives": 10, "train_negatives": 2}
     one, again, other = (split_log(log, **options, sampling=Sampling(seed=seed)) for seed in (5, 5, 6))
@@ -269,7 +269,7 @@ def test_same_seed_same_output_and_another_seed_other_negatives_of_the_same_spli
         assert (one.loc[negatives, "item"] != other.loc[negatives, "item"]).mean() > 0.5
 
 
-def test_the_split_does_not_depend_on_how_many_negatives_are_asked_for() -> None:
+def test_the_split_does_not_depend_on_the_number_of_negatives() -> None:
     log = make_log(500, users=30, items=60, times=15)
     few, many = transform(log, test_negatives=1), transform(log, test_negatives=9, train_negatives=4)
     pairs = [frame[frame["label"] == 1].reset_index(drop=True) for frame in (few, many)]
@@ -277,13 +277,13 @@ def test_the_split_does_not_depend_on_how_many_negatives_are_asked_for() -> None
 
 
 def test_a_dataframe_is_transformed_like_a_dataset() -> None:
-    log = make_log(300, users=20, items=30, times=9).set_index(np.arange(300)[::-1] * 7)  # an index that misleads
+    log = make_log(300, users=20, items=30, times=9).set_index(np.arange(300)[::-1] * 7)  # a misleading index
     workflow = make_workflow(test_negatives=3)
     workflow.fit(dataset_of(log, 2))
     pd.testing.assert_frame_equal(multiset(workflow.transform(log)), multiset(split_log(log, test_negatives=3)))
 
 
-def test_schema_says_what_comes_out() -> None:
+def test_the_schema_matches_the_output() -> None:
     log = make_log(50, users=5, items=9, times=5)
     workflow = make_workflow(test_negatives=3)
     workflow.fit(dataset_of(log, 2))
@@ -295,13 +295,13 @@ def test_schema_says_what_comes_out() -> None:
 
 
 def encoded(log: pd.DataFrame) -> pd.DataFrame:
-    """Ids by their rank, as `EncodeIds` numbers them."""
+    """The log with ids encoded by rank, as in `EncodeIds`."""
     codes = {name: {value: code for code, value in enumerate(sorted(set(log[name])))} for name in ("user", "item")}
     return log.assign(**{name: log[name].map(code) for name, code in codes.items()})
 
 
 def times_of(log: pd.DataFrame) -> tuple[dict[tuple[int, int], int], dict[int, int]]:
-    """(earliest time of each encoded pair, of each encoded item)."""
+    """(earliest time of each encoded pair, earliest time of each encoded item)."""
     rows = encoded(log)
     return rows.groupby(["user", "item"])["time"].min().to_dict(), rows.groupby("item")["time"].min().to_dict()
 
@@ -314,7 +314,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("sampling", KINDS, ids=repr)
-def test_a_whole_workflow_with_each_kind_of_negatives(sampling: Sampling) -> None:
+def test_a_complete_workflow_with_each_kind_of_negatives(sampling: Sampling) -> None:
     log = make_log(1200, users=40, items=60, times=200)
     options: dict[str, Any] = {"test_negatives": 8, "train_negatives": 2, "sampling": sampling}
     rows = split_log(log, 1, **options)
@@ -337,8 +337,8 @@ def test_a_whole_workflow_with_each_kind_of_negatives(sampling: Sampling) -> Non
             assert item in appeared or (sampling.kind != "uniform" and appeared <= seen[user])
 
 
-def test_popular_items_are_drawn_in_proportion_to_their_power() -> None:
-    # Items 0, 1, 2, 3 occur 1, 16, 81 and 256 times; others have seen only item 4, and draw among the four.
+def test_popular_items_are_drawn_in_proportion_to_the_power_of_their_counts() -> None:
+    # Items 0, 1, 2, 3 occur 1, 16, 81 and 256 times; users below 5000 have seen only item 4 and draw from these four.
     counts = {0: 1, 1: 16, 2: 81, 3: 256}
     rows = [(10_000 + item, item) for item, times in counts.items() for _ in range(times)]
     log = pd.DataFrame(rows + [(user, 4) for user in range(5000)], columns=["user", "item"]).assign(time=0)
@@ -352,7 +352,7 @@ def test_popular_items_are_drawn_in_proportion_to_their_power() -> None:
         assert abs(drawn[item] / total - chance) < 5 * (chance * (1 - chance) / total) ** 0.5
 
 
-def test_negatives_by_statistics_need_the_operator_that_finds_them() -> None:
+def test_popularity_and_time_aware_negatives_need_item_statistics() -> None:
     encoder = EncodeIds()
     for sampling in (Sampling(kind="popularity"), Sampling(time_aware=True)):
         with pytest.raises(ValueError, match="ItemStatistics"):
@@ -364,7 +364,7 @@ def test_negatives_by_statistics_need_the_operator_that_finds_them() -> None:
         AppendNegatives(encoder, "user", "item", sampling=Sampling(kind="popular"))
 
 
-def test_an_operator_travels_without_the_line_of_items_that_it_built() -> None:
+def test_an_operator_is_pickled_without_its_candidates() -> None:
     log = make_log(200, users=10, items=20, times=9)
     workflow = make_workflow(Sampling(kind="popularity"), test_negatives=3)
     workflow.fit(dataset_of(log, 2))
@@ -377,7 +377,7 @@ def test_an_operator_travels_without_the_line_of_items_that_it_built() -> None:
     pd.testing.assert_frame_equal(copy.transform(None, inputs), rows)
 
 
-# --- Negatives behind each row ----------------------------------------------------------------------------------
+# --- Negatives after each row -----------------------------------------------------------------------------------
 
 
 def append_workflow(kind: type = Workflow, **options: Any) -> Any:
@@ -405,7 +405,7 @@ def test_rows_are_followed_by_their_negatives(kind: type, sampling: Sampling) ->
     rows = run(append_workflow(kind, per_positive=3, sampling=sampling, label="clicked"), log)
     assert rows.dtypes.astype(str).to_dict() == {"user": "int32", "item": "int32", "clicked": "float32"}
     _, since = times_of(log)
-    expected = encoded(log).sort_values("user", kind="stable")  # a user's rows as they were, repeats included
+    expected = encoded(log).sort_values("user", kind="stable")  # keeps the order of each user's rows, and repeats
     seen = expected.groupby("user")["item"].agg(set)
     place, found = 0, list(rows.itertuples(index=False, name=None))
     for user, item, time in expected.itertuples(index=False):
@@ -420,7 +420,7 @@ def test_rows_are_followed_by_their_negatives(kind: type, sampling: Sampling) ->
     assert place == len(rows)
 
 
-def test_appended_negatives_do_not_depend_on_partitions_and_unknown_ids_are_left_out() -> None:
+def test_appended_negatives_do_not_depend_on_partitions_and_unknown_ids_are_dropped() -> None:
     log = make_log(300, users=25, items=40, times=30)
     workflow = append_workflow(sampling=Sampling(kind="popularity"))
     one = run(workflow, log)

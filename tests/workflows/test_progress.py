@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: one line, whatever the threads did."""
+"""Progress: one line without a terminal, a bar on a terminal, from any thread."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def output(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
         (2_500_000_000, "2.5 G"),
     ],
 )
-def test_human_numbers(number: float, text: str) -> None:
+def test_human_readable_numbers(number: float, text: str) -> None:
     assert human(number) == text
 
 
 @pytest.mark.parametrize(("number", "text"), [(999.7, "1 k"), (999_900, "1 M"), (999_999_999, "1 G")])
-def test_human_numbers_just_below_the_next_suffix(number: float, text: str) -> None:
+def test_human_readable_numbers_just_below_the_next_suffix(number: float, text: str) -> None:
     assert human(number) == text
 
 
 @pytest.mark.parametrize("total", [4000, None])
-def test_without_a_terminal_a_stage_is_one_line(output: io.StringIO, total: float | None) -> None:
+def test_without_a_terminal_a_stage_prints_one_line(output: io.StringIO, total: float | None) -> None:
     with stage("encode", total, "rows") as running:
         running.advance(1500)
         running.note("shown on a terminal only")
@@ -51,7 +51,7 @@ def test_without_a_terminal_a_stage_is_one_line(output: io.StringIO, total: floa
     assert re.fullmatch(r"encode: 4,000 rows in \d+\.\d s \(\S+( [kMG])? rows/s\)\n", output.getvalue())
 
 
-def test_threads_may_advance_a_stage_together(output: io.StringIO) -> None:
+def test_threads_can_advance_a_stage_concurrently(output: io.StringIO) -> None:
     with stage("read", None, "bytes") as running:
         threads = [threading.Thread(target=lambda: [running.advance(1) for _ in range(500)]) for _ in range(8)]
         for thread in threads:
@@ -61,13 +61,13 @@ def test_threads_may_advance_a_stage_together(output: io.StringIO) -> None:
     assert output.getvalue().startswith("read: 4,000 bytes in ")
 
 
-def test_a_stage_that_fails_does_not_say_it_is_done(output: io.StringIO) -> None:
+def test_a_failed_stage_does_not_report_completion(output: io.StringIO) -> None:
     with pytest.raises(ValueError, match="no"), stage("write", 10, "rows"):
         raise ValueError("no")
     assert output.getvalue() == ""
 
 
-def test_on_a_terminal_a_stage_is_a_bar_with_its_note(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_terminal_a_stage_is_a_bar_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     text = io.StringIO()
     monkeypatch.setattr(progress, "console", Console(file=text, force_terminal=True, width=120, color_system=None))
     with stage("train", 10, "samples") as running:
@@ -77,11 +77,11 @@ def test_on_a_terminal_a_stage_is_a_bar_with_its_note(monkeypatch: pytest.Monkey
     assert "train" in shown
     assert "samples/s" in shown
     assert "loss 0.25" in shown
-    assert "samples in" not in shown  # no closing line beside the bar
+    assert "samples in" not in shown  # no summary line in addition to the bar
 
 
 @pytest.mark.parametrize("text", ["[red]", "[/x]", "a[1]", "[link=x]y[/link]", ":smile:", "a:+1:b"])
-def test_the_console_prints_text_as_it_is(text: str) -> None:
+def test_the_console_prints_text_verbatim(text: str) -> None:
     with progress.console.capture() as printed:
         progress.console.print(text)
     assert printed.get() == f"{text}\n"

@@ -1,4 +1,4 @@
-"""A fitted workflow on disk: the one that comes back gives the same rows, and nothing else is accepted."""
+"""A fitted workflow on disk: the reloaded one gives the same rows, and invalid files are rejected."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def rows(workflow, log: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("kind", ["int32", "int64", "str"])
-def test_a_workflow_that_was_saved_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
+def test_a_reloaded_workflow_gives_the_same_rows(tmp_path: Path, kind: str) -> None:
     log = make_log(kind)
     workflow, encoder, split = fitted(log)
     save_workflow(tmp_path, encoder.categories, split)
@@ -58,8 +58,8 @@ def test_a_workflow_that_was_saved_gives_the_same_rows(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("time_aware", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_of_negatives_comes_back(tmp_path: Path, kind: str, time_aware: bool) -> None:
-    log, later = make_log(), make_log().iloc[::3]  # on fewer rows: what the fit found counts, not what they hold
+def test_each_kind_of_negatives_is_restored(tmp_path: Path, kind: str, time_aware: bool) -> None:
+    log, later = make_log(), make_log().iloc[::3]  # fewer rows: the fitted statistics count, not those of the input
     sampling = Sampling(kind=kind, exponent=0.3, time_aware=time_aware, seed=4)
     workflow, encoder, split = fitted(log, sampling)
     save_workflow(tmp_path, encoder.categories, split)
@@ -70,7 +70,7 @@ def test_each_kind_of_negatives_comes_back(tmp_path: Path, kind: str, time_aware
         pd.testing.assert_frame_equal(rows(restored, some), rows(workflow, some))
 
 
-def test_missing_or_broken_statistics_are_a_users_mistake(tmp_path: Path) -> None:
+def test_missing_or_broken_statistics_are_a_user_error(tmp_path: Path) -> None:
     _, encoder, split = fitted(make_log(), Sampling(kind="popularity"))
     save_workflow(tmp_path, encoder.categories, split)
     path = tmp_path / "workflow" / "items.parquet"
@@ -91,7 +91,7 @@ def test_missing_or_broken_statistics_are_a_users_mistake(tmp_path: Path) -> Non
         load_workflow(tmp_path)
 
 
-def test_what_is_saved_is_json_and_parquet_with_the_documented_columns(tmp_path: Path) -> None:
+def test_the_saved_files_are_json_and_parquet_with_the_documented_columns(tmp_path: Path) -> None:
     log = make_log()
     _, encoder, split = fitted(log)
     save_workflow(tmp_path, encoder.categories, split)
@@ -102,7 +102,7 @@ def test_what_is_saved_is_json_and_parquet_with_the_documented_columns(tmp_path:
     assert table.column("original").to_pylist() == sorted(set(log["who"]))
 
 
-def test_unknown_originals_are_unknown_after_loading_too(tmp_path: Path) -> None:
+def test_unknown_ids_are_still_unknown_after_loading(tmp_path: Path) -> None:
     _, encoder, split = fitted(make_log())
     save_workflow(tmp_path, encoder.categories, split)
     _, restored, _ = load_workflow(tmp_path)
@@ -118,7 +118,7 @@ def saved(folder: Path) -> tuple[Path, dict]:
     return path, json.loads(path.read_text())
 
 
-def test_a_folder_without_a_workflow_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_folder_without_a_workflow_is_a_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"workflow\.json.*prepare the folder again"):
         load_workflow(tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_folder_without_a_workflow_is_a_users_mistake(tmp_path: Path) -> None:
         lambda content: content["sampling"].update(more=1),
     ],
 )
-def test_another_content_is_a_users_mistake(tmp_path: Path, change) -> None:
+def test_invalid_content_is_a_user_error(tmp_path: Path, change) -> None:
     path, content = saved(tmp_path)
     change(content)
     path.write_text(json.dumps(content))
@@ -147,7 +147,7 @@ def test_another_content_is_a_users_mistake(tmp_path: Path, change) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", '"text"', b"\xff\xfe\x00"])
-def test_broken_json_is_a_users_mistake(tmp_path: Path, text: str | bytes) -> None:
+def test_broken_json_is_a_user_error(tmp_path: Path, text: str | bytes) -> None:
     path, _ = saved(tmp_path)
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match="prepare the folder again"):
@@ -166,7 +166,7 @@ def test_broken_json_is_a_users_mistake(tmp_path: Path, text: str | bytes) -> No
         None,
     ],
 )
-def test_a_broken_table_of_ids_is_a_users_mistake(tmp_path: Path, table: dict | None) -> None:
+def test_a_broken_id_table_is_a_user_error(tmp_path: Path, table: dict | None) -> None:
     saved(tmp_path)
     path = tmp_path / "categories" / "who.parquet"
     if table is None:
@@ -177,14 +177,14 @@ def test_a_broken_table_of_ids_is_a_users_mistake(tmp_path: Path, table: dict | 
         load_workflow(tmp_path)
 
 
-def test_a_missing_table_of_ids_is_a_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_id_table_is_a_user_error(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "categories" / "what.parquet").unlink()
     with pytest.raises(UserError, match=r"what\.parquet"):
         load_workflow(tmp_path)
 
 
-def test_a_column_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+def test_a_column_name_cannot_escape_the_folder(tmp_path: Path) -> None:
     outside = tmp_path / "secret.parquet"
     pq.write_table(pa.table({"id": np.arange(1, dtype=np.int32), "original": ["secret"]}), outside)
     folder = tmp_path / "prepared"

@@ -1,4 +1,4 @@
-"""Statistics of items over any partitions, against pandas."""
+"""Item statistics over arbitrary partitions, against pandas."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def fitted(parts: list[pd.DataFrame], encoder: EncodeIds) -> tuple[Any, ItemStat
 
 
 @given(st.lists(st.lists(st.tuples(st.integers(0, 9), TIMES), max_size=12), min_size=1, max_size=4))
-def test_counts_and_first_times_are_those_of_pandas(parts: list[list[tuple[int, int]]]) -> None:
+def test_counts_and_first_times_match_pandas(parts: list[list[tuple[int, int]]]) -> None:
     frames = [pd.DataFrame(rows, columns=["item", "time"], dtype="int64") for rows in parts]
     log = pd.concat(frames)
-    items = sorted({*log["item"], 4, 11})  # two that may not occur
-    encoder = EncodeIds({"item": pd.Series([item for item in items if item != 6])})  # and one that is not known
+    items = sorted({*log["item"], 4, 11})  # items 4 and 11 may not occur
+    encoder = EncodeIds({"item": pd.Series([item for item in items if item != 6])})  # and item 6 is unknown
     _, statistics = fitted(frames, encoder)
     groups = log.groupby("item")["time"]
     known = encoder.categories["item"]
@@ -37,7 +37,7 @@ def test_counts_and_first_times_are_those_of_pandas(parts: list[list[tuple[int, 
     assert {statistics.counts.dtype, statistics.since.dtype} == {np.dtype(np.int64)}
 
 
-def test_the_rows_are_handed_on_and_fitting_again_forgets() -> None:
+def test_rows_are_passed_through_and_refitting_starts_afresh() -> None:
     first = pd.DataFrame({"item": [3, 5, 3], "time": [9, 8, 7]})
     workflow, statistics = fitted([first], EncodeIds())
     assert workflow.transform(first).to_dict("list") == {"item": [0, 1, 0], "time": [9, 8, 7]}
