@@ -1,1 +1,1 @@
-"""From raw logs to prepared folders: sources, FeatureSpec, and the workflow that joins them."""
+"""From raw logs to prepared folders: sources, FeatureSpec and the workflow that connects them."""

@@ -1,7 +1,6 @@
-"""`python -m preprocessing`: a raw interaction log becomes a prepared folder.
+"""`python -m preprocessing`: turn a raw interaction log into a prepared folder.
 
-Merlin takes a second to import, so nothing here imports it before it is needed; while a log is read, it is imported
-beside that work.
+Merlin takes a second to import, so it is imported only when needed, and in the background while a log is read.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _check(args: argparse.Namespace) -> None:
     from preprocessing.check import print_check
 
     if not print_check(args.check, args.feature_spec_in or SPEC_NAME):
-        raise UserError(f"{args.check} is not valid; mend what is listed above")
+        raise UserError(f"{args.check} is not valid; fix the errors listed above")
 
 
 def _prepare(args: argparse.Namespace) -> None:
@@ -105,10 +104,10 @@ def _prepare(args: argparse.Namespace) -> None:
 
 
 def _import_ahead(*modules: str) -> None:
-    """Import modules beside what follows; an import statement for one of them waits until it is whole."""
+    """Import modules in the background; a later import statement waits for a module that is still loading."""
 
     def run() -> None:
-        # Modules stay: to search them for garbage, again and again as they grow, takes a quarter of the time.
+        # Modules are never freed, and repeated garbage collection would take a quarter of the import time.
         gc.disable()
         try:
             for module in modules:
@@ -121,7 +120,7 @@ def _import_ahead(*modules: str) -> None:
 
 
 def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, dict[str, IdTable] | None]:
-    """The encoding that --workflow names, and the ids to read where no others count."""
+    """The encoding of --workflow, and its ids if rows with any others are dropped."""
     if args.workflow is None:
         return None, None
     from preprocessing.encoding import Encoding, known_tables
@@ -159,9 +158,9 @@ def _transcode(args: argparse.Namespace) -> None:
 def _write_raw(args: argparse.Namespace) -> None:
     path: Path = args.raw
     if path.exists() and not args.overwrite:
-        raise UserError(f"{path} exists already; name another --raw, or add --overwrite to replace it")
+        raise UserError(f"{path} exists already; choose another --raw, or add --overwrite to replace it")
     if not path.absolute().parent.is_dir():
-        raise UserError(f"{path.parent} is no folder; make it first")
+        raise UserError(f"{path.parent} is not a folder; create it first")
     _write_synthetic(args, path)
     console.print(f"written to {path}")
 
@@ -196,20 +195,20 @@ def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> L
 
 
 def _columns(args: argparse.Namespace) -> Columns | None:
-    """The columns that were named, None where none was.
+    """The columns named by flags; None if there are none.
 
     Raises:
-        UserError: only some are named, one is named twice, or a sample's are.
+        UserError: only some columns are named, one is named twice, or columns are named without --input.
     """
     if args.min_rating is not None and args.rating is None and args.user is not None:
-        raise UserError("--min-rating needs the column of the ratings; name it with --rating")
+        raise UserError("--min-rating needs the rating column; name it with --rating")
     named = [args.user, args.item, args.time] + ([args.rating] if args.rating else [])
     if not any(named):
         return None
     if args.input is None:
-        raise UserError("--user, --item, --time and --rating are for --input; the columns of other logs are known")
+        raise UserError("--user, --item, --time and --rating are for --input; other logs have known columns")
     if not all(named):
-        raise UserError("name all of --user, --item and --time, or none of them where the log is MovieLens")
+        raise UserError("name all of --user, --item and --time, or none for a MovieLens log")
     if len(set(named)) < len(named):
         raise UserError("--user, --item, --time and --rating should name different columns")
     columns = Columns(user=args.user, item=args.item, time=args.time, rating=args.rating)

@@ -16,16 +16,16 @@ from workflows.sampling import EXACT, KINDS
 
 _DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
 
-Each user's last interaction is held out for testing and ranked against negatives the user never saw.
+Each user's last interaction is held out for testing and ranked against items the user has not seen.
 The same log and seed give the same files, byte for byte.
-A folder with a feature_spec.yaml as --input is transcoded instead: other chunk types in, Parquet out."""
+If --input is a folder with a feature_spec.yaml, it is transcoded instead: any chunk type in, Parquet out."""
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags as given.
+    """Parse and check the flags.
 
     Raises:
-        UserError: flags that exclude each other, or lack another one.
+        UserError: flags that exclude each other, or a flag whose prerequisite is missing.
     """
     parser = argparse.ArgumentParser(
         prog="python -m preprocessing",
@@ -35,10 +35,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     _add_source(parser)
     _add_columns(parser.add_argument_group("columns and rows of the log"))
-    _add_output(parser.add_argument_group("the prepared folder"))
+    _add_output(parser.add_argument_group("output"))
     _add_negatives(parser.add_argument_group("negatives"))
-    _add_transcoding(parser.add_argument_group("a folder with a feature spec"))
-    _add_run(parser.add_argument_group("how it runs"))
+    _add_transcoding(parser.add_argument_group("folders with a feature spec"))
+    _add_run(parser.add_argument_group("execution"))
     args = parser.parse_args(argv)
     _check(args)
     _check_scope(args, parser)
@@ -46,41 +46,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _add_source(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to read")
+    group = parser.add_argument_group("input")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--sample", choices=["ml-100k"], help="a real data set that comes with the set-up")
+    source.add_argument("--sample", choices=["ml-100k"], help="a real data set installed by the set-up")
     source.add_argument(
         "--input", nargs="+", metavar="PATH",
-        help="MovieLens file, folder or zip; CSV, TSV or Parquet logs, gzip too, folders or globs of them; "
+        help="MovieLens file, folder or zip; CSV, TSV or Parquet logs (gzip too), their folders or globs; "
         "or a folder with a feature spec",
     )  # fmt: skip
     source.add_argument(
-        "--synthetic", metavar="SHAPE", help="a made-up log: ml-20m, small or USERSxITEMSxROWS, such as 1000x500x50000"
+        "--synthetic", metavar="SHAPE", help="synthetic log: ml-20m, small or USERSxITEMSxROWS, such as 1000x500x50000"
     )
     source.add_argument(
-        "--check", type=Path, metavar="DIR", help="validate the spec and data of a prepared folder, write nothing"
+        "--check", type=Path, metavar="DIR", help="validate the spec and data of a prepared folder; writes nothing"
     )
-    group.add_argument("--raw", type=Path, metavar="FILE", help="write the --synthetic log as CSV, and stop")
-    group.add_argument(
-        "--features", action="store_true", help="with --sample: gender and age of users as side features"
-    )
+    group.add_argument("--raw", type=Path, metavar="FILE", help="write the --synthetic log as CSV and exit")
+    group.add_argument("--features", action="store_true", help="with --sample: user gender and age as side features")
     group.add_argument(
         "--workflow",
         type=Path,
         metavar="DIR",
-        help="apply the encoding of this prepared folder; unknown ids are left out",
+        help="reuse the encoding of this prepared folder; rows with unknown ids are dropped",
     )
-    group.add_argument("--extend", action="store_true", help="with --workflow: append unknown ids to its encoding")
+    group.add_argument("--extend", action="store_true", help="with --workflow: append unknown ids to the encoding")
 
 
 def _add_columns(group: argparse._ArgumentGroup) -> None:
     for name in ("user", "item", "time", "rating"):
-        group.add_argument(f"--{name}", metavar="COLUMN", help=f"column that holds the {name}")
+        group.add_argument(f"--{name}", metavar="COLUMN", help=f"name of the {name} column")
     group.add_argument(
-        "--columns", type=lambda text: text.split(","), metavar="A,B,…", help="columns of text that has no header"
+        "--columns", type=lambda text: text.split(","), metavar="A,B,…", help="column names of text without a header"
     )
-    group.add_argument("--min-rating", type=float, metavar="R", help="leave out interactions rated lower")
-    group.add_argument("--strict", action="store_true", help="a missing value is an error (else the row is left out)")
+    group.add_argument("--min-rating", type=float, metavar="R", help="drop interactions rated lower")
+    group.add_argument("--strict", action="store_true", help="a missing value is an error (default: drop the row)")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -91,7 +89,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def _add_negatives(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--test-negatives", "--valid_negative", type=int, default=100, metavar="N",
-        help="negatives of each test series",
+        help="negatives per test series",
     )  # fmt: skip
     group.add_argument(
         "--train-negatives", type=int, default=0, metavar="K",
@@ -99,16 +97,16 @@ def _add_negatives(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument(
         "--negatives", choices=KINDS, default=EXACT.kind,
-        help="exact: unseen items, all alike; popularity: unseen items by their interactions; uniform: any items",
+        help="exact: unseen items, uniformly; popularity: unseen items by interaction count; uniform: any items",
     )  # fmt: skip
     group.add_argument(
         "--popularity-exponent", type=float, default=EXACT.exponent, metavar="A",
-        help="of the interactions, for --negatives popularity",
+        help="exponent of the interaction count, for --negatives popularity",
     )  # fmt: skip
     group.add_argument(
-        "--time-aware", action="store_true", help="only items that had occurred by the time of the positive"
+        "--time-aware", action="store_true", help="draw only items that occurred by the time of the positive"
     )
-    group.add_argument("-s", "--seed", type=int, default=EXACT.seed, help="seed of the negatives")
+    group.add_argument("-s", "--seed", type=int, default=EXACT.seed, help="seed for drawing negatives")
 
 
 def _add_transcoding(group: argparse._ArgumentGroup) -> None:
@@ -116,23 +114,23 @@ def _add_transcoding(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--feature_spec_out", metavar="NAME", help=f"spec to write (default: {SPEC_NAME})")
     group.add_argument(
         "--emit", choices=["parquet", "torch_tensor"],
-        help="chunks to write (default: parquet); torch_tensor is what NVIDIA's ncf.py reads",
+        help="chunk type to write (default: parquet); NVIDIA's ncf.py reads torch_tensor",
     )  # fmt: skip
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live")
-    group.add_argument("--partitions", type=int, metavar="P", help="parts the users are spread over (default: by size)")
+    group.add_argument("--partitions", type=int, metavar="P", help="partitions to spread users over (default: by size)")
     group.add_argument(
-        "--memory-limit", type=_checked(parse_bytes), metavar="SIZE", help="of all processes together, such as 1GiB"
+        "--memory-limit", type=_checked(parse_bytes), metavar="SIZE", help="total for all processes, such as 1GiB"
     )
     where = group.add_mutually_exclusive_group()
-    where.add_argument("--workers", type=int, metavar="N", help="worker processes (default: threads of this one)")
-    where.add_argument("--scheduler", metavar="HOST:PORT", help="a running Dask cluster, which sees --output's folder")
+    where.add_argument("--workers", type=int, metavar="N", help="worker processes (default: threads of this process)")
+    where.add_argument("--scheduler", metavar="HOST:PORT", help="a running Dask cluster that can access --output")
 
 
 def _checked(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """`parse` as argparse wants it: its message is shown."""
+    """Wrap `parse` so that argparse shows its error message."""
 
     def checked(text: str) -> Any:
         try:
@@ -161,7 +159,7 @@ def _check(args: argparse.Namespace) -> None:
         wrong.append(f"--partitions should be 1 .. {MAX_PARTITIONS}, got {args.partitions}")
     if args.memory_limit is not None and args.scheduler is not None:
         wrong.append(
-            "--memory-limit is for the processes that this command starts; set the limits of --scheduler's there"
+            "--memory-limit is for processes that this command starts; set the limits of the --scheduler cluster there"
         )
     if args.workers is not None and args.workers < 1:
         wrong.append(f"--workers should be 1 or more, got {args.workers}")
@@ -178,14 +176,14 @@ _TRANSCODE = {"feature_spec_out", "emit"}
 
 
 def is_spec_folder(args: argparse.Namespace) -> bool:
-    """Whether the input is a folder with a feature spec (or one was named), which is transcoded."""
+    """Whether to transcode: the input is a folder with a feature spec, or a spec was named."""
     if args.input is None or len(args.input) != 1:
         return False
     return args.feature_spec_in is not None or (Path(args.input[0]) / SPEC_NAME).is_file()
 
 
 def _check_scope(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    """Raises UserError for flags that what is asked for does not look at."""
+    """Raises UserError for flags that the requested action ignores."""
     if args.check is not None:
         what, useless = "--check", _LOG | _PREPARE | _TRANSCODE | {"output", "overwrite", "seed", "device"}
     elif args.raw is not None:
@@ -204,5 +202,5 @@ def _check_scope(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
 
 
 def _flag(name: str) -> str:
-    reference = ("feature_spec_in", "feature_spec_out")  # named as in NVIDIA's scripts
+    reference = ("feature_spec_in", "feature_spec_out")  # spelled as in NVIDIA's scripts
     return f"--{name if name in reference else name.replace('_', '-')}"

@@ -1,4 +1,4 @@
-"""Check a prepared folder, its spec and its data, in bounded memory; everything that is wrong comes out at once."""
+"""Check a prepared folder, its spec and its data, in bounded memory; all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from workflows.errors import UserError
 from workflows.progress import console
 from workflows.state import read_categories
 
-_MUCH_LARGER = 2  # times the ids that were found
+_MUCH_LARGER = 2  # times the ids found
 
 
 def print_check(folder: Path, spec_name: str) -> bool:
-    """Print all findings and a line that sums them up; whether there is no error."""
+    """Print all findings and a summary line; return whether there are no errors."""
     findings = check_folder(folder, spec_name)
     for finding in findings:
         console.print(str(finding))
@@ -35,9 +35,9 @@ def print_check(folder: Path, spec_name: str) -> bool:
 
 
 def check_folder(folder: Path, spec_name: str) -> list[Finding]:
-    """Everything that is wrong with a folder, or worth knowing; docs/feature-spec.md lists what is looked at.
+    """All errors and notes about a folder; docs/feature-spec.md lists the checks.
 
-    Where values cannot be used at all, what would be read from them (series, leaks, ...) is not looked at.
+    If any values are unusable, the checks that depend on them (series, leaks, ...) are skipped.
     """
     try:
         spec = read_feature_spec(folder, spec_name)
@@ -49,7 +49,7 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
         return [error(str(folder / spec_name), str(err))]
     survey = Survey(kinds)
     findings = [finding for mapping in spec.source_spec for finding in _values(folder, spec, mapping, kinds, survey)]
-    usable = not findings  # so far they are errors
+    usable = not findings  # all findings so far are errors
     findings += _cardinalities(spec, survey)
     resolved = spec.with_cardinalities({name: max(1, n) for name, n in survey.found.items()})
     for name in spec.categorical():
@@ -59,7 +59,7 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
     try:
         findings += check_rules(folder, resolved, Roles.of(resolved), kinds)
     except UserError as err:
-        # Before transcoding, text has no cardinality, so the roles may not be told yet.
+        # Before transcoding, text has no cardinality, so the roles may still be ambiguous.
         findings.append(Finding("note" if text_of(kinds) else "error", str(folder / spec_name), str(err)))
     return findings
 
@@ -77,7 +77,7 @@ def _unreadable(folder: Path, spec: FeatureSpec) -> list[Finding]:
 
 
 def _values(folder: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, Kind], survey: Survey) -> list[Finding]:
-    """Files, lengths, and values that cannot be used."""
+    """Check the files, chunk lengths and values of a mapping."""
     kinds = {name: kind for name, kind in kinds.items() if mapping == "train" or name in spec.features(mapping)}
     declared = {name: size for name in kinds if isinstance(size := spec.feature_spec[name].cardinality, int)}
     faults: dict[tuple[str, str], Wrong] = {}
@@ -104,14 +104,14 @@ def _values(folder: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, K
 def _cardinalities(spec: FeatureSpec, survey: Survey) -> list[Finding]:
     sizes = {name: spec.feature_spec[name].cardinality for name in survey.found}
     return [
-        note(f"feature_spec.{name}.cardinality", f"is much larger than the greatest id + 1 ({size:,}, found {found:,})")
+        note(f"feature_spec.{name}.cardinality", f"is much larger than the largest id + 1 ({size:,}, found {found:,})")
         for name, found in survey.found.items()
         if isinstance(size := sizes[name], int) and size > _MUCH_LARGER * found
     ]
 
 
 def _categories(folder: Path, spec: FeatureSpec, name: str, found: int | None) -> list[Finding]:
-    """The table of a feature's original values, where there is one."""
+    """Check the table of a feature's original values, if there is one."""
     path = folder / "categories" / f"{name}.parquet"
     cardinality = spec.feature_spec[name].cardinality
     if not is_file_name(name) or not path.is_file() or not isinstance(cardinality, int):
@@ -122,8 +122,8 @@ def _categories(folder: Path, spec: FeatureSpec, name: str, found: int | None) -
             return [error(str(path), f"should have a row for each id (expected {cardinality:,}, found {rows:,})")]
         repeated = rows - read_categories(folder, name).nunique(dropna=False)
     except (UserError, OSError, pa.ArrowException, TypeError) as err:
-        return [error(str(path), f"is no table of ids ({err})")]
-    findings = [error(str(path), f"{repeated:,} original values come twice")] if repeated else []
+        return [error(str(path), f"is not a table of ids ({err})")]
+    findings = [error(str(path), f"{repeated:,} original values are duplicates")] if repeated else []
     if rows < cardinality:
         findings.append(
             note(str(path), f"not every id has an original value (expected {cardinality:,}, found {rows:,})")

@@ -1,6 +1,6 @@
-"""Read a mapping of a prepared folder, whatever its chunk types: files stacked, chunks side by side.
+"""Read a mapping of a prepared folder with any chunk types: files stacked, chunks side by side.
 
-The reference's `.pt` files are read and written here and nowhere else, so torch is imported here and nowhere else.
+Only this module reads and writes the reference's `.pt` files, so only this module imports torch.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ _HEAD_BYTES = 1 << 16
 def iter_mapping(
     folder: Path, spec: FeatureSpec, mapping: str, features: Sequence[str], rows: int, text: Collection[str] = ()
 ) -> Iterator[pa.Table]:
-    """Some columns of a mapping in blocks of `rows` rows (the last one shorter), row-aligned; never all at once.
+    """Stream some columns of a mapping in row-aligned blocks of `rows` rows (the last one shorter).
 
     Args:
-        text: features whose values in CSV files are text (`text_features` tells which), not numbers.
+        text: features that are text, not numbers, in CSV files (see `text_features`).
     Yields:
-        Tables with the columns `features`; a single empty one where there are no rows.
+        Tables with the columns `features`; a single empty one if there are no rows.
 
     Raises:
-        UserError: a feature is in no chunk, a file is not what the spec says, or chunks differ in length.
+        UserError: a feature is in no chunk, a file does not match the spec, or chunks differ in length.
     """
     parts = [(chunk, [name for name in chunk.features if name in features]) for chunk in spec.chunks(mapping)]
     parts = [(chunk, wanted) for chunk, wanted in parts if wanted]
@@ -55,19 +55,21 @@ def iter_mapping(
             read = zip(lengths, streams, strict=True)
             totals = [before + length + sum(block.num_rows for block in stream) for length, stream in read]
             found = ", ".join(f"{chunk.files[0]} …: {n:,} rows" for (chunk, _), n in zip(parts, totals, strict=True))
-            raise UserError(f"the chunks of {mapping!r} in {folder} stand side by side and differ in length: {found}")
+            raise UserError(
+                f"the chunks of {mapping!r} in {folder} are joined row by row but differ in length: {found}"
+            )
         before += lengths[0]
         columns = {name: block.column(name) for block in blocks for name in block.column_names}
         yield pa.table({name: columns[name] for name in features})
 
 
 def read_mapping(folder: Path, spec: FeatureSpec, mapping: str, features: Sequence[str]) -> pa.Table:
-    """Some columns of a mapping, in memory; raises as `iter_mapping`."""
+    """Read some columns of a mapping into memory; raises as `iter_mapping`."""
     return next(iter_mapping(folder, spec, mapping, features, rows=sys.maxsize))
 
 
 def text_features(folder: Path, spec: FeatureSpec, names: Collection[str]) -> set[str]:
-    """Which of these features hold text, by the first rows of CSV files and the types of Parquet columns.
+    """The features among `names` that hold text, judged by the first rows of CSV files and by Parquet types.
 
     Raises:
         UserError: a feature is text in one file and integers in another, or a file is not readable.
@@ -89,7 +91,7 @@ def text_features(folder: Path, spec: FeatureSpec, names: Collection[str]) -> se
 def file_rows(
     folder: Path, spec: FeatureSpec, mapping: str, feature: str, text: Collection[str] = ()
 ) -> dict[Path, int]:
-    """Rows of each file that holds a feature, in the order of the mapping's rows."""
+    """Row count of each file that holds a feature, in row order."""
     chunk = next(chunk for chunk in spec.chunks(mapping) if feature in chunk.features)
     part = _Part(chunk, [feature], spec, text)
     return {
@@ -98,9 +100,9 @@ def file_rows(
 
 
 def locate(folder: Path, spec: FeatureSpec, mapping: str, feature: str, row: int, text: Collection[str] = ()) -> str:
-    """Where row `row` (from 0) of a mapping holds a feature, for people: "FILE, row 12" (from 1).
+    """Locate a feature's value in row `row` (from 0) of a mapping for messages: "FILE, row 12" (from 1).
 
-    Reads the files again, so it is for errors only.
+    Reads the files again, so use it for errors only.
     """
     for path, rows in file_rows(folder, spec, mapping, feature, text).items():
         if row < rows:
@@ -110,7 +112,7 @@ def locate(folder: Path, spec: FeatureSpec, mapping: str, feature: str, row: int
 
 
 def save_tensor(path: Path, matrix: np.ndarray) -> None:
-    """Write a matrix as the reference's scripts load it; it may be memory-mapped."""
+    """Write a matrix, which may be memory-mapped, as a tensor that the reference's scripts load."""
     import torch
 
     torch.save(torch.from_numpy(matrix), path)
@@ -118,7 +120,7 @@ def save_tensor(path: Path, matrix: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class _Part:
-    """What is read of a chunk."""
+    """A chunk and the features to read from it."""
 
     chunk: Chunk
     wanted: list[str]
@@ -126,7 +128,7 @@ class _Part:
     text: Collection[str]
 
     def type_of(self, name: str) -> pa.DataType:
-        """The type of a CSV column: ids are integers, unless told; what a dtype leaves open is a number."""
+        """The type of a CSV column: text if listed, integer for ids and integer dtypes, else a float."""
         if name in self.text:
             return pa.string()
         dtype = self.spec.feature_spec[name].dtype or ""
@@ -140,7 +142,7 @@ def _tables(folder: Path, part: _Part) -> Iterator[pa.Table]:
 
 
 def _blocks(tables: Iterator[pa.Table], rows: int, chunk: Chunk, folder: Path) -> Iterator[pa.Table]:
-    """The same rows in blocks of `rows`, the last one shorter; an empty one where there are none."""
+    """Re-chunk the rows into blocks of `rows`, the last one shorter; a single empty block if there are none."""
     held: list[pa.Table] = []
     size, first = 0, True
     for table in tables:
@@ -164,11 +166,11 @@ def _concat(tables: list[pa.Table], chunk: Chunk, folder: Path) -> pa.Table:
 def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
     try:
         file = pq.ParquetFile(path)
-        yield file.schema_arrow.empty_table().select(part.wanted)  # the types, where there are no rows
+        yield file.schema_arrow.empty_table().select(part.wanted)  # carries the types if there are no rows
         for batch in file.iter_batches(columns=part.wanted) if file.num_row_groups else ():
             yield pa.Table.from_batches([batch]).select(part.wanted)
     except (pa.ArrowException, KeyError, OSError) as err:
-        raise UserError(f"{path}: no readable Parquet file with columns {', '.join(part.wanted)} ({err})") from None
+        raise UserError(f"{path}: not a readable Parquet file with columns {', '.join(part.wanted)} ({err})") from None
 
 
 def _read_csv(path: Path, part: _Part) -> Iterator[pa.Table]:
@@ -187,14 +189,14 @@ def _read_torch_tensor(path: Path, part: _Part) -> Iterator[pa.Table]:
     features = part.chunk.features
     try:
         tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch raises many kinds for a file that is not one of its own, and gives bad advice
+    except Exception as err:  # torch raises many types for foreign files, with misleading advice
         raise UserError(
             f"{path}: not a tensor saved by torch ({type(err).__name__}); save one with torch.save"
         ) from None
     if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2) or tensor.layout != torch.strided:
         raise UserError(f"{path}: expected one dense tensor of shape [rows, features], got {type(tensor).__name__}")
     matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()
-    if matrix.dtype is torch.bfloat16:  # which NumPy does not know
+    if matrix.dtype is torch.bfloat16:  # NumPy has no bfloat16
         matrix = matrix.float()
     if matrix.shape[1] != len(features):
         raise UserError(f"{path}: expected {len(features)} columns ({', '.join(features)}), got {matrix.shape[1]}")
@@ -209,14 +211,14 @@ _READERS: dict[str, Callable[[Path, _Part], Iterator[pa.Table]]] = {
 
 
 def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bool]:
-    """Of each feature whether this file holds text; of none where a file says nothing."""
+    """Whether each feature is text in this file; features that the file cannot decide are left out."""
     if chunk.type == "parquet":
         try:
             file = pq.ParquetFile(path)
             kinds = {name: value_type(file.schema_arrow.field(name).type) for name in wanted}
         except (pa.ArrowException, KeyError, OSError) as err:
-            raise UserError(f"{path}: no readable Parquet file with columns {', '.join(wanted)} ({err})") from None
-        if not file.metadata.num_rows:  # whose writer may not have known the type
+            raise UserError(f"{path}: not a readable Parquet file with columns {', '.join(wanted)} ({err})") from None
+        if not file.metadata.num_rows:  # the writer may not have known the type
             return {}
         return {name: pa.types.is_string(kind) or pa.types.is_large_string(kind) for name, kind in kinds.items()}
     if chunk.type == "csv":
@@ -226,7 +228,7 @@ def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bo
 
 
 def _first_values(path: Path, place: int) -> list[str]:
-    """What the first whole rows of a CSV file hold in one column, without missing values."""
+    """Non-missing values of one column in the first complete rows of a CSV file."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     if len(head) == _HEAD_BYTES:

@@ -1,4 +1,4 @@
-"""How a log becomes a prepared folder."""
+"""Settings for preparing a log."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SPEC_NAME = "feature_spec.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareConfig:
-    """How a log becomes train and test; nothing about where it lies or which device does it."""
+    """How a log is split into train and test; nothing about paths or devices."""
 
-    min_rating: float | None = None  # interactions rated lower are left out
+    min_rating: float | None = None  # drop interactions rated lower
     strict: bool = False  # a row with a missing value is an error
-    test_negatives: int = 100  # of each test series
+    test_negatives: int = 100  # per test series
     train_negatives: int = 0  # written after each train positive
     sampling: Sampling = field(default_factory=Sampling)
-    partitions: int | None = None  # None: as many as the size of the log and the memory limit ask for
+    partitions: int | None = None  # None: by log size and memory limit
     memory_limit_bytes: int | None = None
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Writers of transcoding: the rows of a mapping as Parquet parts, or as the tensors NVIDIA's own scripts load."""
+"""Writers for transcoding: Parquet parts, or the tensors that NVIDIA's own scripts load."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SCRATCH = ".tensors"
 
 @dataclass(frozen=True)
 class Target:
-    """Where the rows go, and who writes them.
+    """Destination of the rows, and what writes them.
 
     Attributes:
         folder: the new folder.
-        kinds: what each feature holds; the order of the columns.
-        roles: what each feature is to the network.
-        advance: told the rows of each part that was written, in this thread.
+        kinds: kind of each feature, in column order.
+        roles: role of each feature in the network.
+        advance: called in this thread with the row count of each part written.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class Target:
         return self.kinds[name] in ("id", "text")
 
     def each(self, write: Callable[[int, pa.Table], None], frames: Sequence[Any]) -> None:
-        """Call `write` with the number and the rows of each frame, a task each."""
+        """Call `write(index, rows)` for each frame, one task per frame."""
 
         def task(index: int, df: Any) -> int:
             table = self.device.to_arrow(df)
@@ -60,7 +60,7 @@ def write_parquet(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
 
     Args:
         frames: delayed dataframes, in order.
-        rows: how many rows each has.
+        rows: row count of each dataframe.
     """
     schema = pa.schema([(name, pa.int32() if target.is_id(name) else pa.float32()) for name in target.kinds])
     files = [f"{mapping}/part-{index:05d}.parquet" for index in range(len(rows))]
@@ -77,8 +77,8 @@ def write_parquet(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
 def write_tensors(target: Target, mapping: str, frames: Sequence[Any], rows: Sequence[int]) -> list[Chunk]:
     """Write a mapping as NVIDIA's `transcode.py` does: int64 [N, 2] users and items, float32 [N, 1] labels.
 
-    Side features follow, where there are any: int64 [N, C] ids, float32 [N, M] numbers. Takes the same arguments as
-    `write_parquet`. The matrices are filled on disk, so that they need not fit in memory.
+    Any side features follow: int64 [N, C] ids, float32 [N, M] numbers. Takes the same arguments as `write_parquet`.
+    The matrices are filled on disk, so they need not fit in memory.
     """
     roles = target.roles
     side = [name for name in target.kinds if name not in (roles.user, roles.item, roles.label)]
@@ -119,13 +119,13 @@ def parquet_spec(spec: FeatureSpec, target: Target, chunks: dict[str, list[Chunk
     """The spec of a Parquet folder.
 
     Args:
-        spec: the source's, with all cardinalities.
+        spec: the source's spec, with all cardinalities.
     """
     return _emitted_spec(spec, target, chunks, "int32", "float32")
 
 
 def tensor_spec(spec: FeatureSpec, target: Target, chunks: dict[str, list[Chunk]]) -> FeatureSpec:
-    """The spec of a folder of tensors: with the channels NVIDIA's scripts ask for. Takes what `parquet_spec` takes."""
+    """The spec of a tensor folder, with the channels NVIDIA's scripts need. Arguments as for `parquet_spec`."""
     roles = target.roles
     channels = {"user_ch": [roles.user], "item_ch": [roles.item], "label_ch": [roles.label]}
     spec = spec.model_copy(update={"channel_spec": spec.channel_spec | channels})

@@ -1,4 +1,4 @@
-"""Which id gets which number: found in the log, or taken over from a folder that was prepared before."""
+"""Mapping of original ids to encoded ids: built from the log, or reused from an earlier prepared folder."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from workflows.state import read_categories
 
 @dataclass(frozen=True)
 class Encoding:
-    """The original ids of users and items in the order of their numbers.
+    """The original ids of users and items, in encoded order.
 
     Attributes:
         originals: Arrow integers or text of `user` and `item`.
-        added: how many of them another encoding, which this one goes on from, did not have.
-        extend: whether ids that are not there may be added.
+        added: number of ids per column that were appended to the encoding this one extends.
+        extend: whether new ids may be added.
     """
 
     originals: Mapping[str, pa.Array]
@@ -54,12 +54,12 @@ def _is_text(ids: pa.Array) -> bool:
 
 
 def _keys(ids: pa.Array) -> pd.Series:
-    """What stands for each id in the spill files."""
+    """The integer that represents each id in the spill files."""
     return pd.Series(text_keys(ids) if _is_text(ids) else ids.to_numpy())
 
 
 def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
-    """The lookup of each column, for all workers."""
+    """The lookup table of each column, stored for all workers."""
     return {name: IdTable(_keys(ids)).store(scratch / f"known-{name}.npy") for name, ids in known.originals.items()}
 
 
@@ -77,7 +77,7 @@ def find_encoding(
 
 
 def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
-    """All ids of the log: text in the order of its code points, numbers by value."""
+    """All ids of the log, sorted: text by code point, integers by value."""
     originals = {}
     for name in (USER, ITEM):
         paths = [texts_path(spilled.folder, spill.name, name) for spill in spilled.spills if name in spill.text]
@@ -97,18 +97,18 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
 
 
 def check_kinds(known: Encoding, spilled: SpilledLog) -> None:
-    """Raises UserError where the log has text and the known encoding integers, or the other way round."""
+    """Raises UserError if the log has text ids and the known encoding integers, or vice versa."""
     for name, ids in known.originals.items():
         text = any(name in spill.text for spill in spilled.spills)
         if text != _is_text(ids):
             kinds = ("text", "integers") if text else ("integers", "text")
             raise UserError(
-                f"the log's {name} ids are {kinds[0]}, and the encoding of --workflow has {kinds[1]}; convert them"
+                f"the log's {name} ids are {kinds[0]}, and those of --workflow are {kinds[1]}; convert them"
             )
 
 
 def _extended(known: Encoding, found: Encoding) -> Encoding:
-    """The known ids under their numbers, then those that are new."""
+    """The known encoding with the new ids appended."""
     originals, added = {}, {}
     for name, old in known.originals.items():
         new = found.originals[name]

@@ -1,7 +1,7 @@
 """`feature_spec.yaml`: NVIDIA's description of a prepared data set, read, written and validated.
 
 A spec is untrusted input: it is parsed with `yaml.safe_load`, its size is bounded, its paths cannot leave its
-folder, and everything that is wrong with it is reported in one error, each with its path in the file.
+folder, and all problems are reported in one error, each with its path in the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_IDS = 2**31 - 1
 
 
 class Feature(BaseModel):
-    """One column. `cardinality` counts the ids 0 .. n-1 of a categorical one; "auto" is found by transcoding."""
+    """One column. `cardinality` is the number of ids 0 .. n-1 of a categorical one; transcoding resolves "auto"."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     dtype: StrictStr | None = None
@@ -55,7 +55,7 @@ def _inside_its_folder(file: str) -> str:
 
 
 class Chunk(BaseModel):
-    """Files that hold the same columns, one after the other; the chunks of a mapping stand side by side."""
+    """Files with the same columns, stacked row-wise; the chunks of a mapping are joined column-wise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["parquet", "csv", "torch_tensor"]
@@ -66,8 +66,8 @@ class Chunk(BaseModel):
 class Metadata(BaseModel):
     """Attributes:
     test_samples_per_series: length of each test series, positive first.
-    train_negatives: negatives of each positive already in train, so that none are drawn.
-    time_ordered: train files are ordered by user, then time, and hold whole users.
+    train_negatives: negatives per positive already in train, so none are drawn.
+    time_ordered: train files are sorted by user, then time, and no user spans two files.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -77,7 +77,7 @@ class Metadata(BaseModel):
 
 
 class FeatureSpec(BaseModel):
-    """A whole spec; its fields are the file's."""
+    """A complete spec; fields as in the file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     channel_spec: dict[str, list[str]]
@@ -96,10 +96,10 @@ class FeatureSpec(BaseModel):
         return {} if value is None else value
 
     def channel(self, name: str) -> str:
-        """The one feature of a channel.
+        """The only feature of a channel.
 
         Raises:
-            UserError: the channel is missing or has not exactly one feature.
+            UserError: the channel is missing or does not have exactly one feature.
         """
         features = self.channel_spec.get(name, [])
         if len(features) != 1:
@@ -110,7 +110,7 @@ class FeatureSpec(BaseModel):
         return features[0]
 
     def cardinality(self, feature: str) -> int:
-        """Raises UserError where the number of ids is not given as a number."""
+        """Number of ids of a feature. Raises UserError if it is not given as a number."""
         value = self.feature_spec[feature].cardinality
         if not isinstance(value, int):
             raise UserError(f"feature_spec.{feature}.cardinality should be the number of ids, got {value!r}")
@@ -119,8 +119,8 @@ class FeatureSpec(BaseModel):
     def categorical(self) -> tuple[str, ...]:
         """Features that hold ids, in the order of `feature_spec`.
 
-        Those with a cardinality, and those of `user_ch`, `item_ch` and of channels whose names begin with
-        "categorical"; the label never is one.
+        Those with a cardinality, and those in `user_ch`, `item_ch` and channels whose names begin with "categorical";
+        never the label.
         """
         channels = [name for name in self.channel_spec if name in ONE_FEATURE or name.startswith("categorical")]
         named = {feature for channel in channels for feature in self.channel_spec[channel]}
@@ -132,7 +132,7 @@ class FeatureSpec(BaseModel):
         )
 
     def with_cardinalities(self, found: Mapping[str, int]) -> FeatureSpec:
-        """The same spec, with the numbers of ids that were found where it gives none."""
+        """The same spec, with missing and "auto" cardinalities filled in."""
         features = {
             name: feature.model_copy(update={"cardinality": found[name]})
             if name in found and not isinstance(feature.cardinality, int)
@@ -142,13 +142,13 @@ class FeatureSpec(BaseModel):
         return self.model_copy(update={"feature_spec": features})
 
     def chunks(self, mapping: str) -> list[Chunk]:
-        """Raises UserError where the mapping is missing."""
+        """The chunks of a mapping. Raises UserError if it is missing."""
         if not self.source_spec.get(mapping):
             raise UserError(f"source_spec has no {mapping!r}; mappings: {', '.join(self.source_spec)}")
         return self.source_spec[mapping]
 
     def features(self, mapping: str) -> list[str]:
-        """The features that the chunks of a mapping hold; raises as `chunks`."""
+        """All features in the chunks of a mapping; raises as `chunks`."""
         return [name for chunk in self.chunks(mapping) for name in chunk.features]
 
     def write(self, folder: Path, name: str = SPEC_NAME) -> None:
@@ -161,20 +161,20 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     """Read and validate the spec of a prepared folder.
 
     Raises:
-        UserError: not there or wrong; lists all that is wrong, each with its path in the file.
+        UserError: the spec is missing or invalid; lists all problems, each with its path in the file.
     """
     path = folder / name
     if not path.is_file():
         raise UserError(
-            f"{path} does not exist; a folder with a feature spec is expected, as "
-            "`python -m preprocessing --input LOG --output DIR` makes one"
+            f"{path} does not exist; expected a folder with a feature spec, which "
+            "`python -m preprocessing --input LOG --output DIR` creates"
         )
     if path.stat().st_size > _MAX_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a feature spec has at most {_MAX_BYTES:,}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
-        # PyYAML's constructors of dates and numbers raise whatever Python does.
+        # PyYAML's date and number constructors pass on any Python exception.
         raise UserError(f"{path} is not readable YAML: {err}") from None
     if n_values(content, _MAX_VALUES) > _MAX_VALUES:
         raise UserError(f"{path} holds more than {_MAX_VALUES:,} values (do aliases repeat each other?)")
@@ -192,7 +192,7 @@ def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
     """The files of a chunk, resolved.
 
     Raises:
-        UserError: missing, or a link leads out of the folder; lists all of them.
+        UserError: files are missing, or links point outside the folder; lists all such files.
     """
     root = folder.resolve()
     files, wrong = [], []
@@ -204,7 +204,7 @@ def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
             wrong.append(f"{folder / name} cannot be opened ({err})")
             continue
         if not path.is_relative_to(root):
-            wrong.append(f"{folder / name} leads out of its folder")
+            wrong.append(f"{folder / name} points outside its folder")
         elif not there:
             wrong.append(f"{folder / name} does not exist")
         files.append(path)

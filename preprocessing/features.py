@@ -1,4 +1,4 @@
-"""The NVTabular workflow of transcoding: text becomes ids, numbers get mean 0 and standard deviation 1."""
+"""The NVTabular workflow for transcoding: encode text as ids, scale numbers to mean 0 and standard deviation 1."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of a mapping, spilled: an Arrow file of `part_schema`."""
+    """Consecutive rows of a mapping, spilled to an Arrow file with `part_schema`."""
 
     path: Path
     rows: int
@@ -40,23 +40,25 @@ def part_schema(kinds: Mapping[str, Kind]) -> pa.Schema:
 
 
 class FeatureWorkflow:
-    """Encodes text by the sorted distinct values of all mappings, normalises numbers by train; ids and labels stay.
+    """Encodes text by its sorted distinct values in all mappings and normalises numbers by train statistics.
+
+    Ids and labels pass through unchanged.
 
     Attributes:
-        encoder: the fitted operator; its `categories` are the text values in the order of their ids.
+        encoder: the fitted operator; its `categories` are the text values in id order.
     """
 
     def __init__(self, kinds: Mapping[str, Kind], ranges: Mapping[str, tuple[float, float]], device: FrameDevice):
         """
         Args:
-            kinds: what the columns hold.
-            ranges: least and greatest value in train of each number.
+            kinds: kind of each column.
+            ranges: minimum and maximum of each number in train.
         """
         self._kinds, self._device = dict(kinds), device
         self._texts = [name for name, kind in kinds.items() if kind == "text"]
         self._numbers = [name for name, kind in kinds.items() if kind == "number"]
-        # Normalize finds the variance as mean of squares - square of mean, which loses all digits of values far from 0
-        # (years, prices of houses) and finds some in a constant: so it gets the distance from the middle of the range.
+        # Normalize computes the variance as mean of squares - square of mean, which loses all precision for values far
+        # from 0 (years, house prices) and is nonzero for a constant; so values are first centred on their range.
         self._middle = {name: low / 2 + high / 2 for name, (low, high) in ranges.items()}
         self._varies = {name: float(low < high) for name, (low, high) in ranges.items()}
         self.encoder = EncodeIds()
@@ -89,7 +91,7 @@ class FeatureWorkflow:
 
     @property
     def moments(self) -> dict[str, dict[str, float]]:
-        """Mean and standard deviation in train of each number; 0 where it is constant, which becomes 0."""
+        """Train mean and standard deviation of each number; std 0 means constant, which is normalised to 0."""
         spread = {name: self._varies[name] and self._normalize.stds[name] for name in self._numbers}
         return {
             name: {"mean": self._middle[name] + self._normalize.means[name], "std": spread[name]}
@@ -107,10 +109,10 @@ class FeatureWorkflow:
 
 
 def save_categories(folder: Path, name: str, originals: pd.Series) -> None:
-    """Write which original value each id of a feature stands for.
+    """Write the original value of each id of a feature.
 
     Raises:
-        UserError: the feature's name cannot be that of a file.
+        UserError: the feature's name is not a valid file name.
     """
     if not is_file_name(name):
         raise UserError(f"feature {name!r} cannot be the name of a file in categories/; rename it in the feature spec")
@@ -118,5 +120,5 @@ def save_categories(folder: Path, name: str, originals: pd.Series) -> None:
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a name stands for a file of a folder, and for nothing outside it."""
+    """Whether a name denotes a file directly inside a folder."""
     return name not in ("", ".", "..") and "/" not in name and "\0" not in name

@@ -1,4 +1,4 @@
-"""What a check of a prepared folder has to say."""
+"""Findings of a prepared folder's check."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (error) or worth knowing (note).
+    """One problem (error) or observation (note).
 
     Attributes:
-        where: file, row, or place in the spec.
-        what: what is wrong, with what was expected and found.
+        where: file, row, or path in the spec.
+        what: the problem, with the expected and actual values.
     """
 
     severity: Literal["error", "note"]

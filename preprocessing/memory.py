@@ -1,4 +1,4 @@
-"""How much memory the pipeline may take, and how many tasks and partitions keep it within that."""
+"""The memory limit, and the numbers of tasks and partitions that stay within it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from workflows.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
-# So few rows that their columns fit a core's cache, so many that a partition is worth its task; more where there would
-# be very many partitions, each of which reads from every spill file.
+# Few enough rows that their columns fit a core's cache, enough that a partition is worth a task; more if there would
+# be very many partitions, since each reads from every spill file.
 _PARTITION_ROWS, _MANY_PARTITIONS, _MAX_PARTITION_ROWS = 150_000, 512, 400_000
-# Estimates, from the peak PSS of runs with 2 to 200 million rows: a process with all its imports, a task at its
-# peak (a piece of 16 MiB of text with its columns), and what a task takes for each row of the log in its partition
-# and for each negative that is drawn for it.
+# Estimates from the peak PSS of runs with 2 to 200 million rows: a process with all its imports, a task at its peak
+# (a 16 MiB piece of text and its columns), and a task's bytes per log row in its partition and per negative drawn.
 _PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES, _NEGATIVE_BYTES = 304 << 20, 72 << 20, 240, 140
 _UNLIMITED_TASK_BYTES = 1 << 30
 
@@ -22,19 +21,19 @@ def parse_bytes(text: str) -> int:
     """A size such as 1GiB, 500MB, 2g or 1073741824, in bytes.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     if not found:
-        raise ValueError(f"{text!r} is no size; expected one such as 1GiB or 800MB")
+        raise ValueError(f"{text!r} is not a size; expected one such as 1GiB or 800MB")
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
 def threads_within(limit_bytes: int | None, cores: int) -> int:
-    """How many tasks may run at a time in this process.
+    """Number of tasks that may run concurrently in this process.
 
     Raises:
-        UserError: not even one.
+        UserError: the limit does not allow even one.
     """
     if limit_bytes is None:
         return cores
@@ -45,7 +44,7 @@ def threads_within(limit_bytes: int | None, cores: int) -> int:
 
 
 def check_workers(limit_bytes: int | None, workers: int) -> None:
-    """Raises UserError where so many worker processes, beside this one, take more than the limit."""
+    """Raises UserError if this process and its workers would exceed the limit."""
     needed = (1 + workers) * _PROCESS_BYTES + workers * _TASK_BYTES
     if limit_bytes is not None and limit_bytes < needed:
         raise UserError(_too_little(limit_bytes, needed, f"{workers} worker processes") + "; or run fewer, or none")
@@ -63,18 +62,18 @@ def _task_budget(limit_bytes: int | None, tasks: int) -> int:
 
 
 def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
-    """Into how many partitions to spread a log of about so many rows, of which `tasks` are worked on at a time."""
+    """Number of partitions for a log of about `rows` rows, of which `tasks` are processed concurrently."""
     part = min(_MAX_PARTITION_ROWS, max(_PARTITION_ROWS, rows // _MANY_PARTITIONS))
     part = max(1, min(part, _task_budget(limit_bytes, tasks) // _ROW_BYTES))
     return min(MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))
 
 
 def splits_of(rows: int, negatives: int, partitions: int, limit_bytes: int | None, tasks: int) -> int:
-    """Into how many parts each partition has to be split, so that what is drawn for it fits, too.
+    """Number of parts to split each partition into, so that its negatives fit in memory too.
 
     Args:
-        rows: of the log.
-        negatives: of all its test series, and of train where they are written.
+        rows: rows of the log.
+        negatives: negatives of all test series, plus those written to train.
     """
     needed = (rows * _ROW_BYTES + negatives * _NEGATIVE_BYTES) // partitions
     return min(max(1, MAX_PARTITIONS // partitions), max(1, -(-needed // _task_budget(limit_bytes, tasks))))

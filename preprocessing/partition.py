@@ -1,8 +1,8 @@
-"""Bring each user's rows into one partition, once, on disk: the only shuffle of the pipeline.
+"""Gather each user's rows into one partition on disk: the only shuffle of the pipeline.
 
-Every piece of the log becomes one spill file of three integer columns whose rows are grouped by a hash of the user;
-partition p is then slice p of every spill file. After this, de-duplication, split and negatives are local.
-Text ids are spilled as 64-bit keys (see `vocabulary`), so that no later step handles strings.
+Every table of a piece of the log becomes a spill file of three integer columns, with rows grouped by a hash of the
+user; partition p is slice p of every spill file. De-duplication, split and negatives are then local to a partition.
+Text ids are spilled as 64-bit keys (see `vocabulary`), so no later step handles strings.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _COLUMNS = (USER, ITEM, TIME)
 
 @dataclass(frozen=True)
 class Spill:
-    """What one table of a piece came to.
+    """The spill of one table of a piece.
 
     Attributes:
-        name: of its files.
-        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table. In its spill file the
-            partitions follow each other, and in each of them its columns.
-        item_sizes: bytes of a value of each column, 4 or 8.
-        text: which of the id columns hold text.
-        present: which integers occur in each id column, where they lie close together; None elsewhere.
-        rows_read, missing, below_rating, unknown: rows of the table, and how many of them were left out and why.
+        name: stem of its file names.
+        offsets: int64 [P + 1]; partition p is rows offsets[p] : offsets[p + 1] of the table. The spill file stores one
+            partition after another, column by column within each.
+        item_sizes: bytes per value of each column, 4 or 8.
+        text: the id columns that hold text.
+        present: bitmap of the integers in each id column; None if their range is too wide.
+        rows_read, missing, below_rating, unknown: rows of the table, and rows dropped for each reason.
     """
 
     name: str
@@ -59,10 +59,10 @@ class SpilledLog:
     """A log on disk, partitioned.
 
     Attributes:
-        source, titles: of the log.
+        source, titles: name and titles file of the log.
         folder: holds the spill files.
-        spills: in the order of the log.
-        partitions: how many there are.
+        spills: in log order.
+        partitions: number of partitions.
     """
 
     source: str
@@ -73,15 +73,15 @@ class SpilledLog:
 
     @property
     def rows(self) -> int:
-        """Rows that count."""
+        """Rows kept."""
         return sum(int(spill.offsets[-1]) for spill in self.spills)
 
 
 def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster, folder: Path) -> SpilledLog:
-    """Read a log once, and write its rows grouped by partition.
+    """Read a log once and write its rows grouped by partition.
 
     Raises:
-        UserError: the log is not what it should be.
+        UserError: the log is malformed.
     """
     tasks = [
         dask.delayed(_numbered)(piece, number, selection, partitions, folder) for number, piece in enumerate(log.pieces)
@@ -95,7 +95,7 @@ def spill_log(log: Log, selection: Selection, partitions: int, cluster: Cluster,
     with stage("read", log.rows_estimate, "rows") as running:
         cluster.collect(tasks, spilled)
     spills = [spill for number in range(len(log.pieces)) for spill in by_piece[number]]
-    # Every worker reads from here where each partition lies in each file.
+    # Workers look up here where each partition lies in each spill file.
     np.save(folder / "offsets.npy", np.stack([spill.offsets for spill in spills]))
     np.save(folder / "item_sizes.npy", np.array([spill.item_sizes for spill in spills], dtype=np.int64))
     (folder / "names.txt").write_text("\n".join(spill.name for spill in spills), encoding="ascii")
@@ -107,10 +107,10 @@ def _numbered(piece: Piece, number: int, *rest: Any) -> tuple[int, list[Spill]]:
 
 
 def spill_piece(piece: Piece, number: int, selection: Selection, partitions: int, folder: Path) -> list[Spill]:
-    """Read a piece, drop what does not count, and write it grouped by partition, a spill file for each of its tables.
+    """Read a piece, filter its rows, and write them grouped by partition, one spill file per table.
 
     Raises:
-        UserError: the piece is not what it should be, or a row is incomplete where none may be.
+        UserError: the piece is malformed, or strict mode found an incomplete row.
     """
     spills, rows_before = [], 0
     for part, table in enumerate(piece.tables()):
@@ -143,8 +143,8 @@ def _spill_table(
     np.cumsum(np.bincount(bucket, minlength=partitions), out=offsets[1:])
     grouped = [values[order].data for values in columns]
     path = _rows_path(folder, name)
-    partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker that is thought dead may write the same rows
-    # A partition's columns lie one behind the other, so that one call reads them.
+    partial = path.with_suffix(f".{os.getpid()}.partial")  # a worker presumed dead may write the same rows
+    # The columns of a partition are adjacent, so one call reads them all.
     partial.write_bytes(b"".join(part[start:end] for start, end in pairwise(offsets.tolist()) for part in grouped))
     partial.replace(path)
     item_sizes = tuple(values.itemsize for values in columns)
@@ -157,12 +157,12 @@ def _rows_path(folder: Path, name: str) -> Path:
 
 
 def texts_path(folder: Path, name: str, column: str) -> Path:
-    """Where the texts of a column of a spilled table are."""
+    """Path of the distinct texts in a column of a spilled table."""
     return folder / f"{name}.{column}"
 
 
 def narrow(values: np.ndarray) -> np.ndarray:
-    """int32 where all values fit: half the bytes to write and read, and half the digits to sort by."""
+    """Cast to int32 if all values fit: half the bytes to write and read, and half the digits to sort by."""
     fits = not len(values) or (values.min() >= -(2**31) and values.max() < 2**31)
     return values.astype(np.int32 if fits else np.int64, copy=False)
 
@@ -179,7 +179,7 @@ def load_partition(partition: int, folder: Path, device: FrameDevice, splits: in
     """The rows of one partition as a dataframe (pandas or cuDF) of integers, in no particular order.
 
     Args:
-        splits: each spilled partition counts as so many, of whole users; the spilled one is read for each of them.
+        splits: parts that each spilled partition is split into by user; each part reads the whole spilled partition.
     """
     columns = _read_spilled(partition // splits, folder)
     if splits > 1:
@@ -211,10 +211,10 @@ def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
 
 
 def _read_exactly(path: Path, targets: list[np.ndarray], position: int) -> None:
-    file = os.open(path, os.O_RDONLY)  # a file object costs more than the few kilobytes that are read
+    file = os.open(path, os.O_RDONLY)  # a file object costs more than reading a few kilobytes
     try:
         read = os.preadv(file, [target.data for target in targets], position)
     finally:
         os.close(file)
     if read != sum(target.nbytes for target in targets):
-        raise OSError(f"{path} is shorter than it was written; is its disk full, or was it removed?")
+        raise OSError(f"{path} is shorter than when it was written; is the disk full, or was the file removed?")

@@ -41,17 +41,17 @@ def prepare(
     known: Encoding | None = None,
     user_table: pa.Table | None = None,
 ) -> dict[str, Any]:
-    """Write a whole prepared folder.
+    """Write a complete prepared folder.
 
     Args:
-        folder: the caller renames it into place. On a cluster, all its workers must see it.
-        known: the encoding of another prepared folder, to be used again.
-        user_table: side features of users (`id` and others), to be written with each row.
+        folder: a staging folder that the caller renames into place; all workers of a cluster must be able to access it.
+        known: the encoding of another prepared folder, to reuse.
+        user_table: side features of users (`id` and others), to write with each row.
     Returns:
-        What `stats.json` holds.
+        The content of `stats.json`.
 
     Raises:
-        UserError: nothing is left of the log, or its ids are not of the known encoding's kind.
+        UserError: no rows are left of the log, or its ids and the known encoding differ in kind (text, integers).
     """
     if known is not None:
         check_kinds(known, spilled)
@@ -73,7 +73,7 @@ def prepare(
     if spilled.titles is not None:
         try:
             _write_titles(spilled.titles, folder / "titles.parquet")
-        except UserError as err:  # titles are for people only
+        except UserError as err:  # titles are only for display
             console.print(f"no titles.parquet: {err}")
     write_json(folder / STATS_NAME, stats)
     write_report(folder, stats, np.concatenate(total.user_counts), total.item_counts)
@@ -83,7 +83,7 @@ def prepare(
 def _fit(
     spilled: SpilledLog, config: PrepareConfig, device: FrameDevice, cluster: Cluster, known: Encoding | None
 ) -> tuple[Any, Encoding, LeaveOneOut, Workflow]:
-    """The partitions, the encoding, and the workflow that applies it and splits, fitted."""
+    """Returns (dataset of partitions, encoding, split operator, fitted workflow)."""
     with stage("encode", spilled.rows, "rows") as running:
         encoding, encoder = find_encoding(spilled, _dataset(spilled, 1, device), cluster, known)
         splits = 1
@@ -104,13 +104,13 @@ def _fit(
 
 
 def _dataset(spilled: SpilledLog, splits: int, device: FrameDevice) -> Any:
-    """The spilled partitions, each split further, as Merlin takes them."""
+    """A Merlin dataset of the spilled partitions, each split further."""
     load = partial(load_partition, folder=spilled.folder, device=device, splits=splits)
     return frame_dataset(load, spilled.partitions * splits, load(0).iloc[:0], cpu=device.on_cpu)
 
 
 def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -> _Total:
-    """Run the workflow, and write what comes out of it."""
+    """Run the workflow and write its output."""
     for name in ("train", "test"):
         (writer.folder / name).mkdir()
     tasks = [dask.delayed(writer)(part, index) for index, part in enumerate(transformed.to_ddf().to_delayed())]
@@ -122,13 +122,13 @@ def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -
 
     with stage("split", rows, "rows") as running:
         cluster.collect(tasks, written)
-    for left in writer.folder.glob("t*/*.partial"):  # by a worker that died
+    for left in writer.folder.glob("t*/*.partial"):  # left by a worker that died
         left.unlink(missing_ok=True)
     return total
 
 
 class _Total:
-    """What all partitions came to."""
+    """Totals over all partitions."""
 
     def __init__(self, n_items: int) -> None:
         self.counts = dict.fromkeys(_COUNTED, 0)
@@ -171,8 +171,8 @@ def _read_stats(spilled: SpilledLog) -> dict[str, int]:
 
 def _nothing_left(read: dict[str, Any]) -> str:
     return (
-        f"nothing is left to train on of {read['rows_read']:,} rows: {read['dropped_missing']:,} lack a user, item or "
-        f"time, {read['dropped_below_min_rating']:,} are rated below --min-rating, {read['dropped_unknown']:,} have "
+        f"no rows are left to train on: of {read['rows_read']:,} rows, {read['dropped_missing']:,} lack a user, item "
+        f"or time, {read['dropped_below_min_rating']:,} are rated below --min-rating, {read['dropped_unknown']:,} have "
         "ids that --workflow does not know"
     )
 

@@ -1,4 +1,4 @@
-"""Which integers occur, as one bit each: the distinct ids of a log whose ids lie close together."""
+"""Bitmap of the integers that occur: the distinct ids of a log whose ids span a narrow range."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _MAX_RANGE = 1 << 26  # 8 MiB of bits
 
 @dataclass(frozen=True)
 class Present:
-    """Bit i is set where `low + i` occurs; `low` is a multiple of 8."""
+    """Bit i is set if `low + i` occurs; `low` is a multiple of 8."""
 
     low: int
     bits: np.ndarray
 
     @staticmethod
     def of(ids: np.ndarray) -> Present | None:
-        """The integers of an array; None where they lie too far apart."""
+        """Bitmap of the integers in an array; None if their range is too wide."""
         if not len(ids):
             return Present(0, np.zeros(0, dtype=np.uint8))
         low, high = int(ids.min()) & ~7, int(ids.max())
@@ -31,7 +31,7 @@ class Present:
 
     @staticmethod
     def distinct(parts: Sequence[Present | None]) -> np.ndarray | None:
-        """int64 integers that occur in any of the parts, ascending; None where a part is None or all are too wide."""
+        """Union of the parts, ascending int64; None if a part is None, all are empty, or the union is too wide."""
         some = [part for part in parts if part is not None and len(part.bits)]
         if None in parts or not some:
             return None

@@ -1,4 +1,4 @@
-"""`report.html`: what was read, dropped and kept, and how interactions spread over users and items, on one page."""
+"""`report.html`: rows read, dropped and kept, and the distribution of interactions over users and items."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 REPORT_NAME = "report.html"
 _TOP_PERCENTS = (1, 10, 50)
-_CURVE_POINTS = 200  # of each line, whatever the number of ids
-_CHUNK_IDS = 1 << 20  # counted at a time, so that no second copy of the counts is made
-_COMMON_COUNTS = 1 << 16  # counts below are tallied in a table; the few above are sorted
+_CURVE_POINTS = 200  # per curve, whatever the number of ids
+_CHUNK_IDS = 1 << 20  # counted at a time, to avoid a second copy of the counts
+_COMMON_COUNTS = 1 << 16  # smaller counts are tallied in a table; the few larger ones are sorted
 
-# Stand-ins that the page's style sheet colours, so that charts follow its light and dark themes.
+# Placeholder colours, replaced by the page's CSS variables so charts follow its light and dark themes.
 _INK, _USERS, _ITEMS = "#000001", "#000002", "#000003"
 _CSS_COLOURS = {_INK: "currentColor", _USERS: "var(--users)", _ITEMS: "var(--items)"}
 _STYLE: dict[Any, Any] = {
@@ -40,14 +40,14 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Spread:
-    """How interactions spread over ids, the busiest first; ids with equally many share an entry.
+    """Distribution of interactions over ids, busiest first; ids with equal counts share an entry.
 
     A log of N interactions has at most √(2N) entries, whatever its number of ids.
     """
 
-    values: np.ndarray  # interactions of an id, int64 [V], descending
-    ranks: np.ndarray  # ids with at least that many, int64 [V]
-    sums: np.ndarray  # interactions of all those ids, int64 [V]
+    values: np.ndarray  # interactions per id, int64 [V], descending
+    ranks: np.ndarray  # number of ids with at least that many, int64 [V]
+    sums: np.ndarray  # total interactions of those ids, int64 [V]
 
     @property
     def ids(self) -> int:
@@ -55,16 +55,16 @@ class Spread:
         return int(self.ranks[-1])
 
     def at_rank(self, ranks: Any) -> np.ndarray:
-        """Interactions of the ids with these ranks (from 1), int64."""
+        """Interactions of the ids at these ranks (from 1), int64."""
         return self.values[np.searchsorted(self.ranks, ranks)]
 
     def share_of_top(self, top: Any) -> np.ndarray:
-        """Share of all interactions that the `top` busiest ids hold (at least 1 id), float64."""
+        """Share of all interactions held by the `top` busiest ids (at least 1), float64."""
         entry = np.searchsorted(self.ranks, top)
         return (self.sums[entry] - (self.ranks[entry] - top) * self.values[entry]) / self.sums[-1]
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the page's table; a top of p % is rounded up to whole ids."""
+        """Figures for the page's table; the top p % is rounded up to whole ids."""
         tops = {percent: -(-self.ids * percent // 100) for percent in _TOP_PERCENTS}
         return {
             "ids": self.ids,
@@ -77,7 +77,7 @@ class Spread:
 
 
 def spread(counts: np.ndarray) -> Spread:
-    """Sum up the interactions per id.
+    """Summarise the interactions per id.
 
     Args:
         counts: int64, each at least 1, shape [ids], not empty.
@@ -96,11 +96,11 @@ def spread(counts: np.ndarray) -> Spread:
 
 
 def write_report(folder: Path, stats: dict[str, Any], user_counts: np.ndarray, item_counts: np.ndarray) -> None:
-    """Write `report.html`, one page without any other file; equal arguments give equal bytes.
+    """Write `report.html`, a self-contained page; equal arguments give equal bytes.
 
     Args:
-        folder: a prepared folder, or one that becomes it.
-        stats: what `stats.json` holds.
+        folder: a prepared folder, or its staging folder.
+        stats: content of `stats.json`.
         user_counts, item_counts: positives (train and held out) of each encoded id, int64, each at least 1,
             shapes [users] and [items], not empty.
     """
@@ -114,7 +114,7 @@ def write_report(folder: Path, stats: dict[str, Any], user_counts: np.ndarray, i
         spreads=[users.summary(), items.summary()],
         charts=_draw(users, items),
     )
-    # A file name that is no UTF-8 reaches the page as lone surrogates, which cannot be encoded as they are.
+    # A file name that is not UTF-8 contains lone surrogates, which cannot be encoded directly.
     (folder / REPORT_NAME).write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
@@ -127,8 +127,8 @@ def _percent(share: float) -> str:
 
 
 def _draw(users: Spread, items: Spread) -> dict[str, str]:
-    """One inline SVG each: interactions by rank, share of the busiest, ids by number of interactions."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+    """Inline SVGs: interactions by rank, share of the busiest, ids by number of interactions."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it logs building its font cache
     charts: dict[str, Callable[[Axes, Spread, str], None]] = {
         "rank": _draw_ranks,
         "share": _draw_shares,
@@ -141,7 +141,7 @@ def _svg(name: str, draw: Callable[[Axes, Spread, str], None], users: Spread, it
     import matplotlib
     from matplotlib.figure import Figure
 
-    # Parts that are used twice are named by a hash, salted per chart since all charts share the page.
+    # Reused parts get hashed ids, salted per chart because all charts share the page.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 3.2))
         figure.subplots_adjust(left=0.16, right=0.97, bottom=0.18, top=0.96)
@@ -152,13 +152,13 @@ def _svg(name: str, draw: Callable[[Axes, Spread, str], None], users: Spread, it
         figure.savefig(file, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # the same in each chart, and nothing refers to them
+    svg = re.sub(r' id="[\w.]+_\d+"', "", svg)  # identical across charts, and never referenced
     return re.sub("|".join(_CSS_COLOURS), lambda found: _CSS_COLOURS[found[0]], svg)
 
 
 def _draw_ranks(axes: Axes, ids: Spread, colour: str) -> None:
     ranks = _log_spaced(ids.ids)
-    # The marker shows the busiest id, and that there is a line where one id is all there is.
+    # The marker shows the busiest id, and makes a curve of a single id visible.
     axes.loglog(ranks, ids.at_rank(ranks), color=colour, marker="o", markersize=4, markevery=[0])
     axes.set_xlabel("rank")
     axes.set_ylabel("interactions")
@@ -185,12 +185,12 @@ def _draw_histogram(axes: Axes, ids: Spread, colour: str) -> None:
 
 
 def _log_spaced(stop: int) -> np.ndarray:
-    """Whole numbers 1 .. `stop`, both included, about evenly spaced on a log axis, int64."""
+    """Integers 1 .. `stop` inclusive, about evenly spaced on a log axis, int64."""
     return np.unique(np.rint(np.geomspace(1, stop, _CURVE_POINTS)).astype(np.int64))
 
 
 def _plain_log_axis(axes: Axes, names: str) -> None:
-    """Label a log axis 1, 10, 100, 1k …, from 1 and over at least one decade."""
+    """Label a log axis 1, 10, 100, 1k …, starting at 1 and covering at least one decade."""
     from matplotlib.ticker import EngFormatter, NullLocator
 
     for name in names:

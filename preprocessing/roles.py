@@ -1,4 +1,4 @@
-"""What each feature of a prepared folder is to the network: user, item, label, or a side feature of one of them."""
+"""Role of each feature in the network: user id, item id, label, or side feature of the user or item."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Roles:
 
     Attributes:
         user, item, label: one feature each.
-        user_side: side features of user channels; they go with the row (a drawn negative keeps its positive's).
-        item_side: side features of item channels; they go with the item (a drawn negative gets its own).
-        either_side: side features of other channels, such as `numeric_inputs`; the data says whose they are.
+        user_side: side features of user channels; they belong to the row (a drawn negative keeps its positive's).
+        item_side: side features of item channels; they belong to the item (a drawn negative gets its own).
+        either_side: side features of other channels, such as `numeric_inputs`; the data decides which side.
     """
 
     user: str
@@ -33,13 +33,13 @@ class Roles:
 
     @staticmethod
     def of(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> Roles:
-        """Tell the roles by the names of the channels.
+        """Determine the roles from the channel names.
 
-        The id is the feature of `user_ch` / `item_ch` where there is such a channel, else the one that is named
-        here, else the feature with the largest cardinality among the channels whose names hold "user" / "item".
+        The id is the feature of `user_ch` / `item_ch` if there is such a channel, else the one named by the argument,
+        else the feature with the largest cardinality among the channels whose names contain "user" / "item".
 
         Raises:
-            UserError: a role cannot be told, or a name contradicts the spec.
+            UserError: a role is ambiguous, or an argument contradicts the spec.
         """
         user = _id_feature(spec, "user", user_feature)
         item = _id_feature(spec, "item", item_feature)
@@ -53,7 +53,7 @@ class Roles:
 
 
 def _side(channel: str) -> str:
-    """Whose features a channel holds by its name; empty where the name says neither, or both."""
+    """The side a channel's name mentions, "user" or "item"; empty if neither or both."""
     found = [side for side in ("user", "item") if side in channel.lower()]
     return found[0] if len(found) == 1 else ""
 
@@ -73,16 +73,16 @@ def _id_feature(spec: FeatureSpec, side: str, named: str | None) -> str:
     autos = [name for name in names if spec.feature_spec[name].cardinality == "auto"]
     if autos and len(names) > 1:
         raise UserError(
-            f"which of {', '.join(names)} is the {side}'s id cannot be told before the cardinality 'auto' of "
-            f"{', '.join(autos)} is found: transcode the folder (python -m preprocessing --input FOLDER --output DIR), "
-            f"or name it with --{side}_feature"
+            f"cannot tell which of {', '.join(names)} is the {side} id until the cardinality 'auto' of "
+            f"{', '.join(autos)} is resolved: transcode the folder (python -m preprocessing --input FOLDER "
+            f"--output DIR), or name the id with --{side}_feature"
         )
     if autos:
         return autos[0]
     if not sizes:
         raise UserError(
-            f"no channel says which feature is the {side}'s id; channels: {', '.join(spec.channel_spec)}. Add "
-            f"channel_spec.{side}_ch, or name it with --{side}_feature"
+            f"no channel says which feature is the {side} id; channels: {', '.join(spec.channel_spec)}. Add "
+            f"channel_spec.{side}_ch, or name the id with --{side}_feature"
         )
-    # Where cardinalities tie, as in a toy example, a name such as user_id decides.
+    # If cardinalities tie, as in toy examples, a name such as user_id decides.
     return max(sizes, key=lambda name: (sizes[name], "id" in name.lower().split("_")))

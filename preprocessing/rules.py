@@ -1,7 +1,7 @@
-"""Rules between the rows of a folder: test series, leaks of test into train, order, and features of items.
+"""Cross-row checks of a folder: test series, leakage of test into train, row order, and item features.
 
-Values are usable when this is called: ids lie below their cardinalities, labels within 0 .. 1. The rows are streamed;
-what is kept of them is 8 bytes for each test row, a byte for each user, a value for each item and feature.
+Values must already be valid: ids below their cardinalities, labels within 0 .. 1. Rows are streamed; memory holds
+8 bytes per test row, a byte per user, and a value per item and feature.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _EXAMPLES = 3
 
 
 def check_rules(folder: Path, spec: FeatureSpec, roles: Roles, kinds: Mapping[str, Kind]) -> list[Finding]:
-    """What the rows of a folder contradict.
+    """Findings about rules that the rows violate.
 
     Args:
-        spec: with all cardinalities of ids.
+        spec: with the cardinalities of all ids.
 
     Raises:
         UserError: a file is no longer readable.
@@ -69,14 +69,14 @@ def check_rules(folder: Path, spec: FeatureSpec, roles: Roles, kinds: Mapping[st
 
 
 def _file_ends(folder: Path, spec: FeatureSpec, roles: Roles) -> np.ndarray:
-    """Rows of train before which a file ends; none where nothing is promised of them."""
+    """Cumulative row counts at which train files end; empty if the spec does not promise `time_ordered`."""
     if not spec.metadata.time_ordered:
         return np.zeros(0, dtype=np.int64)
     return np.cumsum(list(file_rows(folder, spec, "train", roles.user).values()))
 
 
 class _TestPairs:
-    """The (user, item) pairs of test, and which of them train holds as positives."""
+    """The (user, item) pairs of test, and whether each is a positive in train."""
 
     def __init__(self, n_items: int) -> None:
         self._n_items = n_items
@@ -98,7 +98,7 @@ class _TestPairs:
 
     def match(self, users: np.ndarray, items: np.ndarray) -> None:
         keys = users * self._n_items + items
-        keys.sort()  # so that the search below goes through memory in order
+        keys.sort()  # makes the search below access memory sequentially
         for is_positive, known in self._sorted.items():
             place = np.searchsorted(known, keys)
             place = place[place < len(known)]
@@ -113,14 +113,14 @@ class _TestPairs:
             examples = ", ".join(f"user {key // self._n_items} and item {key % self._n_items}" for key in keys)
             told = f"found {hit.sum():,} of {len(hit):,}: {examples}"
             if is_positive:
-                found.append(error("test", f"positives are positives of train too (expected none, {told})"))
+                found.append(error("test", f"positives are also positives in train (expected none, {told})"))
             else:
                 found.append(note("test", f"negatives are the same user's positives in train ({told})"))
         return found
 
 
 class _WholeUsers:
-    """Whether each user's rows stand together, within one file, as `time_ordered` promises."""
+    """Checks that each user's rows are contiguous and within one file, as `time_ordered` promises."""
 
     def __init__(self, n_users: int, file_ends: np.ndarray) -> None:
         self._seen = np.zeros(n_users, dtype=bool)
@@ -146,15 +146,15 @@ class _WholeUsers:
     def findings(self) -> list[Finding]:
         where, found = "metadata.time_ordered", []
         if self._again:
-            told = f"expected once, found again {self._again:,} times, first in row {self._first + 1:,} of train"
-            found.append(error(where, f"a user's train rows are not together ({told})"))
+            told = f"expected one run per user, found {self._again:,} more, first in row {self._first + 1:,} of train"
+            found.append(error(where, f"a user's train rows are not contiguous ({told})"))
         if self._cut:
-            found.append(error(where, f"train files cut users in two (expected none, found {self._cut:,})"))
+            found.append(error(where, f"train files split users (expected none, found {self._cut:,})"))
         return found
 
 
 class _ItemValues:
-    """Whether a feature of items has one value for each item."""
+    """Checks that an item feature has one value per item."""
 
     def __init__(self, name: str, n_items: int) -> None:
         self._name = name
@@ -172,7 +172,7 @@ class _ItemValues:
         if self._table is None:
             self._table = np.zeros(len(self._known), dtype=values.dtype)
         new = ~self._known[items]
-        self._table[items[new]] = values[new]  # where an item comes twice, either value: the other one is compared
+        self._table[items[new]] = values[new]  # if an item repeats, either value: the other is compared
         self._known[items] = True
         wrong = np.flatnonzero(self._table[items] != values)
         self._wrong[items[wrong]] = True
@@ -183,6 +183,6 @@ class _ItemValues:
     def findings(self) -> list[Finding]:
         if not self._wrong.any():
             return []
-        what = "belongs to items by its channel, and some have several values"
+        what = "is an item feature by its channel, but some items have several values"
         told = f"expected one for each item, found {self._wrong.sum():,} items with more, such as {self._example}"
         return [error(f"feature_spec.{self._name}", f"{what} ({told})")]

@@ -1,4 +1,4 @@
-"""Which rows of a log count, and its columns in the form that the rest of the pipeline takes."""
+"""Select the rows of a log to keep, and convert its columns to the pipeline's types."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ USER, ITEM, TIME = "user", "item", "time"
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which rows count.
+    """Which rows to keep.
 
     Attributes:
-        columns: where the log has what.
-        min_rating: rows rated lower are left out; None: none.
-        strict: a row that lacks something is an error.
-        known: of each id column, the ids that count; None: all.
+        columns: column names of the log.
+        min_rating: drop rows rated lower; None: keep all.
+        strict: a row with a missing value is an error.
+        known: ids to keep, per id column; None: all.
     """
 
     columns: Columns
@@ -37,7 +37,7 @@ class Selection:
 
 
 def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection) -> tuple[pa.Table, int, int]:
-    """(user, item, time columns of the rows that count; rows with a missing value; rows rated too low)."""
+    """Returns (user, item, time columns of the kept rows; rows with a missing value; rows rated too low)."""
     rows, columns = table.num_rows, selection.columns
     selected = {
         USER: _id_column(table.column(columns.user)),
@@ -62,17 +62,17 @@ def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection
 
 
 def _incomplete(table: pa.Table, piece: Piece, rows_before: int, names: dict[str, str]) -> UserError:
-    """The first row that lacks something."""
+    """Error for the first row with a missing value."""
     first = {name: pc.index(pc.is_null(table.column(name)), True).as_py() for name in names}
     name, row = min(((name, row) for name, row in first.items() if row >= 0), key=lambda found: found[1])
     return UserError(
-        f"{piece.place(rows_before + row)}: column {names[name]!r} is empty, and --strict allows no missing value; "
-        "fill it, remove the row, or leave out --strict, which drops and counts such rows"
+        f"{piece.place(rows_before + row)}: column {names[name]!r} is empty, and --strict allows no missing values; "
+        "fill it, remove the row, or leave out --strict to drop and count such rows"
     )
 
 
 def _id_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers as int64, text as it is."""
+    """Integers as int64; text unchanged."""
     column = pc.cast(column, value_type(column.type))
     if not pa.types.is_integer(column.type):
         return column
@@ -83,10 +83,10 @@ def _id_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _time_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64 in the order of the times, which is all that is asked of them.
+    """int64 that preserves the order of the times, which is all the pipeline needs.
 
-    Integers and dates keep their unit. Other numbers become their IEEE 754 bits, negative ones mirrored, which
-    are in the order of the numbers without any choice of scale; what is no number becomes missing.
+    Integers and dates keep their unit. Floats become their IEEE 754 bits, mirrored if negative, which preserves
+    their order without choosing a scale; NaN and infinities become missing.
     """
     column = pc.cast(column, value_type(column.type))
     if pa.types.is_integer(column.type):

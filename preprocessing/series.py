@@ -1,4 +1,4 @@
-"""The series of the test rows: one positive first, then the items it is ranked against."""
+"""Test series: one positive, followed by the items it is ranked against."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from preprocessing.values import Block
 
 
 def first_run(blocks: Iterable[Block], user: str) -> int:
-    """How many rows at the beginning have the same user; at least 1."""
+    """Length of the first run of rows of one user; at least 1."""
     first, length = None, 0
     for block in blocks:
         users = block.columns[user]
@@ -25,7 +25,7 @@ def first_run(blocks: Iterable[Block], user: str) -> int:
 
 
 def found_length(users: np.ndarray, labels: np.ndarray) -> int | None:
-    """The length of the series, where the rows are equal runs of one user each, with one positive, their first row."""
+    """Series length, if every user's run has the same length (2 or more) and only its first row is positive."""
     starts = np.flatnonzero(np.append(True, users[1:] != users[:-1])) if len(users) else np.zeros(0, dtype=np.int64)
     lengths = np.diff(np.append(starts, len(users)))
     if not len(starts) or lengths[0] < 2 or (lengths != lengths[0]).any():
@@ -34,11 +34,11 @@ def found_length(users: np.ndarray, labels: np.ndarray) -> int | None:
 
 
 class Series:
-    """Looks at consecutive series of `length` rows.
+    """Checks consecutive series of `length` rows.
 
     Args:
-        length: rows of each series.
-        declared: whether the spec says so; else the series are a guess, and what contradicts it is a note.
+        length: rows per series.
+        declared: whether the spec declares the length; if not, it is a guess, and contradictions are notes.
     """
 
     def __init__(self, length: int, declared: bool) -> None:
@@ -51,11 +51,11 @@ class Series:
         self._of_many_users, self._same_user_again, self._with_repeats = 0, 0, 0
 
     def positives(self, labels: np.ndarray | None, rows: int) -> np.ndarray:
-        """Which rows of a block are positives: by label, or where there are none by position; bool [rows]."""
+        """Mask of the positives in a block, by label, or by position if there are no labels; bool [rows]."""
         return np.arange(rows) % self.length == 0 if labels is None else labels > 0
 
     def add(self, users: np.ndarray, items: np.ndarray, labels: np.ndarray | None) -> None:
-        """Take a block of `block_rows` rows; the last one may be shorter."""
+        """Add a block of `block_rows` rows; the last one may be shorter."""
         self._rows += len(users)
         whole = len(users) // self.length * self.length
         shape = (whole // self.length, self.length)
@@ -79,16 +79,16 @@ class Series:
         where, length = "metadata.test_samples_per_series", self.length
         if not self._declared:
             why = self._contradiction()
-            found = f"is missing; series of {length:,} rows are found in the data"
+            found = f"is missing; the data has series of {length:,} rows"
             told = f"is missing and {why}, so only loss and AUC can be reported"
             findings = [note(where, told if why else found)]
             return findings if why else findings + self._repeats()
         findings = self._constant_label()
         if self._rows % length:
-            told = f"does not divide the rows of test (expected a multiple of {length:,}, found {self._rows:,})"
+            told = f"does not divide the number of test rows (expected a multiple of {length:,}, found {self._rows:,})"
             findings.append(error(where, told))
         if self._badly_labelled:
-            what = "series do not begin with their one positive"
+            what = "series do not begin with their only positive"
             found = f"expected none, found {self._badly_labelled:,} of {self._count:,}"
             findings.append(error("test", f"{what} ({found}, first in row {self._first_bad * length + 1:,})"))
         if self._of_many_users:
@@ -101,12 +101,12 @@ class Series:
         return self._rows // self.length
 
     def _contradiction(self) -> str:
-        """What keeps rows of unknown structure from being series; empty where nothing does."""
+        """Why the rows cannot be series of the guessed length; empty if they can."""
         if self.length < 2:
             return "the first user has only one test row"
         if self._rows % self.length or self._of_many_users or self._same_user_again:
-            return f"the test rows are no equal runs of one user (the first has {self.length:,})"
-        return "the runs of a user do not begin with their one positive" if self._badly_labelled else ""
+            return f"the test rows are not runs of equal length by user (the first has {self.length:,})"
+        return "the runs do not begin with their only positive" if self._badly_labelled else ""
 
     def _constant_label(self) -> list[Finding]:
         if self.length == 1 or len(self._labels) != 1:
@@ -117,4 +117,4 @@ class Series:
         if not self._with_repeats:
             return []
         found = f"found {self._with_repeats:,} of {self._count:,}"
-        return [note("test", f"series hold an item more than once, which metrics count once ({found})")]
+        return [note("test", f"series hold an item more than once, but metrics count it once ({found})")]

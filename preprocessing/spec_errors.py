@@ -1,4 +1,4 @@
-"""What is wrong with the content of a feature spec, besides the types of its values."""
+"""Errors in the content of a feature spec, beyond the types of its values."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ ONE_FEATURE = ("user_ch", "item_ch", "label_ch")  # channels of exactly one feat
 
 
 def told(error: Any) -> str:
-    """One error of pydantic: its path in the file, what was expected, what came."""
+    """Format a pydantic error: path in the file, expected value, actual value."""
     where = ".".join(map(str, error["loc"])) or "file"
     message = error["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
 
 
 def n_values(value: Any, limit: int) -> int:
-    """How many values a document has, aliases counted as often as they stand for something; stops at the limit."""
+    """Number of values in a document, counting every use of an alias; stops at the limit."""
     open_values, size = [value], 0
     while open_values and size <= limit:
         current = open_values.pop()
@@ -29,8 +29,7 @@ def n_values(value: Any, limit: int) -> int:
 
 
 def wrong_names(content: Any) -> list[str]:
-    """Channels and mappings that are missing, features that are used and not declared or come twice; whatever else
-    is wrong with the file."""
+    """Missing channels and mappings, and undeclared or repeated features; tolerates any other error in the file."""
 
     def part(name: str) -> dict[Any, Any]:
         value = content.get(name) if isinstance(content, dict) else None
@@ -51,7 +50,7 @@ def wrong_names(content: Any) -> list[str]:
         )
     used = [(f"channel_spec.{channel}", names(value)) for channel, value in channels.items()]
     for where, features in used:
-        wrong += [f"{where}: feature {name!r} comes twice" for name in _repeated(features)]
+        wrong += [f"{where}: feature {name!r} appears twice" for name in _repeated(features)]
     for mapping, chunks in sources.items():
         in_mapping: list[tuple[str, list[str]]] = [
             (f"source_spec.{mapping}.{index}.features", names(chunk.get("features")) if isinstance(chunk, dict) else [])
@@ -60,7 +59,7 @@ def wrong_names(content: Any) -> list[str]:
         seen: list[str] = []
         for where, features in in_mapping:
             repeated = [name for name in features if name in seen] + _repeated(features)
-            wrong += [f"{where}: feature {name!r} comes twice in this mapping" for name in dict.fromkeys(repeated)]
+            wrong += [f"{where}: feature {name!r} appears twice in this mapping" for name in dict.fromkeys(repeated)]
             seen += features
         used += in_mapping
     declared = part("feature_spec")

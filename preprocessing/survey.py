@@ -1,4 +1,4 @@
-"""What the ids and numbers of a folder range over, gathered block by block."""
+"""Ranges of the ids and numbers in a folder, gathered block by block."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
 
 class Survey:
-    """Ranges of the features, over the blocks that were added.
+    """Ranges of the features over the blocks added so far.
 
     Attributes:
-        found: number of ids of each feature that holds some: the greatest + 1, over all mappings.
-        ranges: least and greatest value in train of each number.
+        found: number of ids of each id feature: the largest + 1, over all mappings.
+        ranges: minimum and maximum of each number in train.
     """
 
     def __init__(self, kinds: Mapping[str, Kind]) -> None:
@@ -38,11 +38,11 @@ class Survey:
                 self.ranges[name] = min(low, float(values.min())), max(high, float(values.max()))
 
     def distinct(self, name: str) -> int:
-        """How many ids of a feature occur."""
+        """Number of distinct ids of a feature."""
         return int(_BITS[self._seen[name]].sum(dtype=np.int64))
 
     def _mark(self, name: str, ids: np.ndarray) -> None:
-        """Remember ids, a bit each: 256 MiB at most, where a byte each would take 2 GiB."""
+        """Mark ids in a bitmap: at most 256 MiB, versus 2 GiB at one byte each."""
         seen, size = self._seen[name], (self.found[name] + 7) // 8
         if size > len(seen):
             grown = np.zeros(max(size, min(2 * len(seen), 1 << 28)), dtype=np.uint8)

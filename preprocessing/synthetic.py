@@ -1,7 +1,7 @@
-"""A log like MovieLens-20M without its data: long tails of users and items, distinct pairs, sessions with ties.
+"""Synthetic logs that resemble MovieLens-20M: long-tailed users and items, distinct pairs, sessions with ties.
 
-Memory grows with the users and items, not with the rows. A shuffled log is a true random permutation: each row goes
-to a random bucket on disk, and each bucket is permuted when it is read back.
+Memory grows with users and items, not with rows. A shuffled log is a true random permutation: each row goes to a
+random bucket on disk, and each bucket is permuted when read back.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _RATINGS = tuple(f"{step / 2:.1f}" for step in range(1, 11))
 
 @dataclass(frozen=True)
 class Shape:
-    """How many users and items a log has (each occurs), and how many rows, all of them distinct pairs."""
+    """Numbers of users and items (each occurs at least once) and of rows (distinct pairs)."""
 
     users: int
     items: int
@@ -44,9 +44,9 @@ class Shape:
             )
         if not max(self.users, self.items) <= self.rows <= self.users * self.items:
             raise UserError(
-                f"a synthetic log of {self.users:,} users and {self.items:,} items, each of which occurs, without "
-                f"repeated pairs has {max(self.users, self.items):,} to {self.users * self.items:,} rows, "
-                f"got {self.rows:,}; name another number of rows"
+                f"a synthetic log of {self.users:,} users and {self.items:,} items, where each occurs and no pair "
+                f"repeats, has {max(self.users, self.items):,} to {self.users * self.items:,} rows, "
+                f"got {self.rows:,}; choose another number of rows"
             )
 
     def __str__(self) -> str:
@@ -54,10 +54,10 @@ class Shape:
 
 
 def parse_shape(text: str) -> Shape:
-    """`ml-20m`, `small` or USERSxITEMSxROWS.
+    """Parse `ml-20m`, `small` or USERSxITEMSxROWS.
 
     Raises:
-        UserError: it is none of these, or no log has that shape.
+        UserError: the text is none of these, or no log can have that shape.
     """
     if text in _KNOWN:
         return Shape(*_KNOWN[text])
@@ -77,16 +77,16 @@ def write_log(
     ids: Ids = "int",
     progress: Callable[[float], None] = lambda rows: None,
 ) -> None:
-    """Write a CSV `userId,movieId,rating,timestamp`, whole or not at all; a file that is there is replaced.
+    """Write a CSV `userId,movieId,rating,timestamp` atomically, replacing any existing file.
 
     Args:
-        seed: 0 or more; same shape, seed and flags, same bytes.
-        shuffled: rows in random order; otherwise by user, then time.
+        seed: 0 or more; the same shape, seed and flags give the same bytes.
+        shuffled: rows in random order; otherwise sorted by user, then time.
         ids: "int" as in MovieLens (users 1 … U, items with gaps), "text" (17 characters), or "int64" (any 64 bits).
-        progress: called now and then with a number of rows; all calls add up to `shape.rows`.
+        progress: called periodically with a number of rows; the calls add up to `shape.rows`.
     """
     user_names = _names(np.arange(1, shape.users + 1), ids, "u")
-    gaps = np.random.default_rng([seed, 1]).integers(1, 10, shape.items)  # MovieLens' ids have such gaps
+    gaps = np.random.default_rng([seed, 1]).integers(1, 10, shape.items)  # MovieLens ids have such gaps
     item_names = _names(np.cumsum(gaps), ids, "i")
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
         blocks = row_blocks(shape.users, shape.items, shape.rows, seed)
@@ -102,7 +102,7 @@ def write_log(
 
 
 def _names(numbers: np.ndarray, ids: Ids, prefix: str) -> pa.Array:
-    """What stands in the file for each number: itself, or its hash (a bijection) as text or integer."""
+    """The id written for each number: itself, or its hash (a bijection) as text or integer."""
     if ids == "int":
         return pa.array(numbers)
     hashed = mix(numbers)
@@ -126,7 +126,7 @@ def _write_rows(rows: np.ndarray, user_names: pa.Array, item_names: pa.Array, fi
 def _shuffle(
     blocks: Iterator[np.ndarray], n_rows: int, seed: int, folder: Path, progress: Callable[[float], None]
 ) -> Iterator[np.ndarray]:
-    """All rows in random order, by way of files in `folder`."""
+    """All rows in random order, bucketed through files in `folder`."""
     rng = np.random.default_rng([seed, 2])
     paths = [folder / f"{number}.rows" for number in range(-(-n_rows // _BUCKET_ROWS))]
     for rows in blocks:

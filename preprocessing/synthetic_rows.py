@@ -1,4 +1,4 @@
-"""The rows of a synthetic log, by user and time: long tails, distinct pairs, sessions, in bounded memory."""
+"""Rows of a synthetic log, sorted by user and time: long tails, distinct pairs, sessions; in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _RATINGS = np.repeat(np.arange(10, dtype=np.uint8), (3, 9, 4, 18, 11, 55, 28, 71
 
 
 def row_blocks(n_users: int, n_items: int, n_rows: int, seed: int) -> Iterator[np.ndarray]:
-    """A log by user, then time, as arrays of `ROW` with about `_BLOCK_ROWS` rows of whole users.
+    """Generate a log sorted by user, then time, as `ROW` arrays of about `_BLOCK_ROWS` rows; no user is split.
 
     Args:
-        n_rows: at least the number of users and of items, each of which occurs, and at most their product.
+        n_rows: at least the number of users and of items (each occurs), and at most their product.
     """
     rng = np.random.default_rng([seed, 3])
     counts = _counts(n_users, n_items, n_rows, rng)
     starts = np.concatenate([[0], np.cumsum(counts)])
-    # The logarithm of popularity falls with the root of the rank, about as in MovieLens-20M.
+    # Log popularity falls with the square root of the rank, roughly as in MovieLens-20M.
     weights = np.exp(-11 * np.sqrt(rng.permutation(n_items) / n_items))
-    # So that every item occurs, each is given to one row beforehand.
+    # Assign each item to one row up front, so that every item occurs.
     lanes = np.arange(n_items + 1) * n_rows // n_items
     given_rows = lanes[:-1] + rng.integers(0, np.diff(lanes))
     given_items = rng.permutation(n_items)
@@ -44,10 +44,10 @@ def row_blocks(n_users: int, n_items: int, n_rows: int, seed: int) -> Iterator[n
 
 
 def _counts(n_users: int, n_items: int, n_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows of each user, int64 [U]: a floor plus a lognormal tail, scaled and capped to add up to `n_rows`."""
+    """Rows per user, int64 [U]: a floor plus a lognormal tail, scaled and capped to add up to `n_rows`."""
     floor = min(_MIN_PER_USER, n_rows // n_users)
-    tail = rng.lognormal(0.0, 1.38, n_users)  # the ratio of mean to median that MovieLens-20M has above its 20
-    # The keenest user of MovieLens-20M rated a third of the movies; a dense log needs more.
+    tail = rng.lognormal(0.0, 1.38, n_users)  # MovieLens-20M's mean-to-median ratio above the floor of 20
+    # The most active user of MovieLens-20M rated a third of the movies; a dense log needs a higher cap.
     cap = n_items // 3
     if cap * n_users < 2 * n_rows:
         cap = n_items
@@ -69,13 +69,13 @@ def _distinct_pairs(counts: np.ndarray, given: np.ndarray, weights: np.ndarray, 
     """Draw each user's items without replacement, in proportion to `weights`.
 
     Args:
-        counts: int64 [S], how many items each user has.
-        given: int64, keys (`user * n_items + item`) that must be among them.
+        counts: int64 [S], number of items per user.
+        given: int64 keys (`user * n_items + item`) that must be included.
     Returns:
         int64 [sum of counts] distinct keys, ascending.
     """
     n_items = len(weights)
-    # Who wants many would draw the popular ones again and again.
+    # Rejection sampling would keep redrawing popular items for users who need many.
     eager = counts > n_items // 16
     of_eager = eager[given // n_items]
     raced = _race(np.flatnonzero(eager), counts, given[of_eager], weights, rng)
@@ -96,7 +96,7 @@ def _distinct_pairs(counts: np.ndarray, given: np.ndarray, weights: np.ndarray, 
 def _race(
     users: np.ndarray, counts: np.ndarray, given: np.ndarray, weights: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The same draw by an exponential race (Efraimidis and Spirakis 2006): the first `count` items to arrive win."""
+    """The same draw as an exponential race (Efraimidis and Spirakis 2006): the first `count` arrivals win."""
     n_items = len(weights)
     won = [np.empty(0, dtype=np.int64)]
     step = max(1, _RACE_CELLS // n_items)
@@ -113,7 +113,7 @@ def _race(
 
 
 def _with_times(keys: np.ndarray, counts: np.ndarray, first: int, n_items: int, rng: np.random.Generator) -> np.ndarray:
-    """Rows in time order: each user rates in a random order, within sessions some seconds apart, ties included."""
+    """Rows in time order: users rate in random order, seconds apart within a session, with ties."""
     owners = np.repeat(np.arange(len(counts)), counts)
     order = np.argsort(owners + rng.random(len(keys)))
     gaps = rng.integers(0, 16, len(keys))
@@ -122,7 +122,7 @@ def _with_times(keys: np.ndarray, counts: np.ndarray, first: int, n_items: int, 
     elapsed = np.cumsum(gaps)
     ends = np.cumsum(counts)
     elapsed -= np.repeat(elapsed[ends - counts], counts)
-    # Whoever would outlast the log is faster; each begins at random, early enough to end within it.
+    # Users who would outlast the log are sped up; each starts at a random time that lets them finish within it.
     span = _LAST_S - _FIRST_S
     lasted = elapsed[ends - 1]
     elapsed = np.where(np.repeat(lasted > span, counts), elapsed * (span / np.repeat(lasted, counts).clip(1)), elapsed)

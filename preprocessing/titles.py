@@ -1,4 +1,4 @@
-"""Names of items, for people: CSV or Parquet with an id and a title, or MovieLens' own files."""
+"""Display names of items: CSV or Parquet with an id and a title, or MovieLens' own files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _TITLE_COLUMNS = ("title", "movie_title", "name")
 
 
 def read_titles(path: Path) -> dict[str, str]:
-    """Titles by item id (as text, as a log would spell it).
+    """Titles by item id (as text, spelled as in a log).
 
     Args:
         path: Parquet or CSV/TSV with a header that names an id and a title column; `u.item` (MovieLens 100K,
             `|`) and `movies.dat` (1M and 10M, `::`) have no header and start with id and title.
 
     Raises:
-        UserError: not there, too large, or no id and title can be told apart.
+        UserError: the file is unreadable or too large, or has no recognisable id and title columns.
     """
     try:
         size = path.stat().st_size
@@ -32,7 +32,7 @@ def read_titles(path: Path) -> dict[str, str]:
     except OSError as err:
         raise UserError(f"{path}: not readable ({err.strerror})") from None
     if size > _MAX_BYTES:
-        raise UserError(f"{path} has {size:,} bytes; more than a list of titles should ({_MAX_BYTES:,})")
+        raise UserError(f"{path} has {size:,} bytes; a list of titles has at most {_MAX_BYTES:,}")
     return _from_parquet(path) if magic == b"PAR1" else _from_text(path)
 
 
@@ -61,7 +61,7 @@ def _from_text(path: Path) -> dict[str, str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # MovieLens before 20M
-    lines = [line.rstrip("\r") for line in text.split("\n")]  # a title may hold other line separators
+    lines = [line.rstrip("\r") for line in text.split("\n")]  # titles may contain other line separators
     if not text.strip():
         raise UserError(f"{path} is empty")
     for delimiter in ("::", "|"):

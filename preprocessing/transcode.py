@@ -1,6 +1,6 @@
-"""A folder with a feature spec in any chunk type → one in Parquet, or in the tensors NVIDIA's own scripts load.
+"""Transcode a folder with a feature spec from any chunk type to Parquet, or to tensors for NVIDIA's own scripts.
 
-The rows keep their order. They are read once, in blocks, checked and spilled to disk; an NVTabular workflow over the
+Rows keep their order. They are read once, in blocks, checked and spilled to disk; an NVTabular workflow over the
 spilled parts then encodes text and normalises numbers while the new folder is written.
 """
 
@@ -36,8 +36,8 @@ from workflows.state import read_categories
 Emit = Literal["parquet", "torch_tensor"]
 _WRITERS = {"parquet": (write_parquet, parquet_spec), "torch_tensor": (write_tensors, tensor_spec)}
 _RESERVED = ("categories", "workflow", STATS_NAME)
-_SPARSE = 16  # where fewer than one id in so many is used …
-_MANY_IDS = 1_000_000  # … and there are more ids than this, the tables of embeddings are mostly waste
+_SPARSE = 16  # if fewer than 1 in _SPARSE ids is used …
+_MANY_IDS = 1_000_000  # … and there are more ids than this, the embedding tables are mostly wasted
 
 
 def is_transcoded_folder(folder: Path) -> bool:
@@ -54,22 +54,22 @@ def transcode(
     device: FrameDevice,
     cluster: ThreadCluster,
 ) -> dict[str, Any]:
-    """Write a whole folder in the other format.
+    """Write a complete folder in the chosen format.
 
     Args:
-        source, spec_name: the folder to read and the name of the spec in it.
-        output: empty; the caller renames it into place.
+        source, spec_name: the folder to read and the name of its spec.
+        output: an empty staging folder, which the caller renames into place.
         out_spec_name: name of the spec to write.
-        emit: the type of the chunks to write.
+        emit: chunk type to write.
     Returns:
-        What `stats.json` holds.
+        The content of `stats.json`.
 
     Raises:
-        UserError: the spec or the data is not what it should be; names feature, file and row.
+        UserError: the spec or the data is invalid; names feature, file and row.
     """
     spec = read_feature_spec(source, spec_name)
     _check_names(spec, out_spec_name)
-    # Whether there are roles at all is told before the rows are read, which they are after all ids are known.
+    # Fail before reading any rows if the spec cannot have roles; the actual roles need all cardinalities.
     Roles.of(spec.with_cardinalities(dict.fromkeys(spec.categorical(), 1)))
     kinds = kinds_of(source, spec)
     scratch = output / ".spill"
@@ -109,8 +109,7 @@ def transcode(
 
 
 def _with_series(spec: FeatureSpec, roles: Roles, test: list[Part]) -> FeatureSpec:
-    """The spec with the length of the test series, where it is not declared and the rows tell it: NVIDIA's scripts
-    ask for it."""
+    """The spec with the test series length filled in from the data if undeclared; NVIDIA's scripts need it."""
     if spec.metadata.test_samples_per_series is not None or not test or roles.label not in spec.features("test"):
         return spec
     tables = [feather.read_table(part.path, columns=[roles.user, roles.label], memory_map=True) for part in test]
@@ -123,11 +122,11 @@ def _with_series(spec: FeatureSpec, roles: Roles, test: list[Part]) -> FeatureSp
 
 
 def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:
-    """Raises UserError where a name that becomes that of a file or folder cannot be one."""
-    taken = out_spec_name in (*_RESERVED, *spec.source_spec) or out_spec_name.endswith(".pt")  # as tensors are called
+    """Raises UserError if the spec or a mapping has a name that is unusable for its file or folder."""
+    taken = out_spec_name in (*_RESERVED, *spec.source_spec) or out_spec_name.endswith(".pt")  # tensor files
     if taken or not is_file_name(out_spec_name):
         raise UserError(
-            f"--feature_spec_out {out_spec_name!r}: expected a name that no other file of the folder has, like "
+            f"--feature_spec_out {out_spec_name!r}: expected a file name that nothing else in the folder has, like "
             "feature_spec.yaml"
         )
     wrong = [name for name in spec.source_spec if not is_file_name(name) or name in _RESERVED or name.startswith(".")]
@@ -148,7 +147,7 @@ def _spill(
 ) -> list[Part]:
     """Read and check a mapping, and write its parts as Arrow files.
 
-    Parts cut no test series, and no user where the spec promises so.
+    Parts never split a test series, nor a user of train if the spec declares `time_ordered`.
     """
     series = spec.metadata.test_samples_per_series if mapping == "test" else None
     block_rows = max(series, BLOCK_ROWS // series * series) if series else BLOCK_ROWS
@@ -174,7 +173,7 @@ def _spill(
 
 
 def _cut_between(tables: Iterator[pa.Table], user: str) -> Iterator[pa.Table]:
-    """The same rows, cut only where one user ends and the next begins."""
+    """Re-chunk the rows so that cuts fall only between users."""
     held: list[pa.Table] = []
     for table in tables:
         joined = pa.concat_tables([*held, table])
@@ -187,7 +186,7 @@ def _cut_between(tables: Iterator[pa.Table], user: str) -> Iterator[pa.Table]:
 
 
 def _refuse(source: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, Kind], block: Block) -> None:
-    """Raises UserError for values that cannot be used: all features of a block in one."""
+    """Raises one UserError for all unusable values of a block."""
     where = partial(locate, source, spec, mapping, text=text_of(kinds))
     wrong = [
         f"{where(w.feature, w.first)}: feature {w.feature!r} holds {w.value}, expected {w.expected}"
@@ -195,32 +194,32 @@ def _refuse(source: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, K
         for w in block.wrong
     ]
     if wrong:
-        raise UserError("\n  ".join([*wrong, "mend or remove those rows"]))
+        raise UserError("\n  ".join([*wrong, "fix or remove those rows"]))
 
 
 def _keep_categories(source: Path, output: Path, kinds: Mapping[str, Kind]) -> None:
-    """Take over the original values of ids that the source has tables of."""
+    """Copy the source's tables of original id values."""
     for name, kind in kinds.items():
         if kind == "id" and is_file_name(name) and (source / "categories" / f"{name}.parquet").is_file():
             save_categories(output, name, read_categories(source, name))
 
 
 def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: Survey) -> None:
-    """Raises UserError where a declared number of ids is too small; warns where most of the ids are not used."""
+    """Raises UserError if a declared cardinality is too small; warns if most ids are unused."""
     small = {
         name: n for name, n in found.items() if isinstance(d := spec.feature_spec[name].cardinality, int) and d < n
     }
     if small:
         told = [f"{name}: declared {spec.cardinality(name):,}, found {n:,}" for name, n in small.items()]
         raise UserError(
-            "a cardinality in the feature spec is smaller than the greatest id + 1: "
+            "a cardinality in the feature spec is smaller than the largest id + 1: "
             + "; ".join(told)
-            + ". Correct it, or write auto to have it found"
+            + ". Correct it, or set it to auto to have it computed"
         )
     for name in survey.found:
         used = survey.distinct(name)
         if found[name] > max(_MANY_IDS, _SPARSE * used):
             console.print(
                 f"warning: feature {name!r} uses {used:,} of {found[name]:,} ids, and each takes a row of the "
-                "embedding table; number them anew from 0 to save that memory"
+                "embedding table; renumber them from 0 to save that memory"
             )

@@ -1,4 +1,4 @@
-"""Side features of users, given as one table, for a prepared folder."""
+"""Side features of users from a single table, for a prepared folder."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ def ml_100k_users() -> pa.Table:
 
 
 class UserFeatures:
-    """Features of users by their encoded ids: text as categories, numbers with mean 0 and standard deviation 1.
+    """User features by encoded id: text as categories, numbers scaled to mean 0 and standard deviation 1.
 
     Attributes:
-        columns: of each feature int32 or float32 [n_users].
-        channels, features: their part of the feature spec.
+        columns: int32 or float32 [n_users] per feature.
+        channels, features: their entries in the feature spec.
     """
 
     def __init__(self, table: pa.Table, users: pa.Array, device: FrameDevice, folder: Path, scratch: Path) -> None:
         """
         Args:
             table: `id` and the features; text or numbers.
-            users: the original ids in the order of their numbers.
-            folder: of the workflow's state: categories and means.
+            users: original ids, in encoded order.
+            folder: receives the workflow's state: categories and means.
 
         Raises:
-            UserError: a user is not in the table, or lacks a value.
+            UserError: a user is missing from the table, or lacks a value.
         """
         rows = pc.index_in(users, value_set=table.column("id").combine_chunks().cast(users.type))
         table = table.drop_columns("id").take(rows)
         lacking = [name for name in table.column_names if table.column(name).null_count]
         if lacking:
-            raise UserError(f"the table of user features lacks {', '.join(lacking)} of some users of the log")
+            raise UserError(f"the table of user features lacks {', '.join(lacking)} for some users of the log")
         kinds: dict[str, Kind] = {
             field.name: "number" if pa.types.is_integer(field.type) or pa.types.is_floating(field.type) else "text"
             for field in table.schema

@@ -1,4 +1,4 @@
-"""The values of a mapping, read as what each feature is, and which of them cannot be used."""
+"""Read the values of a mapping according to the kind of each feature, and report unusable ones."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Kind = Literal["id", "text", "number", "label"]
 
 @dataclass(frozen=True)
 class Wrong:
-    """Values of one feature that cannot be used, in one block of rows.
+    """Unusable values of one feature in one block of rows.
 
     Attributes:
-        feature: which one.
-        expected: what they should have been.
-        rows: how many rows.
-        first: the first of them, counted from 0 in the mapping.
-        value: what that row holds.
+        feature: name of the feature.
+        expected: description of a valid value.
+        rows: number of affected rows.
+        first: the first such row, counted from 0 in the mapping.
+        value: the value in that row.
     """
 
     feature: str
@@ -42,11 +42,11 @@ class Block:
     """Consecutive rows of a mapping.
 
     Attributes:
-        start: the first row's number in the mapping.
-        rows: how many.
-        columns: int64 ids, float64 numbers and labels, Arrow strings; all of one length. Where a value is wrong,
-            there is 0 (or null).
-        wrong: what cannot be used.
+        start: index of the first row in the mapping.
+        rows: number of rows.
+        columns: int64 ids, float64 numbers and labels, Arrow strings; all of equal length. Invalid values are
+            replaced by 0 (or null).
+        wrong: the unusable values.
     """
 
     start: int
@@ -56,7 +56,7 @@ class Block:
 
 
 def kinds_of(folder: Path, spec: FeatureSpec) -> dict[str, Kind]:
-    """What the features of all channels hold, in the order of the channels.
+    """Kind of each feature in any channel, in channel order.
 
     Raises:
         UserError: a feature is text in one file and integers in another, or a file is not readable.
@@ -77,10 +77,10 @@ def iter_values(
     rows: int,
     cardinalities: Mapping[str, int] | None = None,
 ) -> Iterator[Block]:
-    """The features `kinds` of a mapping in blocks of `rows` rows.
+    """Stream the features in `kinds` of a mapping in blocks of `rows` rows.
 
     Args:
-        cardinalities: ids of these features should be below; those of the others below 2^31 - 1.
+        cardinalities: exclusive upper bounds of ids; 2^31 - 1 for features not listed.
 
     Raises:
         UserError: as `iter_mapping`.
@@ -105,11 +105,11 @@ def _shown(value: object) -> str:
 
 
 def text_of(kinds: Mapping[str, Kind]) -> set[str]:
-    """The features that hold text."""
+    """The text features."""
     return {name for name, kind in kinds.items() if kind == "text"}
 
 
-_Masks = dict[str, np.ndarray]  # what was expected → where it is not so, bool [N]
+_Masks = dict[str, np.ndarray]  # expected value → mask of violations, bool [N]
 
 
 def _read(column: pa.ChunkedArray, kind: Kind, cardinality: int) -> tuple[np.ndarray | pa.ChunkedArray, _Masks]:

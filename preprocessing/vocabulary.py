@@ -1,7 +1,7 @@
-"""Text ids as 64-bit keys, and back: a hash stands for each text while rows are sorted and encoded.
+"""Text ids as 64-bit keys, and back: each text is represented by a hash while rows are sorted and encoded.
 
-Two texts with one hash would pass for one id, so the texts are kept beside the rows and compared when they are put
-in order: that case is found and refused, never overlooked.
+Two texts with the same hash would become one id, so the texts are spilled beside the rows and compared when they are
+sorted: a collision is always detected and refused.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from workflows.errors import UserError
 
 
 def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
-    """uint16 bucket of each int64 key (or integer id), by a hash that nothing else influences."""
+    """uint16 bucket of each int64 key (or integer id), by a hash of that key alone."""
     high = (mix(keys.astype(np.int64)) >> 32) & ((1 << 32) - 1)
     return ((high * buckets) >> 32).astype(np.uint16)
 
 
 def text_buckets(partitions: int) -> int:
-    """Into how many buckets the texts of a log are spread: each is a few times smaller than its rows."""
+    """Number of buckets for the texts of a log; each is a few times smaller than its rows."""
     return max(1, partitions // 8)
 
 
 def text_keys(texts: pa.Array) -> np.ndarray:
     """The int64 key of each text, the same in every process (SipHash with pandas' fixed key)."""
-    from pandas.util import hash_array  # here, so that a log without text does not wait for pandas
+    from pandas.util import hash_array  # imported here so that a log without text does not wait for pandas
 
     return hash_array(texts.to_numpy(zero_copy_only=False), categorize=False).view(np.int64)
 
 
 def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray:
-    """Write the distinct texts of a column, a record batch for each bucket of keys.
+    """Write the distinct texts of a column, one record batch per bucket of keys.
 
     Returns:
-        int64 key of each row.
+        int64 key of each row's text.
     """
     encoded = column.combine_chunks().dictionary_encode()
     texts = encoded.dictionary.cast(pa.large_string())
@@ -58,7 +58,7 @@ def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray
 
 
 def texts_of_bucket(bucket: int, paths: list[Path]) -> pa.Array:
-    """The distinct texts of a bucket over all files.
+    """The distinct texts of a bucket across all files.
 
     Raises:
         UserError: two texts have the same key.
@@ -76,12 +76,12 @@ def texts_of_bucket(bucket: int, paths: list[Path]) -> pa.Array:
         at = pc.index(same, False).as_py()
         raise UserError(
             f"the ids {texts[at].as_py()!r} and {distinct[int(inverse[at])].as_py()!r} have the same 64-bit hash and "
-            "would be taken for one; change one of them"
+            "would become one id; change one of them"
         )
     return distinct
 
 
 def in_order(parts: list[pa.Array]) -> pa.Array:
-    """All texts in the order of their code points."""
+    """All texts, sorted by code point."""
     texts = pa.concat_arrays(parts)
-    return texts.take(pc.sort_indices(texts))  # UTF-8 bytes are in the order of code points
+    return texts.take(pc.sort_indices(texts))  # UTF-8 bytes sort by code point

@@ -1,4 +1,4 @@
-"""Write one partition's train and test rows, and count what they came to."""
+"""Write the train and test rows of one partition, and count them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from workflows.device import FrameDevice
 from workflows.interactions import run_lengths, run_starts
 from workflows.operators import TEST
 
-# Item ids hardly get smaller by packing.
+# Item ids barely compress.
 _COMPRESSION = {"user": "snappy", "label": "snappy", "item": "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What one partition came to.
+    """Files and counts of one partition.
 
     Attributes:
-        train_file, test_file: relative to the folder; None where there is no such row.
-        user_counts: int64, interactions of each user of the partition (train and held-out).
+        train_file, test_file: relative to the folder; None if there are no such rows.
+        user_counts: int64, interactions (train and held-out) of each user in the partition.
         item_counts: int64 [n_items], interactions of each item.
     """
 
@@ -47,10 +47,10 @@ class Writer:
     """Writes partitions into a prepared folder.
 
     Attributes:
-        series: rows of a test series.
-        n_items: the number of items in all.
+        series: rows per test series.
+        n_items: total number of items.
         train_negatives: negatives after each train positive.
-        user_features: of each side feature, the values by encoded user.
+        user_features: values by encoded user id, per side feature.
     """
 
     folder: Path
@@ -61,7 +61,7 @@ class Writer:
     user_features: dict[str, np.ndarray]
 
     def __call__(self, df: Any, index: int) -> Written:
-        """Args: df: the rows of `LeaveOneOut`, for one partition."""
+        """Args: df: output rows of `LeaveOneOut` for one partition."""
         table = self.device.to_arrow(df)
         n_train = int(np.searchsorted(table.column("split").to_numpy(), TEST))
         table = table.drop_columns("split")
@@ -96,7 +96,7 @@ class Writer:
         if not part.num_rows:
             return None
         file = f"{name}/part-{index:05d}.parquet"
-        # A worker that is thought dead may still write the same part: each writes its own, and the last one stays.
+        # A worker presumed dead may still write the same part: each writes its own file, and the last one wins.
         partial = self.folder / f"{file}.{os.getpid()}.partial"
         pq.write_table(required(part), partial, use_dictionary=False, compression=_COMPRESSION)
         partial.replace(self.folder / file)
@@ -104,6 +104,6 @@ class Writer:
 
 
 def required(table: pa.Table) -> pa.Table:
-    """The table, whose columns say that they hold no nulls: Parquet then writes it four times as fast."""
+    """The table with non-nullable columns, which Parquet writes four times as fast."""
     fields = [field.with_nullable(False) for field in table.schema]
     return pa.Table.from_arrays(table.columns, schema=pa.schema(fields))

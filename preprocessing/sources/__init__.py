@@ -1,1 +1,1 @@
-"""Raw interaction logs: what they look like, and how to read them piece by piece."""
+"""Raw interaction logs: detect their format and read them piece by piece."""

@@ -1,4 +1,4 @@
-"""Which columns of a file hold user, item, time and rating: by known names, or as the user named them."""
+"""Find the user, item, time and rating columns of a file, by well-known names or as named by flags."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from preprocessing.sources.log import Columns
 from workflows.errors import UserError
 
-# Column names that need no --user, --item, --time: MovieLens', and those of the reference's own data sets.
+# Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
 _KNOWN_COLUMNS = (
     Columns(user="user_id", item="item_id", time="timestamp", rating="rating"),
     Columns(user="userId", item="movieId", time="timestamp", rating="rating"),
@@ -16,10 +16,10 @@ _KNOWN_COLUMNS = (
 
 
 def recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
-    """The columns of a log whose names are known.
+    """The columns of a log with well-known column names.
 
     Raises:
-        UserError: they are not.
+        UserError: no known set of names matches.
     """
     for known in _KNOWN_COLUMNS:
         columns = known if with_rating else known.without_rating()
@@ -28,16 +28,16 @@ def recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
     wanted = "user, item, time and rating" if with_rating else "user, item and time"
     raise UserError(
         f"{shown}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
-        f"its columns are {', '.join(map(repr, names))}; if those are a first row of text without header, "
-        "name all columns in their order with --columns"
+        f"its columns are {', '.join(map(repr, names))}; if that is the first row of text without a header, "
+        "name all columns in order with --columns"
     )
 
 
 def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
-    """Raises UserError where a column of the log is missing from a file's columns or comes twice."""
+    """Raises UserError if a column of the log is missing from a file or appears twice."""
     twice = [name for name in columns.names if list(names).count(name) > 1]
     if twice:
-        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} comes more than once; rename one")
+        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} appears more than once; rename one")
     missing = [name for name in columns.names if name not in names]
     if missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""CSV, TSV and their like, one file or many, as one log."""
+"""CSV, TSV and similar text, one file or many, as one log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _POINTED = re.compile(r"-?\d+\.0+")
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a file is laid out, and which types its first rows suggest (no entry: they hold no value)."""
+    """Layout of a file, and the column types its first rows suggest (no entry: no values there)."""
 
     source: SourceFile
     delimiter: str
@@ -35,15 +35,15 @@ def csv_log(
 ) -> Log:
     """A log of text files.
 
-    The first rows of all files decide on types: ids are text in all where they are text in one, times have one type.
-    The minority of a column within a file is then reported as a mistake, row by row.
+    The first rows of all files determine the types: ids are text everywhere if they are text in one file, and times
+    share one type. A value that contradicts its column's type is then an error that names its row.
 
     Args:
-        names: the columns in the order of the files, which then have no header; None where each has one.
+        names: column names of files without a header, in order; None if every file has a header.
 
     Raises:
-        UserError: no file has rows; a column is missing, comes twice, or is not named; a quote is not closed; times
-            are neither numbers nor dates, or numbers in one file and dates in another.
+        UserError: no file has rows; a column is missing, repeated or unnamed; a quote is not closed; times are
+            neither numbers nor dates, or numbers in one file and dates in another.
     """
     header = names is None
     sources = [source for source in sources if has_rows(source.path, header)] or sources[:1]
@@ -93,7 +93,7 @@ def _guess_types(
         pointed = next((value for value in heads[name] if _POINTED.fullmatch(value)), None)
         if pointed is not None:
             raise UserError(
-                f"{source.shown}: column {name!r} holds the id {pointed}, as integers are written where some are "
+                f"{source.shown}: column {name!r} holds the id {pointed}, the way integers are written if some are "
                 "missing; write ids as integers, since 1.0 and 1 would be two ids"
             )
     guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}

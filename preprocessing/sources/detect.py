@@ -1,4 +1,4 @@
-"""Recognise what `--input` is by its content, never by its name alone."""
+"""Recognise the format of `--input` by its content, never by name alone."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def open_log(
     """Open a raw log.
 
     Args:
-        inputs: MovieLens files, folders or zips; or CSV, TSV or Parquet files, packed by gzip or not, folders of
-            them, and glob patterns. All of it is one log.
+        inputs: MovieLens files, folders or zips; or CSV, TSV or Parquet files, gzipped or not, their folders, and
+            glob patterns. All inputs form one log.
         columns: the columns of a CSV or Parquet log; None to recognise them.
-        with_rating: whether ratings are wanted; otherwise their column is not even read.
-        scratch: an empty folder for what must be unpacked.
-        names: the columns of text without header, in their order; None where the first line names them.
+        with_rating: whether to read ratings.
+        scratch: an empty folder for unpacked files.
+        names: column names of text without a header, in order; None if the first line names them.
 
     Raises:
-        UserError: it is not there, is empty, is none of these, or several of these at once.
+        UserError: the input is missing, empty, of an unknown format, or of several formats.
     """
     files = input_files([inputs] if isinstance(inputs, str | Path) else inputs)
     sources = [unpacked(file, scratch / str(index)) for index, file in enumerate(files)]
@@ -48,7 +48,7 @@ def _recognised(
     parquet = [source for source in sources if source.head == b"PAR1"]
     if parquet and len(parquet) < len(sources):
         other = next(source for source in sources if source not in parquet)
-        raise UserError(f"{parquet[0].shown} is Parquet, {other.shown} is not; name files of one format")
+        raise UserError(f"{parquet[0].shown} is Parquet, {other.shown} is not; pass files of one format")
     if parquet and names is not None:
         raise UserError(f"{parquet[0].shown} is Parquet, which names its columns; leave out --columns")
     if parquet:

@@ -1,4 +1,4 @@
-"""What a field of a delimited text can hold, and which type a column of such fields has."""
+"""Parsing rules for fields of delimited text, and type inference for columns of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
 PADDED = r"^-?0[0-9]"  # 007 is not 7
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_BLOCK_BYTES = 1 << 17  # what a processor's cache holds
+_BLOCK_BYTES = 1 << 17  # fits in a CPU cache
 
 
 def describe(kind: pa.DataType) -> str:
-    """What a column of this type holds, for people."""
+    """Describe the values of a column type, for messages."""
     if pa.types.is_integer(kind):
         return "an integer below 2^63"
     if pa.types.is_floating(kind):
@@ -27,7 +27,7 @@ def describe(kind: pa.DataType) -> str:
 
 
 def holds(kind: pa.DataType) -> Callable[[str], bool]:
-    """Whether a column of this type can hold a field."""
+    """A predicate: whether a column of this type can hold a field."""
     if pa.types.is_integer(kind):
         return lambda value: bool(_INTEGER.fullmatch(value)) and -(2**63) <= int(value) < 2**63
     if pa.types.is_floating(kind):
@@ -41,7 +41,7 @@ _DATE = re.compile(r"(\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?)(?(3)(\.\d{1,9})?)
 
 
 def date_type(value: str) -> pa.DataType | None:
-    """The timestamp type of an ISO 8601 date and time, None where it is none (or no day of the calendar)."""
+    """The timestamp type of an ISO 8601 date and time; None if it is not a valid one."""
     found = _DATE.fullmatch(value)
     if not found:
         return None
@@ -49,19 +49,19 @@ def date_type(value: str) -> pa.DataType | None:
         datetime.fromisoformat(found[1])
     except ValueError:
         return None
-    # Arrow's nanoseconds end in 2262 and wrap around without a word, so they are for those who write them.
+    # Arrow's nanoseconds end in 2262 and overflow silently, so use them only if the text has that precision.
     return pa.timestamp("ns" if len(found[4] or "") > len(".123456") else "us", "UTC" if found[5] else None)
 
 
 def id_type(values: list[str]) -> pa.DataType:
-    """Integers, unless most ids are not, or one has a leading zero (007 is not 7)."""
+    """Integer, unless most ids are not integers or one has a leading zero (007 is not 7)."""
     whole = sum(map(holds(pa.int64()), values))
     padded = any(map(re.compile(PADDED).match, values))
     return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
 
 
 def time_type(values: list[str]) -> pa.DataType:
-    """Dates or numbers, whichever are more; what is neither does not count."""
+    """Dates or numbers, whichever are more frequent; anything else is ignored."""
     dates = [kind for kind in map(date_type, values) if kind is not None]
     numbers = list(filter(holds(pa.float64()), values))
     if len(dates) > len(numbers):
@@ -71,7 +71,7 @@ def time_type(values: list[str]) -> pa.DataType:
 
 
 def may_be_padded(data: bytes, delimiter: str) -> bool:
-    """Whether a field of delimited text may be one of `PADDED`: False is certain, and told in one quick pass.
+    """Whether delimited text may contain a field matching `PADDED`; False is certain. A single fast pass.
 
     Args:
         delimiter: one character.
@@ -83,11 +83,11 @@ def may_be_padded(data: bytes, delimiter: str) -> bool:
         block = text[start : start + _BLOCK_BYTES + 2]
         found = block[1:-1] == ord("0")
         found &= _begins_field(block[:-2], delimiter)
-        found &= block[2:] - ord("0") < 10  # below "0" this wraps around
+        found &= block[2:] - ord("0") < 10  # unsigned: characters below "0" wrap around
         if not found.any():
             continue
         zeros = np.flatnonzero(found) + start + 1
-        # The zeros of 2024-01-31 03:04 come after a sign or a blank, but that is within a field.
+        # The zeros of 2024-01-31 03:04 follow a sign or a blank, but inside a field.
         within = np.isin(text[zeros - 1], (ord("-"), ord(" "))) & ~_begins_field(text[zeros - 2], delimiter)
         if not within.all():
             return True
@@ -95,6 +95,6 @@ def may_be_padded(data: bytes, delimiter: str) -> bool:
 
 
 def _begins_field(before: np.ndarray, delimiter: str) -> np.ndarray:
-    """bool: whether a field may begin after these characters, or go on after a sign, a blank or a quote."""
-    low = before <= ord("-")  # \t \n \r " , - and the blank, and few others
+    """Mask: whether a field may begin after each character, or continue after a sign, blank or quote."""
+    low = before <= ord("-")  # \t \n \r " , - blank, and a few others
     return low if ord(delimiter) <= ord("-") else low | (before == ord(delimiter))

@@ -1,4 +1,4 @@
-"""What `--input` names: files, folders of files and glob patterns become one list of files."""
+"""Expand `--input` (files, folders and glob patterns) into one list of files."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _TAKES = "--input takes a MovieLens file, folder or zip, or CSV, TSV or Parquet 
 
 
 def input_files(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files that are meant, each once.
+    """List the input files, each once.
 
     Args:
-        inputs: files; folders (MovieLens' ratings file where there is one, else every file below that is not
-            hidden); glob patterns, where nothing has that very name (`**` matches folders of any depth).
+        inputs: files; folders (MovieLens' ratings file if there is one, else every file below that is not
+            hidden); glob patterns, unless a file has that exact name (`**` matches folders of any depth).
 
     Raises:
-        UserError: nothing is there, nothing matches, or there are too many files.
+        UserError: an input does not exist, nothing matches, or there are too many files.
     """
     if not inputs:
         raise UserError(f"no input; {_TAKES}")
-    files: dict[Path, Path] = {}  # by what they are, so that a file which is named twice is read once
+    files: dict[Path, Path] = {}  # by resolved path, so that a file named twice is read once
     for given in inputs:
         found = list(itertools.islice(_files_of(str(given)), _MAX_FILES + 1))
         if not found:
             raise UserError(f"{given}: no file to read; {_TAKES}")
         if len(found) > _MAX_FILES:
-            raise UserError(f"{given}: more than {_MAX_FILES:,} files; name a narrower folder or pattern")
+            raise UserError(f"{given}: more than {_MAX_FILES:,} files; choose a narrower folder or pattern")
         for file in found:
             files.setdefault(file.resolve(), file)
     return list(files.values())
@@ -46,7 +46,7 @@ def _files_of(given: str) -> Iterator[Path]:
     elif path.is_file():
         yield path
     elif path.exists():
-        raise UserError(f"{path} is neither file nor folder, and is read more than once; write it to a file first")
+        raise UserError(f"{path} is not a file or folder, and a log is read more than once; write it to a file first")
     elif any(character in given for character in "*?["):
         yield from _files_matching(given)
     else:
@@ -54,7 +54,7 @@ def _files_of(given: str) -> Iterator[Path]:
 
 
 def _files_matching(pattern: str) -> Iterator[Path]:
-    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (pathlib's takes no absolute pattern)
+    for name in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207 (pathlib's glob takes no absolute pattern)
         match = Path(name)
         if _is_hidden(match.name):
             continue
@@ -65,7 +65,7 @@ def _files_matching(pattern: str) -> Iterator[Path]:
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """MovieLens' ratings file of a folder (or of the one folder in it that has one, as zips unpack), or every log."""
+    """A folder's MovieLens ratings file (or that of its only subfolder with one, as zips unpack), else every log."""
     ratings = _ratings_file(folder)
     if ratings is not None:
         yield ratings
@@ -74,7 +74,7 @@ def _files_in(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not _is_hidden(name))
         for name in sorted(names):
             file = Path(parent, name)
-            if not _is_hidden(name) and file.is_file():  # a pipe or a socket is none
+            if not _is_hidden(name) and file.is_file():  # not a pipe or a socket
                 yield file
 
 
@@ -88,11 +88,11 @@ def _ratings_file(folder: Path) -> Path | None:
     below = [file for file in found if file is not None]
     if len(below) > 1:
         raise UserError(
-            f"{folder} holds {below[0]} and {below[1]}; name the one you mean, or a pattern for all of them"
+            f"{folder} holds {below[0]} and {below[1]}; name the one you mean, or use a pattern that matches both"
         )
     return below[0] if below else None
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a name is no log's: hidden files, and what Spark leaves beside its parts (_SUCCESS, .crc, _metadata)."""
+    """Whether to skip a name: hidden files, and Spark's side files (_SUCCESS, .crc, _metadata)."""
     return name.startswith((".", "_"))

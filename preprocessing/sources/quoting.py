@@ -1,4 +1,4 @@
-"""Quoted fields of a delimited text that hold newlines, so that it must not be cut at just any line end."""
+"""Newlines inside quoted fields of delimited text, where it must not be split."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 
 from workflows.errors import UserError
 
-_BLOCK_BYTES = 1 << 17  # what a processor's cache holds
+_BLOCK_BYTES = 1 << 17  # fits in a CPU cache
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
 def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int] | None:
-    """Where a text may be cut that has newlines in quoted fields.
+    """Find safe offsets to split text with newlines in quoted fields.
 
-    A quote counts where a field begins with it, as in Arrow.
+    As in Arrow, a quote opens a field only at the field's beginning.
 
     Args:
         delimiter: one character.
-        every: bytes, at least, between two cuts.
+        every: minimum bytes between two cuts.
     Returns:
-        Offsets of lines that begin outside quotes, ascending; None where no quoted field holds a newline, so that
-        every line does.
+        Ascending offsets of lines that begin outside quotes; None if no quoted field contains a newline, so every line
+        is a safe cut.
 
     Raises:
-        UserError: a quoted field is never closed, so that all rows after it would be lost in it.
+        UserError: a quoted field is never closed and would swallow all later rows.
     """
     if not _holds_quote(path):
         return None
@@ -42,7 +42,7 @@ def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int]
 
 
 def ends_in_quotes(line: str, delimiter: str) -> bool:
-    """Whether a line, the first of its text, ends inside a quoted field."""
+    """Whether the first line of a text ends inside a quoted field."""
     scan = _QuoteScan(delimiter)
     scan.feed(line.encode())
     return scan.inside
@@ -58,12 +58,12 @@ def _holds_quote(path: Path) -> bool:
 
 
 class _QuoteScan:
-    """Goes through a text, whole lines at a time, and knows whether it stands inside a quoted field.
+    """Scans text in whole lines and tracks whether it is inside a quoted field.
 
     Attributes:
         inside: whether the last line ended inside a quoted field.
         found: whether any line did.
-        opened: the number (from 1) of the line where that field began.
+        opened: line number (from 1) where that field began.
     """
 
     def __init__(self, delimiter: str) -> None:
@@ -81,12 +81,12 @@ class _QuoteScan:
             self._feed_fields(lines)
 
     def _feed_regular(self, lines: bytes) -> bool:
-        """All at once, where every quote that may open a field stands at its beginning; False where one does not."""
+        """Vectorised scan, valid if every potential opening quote begins a field; returns False otherwise."""
         text = np.frombuffer(lines, dtype=np.uint8)
         quotes = np.flatnonzero(text == _QUOTE)
-        # Every other quote opens: a field, or as the second of a doubled one the field that the first has closed.
+        # Every other quote opens: a new field, or (second of a doubled quote) the one that the first just closed.
         opening = quotes[int(self.inside) :: 2]
-        before = text[opening[opening > 0] - 1]  # where the text begins, so does a line
+        before = text[opening[opening > 0] - 1]  # a quote at offset 0 begins a line
         edges = (before == ord(self._delimiter)) | (before == _NEWLINE) | (before == _RETURN) | (before == _QUOTE)
         if not edges.all():
             return False
@@ -101,7 +101,7 @@ class _QuoteScan:
         return True
 
     def _feed_fields(self, lines: bytes) -> None:
-        """Field by field, for inches (5" pipe) and the like."""
+        """Field-by-field scan, for stray quotes such as inches (5" pipe)."""
         for line in lines.removesuffix(b"\n").split(b"\n"):
             self._lines += 1
             if b'"' in line:

@@ -1,4 +1,4 @@
-"""The beginning of a delimited text: what separates its fields, what its columns are called, what they hold."""
+"""Inspect the beginning of delimited text: delimiter, column names and sample values."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ def sniff(path: Path, shown: str) -> str:
     """The beginning of a text file.
 
     Raises:
-        UserError: the file is empty or no text.
+        UserError: the file is empty or not text.
     """
     with path.open("rb") as file:
         head = file.read(_SNIFF_BYTES)
     if not head.strip():
         raise UserError(f"{shown} is empty; expected a log of user, item and time")
     if b"\0" in head:
-        raise UserError(f"{shown} is no text file in UTF-8; expected CSV, TSV, Parquet or a zip of MovieLens")
+        raise UserError(f"{shown} is not a UTF-8 text file; expected CSV, TSV, Parquet or a MovieLens zip")
     return head.decode("utf-8-sig", "replace")
 
 
 def header_of(path: Path, shown: str) -> tuple[str, tuple[str, ...]]:
-    """(delimiter, column names) of a file with a header: the delimiter is the one that splits it furthest.
+    """(delimiter, column names) of a file with a header; picks the delimiter that yields the most columns.
 
     Raises:
-        UserError: the file is empty, no text, has no line feeds, or a name that holds one.
+        UserError: the file is empty, not text, or has no line feeds, or a name contains one.
     """
     line = _first_line(sniff(path, shown), shown)
     rows = {delimiter: _fields(line, delimiter) for delimiter in _DELIMITERS}
     delimiter = max(reversed(_DELIMITERS), key=lambda candidate: len(rows[candidate]))
     if ends_in_quotes(line, delimiter):
-        raise UserError(f"{shown}, line 1: a column's name is not closed or holds a newline; rename that column")
+        raise UserError(f"{shown}, line 1: a column name is not closed or contains a newline; rename that column")
     return delimiter, tuple(name.strip() for name in rows[delimiter])
 
 
 def delimiter_for(path: Path, shown: str, names: Sequence[str]) -> str:
-    """The delimiter that splits the first row of a file without header into as many fields as there are names.
+    """The delimiter that splits the first row of a file without a header into exactly as many fields as names.
 
     Raises:
-        UserError: none does, or the row is a header after all; the file is empty, no text, or has no line feeds.
+        UserError: none does, or the row is a header after all; the file is empty, not text, or has no line feeds.
     """
     head = sniff(path, shown).lstrip("\r\n")
     line = _first_line(head, shown)
@@ -57,8 +57,8 @@ def delimiter_for(path: Path, shown: str, names: Sequence[str]) -> str:
     if delimiter is None:
         most = max(map(len, rows.values()))
         raise UserError(
-            f"{shown}: expected {len(names)} fields in a row, as --columns names ({', '.join(names)}), "
-            f"got {most}: {line[:80]!r}; name every column in its order"
+            f"{shown}: expected {len(names)} fields per row, as named by --columns ({', '.join(names)}), "
+            f"got {most}: {line[:80]!r}; name every column in order"
         )
     if [field.strip() for field in rows[delimiter]] == list(names):
         raise UserError(f"{shown} names its columns in its first line; leave out --columns")
@@ -68,10 +68,10 @@ def delimiter_for(path: Path, shown: str, names: Sequence[str]) -> str:
 def column_heads(
     path: Path, shown: str, delimiter: str, names: Sequence[str], header: bool, wanted: Sequence[str]
 ) -> dict[str, list[str]]:
-    """What the first rows hold in the wanted columns: fields that are not missing, without blanks around them.
+    """Non-missing fields of the wanted columns in the first rows, stripped of surrounding blanks.
 
     Raises:
-        UserError: the file is empty, no text, or cannot be split into fields.
+        UserError: the file is empty, not text, or cannot be split into fields.
     """
     head = sniff(path, shown)
     if len(head) > _SNIFF_BYTES // 2 and "\n" in head:
@@ -96,5 +96,5 @@ def _first_line(head: str, shown: str) -> str:
 
 
 def _fields(text: str, delimiter: str) -> list[str]:
-    """The fields of the first row, which may take several lines."""
+    """The fields of the first row, which may span several lines."""
     return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])

@@ -1,4 +1,4 @@
-"""Parquet logs, one file or many, as pieces: a row group each."""
+"""Parquet logs, one file or many, with one piece per row group."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from preprocessing.sources.unpack import SourceFile
 from workflows.errors import UserError
 
 _TABLE_ROWS = 1 << 20
-_MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on not every integer is one of these
+_MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on, not every integer is representable
 
 
 @dataclass(frozen=True)
 class ParquetPiece(Piece):
-    """One row group of a Parquet file, whose first row is row `first_row` (from 0) of the file."""
+    """One row group of a Parquet file; it begins at row `first_row` (from 0) of the file."""
 
     path: Path
     shown: str
@@ -42,7 +42,7 @@ class ParquetPiece(Piece):
         return pa.concat_tables(self.tables())
 
     def tables(self) -> Iterator[pa.Table]:
-        """The row group in parts of `_TABLE_ROWS`, decoded one after the other: it may be the whole of a huge file."""
+        """The row group, decoded in batches of `_TABLE_ROWS` because it may span an entire huge file."""
         first_row = 0
         try:
             with pq.ParquetFile(self.path) as file:
@@ -53,7 +53,7 @@ class ParquetPiece(Piece):
                     first_row += batch.num_rows
         except (pa.ArrowException, OSError) as err:
             raise UserError(
-                f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file whole?"
+                f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file complete?"
             ) from None
 
     def _converted(self, table: pa.Table, first_row: int) -> pa.Table:
@@ -75,11 +75,11 @@ class ParquetPiece(Piece):
         try:
             return _as_ids(column)
         except pa.ArrowInvalid as err:
-            # The first row that is refused is the last one of the shortest beginning that is.
+            # The first invalid row is the last row of the shortest invalid prefix.
             bad = bisect_left(range(len(column)), True, key=lambda row: not _are_ids(column.slice(0, row + 1)))
             raise UserError(
                 f"{self.place(first_row + bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as "
-                f"integers below 2^63 (2^53 in float64, 2^24 in float32) or as text in UTF-8 ({err}); convert that "
+                f"integers below 2^63 (2^53 in float64, 2^24 in float32) or as UTF-8 text ({err}); convert that "
                 "column to text"
             ) from None
 
@@ -88,8 +88,8 @@ def parquet_log(sources: Sequence[SourceFile], columns: Columns | None, with_rat
     """A log of Parquet files.
 
     Raises:
-        UserError: a file is unreadable; none has rows; a column is missing, or of a type that fits no id, time or
-            rating, or that of another file.
+        UserError: a file is unreadable; no file has rows; a column is missing, or its type does not suit its role or
+            conflicts with another file.
     """
     files = [(source, *_footer(source)) for source in sources]
     files = [(source, schema, metadata) for source, schema, metadata in files if metadata.num_rows]
@@ -105,10 +105,10 @@ def parquet_log(sources: Sequence[SourceFile], columns: Columns | None, with_rat
 
 def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
     try:
-        with pq.ParquetFile(source.path) as file:  # closed at once: there may be more files than may be open
+        with pq.ParquetFile(source.path) as file:  # close at once: there may be more files than the limit on open files
             return file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as err:
-        raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it whole?") from None
+        raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it complete?") from None
 
 
 def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns, time: pa.DataType) -> list[Piece]:
@@ -127,7 +127,7 @@ def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns,
 
 
 def _column_types(source: SourceFile, schema: pa.Schema, columns: Columns) -> dict[str, pa.DataType]:
-    """Types of the values of the log's columns, each fit for its role."""
+    """Value types of the log's columns, each checked against its role."""
     require_columns(source.shown, schema.names, columns)
     types = {name: value_type(schema.field(name).type) for name in columns.names}
     for name, kind in types.items():
@@ -155,12 +155,12 @@ def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]]
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """The type of the values of a column that may be dictionary-encoded."""
+    """The value type of a column that may be dictionary-encoded."""
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    # Plain binary is how Impala and old Spark write text.
+    # Impala and old Spark versions write text as plain binary.
     return (
         pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
@@ -176,10 +176,10 @@ def _is_number(kind: pa.DataType) -> bool:
 def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Integers as int64, text as large_string.
 
-    Floats and decimals are integers where all are whole: pandas writes ids with gaps as float64, NaN for missing.
+    Floats and decimals with only whole values become integers: pandas writes ids with gaps as float64 with NaN.
 
     Raises:
-        pa.ArrowInvalid: a number is not whole or not exact, or bytes are no UTF-8.
+        pa.ArrowInvalid: a number is not whole or not exact, or bytes are not UTF-8.
     """
     if _is_text(column.type):
         return pc.cast(column, pa.large_string())

@@ -1,4 +1,4 @@
-"""Delimited text as pieces: byte ranges that end at a line, each parsed by Arrow on its own."""
+"""Delimited text in pieces: byte ranges of whole rows, each parsed by Arrow independently."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _Types = tuple[tuple[str, pa.DataType], ...]
 
 @dataclass(frozen=True)
 class TextFormat:
-    """How the lines of a file are written.
+    """Format of a delimited file.
 
     Attributes:
         delimiter: one or two characters ("::" in MovieLens 1M and 10M).
-        names: the columns in the order of the file.
-        header: whether the first line names them.
-        types: Arrow types of the columns that are read.
-        ids: columns of integer ids where a leading zero would be a mistake (007 is not 7).
-        time: the column of the times and the type they are cast to, which all files of a log share.
-        quoted_newlines: a quoted field may hold a newline, so that not every line end is one of a row.
+        names: column names, in file order.
+        header: whether the first line names the columns.
+        types: Arrow types of the columns to read.
+        ids: integer id columns, in which a leading zero is an error (007 is not 7).
+        time: the time column and its target type, shared by all files of a log.
+        quoted_newlines: quoted fields may contain newlines, so a line end need not be a row end.
     """
 
     delimiter: str
@@ -51,7 +51,7 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class TextPiece(Piece):
-    """Bytes `start` to `stop` of a file: whole rows, without the header; `shown` is the file's name for people."""
+    """Bytes `start` to `stop` of a file: whole rows, without the header; `shown` is the file's display name."""
 
     path: Path
     format: TextFormat
@@ -89,12 +89,12 @@ class TextPiece(Piece):
 
     def place(self, row: int) -> str:
         data, delimiter = self._content()
-        # Arrow knows no blank lines; what the csv module cannot split is a row all the same.
+        # Arrow skips blank lines; a row that the csv module cannot split still counts.
         lines = (line for line, fields in _numbered_rows(data, delimiter) if fields != [])
         return self._line(next(itertools.islice(lines, row, None)))
 
     def _content(self) -> tuple[bytes, str]:
-        """The bytes of the piece, and their delimiter, which is one character."""
+        """The bytes of the piece and their delimiter, converted to one character."""
         with self.path.open("rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
@@ -112,11 +112,11 @@ class TextPiece(Piece):
         )
 
     def _line(self, number: int) -> str:
-        """A line of the piece (from 1), for messages."""
+        """Location of a line of the piece (from 1), for messages."""
         return f"{self.shown}, line {_count_lines(self.path, self.start) + number}"
 
     def _refuse_padding(self, data: bytes, delimiter: str) -> None:
-        """Refuse 007 among integer ids, which would silently become 7."""
+        """Refuse ids such as 007 in an integer column, which would silently become 7."""
         spelled = self._parse(data, delimiter, dict.fromkeys(self.format.ids, pa.string()))
         for name in self.format.ids:
             padded = pc.match_substring_regex(pc.utf8_trim_whitespace(spelled.column(name)), PADDED)
@@ -128,7 +128,7 @@ class TextPiece(Piece):
                 )
 
     def _explain(self, err: pa.ArrowInvalid, data: bytes, delimiter: str) -> UserError:
-        """Find the row that Arrow could not read, and say what was expected there."""
+        """Find the row that Arrow could not parse, and describe the expected content."""
         for number, fields in _numbered_rows(data, delimiter):
             if not fields:
                 continue
@@ -136,37 +136,37 @@ class TextPiece(Piece):
                 return UserError(
                     f"{self._line(number)}: expected {len(self.format.names)} columns "
                     f"({', '.join(self.format.names)}), got {len(fields)}: {delimiter.join(fields)[:80]!r}; "
-                    "mend or remove that line"
+                    "fix or remove that line"
                 )
             row = dict(zip(self.format.names, fields, strict=True))
             for name, kind in self.format.types:
-                # As Arrow does: blanks around a number count for nothing, but blanks alone are no number.
+                # Like Arrow, ignore blanks around a number; blanks alone are not a number.
                 value = row[name] if pa.types.is_timestamp(kind) else row[name].strip()
                 if row[name] not in NULLS and not holds(kind)(value):
                     return UserError(
                         f"{self._line(number)}: column {name!r} should hold {describe(kind)}, as the first rows do, "
-                        f"got {row[name][:60]!r}; mend or remove that line, "
-                        "or convert the log to Parquet, whose types are as you set them"
+                        f"got {row[name][:60]!r}; fix or remove that line, "
+                        "or convert the log to Parquet, which keeps the types you set"
                     )
         return UserError(f"{self.shown}: not readable as delimited text ({err}); check its encoding and quoting")
 
 
 def _trimmed(column: pa.ChunkedArray, ascii_only: bool) -> pa.ChunkedArray:
-    """Text without blanks around it; missing where nothing is left."""
-    column = pc.ascii_trim_whitespace(column) if ascii_only else pc.utf8_trim_whitespace(column)  # 4 times as fast
+    """Strip surrounding blanks; text of blanks alone becomes null."""
+    column = pc.ascii_trim_whitespace(column) if ascii_only else pc.utf8_trim_whitespace(column)  # ASCII: 4x faster
     blank = pc.equal(column, "")
     return pc.if_else(blank, None, column) if pc.any(blank).as_py() else column
 
 
 def _numbered_rows(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """Rows, each with the number of its first line, from 1; None for what the csv module refuses, [] for no row."""
+    """(first line number from 1, fields) per row; None if the csv module fails, [] for a blank line."""
     rows = csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""), delimiter=delimiter)
     number = 1
     while True:
         fields: list[str] | None
         try:
             fields = next(rows)
-        except csv.Error:  # a field that is too long for this module, not for Arrow
+        except csv.Error:  # a field too long for this module, but not for Arrow
             fields = None
         except StopIteration:
             return
@@ -184,7 +184,7 @@ def _count_lines(path: Path, stop: int) -> int:
 
 
 def _seek_rows(file: BinaryIO, header: bool) -> int:
-    """Go to the first byte behind the header, or behind a byte order mark; returns its offset."""
+    """Seek past the header or the byte order mark; returns the offset."""
     if header:
         file.readline()
     elif file.read(3) != b"\xef\xbb\xbf":
@@ -193,17 +193,17 @@ def _seek_rows(file: BinaryIO, header: bool) -> int:
 
 
 def has_rows(path: Path, header: bool) -> bool:
-    """Whether a text holds anything but blanks behind its header."""
+    """Whether a text has anything but whitespace after its header."""
     with path.open("rb") as file:
         _seek_rows(file, header)
         return any(block.strip() for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
 
 
 def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
-    """Cut a file into byte ranges of about `PIECE_BYTES` that end at a row.
+    """Split a file into byte ranges of about `PIECE_BYTES` that end at row boundaries.
 
     Raises:
-        UserError: there is no row, or a quoted field is never closed.
+        UserError: there are no rows, or a quoted field is never closed.
     """
     if not has_rows(path, layout.header):
         raise UserError(f"{shown} has no rows; expected a log of user, item and time")
@@ -220,7 +220,7 @@ def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
 
 
 def _line_cuts(file: BinaryIO, start: int, size: int) -> Iterator[int]:
-    """Offsets between `start` and `size` where lines begin, at least `PIECE_BYTES` apart."""
+    """Offsets of line starts between `start` and `size`, at least `PIECE_BYTES` apart."""
     while size - start > PIECE_BYTES:
         file.seek(start + PIECE_BYTES)
         file.readline()

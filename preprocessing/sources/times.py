@@ -1,4 +1,4 @@
-"""Times of several files in one type, so that they compare rightly."""
+"""Convert times of several files to one type, so that they compare correctly."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workflows.errors import UserError
 
 
 def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:
-    """The type in which the times of all files are compared.
+    """The common type in which the times of all files are compared.
 
-    Integers are taken in whatever unit they are written, which has to be the same in all files. Dates and times of
-    different units meet in microseconds, or nanoseconds where some are; without a zone they are taken as UTC.
+    Integers keep their unit, which must be the same in all files. Dates and times of different units become
+    microseconds, or nanoseconds if any file has them; times without a zone are taken as UTC.
 
     Args:
-        kinds: (file, as people know it; type of its times: a number, date or timestamp), at least one.
+        kinds: (display name of the file, type of its times: a number, date or timestamp), at least one.
 
     Raises:
         UserError: some are numbers and some are dates.
@@ -26,8 +26,8 @@ def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:
     numbers = [(shown, kind) for shown, kind in kinds if not pa.types.is_temporal(kind)]
     if dates and numbers:
         raise UserError(
-            f"times are numbers in {numbers[0][0]} and dates in {dates[0][0]}; they do not compare, so convert one "
-            "or read the files apart"
+            f"times are numbers in {numbers[0][0]} and dates in {dates[0][0]}; they cannot be compared, so convert one "
+            "or read the files separately"
         )
     found = {kind for _, kind in kinds}
     if numbers:
@@ -42,7 +42,7 @@ def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:
 
 
 def _is_awkward(kind: pa.DataType) -> bool:
-    """Whether numbers of this type are for no arithmetic later on."""
+    """Whether numbers of this type are unsuitable for later arithmetic."""
     return pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
 
 
@@ -50,11 +50,11 @@ def as_time(column: pa.ChunkedArray, kind: pa.DataType, shown: str) -> pa.Chunke
     """Cast times to the common type.
 
     Raises:
-        UserError: one is beyond it (nanoseconds end in 2262).
+        UserError: a time is out of range (nanoseconds end in 2262).
     """
     if column.type == kind:
         return column
     try:
-        return pc.cast(column, kind, safe=not pa.types.is_floating(kind))  # an integer's last digits may go
+        return pc.cast(column, kind, safe=not pa.types.is_floating(kind))  # integers may lose their last digits
     except pa.ArrowInvalid as err:
-        raise UserError(f"{shown}: a time is beyond {kind}, in which all times are compared ({err})") from None
+        raise UserError(f"{shown}: a time is out of range for {kind}, the common type of all times ({err})") from None

@@ -1,4 +1,4 @@
-"""Packed logs: gzip, and MovieLens' zips, unpacked to disk in bounded memory."""
+"""Unpack gzip files and MovieLens zips to disk in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RATINGS_FILES = ("ratings.csv", "ratings.dat", "u.data")
 TITLES_FILES = {"ratings.csv": "movies.csv", "ratings.dat": "movies.dat", "u.data": "u.item"}
 _MAX_UNPACKED_BYTES = 64 << 30  # MovieLens 32M has 0.9 GB
 _BLOCK_BYTES = 1 << 20
-# The archives that figures are reported on, by the name GroupLens gives them.
+# The archives used for published figures, by GroupLens' file names.
 _MD5 = {"ml-1m.zip": "c4d9eecfca2ab87c1945afe126590906", "ml-20m.zip": "cd245b17a1ae2cc31bb14903e1204af3"}
 
 
@@ -27,9 +27,9 @@ class SourceFile:
     """A file of a log, ready to be read.
 
     Attributes:
-        path: where its content lies unpacked; absolute, since workers have folders of their own.
-        shown: its name for people.
-        origin: the file that was given, packed or not.
+        path: the unpacked file; absolute, since workers run in their own folders.
+        shown: display name.
+        origin: the input file, packed or not.
     """
 
     path: Path
@@ -38,19 +38,19 @@ class SourceFile:
 
     @property
     def head(self) -> bytes:
-        """The first bytes, by which a format is told."""
+        """The first bytes, which identify the format."""
         with self.path.open("rb") as file:
             return file.read(4)
 
 
 def unpacked(origin: Path, into: Path) -> SourceFile:
-    """A file as it is, or what a gzip file or a zip of MovieLens holds.
+    """Unpack a gzip file or MovieLens zip; other files are returned as they are.
 
     Args:
-        into: a folder of this file's own for what is unpacked; made if needed.
+        into: this file's own folder for unpacked content; created if needed.
 
     Raises:
-        UserError: it cannot be unpacked, or is not the archive that its name says.
+        UserError: the file cannot be unpacked, or is not the archive that its name claims.
     """
     plain = SourceFile(origin.absolute(), str(origin), origin)
     if plain.head.startswith((b"PK\x03\x04", b"PK\x05\x06")) or origin.suffix == ".zip":
@@ -74,7 +74,7 @@ def _check_md5(archive: Path) -> None:
             digest.update(block)
     if digest.hexdigest() != expected:
         raise UserError(
-            f"{archive}: expected the archive of md5 {expected}, found {digest.hexdigest()}; "
+            f"{archive}: expected the archive with MD5 {expected}, found {digest.hexdigest()}; "
             "download it again, or rename it to use it as it is"
         )
 
@@ -89,7 +89,7 @@ def _gunzip(archive: Path, target: Path) -> Path:
 
 
 def _unzip_ratings(archive: Path, into: Path) -> Path:
-    """Extract the ratings file of a MovieLens zip (and the titles beside it); returns the ratings file."""
+    """Extract the ratings file of a MovieLens zip and the titles beside it; returns the ratings file."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = [info for info in zipped.infolist() if not info.is_dir()]
@@ -120,7 +120,7 @@ def _unzip_ratings(archive: Path, into: Path) -> Path:
 
 
 def _copy(packed: IO[bytes], target: Path, shown: str) -> None:
-    """Write what a stream unpacks to, up to a bound: what an archive says of its own size is not to be trusted."""
+    """Write a decompressed stream, up to a bound: the size an archive declares cannot be trusted."""
     written = 0
     with target.open("wb") as file:
         while block := packed.read(_BLOCK_BYTES):
@@ -137,7 +137,7 @@ def _too_large(shown: str) -> UserError:
 
 
 def _unreadable(archive: Path, kind: str, err: Exception) -> Exception:
-    """What to raise where unpacking failed: a full disk is no fault of the archive's."""
+    """The exception for failed unpacking: a full disk is not the archive's fault."""
     if isinstance(err, OSError) and err.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return err
-    return UserError(f"{archive}: not a readable {kind} ({err}); download it again, it may be cut off or damaged")
+    return UserError(f"{archive}: not a readable {kind} ({err}); download it again, as it may be truncated or damaged")

@@ -1,4 +1,4 @@
-"""What the tests of preprocessing share: fresh folders, the command in this process, its output read back."""
+"""Shared fixtures for the preprocessing tests: fresh folders, in-process commands, and their output read back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from preprocessing.sources.log import Log
 
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Path]:
-    """A new empty folder at each call, so that the examples of one hypothesis test do not meet."""
+    """A new empty folder on each call, so that examples of a hypothesis test do not interfere."""
     root = tmp_path_factory.mktemp("fresh")
     numbers = itertools.count()
 
@@ -43,7 +43,7 @@ def prepare_log(fresh: Callable[[], Path]) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def mapping_files() -> Callable[[Path, str], list[pd.DataFrame]]:
-    """The files of a mapping of a prepared folder, one dataframe each, as its spec lists them."""
+    """Read the files of a prepared folder's mapping, one dataframe each, in spec order."""
 
     def read(folder: Path, mapping: str) -> list[pd.DataFrame]:
         chunks = read_feature_spec(folder).source_spec.get(mapping, [])
@@ -54,7 +54,7 @@ def mapping_files() -> Callable[[Path, str], list[pd.DataFrame]]:
 
 @pytest.fixture(scope="session")
 def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
-    """Every file below a folder with its content."""
+    """Read every file below a folder: relative path → content."""
 
     def read(folder: Path) -> dict[str, bytes]:
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
@@ -64,7 +64,7 @@ def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def log_rows() -> Callable[[Log], pd.DataFrame]:
-    """The rows of a log in the order of its pieces; None where a value is missing."""
+    """Read the rows of a log in piece order, with None for missing values."""
 
     def read(log: Log) -> pd.DataFrame:
         tables = [piece.read().select(log.columns.names) for piece in log.pieces]
@@ -76,7 +76,7 @@ def log_rows() -> Callable[[Log], pd.DataFrame]:
 
 @pytest.fixture(scope="session")
 def write_lines(fresh: Callable[[], Path]) -> Callable[..., Path]:
-    """Write lines of text into a new file called `name`."""
+    """Write lines of text to a new file called `name`."""
 
     def write(name: str, lines: Sequence[str], newline: str = "\n", encoding: str = "utf-8") -> Path:
         path = fresh() / name

@@ -8,7 +8,7 @@ from workflows.errors import UserError
 _LOG = ["--input", "a", "--output", "b"]
 
 
-def test_the_flags_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_all_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("NO_COLOR", "1")
     with pytest.raises(SystemExit):
@@ -27,7 +27,7 @@ def test_the_flags_by_name(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
     }  # fmt: skip
 
 
-def test_the_references_spellings_and_the_defaults() -> None:
+def test_the_references_flag_spellings_and_the_defaults() -> None:
     args = parse_args([*_LOG, "--valid_negative", "7", "-s", "3"])
     assert (args.test_negatives, args.seed) == (7, 3)
     defaults = parse_args(_LOG)
@@ -36,7 +36,7 @@ def test_the_references_spellings_and_the_defaults() -> None:
     assert (defaults.workers, defaults.scheduler, defaults.partitions, defaults.memory_limit) == (None,) * 4
 
 
-def test_several_inputs_names_of_columns_and_sizes() -> None:
+def test_several_inputs_column_names_and_sizes() -> None:
     args = parse_args(["--input", "a", "b*.csv", "--output", "c", "--columns", "u,i,t", "--memory-limit", "1.5GiB"])
     assert args.input == ["a", "b*.csv"]
     assert args.columns == ["u", "i", "t"]
@@ -62,17 +62,17 @@ def test_several_inputs_names_of_columns_and_sizes() -> None:
         [*_LOG, "--device", "gpu"],
     ],
 )
-def test_wrong_usage_ends_with_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_usage_exits_with_status_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_args(argv)
     assert caught.value.code == 2
     assert "usage" in capsys.readouterr().err.lower()
 
 
-def test_a_size_that_is_none_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_size_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_args([*_LOG, "--memory-limit", "lots"])
-    assert "'lots' is no size; expected one such as 1GiB" in " ".join(capsys.readouterr().err.split())
+    assert "'lots' is not a size; expected one such as 1GiB" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_size_that_is_none_is_explained(capsys: pytest.CaptureFixture[str]) ->
         (["--input", "a", "--extend", "--workers", "-1"], ["--output", "--extend", "--workers"]),  # all at once
     ],
 )
-def test_impossible_combinations_are_told_together(argv: list[str], parts: list[str]) -> None:
+def test_impossible_combinations_are_reported_together(argv: list[str], parts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parse_args(argv)
     for part in parts:
@@ -112,6 +112,6 @@ def test_impossible_combinations_are_told_together(argv: list[str], parts: list[
         (["--input", "x", "--output", "y", "--feature_spec_in", "z", "-s", "7"], "--seed: not for transcoding"),
     ],
 )
-def test_flags_that_would_not_be_looked_at_are_refused(argv: list[str], part: str) -> None:
+def test_flags_that_would_be_ignored_are_refused(argv: list[str], part: str) -> None:
     with pytest.raises(UserError, match=part):
         parse_args(argv)

@@ -32,14 +32,14 @@ def _frame(rows: list[tuple[Any, ...]], *more: str) -> pd.DataFrame:
 
 
 def _good() -> dict[str, pd.DataFrame]:
-    """3 users, 5 items, a series of 3 rows for each."""
+    """3 users with one test series of 3 rows each, and 5 items."""
     train = [(0, 0, 1), (0, 1, 1), (1, 2, 1), (1, 4, 1), (2, 3, 1)]
     test = [(0, 2, 1), (0, 3, 0), (0, 4, 0), (1, 0, 1), (1, 1, 0), (1, 3, 0), (2, 0, 1), (2, 1, 0), (2, 2, 0)]
     return {"train": _frame(train), "test": _frame(test)}
 
 
 def _write(folder: Path, tables: dict[str, pd.DataFrame], **sections: Any) -> Path:
-    """Each mapping as one Parquet file of int64 and float64 columns; sections of the spec may be replaced."""
+    """Write each mapping as one Parquet file of int64 and float64 columns; `sections` override parts of the spec."""
     content = {
         "channel_spec": {"user_ch": ["u"], "item_ch": ["i"], "label_ch": ["l"]},
         "feature_spec": {"u": {"cardinality": 3}, "i": {"cardinality": 5}, "l": {}},
@@ -60,18 +60,18 @@ def _found(folder: Path) -> Found:
 
 
 def _only(folder: Path, severity: str, *parts: str) -> None:
-    """The check finds one thing, of this severity, and says all these parts."""
+    """The check has exactly one finding, of this severity, whose message contains all parts."""
     found = _found(folder)
     assert [kind for kind, _ in found] == [severity], found
     for part in parts:
         assert part in found[0][1]
 
 
-def test_nothing_is_wrong_with_a_good_folder(tmp_path: Path) -> None:
+def test_a_good_folder_has_no_findings(tmp_path: Path) -> None:
     assert _found(_write(tmp_path, _good())) == []
 
 
-def test_nothing_is_wrong_with_what_this_program_prepares(prepare_log: Callable[..., Path], write_lines: Any) -> None:
+def test_folders_prepared_by_this_program_have_no_findings(prepare_log: Callable[..., Path], write_lines: Any) -> None:
     rng = np.random.default_rng(3)
     rows = [f"{rng.integers(20)},{rng.integers(40)},{time}" for time in range(300)]
     log = write_lines("log.csv", ["user,item,time", *rows])
@@ -80,11 +80,11 @@ def test_nothing_is_wrong_with_what_this_program_prepares(prepare_log: Callable[
         assert _found(folder) == []
 
 
-def test_what_is_wrong_with_the_spec_is_told(tmp_path: Path) -> None:
+def test_errors_in_the_spec_are_reported(tmp_path: Path) -> None:
     _only(_write(tmp_path, _good(), channel_spec={"user_ch": ["u"]}), "error", "label_ch")
 
 
-def test_files_that_are_missing_or_unreadable_are_all_told(tmp_path: Path) -> None:
+def test_all_missing_and_unreadable_files_are_reported(tmp_path: Path) -> None:
     folder = _write(tmp_path, _good() | {"more": _good()["train"][["u", "i"]]})
     (folder / "train.parquet").write_bytes(b"PAR1garbage")
     (folder / "test.parquet").unlink()
@@ -93,14 +93,14 @@ def test_files_that_are_missing_or_unreadable_are_all_told(tmp_path: Path) -> No
     assert [kind for kind, _ in found] == ["error"] * 3
     for message, (name, told) in zip(
         (message for _, message in sorted(found)),
-        [("more", "with columns u, i"), ("test", "does not exist"), ("train", "no readable Parquet file")],
+        [("more", "with columns u, i"), ("test", "does not exist"), ("train", "not a readable Parquet file")],
         strict=True,
     ):
         assert f"source_spec.{name}.0: " in message
         assert told in message
 
 
-def test_lengths_and_values_are_told_for_each_mapping(tmp_path: Path) -> None:
+def test_wrong_lengths_and_values_are_reported_for_each_mapping(tmp_path: Path) -> None:
     tables = _good()
     folder = _write(tmp_path, tables)
     content = yaml.safe_load((folder / "feature_spec.yaml").read_text())
@@ -144,12 +144,12 @@ def test_a_cardinality_much_larger_than_the_ids_is_a_note(tmp_path: Path) -> Non
     assert _found(_write(tmp_path, _good(), feature_spec=features)) == []
 
 
-def test_cardinalities_may_be_found(tmp_path: Path) -> None:
+def test_cardinalities_may_be_auto_or_missing(tmp_path: Path) -> None:
     features = {"u": {"cardinality": "auto"}, "i": {}, "l": {}}
     assert _found(_write(tmp_path, _good(), feature_spec=features)) == []
 
 
-def test_rows_that_are_no_whole_series_are_an_error(tmp_path: Path) -> None:
+def test_an_incomplete_test_series_is_an_error(tmp_path: Path) -> None:
     tables = _good()
     tables["test"] = tables["test"][:8]
     _only(_write(tmp_path, tables), "error", "test_samples_per_series", "multiple of 3, found 8")
@@ -158,7 +158,7 @@ def test_rows_that_are_no_whole_series_are_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "labels", [[1, 0, 0, 1, 0, 0, 0, 1, 0], [1, 0, 0, 1, 0, 0, 1, 0, 1], [1, 0, 0, 1, 0, 0, 0, 0, 0]]
 )
-def test_a_series_begins_with_its_one_positive(tmp_path: Path, labels: list[int]) -> None:
+def test_a_series_must_begin_with_its_only_positive(tmp_path: Path, labels: list[int]) -> None:
     tables = _good()
     tables["test"]["l"] = labels
     _only(_write(tmp_path, tables), "error", "found 1 of 3, first in row 7")
@@ -180,7 +180,7 @@ def test_series_of_several_users_are_a_note(tmp_path: Path) -> None:
     assert ("note", "note: test: series hold rows of more than one user (found 1 of 3)") in found
 
 
-def test_an_item_that_comes_twice_in_a_series_is_a_note(tmp_path: Path) -> None:
+def test_a_repeated_item_in_a_series_is_a_note(tmp_path: Path) -> None:
     tables = _good()
     tables["test"].loc[8, "i"] = 1
     _only(_write(tmp_path, tables), "note", "more than once", "found 1 of 3")
@@ -189,8 +189,8 @@ def test_an_item_that_comes_twice_in_a_series_is_a_note(tmp_path: Path) -> None:
 def test_a_test_positive_in_train_is_an_error(tmp_path: Path) -> None:
     tables = _good()
     tables["train"].loc[1, "i"] = 2
-    _only(_write(tmp_path, tables), "error", "positives of train too", "found 1 of 3: user 0 and item 2")
-    tables["train"]["l"] = [1, 0, 1, 1, 1]  # as a negative of train it is no leak
+    _only(_write(tmp_path, tables), "error", "also positives in train", "found 1 of 3: user 0 and item 2")
+    tables["train"]["l"] = [1, 0, 1, 1, 1]  # as a train negative it is not a leak
     assert _found(_write(tmp_path, tables)) == []
 
 
@@ -205,7 +205,7 @@ def test_a_test_negative_that_is_a_train_positive_is_a_note(tmp_path: Path) -> N
     train=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 1)), min_size=1, max_size=20),
     items=st.lists(st.integers(0, 4), min_size=9, max_size=9),
 )
-def test_leaks_are_counted_as_by_brute_force(fresh: Callable[[], Path], train: Any, items: list[int]) -> None:
+def test_leak_counts_match_brute_force(fresh: Callable[[], Path], train: Any, items: list[int]) -> None:
     test = [(row // 3, item, int(row % 3 == 0)) for row, item in enumerate(items)]
     metadata = {"test_samples_per_series": 3}
     folder = _write(fresh(), {"train": _frame(train), "test": _frame(test)}, metadata=metadata)
@@ -214,35 +214,37 @@ def test_leaks_are_counted_as_by_brute_force(fresh: Callable[[], Path], train: A
     leaks, hidden = positives & known, negatives & known
     messages = [message for _, message in _found(folder)]
     assert any(
-        f"found {len(leaks)} of {len(positives)}:" in m for m in messages if "positives of train too" in m
+        f"found {len(leaks)} of {len(positives)}:" in m for m in messages if "also positives in train" in m
     ) == bool(leaks)
     assert any(f"found {len(hidden)} of {len(negatives)}:" in m for m in messages if "negatives are" in m) == bool(
         hidden
     )
 
 
-def test_a_broken_promise_of_order_is_an_error(tmp_path: Path) -> None:
+def test_violating_time_ordered_is_an_error(tmp_path: Path) -> None:
     tables = _good()
     tables["train"] = tables["train"].iloc[[0, 2, 1, 3, 4]]
-    message = "a user's train rows are not together (expected once, found again 2 times, first in row 3 of train)"
+    message = (
+        "a user's train rows are not contiguous (expected one run per user, found 2 more, first in row 3 of train)"
+    )
     _only(_write(tmp_path, tables), "error", message)
     assert _found(_write(tmp_path, tables, metadata={"test_samples_per_series": 3})) == []
 
 
 @given(users=st.lists(st.integers(0, 3), min_size=1, max_size=25))
-def test_returning_users_are_counted_as_by_brute_force(fresh: Callable[[], Path], users: list[int]) -> None:
+def test_counts_of_split_user_runs_match_brute_force(fresh: Callable[[], Path], users: list[int]) -> None:
     rows = [(user, 0, 1) for user in users]
     features = {"u": {"cardinality": 4}, "i": {"cardinality": 1}, "l": {}}
     folder = _write(fresh(), {"train": _frame(rows)}, feature_spec=features)
     runs = [user for index, user in enumerate(users) if index == 0 or user != users[index - 1]]
     again = len(runs) - len(set(runs))
-    messages = [message for _, message in _found(folder) if "not together" in message]
+    messages = [message for _, message in _found(folder) if "not contiguous" in message]
     assert len(messages) == bool(again)
-    assert all(f"found again {again:,} times" in message for message in messages)
+    assert all(f"found {again:,} more," in message for message in messages)
 
 
 @pytest.mark.parametrize(("cut", "users_cut"), [(2, 0), (3, 1)])
-def test_files_that_cut_a_user_break_the_promise_too(tmp_path: Path, cut: int, users_cut: int) -> None:
+def test_files_that_split_a_user_violate_time_ordered(tmp_path: Path, cut: int, users_cut: int) -> None:
     tables = _good()
     folder = _write(tmp_path, tables)
     content = yaml.safe_load((folder / "feature_spec.yaml").read_text())
@@ -251,7 +253,7 @@ def test_files_that_cut_a_user_break_the_promise_too(tmp_path: Path, cut: int, u
     tables["train"][:cut].to_parquet(folder / "a.parquet", index=False)
     tables["train"][cut:].to_parquet(folder / "b.parquet", index=False)
     if users_cut:
-        _only(folder, "error", "train files cut users in two", "found 1")
+        _only(folder, "error", "train files split users", "found 1")
     else:
         assert _found(folder) == []
 
@@ -261,7 +263,7 @@ def _with_side(tables: dict[str, pd.DataFrame], values: Callable[[int], Any]) ->
 
 
 @pytest.mark.parametrize("value", [lambda i: i / 2, lambda i: f"genre {i % 2}"])
-def test_an_item_has_one_value_of_its_features(tmp_path: Path, value: Callable[[int], Any]) -> None:
+def test_an_item_feature_must_have_one_value_per_item(tmp_path: Path, value: Callable[[int], Any]) -> None:
     text = isinstance(value(0), str)
     channel = "categorical_item_inputs" if text else "item_numbers"
     sections = {
@@ -270,15 +272,15 @@ def test_an_item_has_one_value_of_its_features(tmp_path: Path, value: Callable[[
     }
     tables = _with_side(_good(), value)
     assert _found(_write(tmp_path, tables, **sections)) == []
-    tables["test"].loc[4, "s"] = value(2)  # item 1; it has another value in train
+    tables["test"].loc[4, "s"] = value(2)  # item 1, which has another value in train
     _only(_write(tmp_path, tables, **sections), "error", "feature_spec.s", "found 1 items", "item 1, with ", " of test")
 
 
-def test_series_that_are_not_declared_are_found(tmp_path: Path) -> None:
-    _only(_write(tmp_path, _good(), metadata={}), "note", "is missing; series of 3 rows are found")
+def test_undeclared_series_are_detected_and_noted(tmp_path: Path) -> None:
+    _only(_write(tmp_path, _good(), metadata={}), "note", "is missing; the data has series of 3 rows")
 
 
-def test_rows_that_are_no_series_are_a_note(tmp_path: Path) -> None:
+def test_test_rows_that_do_not_form_series_are_a_note(tmp_path: Path) -> None:
     tables = _good()
     for test in (tables["test"][:8], tables["test"].assign(u=[0, 0, 0, 1, 1, 1, 1, 1, 1]), tables["test"][2:]):
         folder = _write(tmp_path, tables | {"test": test}, metadata={})
@@ -292,7 +294,7 @@ def test_a_test_mapping_without_ids_is_an_error(tmp_path: Path) -> None:
     _only(_write(tmp_path, tables), "error", "source_spec.test: has no feature i")
 
 
-def test_labels_of_test_may_be_implied_by_position(tmp_path: Path) -> None:
+def test_test_labels_may_be_implied_by_position(tmp_path: Path) -> None:
     tables = _good()
     tables["test"] = tables["test"][["u", "i"]]
     assert _found(_write(tmp_path, tables)) == []
@@ -307,7 +309,7 @@ def test_labels_of_test_may_be_implied_by_position(tmp_path: Path) -> None:
         (range(6), list("abcdef"), "error", "expected 5, found 6"),
         (range(4), list("abcd"), "error", "expected 5, found 4"),
         ([0, 1, 2, 4, 3], list("abcde"), "error", "should count 0 .. 4"),
-        (range(5), list("abcda"), "error", "1 original values come twice"),
+        (range(5), list("abcda"), "error", "1 original values are duplicates"),
     ],
 )
 def test_the_table_of_originals_has_a_row_for_each_id(
@@ -336,7 +338,7 @@ def test_text_ids_are_checked_after_transcoding(tmp_path: Path) -> None:
     _only(_write(tmp_path, tables, feature_spec=dict(features)), "note", "transcode the folder")
 
 
-def test_the_command_prints_all_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_findings_and_a_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tables = _good()
     tables["train"].loc[1, "i"] = 2
     tables["test"].loc[8, "i"] = 1

@@ -51,7 +51,7 @@ def _write(kind: str, part: pd.DataFrame, path: Path) -> None:
         ids = all(part[name].dtype.kind == "i" for name in part)
         torch.save(torch.tensor(part.to_numpy(np.int64 if ids else np.float32)), path)
     else:
-        # Columns go by name, so the file may hold more of them and in another order.
+        # Columns are matched by name, so the file may have extra columns and any order.
         pq.write_table(pa.table({"more": np.zeros(len(part)), **part[list(part)[::-1]]}), path)
 
 
@@ -69,20 +69,20 @@ def _read(folder: Path, spec: FeatureSpec, *features: str) -> dict[str, list[Any
 
 @st.composite
 def _layouts(draw: st.DrawFn) -> tuple[int, list[tuple[str, list[str], list[int]]], list[str]]:
-    """(rows, chunks as (type, features in any order, where their files end), the features to read)."""
+    """(rows, chunks as (type, features in any order, row offsets of file cuts), features to read)."""
     rows = draw(st.integers(3, 30))
     names = draw(st.permutations(list(_FEATURES)))
     ends = sorted(draw(st.sets(st.integers(1, len(names) - 1))))
     chunks = []
     for start, stop in zip([0, *ends], [*ends, len(names)], strict=True):
-        cuts = sorted(draw(st.sets(st.integers(1, rows - 1), max_size=3)))  # no file without rows
+        cuts = sorted(draw(st.sets(st.integers(1, rows - 1), max_size=3)))  # no empty files
         chunks.append((draw(st.sampled_from(["parquet", "csv", "torch_tensor"])), names[start:stop], cuts))
     return rows, chunks, draw(st.lists(st.sampled_from(names), min_size=1, unique=True))
 
 
 @settings(max_examples=30, deadline=None)
 @given(layout=_layouts())
-def test_files_are_stacked_and_chunks_stand_side_by_side(fresh: Callable[[], Path], layout: Any) -> None:
+def test_files_are_stacked_and_chunks_are_joined_side_by_side(fresh: Callable[[], Path], layout: Any) -> None:
     rows, chunks, features = layout
     folder, table = fresh(), _table(rows)
     spec = _spec(*(_chunk(folder, kind, table[names], cuts, str(i)) for i, (kind, names, cuts) in enumerate(chunks)))
@@ -104,7 +104,7 @@ def test_nvidias_tensors_keep_their_types(tmp_path: Path) -> None:
     assert table.schema.types == [pa.int64(), pa.int64(), pa.float32()]
 
 
-def test_csv_ids_are_integers_and_open_types_are_numbers(tmp_path: Path) -> None:
+def test_csv_ids_are_integers_and_unspecified_types_are_floats(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("3,0.5,1\n4,7,0\n")
     spec = _spec(Chunk(type="csv", features=["user", "age", "label"], files=["a.csv"]))
     table = read_mapping(tmp_path, spec, "train", ["user", "age"])
@@ -112,7 +112,7 @@ def test_csv_ids_are_integers_and_open_types_are_numbers(tmp_path: Path) -> None
     assert table.to_pydict() == {"user": [3, 4], "age": [0.5, 7.0]}
 
 
-def test_chunks_that_are_not_asked_for_are_not_opened(tmp_path: Path) -> None:
+def test_chunks_that_are_not_needed_are_not_opened(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1\n")
     spec = _spec(
         Chunk(type="csv", features=["user"], files=["a.csv"]),
@@ -131,7 +131,7 @@ def test_chunks_of_different_lengths_are_refused(tmp_path: Path, kind: str) -> N
         _read(tmp_path, spec, "user", "label")
 
 
-def test_lengths_are_compared_even_where_chunks_share_their_first_file(tmp_path: Path) -> None:
+def test_lengths_are_compared_even_if_chunks_share_their_first_file(tmp_path: Path) -> None:
     for name in ("a", "b"):
         _table(2).to_parquet(tmp_path / f"{name}.parquet")
     spec = _spec(
@@ -142,7 +142,7 @@ def test_lengths_are_compared_even_where_chunks_share_their_first_file(tmp_path:
         _read(tmp_path, spec, "user", "item")
 
 
-def test_a_feature_that_no_chunk_holds_is_named(tmp_path: Path) -> None:
+def test_a_feature_missing_from_all_chunks_is_named(tmp_path: Path) -> None:
     spec = _spec(_chunk(tmp_path, "csv", _table(3)[["user"]], [], "a"))
     with pytest.raises(UserError, match=r"source_spec\.train .*no feature item"):
         _read(tmp_path, spec, "user", "item")
@@ -173,7 +173,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         (torch.tensor(1.0), "rows, features"),
     ],
 )
-def test_a_tensor_of_another_shape_is_refused(tmp_path: Path, value: Any, message: str) -> None:
+def test_a_tensor_of_the_wrong_shape_is_refused(tmp_path: Path, value: Any, message: str) -> None:
     torch.save(value, tmp_path / "a.pt")
     spec = _spec(Chunk(type="torch_tensor", features=["label"], files=["a.pt"]))
     with pytest.raises(UserError, match=message):
@@ -191,7 +191,7 @@ def test_a_tensor_of_another_shape_is_refused(tmp_path: Path, value: Any, messag
         (torch.arange(6.0).reshape(2, 3).T[:, :1], [0.0, 1.0, 2.0]),
     ],
 )
-def test_tensors_of_any_number_type_and_layout(tmp_path: Path, value: Any, expected: list[float]) -> None:
+def test_tensors_of_any_dtype_and_layout_are_read(tmp_path: Path, value: Any, expected: list[float]) -> None:
     torch.save(value, tmp_path / "a.pt")
     spec = _spec(Chunk(type="torch_tensor", features=["label"], files=["a.pt"]))
     assert _read(tmp_path, spec, "label") == {"label": expected}
@@ -212,20 +212,20 @@ def test_a_parquet_file_without_the_column_is_refused(tmp_path: Path) -> None:
         _read(tmp_path, _spec(Chunk(type="parquet", features=["user"], files=["a.parquet"])), "user")
 
 
-def test_files_whose_types_cannot_be_joined_are_refused(tmp_path: Path) -> None:
+def test_files_with_incompatible_types_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user": [1]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"user": ["one"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match="user"):
         _read(tmp_path, _spec(Chunk(type="parquet", features=["user"], files=["a.parquet", "b.parquet"])), "user")
 
 
-def test_a_csv_chunk_with_a_header_is_refused_by_line(tmp_path: Path) -> None:
+def test_a_csv_chunk_with_a_header_is_refused_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user,label\n1,0\n")
     with pytest.raises(UserError, match=r"a\.csv, line 1: column 'user'.*integer"):
         _read(tmp_path, _spec(Chunk(type="csv", features=["user", "label"], files=["a.csv"])), "user")
 
 
-def test_an_empty_csv_part_has_no_rows(tmp_path: Path) -> None:
+def test_an_empty_csv_file_has_no_rows(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("")
     (tmp_path / "b.csv").write_text("1\n")
     assert _read(tmp_path, _spec(Chunk(type="csv", features=["user"], files=["a.csv", "b.csv"])), "user") == {
@@ -235,7 +235,7 @@ def test_an_empty_csv_part_has_no_rows(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(layout=_layouts(), rows=st.integers(1, 40))
-def test_blocks_have_the_rows_asked_for_and_all_of_them(fresh: Callable[[], Path], layout: Any, rows: int) -> None:
+def test_blocks_have_the_requested_size_and_cover_all_rows(fresh: Callable[[], Path], layout: Any, rows: int) -> None:
     n, chunks, features = layout
     folder, table = fresh(), _table(n)
     spec = _spec(*(_chunk(folder, kind, table[names], cuts, str(i)) for i, (kind, names, cuts) in enumerate(chunks)))
@@ -247,7 +247,7 @@ def test_blocks_have_the_rows_asked_for_and_all_of_them(fresh: Callable[[], Path
 
 @pytest.mark.parametrize("kind", ["parquet", "csv", "torch_tensor"])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5])
-def test_lengths_are_told_in_full_whichever_block_differs(tmp_path: Path, kind: str, rows: int) -> None:
+def test_total_lengths_are_reported_whichever_block_differs(tmp_path: Path, kind: str, rows: int) -> None:
     spec = _spec(
         _chunk(tmp_path, kind, _table(9)[["label"]], [2], "labels"),
         _chunk(tmp_path, kind, _table(4)[["user", "item"]], [], "ids"),
@@ -287,8 +287,8 @@ def test_a_leading_zero_among_ids_is_refused(tmp_path: Path) -> None:
         _read(tmp_path, _spec(Chunk(type="csv", features=["user"], files=["a.csv"])), "user")
 
 
-def test_text_may_hold_delimiters_and_newlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "PIECE_BYTES", 8)  # a cut would be within the quotes
+def test_text_may_contain_delimiters_and_newlines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "PIECE_BYTES", 8)  # a naive cut would fall inside the quotes
     (tmp_path / "a.csv").write_text('"Paris, ""rive\ngauche""",1\nLyon,2\n')
     spec = _spec(Chunk(type="csv", features=["item", "user"], files=["a.csv"]))
     assert text_features(tmp_path, spec, ["user", "item"]) == {"item"}
@@ -300,7 +300,7 @@ def test_text_may_hold_delimiters_and_newlines(tmp_path: Path, monkeypatch: pyte
     ("kind", "values", "expected"),
     [
         ("csv", ["M", "F"], True),
-        ("csv", ["1", "2", "x"], False),  # a mistake, which the reader names
+        ("csv", ["1", "2", "x"], False),  # an error, reported by the reader
         ("csv", ["01", "02"], True),
         ("csv", ["", "NULL"], False),
         ("parquet", ["M", "F"], True),
@@ -309,17 +309,17 @@ def test_text_may_hold_delimiters_and_newlines(tmp_path: Path, monkeypatch: pyte
         ("torch_tensor", [1, 2], False),
     ],
 )
-def test_text_is_told_from_numbers(tmp_path: Path, kind: str, values: Any, expected: bool) -> None:
+def test_text_is_distinguished_from_numbers(tmp_path: Path, kind: str, values: Any, expected: bool) -> None:
     spec = _spec(_chunk(tmp_path, kind, pd.DataFrame({"user": values}), [], "a"))
     assert text_features(tmp_path, spec, ["user", "item"]) == ({"user"} if expected else set())
 
 
-def test_a_parquet_part_without_rows_says_nothing_of_types(tmp_path: Path) -> None:
+def test_an_empty_parquet_file_does_not_determine_types(tmp_path: Path) -> None:
     spec = _spec(_chunk(tmp_path, "parquet", pd.DataFrame({"item": ["M", "F"]}), [0], "a"))
     assert text_features(tmp_path, spec, ["item"]) == {"item"}  # pandas writes an empty column of text as null
 
 
-def test_a_feature_that_is_text_in_one_file_only_is_refused(tmp_path: Path) -> None:
+def test_a_feature_that_is_text_in_only_some_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("M\nF\n")
     (tmp_path / "b.csv").write_text("0\n1\n")
     spec = _spec(Chunk(type="csv", features=["user"], files=["a.csv", "b.csv"]))
@@ -339,7 +339,7 @@ def test_a_row_is_located_in_its_file(tmp_path: Path, kind: str) -> None:
     assert found == names
 
 
-def test_a_tensor_on_disk_is_saved_as_torch_loads_it(tmp_path: Path) -> None:
+def test_a_memory_mapped_matrix_is_saved_as_a_tensor(tmp_path: Path) -> None:
     matrix = np.memmap(tmp_path / "raw", dtype=np.int64, mode="w+", shape=(3, 2))
     matrix[:] = [[1, 2], [3, 4], [5, 6]]
     save_tensor(tmp_path / "a.pt", matrix)

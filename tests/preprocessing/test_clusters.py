@@ -1,4 +1,4 @@
-"""Threads, worker processes and a running cluster write the same bytes, whatever happens to a worker."""
+"""Threads, worker processes and an external cluster write the same bytes, even if a worker dies."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_threads(log: Path, prepare_log: Prepare, folder_bytes: Bytes) -> dict[str, bytes]:
-    """What threads write."""
+    """Folder content written by threads."""
     content = folder_bytes(prepare_log(log, *_FLAGS))
     assert sum(name.startswith("train/") for name in content) == 6
     return content
@@ -63,7 +63,7 @@ def test_worker_processes_write_the_same_bytes(
 
 
 @pytest.mark.parametrize("stage", [0, 2], ids=["reading", "writing"])
-def test_a_worker_that_is_killed_changes_nothing(
+def test_killing_a_worker_does_not_change_the_output(
     log: Path,
     of_threads: dict[str, bytes],
     prepare_log: Prepare,
@@ -71,7 +71,7 @@ def test_a_worker_that_is_killed_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     stage: int,
 ) -> None:
-    # Behind the first result of a stage: what the worker had done and not handed over is done again.
+    # Kill a worker after the first result of a stage: its undelivered results must be recomputed.
     collect, stages, killed = DaskCluster.collect, itertools.count(), []
 
     def collect_and_kill(self: DaskCluster, tasks: Any, on_result: Callable[[Any], None]) -> None:
@@ -86,18 +86,18 @@ def test_a_worker_that_is_killed_changes_nothing(
         collect(self, tasks, first_then_kill)
 
     monkeypatch.setattr(DaskCluster, "collect", collect_and_kill)
-    # Dask tries to reach the dead worker for so long.
+    # Shorten how long Dask tries to reach the dead worker.
     with dask.config.set({"distributed.comm.timeouts.connect": "3s"}):
         assert folder_bytes(prepare_log(log, *_FLAGS, "--workers", "2")) == of_threads
     assert killed
 
 
-# --- A cluster that is running ----------------------------------------------------------------------------------
+# --- External cluster -------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def _started(*argv: str, folder: Path, path: Path = _ROOT) -> Iterator[None]:
-    """A process of Dask's command line, ended behind the block."""
+    """Run a Dask command as a process and kill it after the block."""
     process = subprocess.Popen(
         [sys.executable, "-m", "dask", *argv],
         cwd=folder,
@@ -120,7 +120,7 @@ def _free_address() -> str:
 
 @contextmanager
 def _cluster(folder: Path, workers: int, path: Path = _ROOT) -> Iterator[str]:
-    """The address of a scheduler with workers over TCP, whose modules come from `path` first."""
+    """Address of a TCP scheduler with workers whose PYTHONPATH is `path`."""
     address = _free_address()
     port = address.rpartition(":")[2]
     scheduler = ["scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-jupyter"]
@@ -130,21 +130,21 @@ def _cluster(folder: Path, workers: int, path: Path = _ROOT) -> Iterator[str]:
         for number in range(workers):
             local = ["--local-directory", str(folder / str(number))]
             processes.enter_context(_started(*worker, *local, folder=folder, path=path))
-        with Client(address, timeout="60s") as client:  # tries to connect until then
+        with Client(address, timeout="60s") as client:  # retries the connection until the timeout
             client.wait_for_workers(workers, timeout=60) if workers else None
         yield address
 
 
-def test_workers_of_a_running_scheduler_write_the_same_bytes(
+def test_workers_of_an_external_scheduler_write_the_same_bytes(
     tmp_path: Path, log: Path, of_threads: dict[str, bytes], prepare_log: Prepare, folder_bytes: Bytes
 ) -> None:
     with _cluster(tmp_path, 2) as address:
         assert folder_bytes(prepare_log(log, *_FLAGS, "--scheduler", address)) == of_threads
-        # It is not used up, and holds nothing of the first run.
+        # The cluster is reusable, and keeps nothing from the first run.
         assert folder_bytes(prepare_log(log, *_FLAGS, "--scheduler", address)) == of_threads
 
 
-def test_a_scheduler_without_workers_says_how_to_start_some(tmp_path: Path, log: Path) -> None:
+def test_a_scheduler_without_workers_is_an_error_that_says_how_to_start_them(tmp_path: Path, log: Path) -> None:
     with _cluster(tmp_path, 0) as address, pytest.raises(UserError, match=f"no workers.*dask worker {address}"):
         main(["--input", str(log), "--output", str(tmp_path / "out"), "--scheduler", address, "--device", "cpu"])
     assert not (tmp_path / "out").exists()
@@ -170,7 +170,7 @@ def _assert_refused(done: subprocess.CompletedProcess[str], *parts: str) -> None
 
 
 def test_a_worker_without_the_project_is_a_clear_error(tmp_path: Path, log: Path) -> None:
-    # Where the project is installed for every process, a package that cannot be imported stands before it.
+    # The project may be installed for every process, so shadow it with a package that fails to import.
     (tmp_path / "before" / "workflows").mkdir(parents=True)
     (tmp_path / "before" / "workflows" / "__init__.py").write_text("raise ImportError('not this project')\n")
     with _cluster(tmp_path, 1, path=tmp_path / "before") as address:
@@ -178,12 +178,12 @@ def test_a_worker_without_the_project_is_a_clear_error(tmp_path: Path, log: Path
     _assert_refused(done, "cannot run this program", "in which it is installed (make setup)", address)
 
 
-def test_a_scheduler_that_is_not_there_is_a_clear_error(log: Path) -> None:
+def test_an_unreachable_scheduler_is_a_clear_error(log: Path) -> None:
     address = _free_address()
     _assert_refused(_refusal(log, address), f"--scheduler {address}: no Dask scheduler answers there", "dask scheduler")
 
 
-def test_other_numbers_of_partitions_give_the_same_rows(
+def test_the_number_of_partitions_does_not_change_the_rows(
     log: Path, prepare_log: Prepare, mapping_files: Callable[[Path, str], list[pd.DataFrame]]
 ) -> None:
     def rows(*flags: str) -> list[pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Real processes, one after the other: make a log, prepare it, transcode it, check it, break it."""
+"""Real processes in sequence: generate a log, prepare, transcode, check, and corrupt it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _run(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
 
 
-def test_from_no_data_to_tensors_that_pass_the_check(tmp_path: Path) -> None:
+def test_synthetic_data_becomes_tensors_that_pass_the_check(tmp_path: Path) -> None:
     prepared, tensors = tmp_path / "prepared", tmp_path / "tensors"
     made = _run("--synthetic", "60x150x2000", "--output", prepared, "--test-negatives", "5")
     assert made.returncode == 0, made.stderr

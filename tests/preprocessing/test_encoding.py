@@ -1,4 +1,4 @@
-"""Another folder's encoding: applied as it is, and extended."""
+"""Reusing another folder's encoding, unchanged or extended."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Files = Callable[[Path, str], list[pd.DataFrame]]
 
 
 def _log(folder: Path, users: range, items: range, text: str, seed: int = 0) -> Path:
-    """A log of these ids, each of which occurs; `text` says which of user and item are text."""
+    """A log in which each of these ids occurs; `text` names the columns with text ids."""
     rng = np.random.default_rng(seed)
     rows = pd.DataFrame(
         {"user": rng.choice(users, 400), "item": rng.choice(items, 400), "time": rng.integers(0, 99, 400)}
@@ -54,14 +54,14 @@ KINDS = pytest.mark.parametrize("text", ["", "user", "item", "user item"])
 
 
 @KINDS
-def test_unknown_ids_are_left_out_and_counted(
+def test_unknown_ids_are_dropped_and_counted(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, text: str
 ) -> None:
     first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), text))
     log = _log(tmp_path, range(10, 50), range(5, 35), text, seed=1)
     folder = prepare_log(log, "--workflow", str(first), "--test-negatives", "3")
     for name in ("user", "item"):
-        assert _ids(folder, name) == _ids(first, name)  # the numbers are those of the first folder
+        assert _ids(folder, name) == _ids(first, name)  # encoded as in the first folder
     rows = pd.read_csv(log)
     known = rows[rows["user"].isin(_ids(first, "user")) & rows["item"].isin(_ids(first, "item"))]
     assert _positives(folder, mapping_files) == set(zip(known["user"], known["item"], strict=True))
@@ -69,7 +69,7 @@ def test_unknown_ids_are_left_out_and_counted(
     assert 0 < stats["dropped_unknown"] == len(rows) - len(known)
     assert (stats["new_users"], stats["new_items"]) == (0, 0)
     assert (stats["users"], stats["items"]) == (known["user"].nunique(), known["item"].nunique())
-    # Negatives come from the whole encoding: an item of the first log that is not in the second may be drawn.
+    # Negatives are drawn from the whole encoding, including items of the first log that are not in the second.
     drawn = {item for part in mapping_files(folder, "test") for item in part.query("label == 0")["item"]}
     assert drawn - {_ids(folder, "item").index(item) for item in known["item"]}
     workflow, _, _ = load_workflow(folder)
@@ -77,7 +77,7 @@ def test_unknown_ids_are_left_out_and_counted(
 
 
 @KINDS
-def test_new_ids_are_appended_in_order_behind_the_old_ones(
+def test_new_ids_are_appended_in_sorted_order(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, text: str
 ) -> None:
     first = prepare_log(_log(tmp_path, range(20, 40), range(10, 30), text))
@@ -102,7 +102,7 @@ def test_the_same_log_again_adds_nothing_and_gives_the_same_rows(
         assert folder_bytes(prepare_log(log, "--workflow", str(first), *flags)) == folder_bytes(first)
 
 
-def test_narrow_ids_are_extended_by_wide_ones(tmp_path: Path, prepare_log: Prepare) -> None:
+def test_an_int32_encoding_can_be_extended_with_int64_ids(tmp_path: Path, prepare_log: Prepare) -> None:
     first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), ""))
     wide = tmp_path / "wide.csv"
     wide.write_text(f"user,item,time\n{2**40},7,1\n{2**40},-3,2\n1,{-(2**50)},3\n2,1,4\n2,3,4\n")
@@ -113,7 +113,7 @@ def test_narrow_ids_are_extended_by_wide_ones(tmp_path: Path, prepare_log: Prepa
 
 @pytest.mark.parametrize("extend", [[], ["--extend"]])
 @pytest.mark.parametrize(("was", "comes", "column"), [("user", "", "user"), ("", "item", "item")])
-def test_text_where_integers_were_and_the_other_way_round_is_an_error(
+def test_mixing_text_ids_with_an_integer_encoding_or_vice_versa_is_an_error(
     tmp_path: Path, prepare_log: Prepare, was: str, comes: str, column: str, extend: list[str]
 ) -> None:
     first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), was))
@@ -136,7 +136,7 @@ def test_text_where_integers_were_and_the_other_way_round_is_an_error(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_log_of_unknown_ids_only_leaves_nothing(tmp_path: Path, prepare_log: Prepare) -> None:
+def test_a_log_of_only_unknown_ids_is_an_error(tmp_path: Path, prepare_log: Prepare) -> None:
     first = prepare_log(_log(tmp_path, range(0, 40), range(0, 30), ""))
     log = _log(tmp_path, range(100, 140), range(0, 30), "", seed=1)
     with pytest.raises(UserError, match=r"460 have ids that --workflow does not know"):

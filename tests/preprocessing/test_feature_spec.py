@@ -20,7 +20,7 @@ from preprocessing.feature_spec import (
 )
 from workflows.errors import UserError
 
-# As NVIDIA's transcoding writes it, with the empty entry their documentation allows.
+# As written by NVIDIA's transcoding, with the empty entry that their documentation allows.
 _NVIDIA = """
 channel_spec:
   item_ch: [item_id]
@@ -81,7 +81,7 @@ def _edited(**sections: object) -> str:
 
 
 @pytest.mark.parametrize("text", [_NVIDIA, _RICH])
-def test_a_spec_survives_write_and_read(tmp_path: Path, text: str) -> None:
+def test_a_spec_round_trips(tmp_path: Path, text: str) -> None:
     spec = _read(tmp_path, text)
     spec.write(tmp_path, "again.yaml")
     assert read_feature_spec(tmp_path, "again.yaml") == spec
@@ -96,7 +96,7 @@ _NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), 
     series=st.none() | st.integers(1, 1000),
     kind=st.sampled_from(["parquet", "csv", "torch_tensor"]),
 )
-def test_any_valid_spec_survives_write_and_read(
+def test_any_valid_spec_round_trips(
     fresh: Callable[[], Path],
     names: list[str],
     cardinalities: list[int | str | None],
@@ -114,7 +114,7 @@ def test_any_valid_spec_survives_write_and_read(
     assert read_feature_spec(folder).model_dump() == spec.model_dump()
 
 
-def test_nvidias_spec_reads_as_written(tmp_path: Path) -> None:
+def test_nvidias_spec_is_read_correctly(tmp_path: Path) -> None:
     spec = _read(tmp_path, _NVIDIA)
     assert [spec.channel(name) for name in ("user_ch", "item_ch", "label_ch")] == ["user_id", "item_id", "label"]
     assert (spec.cardinality("user_id"), spec.cardinality("item_id")) == (20, 50)
@@ -126,7 +126,7 @@ def test_nvidias_spec_reads_as_written(tmp_path: Path) -> None:
         spec.cardinality("label")
 
 
-def test_what_is_written_is_plain_yaml_with_nvidias_keys(tmp_path: Path) -> None:
+def test_a_written_spec_is_plain_yaml_with_nvidias_keys(tmp_path: Path) -> None:
     _read(tmp_path, _NVIDIA).write(tmp_path, "again.yaml")
     content = yaml.safe_load((tmp_path / "again.yaml").read_text(encoding="utf-8"))
     original = yaml.safe_load(_NVIDIA)
@@ -155,7 +155,7 @@ def test_a_missing_mapping_is_named(tmp_path: Path) -> None:
         _read(tmp_path, _NVIDIA).chunks("valid")
 
 
-def test_all_that_is_wrong_comes_in_one_error_with_its_place(tmp_path: Path) -> None:
+def test_all_errors_are_reported_at_once_with_their_paths(tmp_path: Path) -> None:
     content = yaml.safe_load(_NVIDIA)
     content["feature_spec"]["user_id"]["cardinality"] = 0
     content["feature_spec"]["item_id"]["cardinality"] = "many"
@@ -179,7 +179,7 @@ def test_all_that_is_wrong_comes_in_one_error_with_its_place(tmp_path: Path) -> 
         assert place in message
 
 
-def test_all_unknown_and_repeated_names_come_in_one_error_with_their_place(tmp_path: Path) -> None:
+def test_all_unknown_and_repeated_names_are_reported_at_once_with_their_paths(tmp_path: Path) -> None:
     content = yaml.safe_load(_NVIDIA)
     content["channel_spec"]["user_ch"] = ["who"]
     content["source_spec"]["train"][0]["features"] = ["user_id", "what"]
@@ -187,10 +187,10 @@ def test_all_unknown_and_repeated_names_come_in_one_error_with_their_place(tmp_p
     message = _refused(tmp_path, yaml.safe_dump(content))
     assert "channel_spec.user_ch: feature 'who'" in message
     assert "source_spec.train.0.features: feature 'what'" in message
-    assert "source_spec.test.1.features: feature 'item_id' comes twice" in message
+    assert "source_spec.test.1.features: feature 'item_id' appears twice" in message
 
 
-def test_wrong_names_and_wrong_values_come_in_one_error(tmp_path: Path) -> None:
+def test_wrong_names_and_wrong_values_are_reported_at_once(tmp_path: Path) -> None:
     content = yaml.safe_load(_NVIDIA)
     content["channel_spec"]["user_ch"] = ["who"]
     content["feature_spec"]["item_id"]["cardinality"] = 0
@@ -207,13 +207,13 @@ def test_every_wrong_path_of_a_chunk_is_listed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["/etc/passwd", "../up.csv", "a/../../up.csv", "..", "", ".", "a\0b"])
-def test_paths_that_leave_the_folder_are_refused(tmp_path: Path, file: str) -> None:
+def test_paths_that_escape_the_folder_are_refused(tmp_path: Path, file: str) -> None:
     chunk = {"type": "csv", "features": ["label"], "files": ["fine.csv", file]}
     message = _refused(tmp_path, _edited(source_spec={"train": [chunk]}))
     assert "source_spec.train.0.files" in message
 
 
-def test_links_that_lead_out_and_files_that_are_missing_are_listed_together(tmp_path: Path) -> None:
+def test_links_to_the_outside_and_missing_files_are_listed_together(tmp_path: Path) -> None:
     outside = tmp_path / "outside.csv"
     outside.write_text("1\n")
     folder = tmp_path / "set"
@@ -225,7 +225,7 @@ def test_links_that_lead_out_and_files_that_are_missing_are_listed_together(tmp_
     chunk = Chunk(type="csv", features=["label"], files=["link.csv", "dir/outside.csv", "gone.csv", "inner.csv"])
     with pytest.raises(UserError) as caught:
         chunk_files(folder, chunk)
-    for name in ("link.csv leads out", "dir/outside.csv leads out", "gone.csv does not exist"):
+    for name in ("link.csv points outside", "dir/outside.csv points outside", "gone.csv does not exist"):
         assert name in str(caught.value)
     assert "inner.csv" not in str(caught.value)
     fine = Chunk(type="csv", features=["label"], files=["inner.csv", "real.csv"])
@@ -247,14 +247,14 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
         chunk_files(tmp_path, Chunk(type="csv", features=["label"], files=["a.csv"]))
 
 
-def test_a_missing_spec_says_how_to_make_one(tmp_path: Path) -> None:
+def test_a_missing_spec_is_an_error_that_says_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"feature_spec\.yaml does not exist.*python -m preprocessing"):
         read_feature_spec(tmp_path)
 
 
-def test_a_huge_spec_is_refused_unread(tmp_path: Path) -> None:
+def test_a_huge_spec_is_refused_without_reading_it(tmp_path: Path) -> None:
     with (tmp_path / "feature_spec.yaml").open("wb") as file:
-        os.truncate(file.fileno(), 1 << 34)  # sparse: reading it would take the machine's memory
+        os.truncate(file.fileno(), 1 << 34)  # sparse: reading it would exhaust memory
     with pytest.raises(UserError, match=r"17,179,869,184 bytes"):
         read_feature_spec(tmp_path)
 
@@ -285,7 +285,7 @@ def test_python_tags_are_refused_and_not_run(tmp_path: Path, tag: str) -> None:
         "a: " + "1" * 5000,
     ],
 )
-def test_what_is_no_spec_is_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_specs_are_refused(tmp_path: Path, text: str) -> None:
     _refused(tmp_path, text)
 
 
@@ -294,8 +294,8 @@ def test_what_is_no_spec_is_refused(tmp_path: Path, text: str) -> None:
     [("[x]", "[{}]"), ("{k: x}", "{{a: [{}]}}"), ("{k: x}", "{{<<: [{}]}}")],
     ids=["lists", "mappings", "merges"],
 )
-def test_aliases_that_multiply_are_refused_before_they_do(tmp_path: Path, first: str, next_level: str) -> None:
-    # Each level names the one before nine times: 9**20 values at the end.
+def test_exponential_aliases_are_refused_before_expansion(tmp_path: Path, first: str, next_level: str) -> None:
+    # Each level references the previous one nine times: 9**20 values in the end.
     levels = [f"l{n}: &l{n} " + next_level.format(", ".join([f"*l{n - 1}"] * 9)) for n in range(1, 21)]
     text = "\n".join([f"l0: &l0 {first}", *levels])
     assert len(_refused(tmp_path, text)) < 5000
@@ -309,13 +309,13 @@ def test_a_list_that_two_chunks_share_may_be_an_alias(tmp_path: Path) -> None:
     assert [chunk.features for chunk in _read(tmp_path, text).chunks("test")] == [["user_id", "item_id"], ["label"]]
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "feature_spec.yaml").write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(UserError, match="not readable YAML"):
         read_feature_spec(tmp_path)
 
 
-def test_missing_channels_and_mappings_are_told(tmp_path: Path) -> None:
+def test_missing_channels_and_mappings_are_reported(tmp_path: Path) -> None:
     message = _refused(tmp_path, _edited(channel_spec={"user_ch": [], "item_ch": ["item_id", "label"]}, source_spec={}))
     for place in (
         "channel_spec.user_ch: expected exactly one feature, got none",
@@ -326,18 +326,18 @@ def test_missing_channels_and_mappings_are_told(tmp_path: Path) -> None:
         assert place in message
 
 
-def test_a_feature_comes_once_in_a_channel_and_once_in_a_chunk(tmp_path: Path) -> None:
+def test_a_feature_may_appear_only_once_per_channel_and_mapping(tmp_path: Path) -> None:
     content = yaml.safe_load(_NVIDIA)
     content["channel_spec"]["others"] = ["user_id", "item_id", "user_id"]
     content["source_spec"]["train"][0]["features"] = ["item_id", "item_id"]
     message = _refused(tmp_path, yaml.safe_dump(content))
-    assert "channel_spec.others: feature 'user_id' comes twice" in message
-    assert "source_spec.train.0.features: feature 'item_id' comes twice in this mapping" in message
+    assert "channel_spec.others: feature 'user_id' appears twice" in message
+    assert "source_spec.train.0.features: feature 'item_id' appears twice in this mapping" in message
     assert message.count("twice") == 2
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**31, True, 3.0, "3", "many", [3]])
-def test_a_cardinality_is_a_positive_number_or_auto(tmp_path: Path, value: object) -> None:
+def test_a_cardinality_must_be_a_positive_integer_or_auto(tmp_path: Path, value: object) -> None:
     content = yaml.safe_load(_NVIDIA)
     content["feature_spec"]["item_id"]["cardinality"] = value
     message = _refused(tmp_path, yaml.safe_dump(content))
@@ -357,29 +357,29 @@ def test_a_cardinality_is_a_positive_number_or_auto(tmp_path: Path, value: objec
         ("time_ordered", 1),
     ],
 )
-def test_values_of_metadata_are_not_bent_into_shape(tmp_path: Path, key: str, value: object) -> None:
+def test_metadata_values_are_not_coerced(tmp_path: Path, key: str, value: object) -> None:
     message = _refused(tmp_path, _edited(metadata={key: value}))
     assert f"metadata.{key}" in message
     assert f"got {value!r}" in message
 
 
-def test_any_mapping_may_stand_beside_train(tmp_path: Path) -> None:
+def test_other_mappings_than_train_may_have_any_name(tmp_path: Path) -> None:
     sources = yaml.safe_load(_NVIDIA)["source_spec"]
     spec = _read(tmp_path, _edited(source_spec={"train": sources["train"], "holdout": sources["test"]}))
     assert spec.features("holdout") == ["user_id", "item_id", "label"]
 
 
-def test_which_features_hold_ids(tmp_path: Path) -> None:
+def test_categorical_features_are_identified(tmp_path: Path) -> None:
     assert _read(tmp_path, _NVIDIA).categorical() == ("item_id", "user_id")
     content = yaml.safe_load(_RICH)
-    content["feature_spec"]["label"] = {"cardinality": 2}  # a label is a label, whatever it says of itself
-    del content["feature_spec"]["user_gender"]["cardinality"]  # its channel tells
-    content["feature_spec"]["user_age"] = {"cardinality": "auto"}  # its cardinality tells
+    content["feature_spec"]["label"] = {"cardinality": 2}  # still a label despite its cardinality
+    del content["feature_spec"]["user_gender"]["cardinality"]  # categorical by its channel
+    content["feature_spec"]["user_age"] = {"cardinality": "auto"}  # categorical by its cardinality
     spec = _read(tmp_path, yaml.safe_dump(content))
     assert set(spec.categorical()) == {"user_gender", "user_age", "user_id", "item_id"}
 
 
-def test_found_cardinalities_fill_what_is_open(tmp_path: Path) -> None:
+def test_found_cardinalities_replace_auto_and_missing_ones(tmp_path: Path) -> None:
     spec = _read(tmp_path, _RICH).with_cardinalities({"user_gender": 2, "user_id": 7, "item_id": 8})
     assert [spec.cardinality(name) for name in ("user_gender", "user_id", "item_id")] == [3, 7, 8]
     assert spec.feature_spec["user_id"].dtype == "torch.int32"

@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[2]
 _GOOD = "user,item,time\n1,1,1\n1,2,2\n2,1,1\n2,3,2\n"
 
 
-# name → (file to write, its content, more flags, what the message says)
+# name → (file to write, its content, extra flags, parts of the message)
 _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
     "missing column": ("log.csv", b"user,thing,time\n1,2,3\n", [], ["log.csv", "'thing'", "--item"]),
     "named column": (
@@ -32,13 +32,13 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
     ),
     "empty": ("log.csv", b"", [], ["log.csv", "empty", "expected"]),
     "header only": ("log.csv", b"user,item,time\n", [], ["log.csv", "no rows", "expected"]),
-    "text for an id": ("log.csv", _GOOD.encode() + b"ann,1,1\n", [], ["log.csv, line 6", "'user'", "'ann'", "mend"]),
-    "text in u.data": ("u.data", b"1\t2\t3\t4\nx\t2\t3\t4\n", [], ["u.data, line 2", "'userId'", "'x'", "mend"]),
-    "text in ratings.dat": ("ratings.dat", b"1::2::3::4\n1::y::3::4\n", [], ["ratings.dat, line 2", "'y'", "mend"]),
-    "too few columns": ("log.csv", _GOOD.encode() + b"3,1\n", [], ["log.csv, line 6", "expected 3", "got 2", "mend"]),
-    "garbage": ("log.csv", bytes(range(256)) * 4, [], ["log.csv", "no text file", "expected"]),
+    "text for an id": ("log.csv", _GOOD.encode() + b"ann,1,1\n", [], ["log.csv, line 6", "'user'", "'ann'", "fix"]),
+    "text in u.data": ("u.data", b"1\t2\t3\t4\nx\t2\t3\t4\n", [], ["u.data, line 2", "'userId'", "'x'", "fix"]),
+    "text in ratings.dat": ("ratings.dat", b"1::2::3::4\n1::y::3::4\n", [], ["ratings.dat, line 2", "'y'", "fix"]),
+    "too few columns": ("log.csv", _GOOD.encode() + b"3,1\n", [], ["log.csv, line 6", "expected 3", "got 2", "fix"]),
+    "garbage": ("log.csv", bytes(range(256)) * 4, [], ["log.csv", "not a UTF-8 text file", "expected"]),
     "no zip": ("log.zip", b"PK\x03\x04 and no more", [], ["log.zip", "not a readable zip", "download"]),
-    "no parquet": ("log.parquet", b"PAR1 and no more", [], ["log.parquet", "not a readable Parquet", "whole"]),
+    "no parquet": ("log.parquet", b"PAR1 and no more", [], ["log.parquet", "not a readable Parquet", "complete"]),
     "no rating": ("log.csv", _GOOD.encode(), ["--min-rating", "3"], ["log.csv", "time and rating?", "--rating"]),
     "unnamed rating": (
         "log.csv",
@@ -60,7 +60,7 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
     ),
     "one name twice": ("log.csv", b"user,item,item,time\n1,2,3,4\n", [], ["log.csv", "'item'", "more than once"]),
     "blank lines only": ("log.csv", b"user,item,time\n\n\n", [], ["log.csv", "no rows", "expected"]),
-    "blank rows only": ("log.csv", b"user,item,time\n,,\n,,\n", [], ["of 2 rows: 2 lack a user, item or time"]),
+    "blank rows only": ("log.csv", b"user,item,time\n,,\n,,\n", [], ["of 2 rows, 2 lack a user, item or time"]),
     "strict": (
         "log.csv",
         _GOOD.encode() + b"\n3,,1\n3,1,\n",
@@ -80,7 +80,7 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
         "u.data",
         b"1\t2\t3\t4\n1\t3\t3\t4\n",
         ["--min-rating", "4"],
-        ["nothing is left to train on of 2 rows", "2 are rated below --min-rating"],
+        ["no rows are left to train on: of 2 rows", "2 are rated below --min-rating"],
     ),
 }
 
@@ -106,25 +106,25 @@ def test_bad_input_is_explained_and_leaves_nothing(tmp_path: Path, case: str) ->
     assert _entries(tmp_path) == before
 
 
-def test_an_input_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_missing_input_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv does not exist"):
         main(["--input", str(tmp_path / "gone.csv"), "--output", str(tmp_path / "out")])
     assert not _entries(tmp_path)
 
 
 @pytest.mark.parametrize("named", [["--user", "user"], ["--user", "user", "--time", "time"], ["--rating", "rating"]])
-def test_columns_are_named_all_or_none(tmp_path: Path, named: list[str]) -> None:
+def test_columns_must_be_named_all_or_none(tmp_path: Path, named: list[str]) -> None:
     with pytest.raises(UserError, match=r"--user, --item and --time, or none"):
         main(["--input", str(tmp_path), "--output", str(tmp_path / "out"), *named])
 
 
-def test_the_samples_columns_are_known(tmp_path: Path) -> None:
+def test_columns_cannot_be_named_for_the_sample(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="for --input"):
         main(["--sample", "ml-100k", "--output", str(tmp_path / "out"), "--user", "u", "--item", "i", "--time", "t"])
 
 
 @pytest.mark.parametrize("what", ["file", "empty folder", "folder", "link"])
-def test_an_output_that_exists_is_kept_without_overwrite(tmp_path: Path, what: str) -> None:
+def test_an_existing_output_is_kept_without_overwrite(tmp_path: Path, what: str) -> None:
     (tmp_path / "log.csv").write_text(_GOOD)
     output = tmp_path / "out"
     if what == "file":
@@ -142,7 +142,7 @@ def test_an_output_that_exists_is_kept_without_overwrite(tmp_path: Path, what: s
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "folder with stats.json", "link"])
-def test_overwrite_replaces_no_folder_of_somebody_else(tmp_path: Path, what: str) -> None:
+def test_overwrite_does_not_replace_foreign_files_or_folders(tmp_path: Path, what: str) -> None:
     (tmp_path / "log.csv").write_text(_GOOD)
     output = tmp_path / "out"
     if what == "file":
@@ -150,7 +150,7 @@ def test_overwrite_replaces_no_folder_of_somebody_else(tmp_path: Path, what: str
     else:
         (tmp_path / "theirs").mkdir()
         (tmp_path / "theirs" / "precious").write_text("precious")
-        if what == "folder with stats.json":  # a common name
+        if what == "folder with stats.json":  # a common file name
             (tmp_path / "theirs" / "stats.json").write_text('{"users": 3, "seed": 1}')
         output.symlink_to("theirs") if what == "link" else (tmp_path / "theirs").rename(output)
     before = _entries(tmp_path)
@@ -176,7 +176,7 @@ def test_a_failed_overwrite_keeps_the_old_folder(
 
 
 @pytest.mark.parametrize("inside", ["log.csv", "raw/log.csv"])
-def test_an_output_that_holds_the_input_is_kept(tmp_path: Path, inside: str) -> None:
+def test_an_output_that_contains_the_input_is_kept(tmp_path: Path, inside: str) -> None:
     (tmp_path / "first.csv").write_text(_GOOD)
     output = tmp_path / "out"
     main(["--input", str(tmp_path / "first.csv"), "--output", str(output), "--device", "cpu"])
@@ -189,7 +189,7 @@ def test_an_output_that_holds_the_input_is_kept(tmp_path: Path, inside: str) -> 
     assert _entries(tmp_path) == before
 
 
-def test_what_was_left_out_is_told_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropped_rows_are_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "log.csv"
     log.write_text("user,item,time,rating\n1,1,1,5\n1,2,2,5\n2,1,1,5\n2,3,2,5\n2,3,3,5\n,1,1,5\n1,3,4,2\n")
     argv = ["--input", str(log), "--device", "cpu", "--output"]
@@ -226,7 +226,7 @@ def _assert_refused(done: subprocess.CompletedProcess[str], parts: list[str]) ->
         assert part in done.stderr
 
 
-def test_help_is_quick_because_it_imports_no_merlin() -> None:
+def test_help_is_fast_because_it_does_not_import_merlin() -> None:
     code = "import sys, preprocessing.__main__ as command\ntry: command.main(['--help'])\nfinally: print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=_ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].split())
@@ -264,7 +264,7 @@ def test_the_command_prepares_a_zip(tmp_path: Path) -> None:
 
 
 def _signalled(log: Path, output: Path, number: signal.Signals, moment: str) -> int:
-    """Prepare in a process of its own and signal it once its staging folder (or `moment` in it) is there."""
+    """Prepare in a separate process and signal it once its staging folder (or `moment` in it) exists."""
     process = subprocess.Popen(
         [sys.executable, "-m", "preprocessing", "--input", str(log), "--output", str(output), "--device", "cpu"],
         cwd=_ROOT,
@@ -274,7 +274,7 @@ def _signalled(log: Path, output: Path, number: signal.Signals, moment: str) -> 
     try:
         deadline = time.monotonic() + 60
         while not list(output.parent.glob(f".out.*.partial/{moment}")):
-            assert process.poll() is None, "it ended before the signal"
+            assert process.poll() is None, "the process ended before the signal"
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(number)
@@ -287,7 +287,7 @@ def _signalled(log: Path, output: Path, number: signal.Signals, moment: str) -> 
 
 @pytest.fixture(scope="module")
 def large_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log that takes seconds, in pieces that take a moment each."""
+    """A log that takes seconds to prepare, in pieces that take milliseconds each."""
     rows = 1_500_000
     rng = np.random.default_rng(0)
     columns = {"user": rng.integers(0, 20_000, rows), "item": rng.integers(0, 5_000, rows), "time": np.arange(rows)}
@@ -297,12 +297,12 @@ def large_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("moment", ["", ".spill/0*", "train/*"], ids=["at the start", "reading", "writing"])
-def test_a_request_to_end_leaves_nothing(tmp_path: Path, large_log: Path, moment: str) -> None:
+def test_sigterm_leaves_no_files(tmp_path: Path, large_log: Path, moment: str) -> None:
     assert _signalled(large_log, tmp_path / "new" / "out", signal.SIGTERM, moment) == 143
     assert _entries(tmp_path) == set()
 
 
-def test_what_a_killed_run_left_is_swept_by_the_next(tmp_path: Path, large_log: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(tmp_path: Path, large_log: Path) -> None:
     assert _signalled(large_log, tmp_path / "out", signal.SIGKILL, ".spill/0*") == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".partial")

@@ -19,13 +19,13 @@ MIB = 2**20
         ("1.5 KiB", 1536), (" 3 tb ", 3 * 10**12), ("4Ti", 2**42), ("7b", 7), ("10 k", 10_000),
     ],
 )  # fmt: skip
-def test_sizes(text: str, size: int) -> None:
+def test_sizes_are_parsed(text: str, size: int) -> None:
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1 gig", "GiB", "1e9", "1,5g", "1GiBs", "nan", "1.g"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no size; expected one such as 1GiB"):
+def test_invalid_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"is not a size; expected one such as 1GiB"):
         parse_bytes(text)
 
 
@@ -38,7 +38,7 @@ def test_threads_grow_with_the_limit_up_to_the_cores(limit: int, cores: int) -> 
             assert limit is not None
             needed = re.search(r"allow (\d+) MiB or more", str(err))
             assert needed is not None
-            assert threads_within(int(needed[1]) * MIB, cores) == 1  # what the message asks for is enough
+            assert threads_within(int(needed[1]) * MIB, cores) == 1  # the amount in the message is enough
             assert limit < int(needed[1]) * MIB
             return 0
 
@@ -46,7 +46,7 @@ def test_threads_grow_with_the_limit_up_to_the_cores(limit: int, cores: int) -> 
     assert threads(limit) <= threads(limit + 100 * MIB) <= cores
 
 
-def test_workers_within_the_limit() -> None:
+def test_workers_must_fit_within_the_limit() -> None:
     check_workers(None, 1000)
     with pytest.raises(
         UserError, match=r"--memory-limit of 800 MiB is too little for 4 worker processes.*or run fewer"
@@ -61,7 +61,7 @@ def test_workers_within_the_limit() -> None:
 
 
 @given(rows=st.integers(0, 2**36), limit=st.none() | st.integers(400 * MIB, 2**40), tasks=st.integers(1, 64))
-def test_partitions_are_finer_for_larger_logs_and_lower_limits(rows: int, limit: int | None, tasks: int) -> None:
+def test_there_are_more_partitions_for_larger_logs_and_lower_limits(rows: int, limit: int | None, tasks: int) -> None:
     found = partitions_of(rows, limit, tasks)
     assert 1 <= found <= 65536
     assert partitions_of(rows // 2, limit, tasks) <= found <= partitions_of(rows * 2, limit, tasks)
@@ -72,14 +72,14 @@ def test_partitions_are_finer_for_larger_logs_and_lower_limits(rows: int, limit:
 
 
 def test_a_limit_shrinks_partitions_until_they_fit() -> None:
-    # 32 tasks in 96 MiB beside the process: 3 MiB for each.
+    # 96 MiB besides the process for 32 tasks: 3 MiB each.
     few, many = (partitions_of(10**8, limit, 32) for limit in (None, 400 * MIB))
     assert 10 * few < many
 
 
-def test_partitions_are_split_by_what_is_drawn_for_them() -> None:
+def test_partitions_are_split_by_the_number_of_negatives() -> None:
     few = splits_of(600_000, 200_000 * 100, 8, 500 * MIB, 2)
     many = splits_of(600_000, 200_000 * 500, 8, 500 * MIB, 2)
     assert 1 < few < many
     assert splits_of(20_000_000, 138_000 * 100, 133, None, 2) == 1
-    assert splits_of(10**9, 10**12, 8192, 500 * MIB, 2) == 1  # there are no more partitions than that
+    assert splits_of(10**9, 10**12, 8192, 500 * MIB, 2) == 1  # already at the maximum number of partitions

@@ -30,7 +30,7 @@ _CPU = frame_device("cpu")
 
 @dataclass(frozen=True)
 class _Tables(Piece):
-    """A piece that comes in several tables."""
+    """A piece made of several tables."""
 
     parts: list[pa.Table]
 
@@ -68,7 +68,7 @@ def _spill(folder: Path, pieces: list[_Tables], partitions: int, **selection: An
 
 
 def _bits(number: float) -> int:
-    """IEEE 754 bits of the magnitude; a negative number is as far below -1 as its mirror is above 0."""
+    """IEEE 754 bits of the magnitude; negative numbers are mirrored around -0.5."""
     (bits,) = struct.unpack("<q", struct.pack("<d", abs(number)))
     return bits if number >= 0 else -1 - bits
 
@@ -84,7 +84,7 @@ _USERS = st.one_of(
 
 
 @given(users=_USERS, partitions=st.sampled_from([1, 2, 7]), cuts=st.lists(st.integers(0, 30), max_size=4))
-def test_every_row_is_in_one_partition_with_all_of_its_user(
+def test_every_row_is_in_the_single_partition_of_its_user(
     fresh: Callable[[], Path], users: list[Any], partitions: int, cuts: list[int]
 ) -> None:
     # Two pieces, each in several tables, any of which may be empty.
@@ -112,11 +112,11 @@ def test_every_row_is_in_one_partition_with_all_of_its_user(
     assert sorted(found, key=lambda row: row[1]) == list(zip(keys, places, places * 2, strict=True))
 
 
-def test_as_many_partitions_as_are_allowed(tmp_path: Path) -> None:
+def test_the_maximum_number_of_partitions(tmp_path: Path) -> None:
     users = list(range(1000))
     spilled = _spill(tmp_path, [_piece(users, users, users)], 65536)
     occupied = np.flatnonzero(np.diff(spilled.spills[0].offsets))
-    assert len(occupied) > 950  # of a thousand users in 65,536 partitions about eight share one
+    assert len(occupied) > 950  # about eight of 1,000 users collide in 65,536 partitions
     found = pd.concat([load_partition(int(partition), tmp_path, _CPU) for partition in occupied])
     assert sorted(found["user"]) == users
 
@@ -133,11 +133,11 @@ def test_a_users_partition_does_not_depend_on_other_rows_or_on_the_width_of_ids(
 def test_users_are_spread_evenly(fresh: Callable[[], Path]) -> None:
     for users in (list(range(8000)), [f"user {n}" for n in range(8000)]):
         spilled = _spill(fresh(), [_piece(users, list(range(8000)), [0] * 8000)], 8)
-        # 1000 expected, standard deviation 30.
+        # Expected: 1000, with standard deviation 30.
         assert (np.abs(np.diff(spilled.spills[0].offsets) - 1000) < 160).all()
 
 
-def test_rows_with_a_missing_value_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_rows_with_a_missing_value_are_counted_and_dropped(tmp_path: Path) -> None:
     piece = _piece([1, None, 3, 4, 5, 6], ["a", "b", None, "d", "e", "f"], [1.0, 2.0, 3.0, None, np.nan, np.inf])
     spilled = _spill(tmp_path, [piece], 1)
     (spill,) = spilled.spills
@@ -150,19 +150,19 @@ def test_rows_with_a_missing_value_are_counted_and_left_out(tmp_path: Path) -> N
     ("column", "values"),
     [("u", ([1, 2, None], [1, 2, None], [1, 2, None])), ("i", ([1, 2, 3], ["a", "b", None], [1, 2, 3]))],
 )
-def test_strict_names_the_first_row_that_lacks_something(tmp_path: Path, column: str, values: tuple) -> None:
-    # Behind another piece and another table of the same piece; the row is counted in its piece.
+def test_strict_names_the_first_row_with_a_missing_value(tmp_path: Path, column: str, values: tuple) -> None:
+    # The row follows another piece and another table of its piece; rows are counted within the piece.
     good = _table([1, 1], values[1][:1] * 2, [1, 2])
     pieces = [_Tables([good]), _Tables([good, _table(*values)])]
     with pytest.raises(UserError, match=f"log, row 5: column '{column}' is empty, and --strict"):
         _spill(tmp_path, pieces, 2, strict=True)
 
 
-def test_strict_accepts_what_is_complete_and_rows_whose_rating_does_not_matter(tmp_path: Path) -> None:
+def test_strict_accepts_complete_rows_and_ignores_unused_ratings(tmp_path: Path) -> None:
     assert _spill(tmp_path, [_piece([1, 2], [1, 2], [1, 2], [None, 1.0])], 1, strict=True).rows == 2
 
 
-def test_a_missing_rating_counts_only_where_ratings_do(fresh: Callable[[], Path]) -> None:
+def test_a_missing_rating_matters_only_if_ratings_are_used(fresh: Callable[[], Path]) -> None:
     piece = _piece([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [None, 1.5, 2.0, 5.0])
     assert [(s.missing, s.below_rating, s.offsets[-1]) for s in _spill(fresh(), [piece], 1).spills] == [(0, 0, 4)]
     spilled = _spill(fresh(), [piece], 1, min_rating=2.0)
@@ -171,7 +171,7 @@ def test_a_missing_rating_counts_only_where_ratings_do(fresh: Callable[[], Path]
     assert _parts(spilled)[0]["user"].tolist() == [3, 4]
 
 
-def test_rows_with_unknown_ids_are_counted_and_left_out(tmp_path: Path) -> None:
+def test_rows_with_unknown_ids_are_counted_and_dropped(tmp_path: Path) -> None:
     known = {
         "user": IdTable(pd.Series([3, 1])),
         "item": IdTable(pd.Series(text_keys(pa.array(["b", "a"])))),
@@ -186,7 +186,7 @@ def test_rows_with_unknown_ids_are_counted_and_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("low", "high", "kind"), [(-(2**31), 2**31 - 1, "int32"), (0, 2**31, "int64"), (-(2**31) - 1, 0, "int64")]
 )
-def test_ids_are_narrow_where_they_fit(tmp_path: Path, low: int, high: int, kind: str) -> None:
+def test_ids_are_int32_if_they_fit(tmp_path: Path, low: int, high: int, kind: str) -> None:
     (part,) = _parts(_spill(tmp_path, [_piece([low, high], [1, 2], [1, 2])], 1))
     assert part["user"].tolist() == [low, high]
     assert part.dtypes.astype(str).tolist() == [kind, "int32", "int32"]
@@ -198,7 +198,7 @@ def test_pieces_of_different_widths_share_one_schema(tmp_path: Path) -> None:
     assert sorted(pd.concat(parts).to_numpy().tolist()) == [[1, 2**33, 1], [2**33, 1, 2]]
 
 
-def test_no_file_is_left_half_written(tmp_path: Path) -> None:
+def test_no_partial_file_is_left(tmp_path: Path) -> None:
     _spill(tmp_path, [_piece(["a"], ["x"], [1]), _piece(["b"], ["y"], [1])], 2)
     names = {path.name for path in tmp_path.iterdir()}
     spills = {f"00000{piece}-000000.{kind}" for piece in range(2) for kind in ("rows", "user", "item")}
@@ -228,7 +228,7 @@ _LATER_MS = (_LATER - _EPOCH) // dt.timedelta(milliseconds=1)
         (pa.array(np.array([1.5, 2.5], np.float16)), [_bits(1.5), _bits(2.5)]),
     ],
 )
-def test_times_are_integers_in_the_unit_they_come_in(tmp_path: Path, times: pa.Array, expected: list[int]) -> None:
+def test_times_are_integers_in_their_original_unit(tmp_path: Path, times: pa.Array, expected: list[int]) -> None:
     (part,) = _parts(_spill(tmp_path, [_piece([1, 2], [1, 2], times)], 1))
     assert part["time"].tolist() == expected
 
@@ -245,7 +245,7 @@ def test_numbers_of_any_size_keep_their_order(fresh: Callable[[], Path], times: 
     assert [sorted(set(order.values())).index(order[place]) for place in places] == ranks
 
 
-def test_unsigned_ids_are_refused_where_they_do_not_fit_int64(tmp_path: Path) -> None:
+def test_unsigned_ids_that_do_not_fit_int64_are_refused(tmp_path: Path) -> None:
     assert _spill(tmp_path, [_piece(pa.array([1, 2**63 - 1], pa.uint64()), [1, 2], [1, 2])], 1).rows == 2
     with pytest.raises(UserError, match=r"beyond 64-bit integers.*make these ids text"):
         _spill(tmp_path, [_piece(pa.array([1, 2**63], pa.uint64()), [1, 2], [1, 2])], 1)

@@ -26,13 +26,13 @@ Files = Callable[[Path, str], list[pd.DataFrame]]
 _IDS = st.one_of(
     st.just(lambda n: n),
     st.just(lambda n: n * 2**40 - 2**41),  # negative and beyond 32 bits
-    st.just(lambda n: 'ßeta,"a" zß'[n % 8 :] + chr(0x1F600 - 997 * n)),  # code points out of alphabetical order
+    st.just(lambda n: 'ßeta,"a" zß'[n % 8 :] + chr(0x1F600 - 997 * n)),  # code points not in alphabetical order
 )
 
 
 @st.composite
 def _logs(draw: st.DrawFn) -> pd.DataFrame:
-    """A small dense log: duplicates, equal times and users with one or all items are common."""
+    """A small dense log with many duplicates, equal times, and users with one or all items."""
     n_users, n_items = draw(st.integers(1, 6)), draw(st.integers(1, 8))
     row = st.tuples(
         st.integers(0, n_users - 1),
@@ -61,7 +61,7 @@ def _write(log: pd.DataFrame, path: Path, kind: str) -> Path:
 
 
 def _reference(log: pd.DataFrame, min_rating: float | None) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Interactions (user, item, held_out) as encoded ids, by user and time, in plain pandas; and the counts."""
+    """Plain pandas reference: (interactions (user, item, held_out) as encoded ids by user and time, counts)."""
     wanted = ["user", "item", "time"] + (["rating"] if min_rating is not None else [])
     kept = log.dropna(subset=wanted)
     counts = {"rows_read": len(log), "dropped_missing": len(log) - len(kept), "dropped_below_min_rating": 0}
@@ -82,7 +82,7 @@ def _reference(log: pd.DataFrame, min_rating: float | None) -> tuple[pd.DataFram
 
 
 def _sorted_by_user(files: list[pd.DataFrame]) -> pd.DataFrame:
-    """All rows, users in order; the order of a user's rows stays."""
+    """All rows, stably sorted by user."""
     rows = pd.concat(files) if files else pd.DataFrame({"user": [], "item": [], "label": []}).astype(int)
     return rows.sort_values("user", kind="stable").reset_index(drop=True)
 
@@ -96,7 +96,7 @@ def _check_train(files: list[pd.DataFrame], expected: pd.DataFrame, n_items: int
     assert positives[["user", "item"]].to_numpy().tolist() == kept[["user", "item"]].to_numpy().tolist()
     for user, rows in train.groupby("user"):
         own = set(kept["item"][kept["user"] == user])
-        if len(own) == n_items:  # there is no negative
+        if len(own) == n_items:  # no negatives exist
             assert (rows["label"] == 1).all()
             continue
         labels = rows["label"].to_numpy().reshape(-1, 1 + per_positive)
@@ -108,7 +108,7 @@ def _check_train(files: list[pd.DataFrame], expected: pd.DataFrame, n_items: int
 
 
 def _check_test(files: list[pd.DataFrame], expected: pd.DataFrame, n_items: int, negatives: int) -> int:
-    """Returns how many series have repeats."""
+    """Check the test rows; returns the number of series with repeats."""
     for part in files:
         assert part["user"].is_monotonic_increasing
     test = _sorted_by_user(files)
@@ -130,7 +130,7 @@ def _check_test(files: list[pd.DataFrame], expected: pd.DataFrame, n_items: int,
 
 
 def _check_folder(folder: Path) -> dict[str, Any]:
-    """The spec lists exactly the data files that are there; returns the counts."""
+    """Check that the spec lists exactly the existing data files; returns the stats."""
     spec = read_feature_spec(folder)
     listed = {name for chunks in spec.source_spec.values() for chunk in chunks for name in chunk.files}
     names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -158,7 +158,7 @@ def _check_folder(folder: Path) -> dict[str, Any]:
     train_negatives=st.sampled_from([0, 0, 1, 4]),
     partitions=st.sampled_from([1, 2, 5]),
 )
-def test_a_random_log_against_pandas(
+def test_random_logs_match_a_pandas_reference(
     fresh: Callable[[], Path],
     prepare_log: Prepare,
     mapping_files: Files,
@@ -215,7 +215,7 @@ def _made_log(seed: int, strings: bool) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("strings", [False, True])
-def test_partitions_and_the_order_of_rows_change_no_row(
+def test_partitions_and_row_order_do_not_change_the_rows(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, strings: bool
 ) -> None:
     log = _made_log(1, strings)
@@ -236,7 +236,7 @@ def test_the_same_log_and_seed_give_the_same_bytes(
 ) -> None:
     log = _made_log(2, strings=True)
     path = _write(log, tmp_path / "log", "csv")
-    # Fewer negatives than unseen items, so that there is something to draw.
+    # Fewer negatives than unseen items, so that the draw is random.
     flags = ["--test-negatives", "5", "--train-negatives", "1"]
     first = prepare_log(path, *flags)
     content = folder_bytes(first)
@@ -255,14 +255,14 @@ def test_the_same_log_and_seed_give_the_same_bytes(
     assert all(other[name] == content[name] for name in content if name.startswith("categories/"))
 
 
-def test_a_log_in_many_pieces_gives_the_bytes_of_one_piece(
+def test_many_pieces_give_the_same_bytes_as_one(
     tmp_path: Path,
     prepare_log: Prepare,
     folder_bytes: Callable[[Path], dict[str, bytes]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     log = _made_log(3, strings=False)
-    # One piece has an id beyond 32 bits, the others have none.
+    # Only one piece has an id beyond 32 bits.
     path = _write(
         pd.concat([log, pd.DataFrame({"user": [2**40] * 2, "item": [1, 2], "time": [1, 2]})]), tmp_path / "l", "csv"
     )
@@ -271,10 +271,10 @@ def test_a_log_in_many_pieces_gives_the_bytes_of_one_piece(
     assert folder_bytes(prepare_log(path)) == whole
 
 
-def test_ties_and_duplicates_by_hand(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:
+def test_ties_and_duplicates_in_a_hand_made_log(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:
     log = tmp_path / "log.csv"
-    # ann: "é" and "z" tie on the last time, and é is the greater code point; her second "a" does not count.
-    # bob: 10 comes after 9 by value. cy has one interaction.
+    # ann: "é" and "z" tie on the last time, and é has the larger code point; her second "a" is a duplicate.
+    # bob: 10 sorts after 9 by value. cy has one interaction.
     log.write_text("user,item,time\nann,z,5\nann,é,5\nann,a,1\nann,a,9\ncy,b,1\n", encoding="utf-8")
     folder = prepare_log(log, "--test-negatives", "1")
     items = ["a", "b", "z", "é"]
@@ -288,7 +288,7 @@ def test_ties_and_duplicates_by_hand(tmp_path: Path, prepare_log: Prepare, mappi
     assert _sorted_by_user(mapping_files(folder, "test"))["item"].tolist() == [3, 1]
 
 
-def test_a_log_without_anything_to_test_has_no_test_mapping(tmp_path: Path, prepare_log: Prepare) -> None:
+def test_a_log_without_test_series_has_no_test_mapping(tmp_path: Path, prepare_log: Prepare) -> None:
     log = tmp_path / "log.csv"
     log.write_text("user,item,time\n1,1,1\n2,2,2\n3,1,3\n")
     folder = prepare_log(log)
@@ -296,7 +296,7 @@ def test_a_log_without_anything_to_test_has_no_test_mapping(tmp_path: Path, prep
     assert json.loads((folder / "stats.json").read_text())["users_with_one_interaction"] == 3
 
 
-def test_titles_that_cannot_be_read_are_left_out_with_a_note(
+def test_unreadable_titles_are_skipped_with_a_note(
     tmp_path: Path, prepare_log: Prepare, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "u.data").write_text("1\t1\t3\t1\n1\t2\t3\t2\n2\t3\t3\t1\n")
@@ -311,7 +311,7 @@ def test_titles_that_cannot_be_read_are_left_out_with_a_note(
 
 @pytest.mark.parametrize("time_aware", [False, True])
 @pytest.mark.parametrize("kind", ["exact", "popularity", "uniform"])
-def test_each_kind_of_negatives_for_any_number_of_partitions(
+def test_each_kind_of_negatives_is_independent_of_the_number_of_partitions(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, kind: str, time_aware: bool
 ) -> None:
     path = _write(_made_log(4, strings=True), tmp_path / "log", "csv")
@@ -330,10 +330,10 @@ def test_each_kind_of_negatives_for_any_number_of_partitions(
 
 @pytest.mark.parametrize("unit", [1, 10**3, 10**9])
 @pytest.mark.parametrize("flags", [[], ["--time-aware"]])
-def test_large_partitions_give_the_rows_of_small_ones(
+def test_large_partitions_give_the_same_rows_as_small_ones(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, unit: int, flags: list[str]
 ) -> None:
-    """Large ones go through compiled loops where times fit (seconds, milliseconds), small ones through array code."""
+    """Large partitions use compiled loops if times fit (seconds, milliseconds), small ones array code."""
     rng, rows = np.random.default_rng(6), 2 * KERNEL_ROWS
     columns = {"user": rng.integers(0, 400, rows), "item": rng.zipf(1.1, rows) % 9_000}
     log = pd.DataFrame({**columns, "time": rng.integers(10**9, 16 * 10**8, rows) * unit})
@@ -347,7 +347,7 @@ def test_large_partitions_give_the_rows_of_small_ones(
         pd.testing.assert_frame_equal(rows_of_large, rows_of_small)
 
 
-def test_a_memory_limit_changes_no_row(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:
+def test_a_memory_limit_does_not_change_the_rows(tmp_path: Path, prepare_log: Prepare, mapping_files: Files) -> None:
     path = _write(_made_log(5, strings=False), tmp_path / "log", "csv")
     found = [
         [_sorted_by_user(mapping_files(prepare_log(path, *flags), name)) for name in ("train", "test")]
@@ -375,7 +375,7 @@ def test_the_sample_has_the_published_counts(sample: Path) -> None:
     assert table.num_rows == 943 * 101
 
 
-def test_the_sample_against_pandas(sample: Path, mapping_files: Files) -> None:
+def test_the_sample_matches_a_pandas_reference(sample: Path, mapping_files: Files) -> None:
     from preprocessing.sources.movielens import sample_file
 
     raw = pd.read_parquet(sample_file("MovieLens100k_data.parquet.brotli"))
@@ -384,7 +384,7 @@ def test_the_sample_against_pandas(sample: Path, mapping_files: Files) -> None:
     _check_train(mapping_files(sample, "train"), expected, 1682, 0)
     assert _check_test(mapping_files(sample, "test"), expected, 1682, 100) == 0
 
-    # Through the categories, the prepared pairs are the raw ones.
+    # Decoded with the categories, the prepared pairs equal the raw ones.
     back = {
         n: pd.read_parquet(sample / "categories" / f"{n}.parquet").set_index("id")["original"] for n in ("user", "item")
     }

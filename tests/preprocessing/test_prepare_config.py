@@ -22,12 +22,12 @@ from workflows.sampling import Sampling
         ({"sampling": Sampling(exponent=float("nan"))}, "--popularity-exponent"),
     ],
 )
-def test_numbers_out_of_range_name_their_flag(wrong: dict[str, Any], flag: str) -> None:
+def test_out_of_range_numbers_are_refused_with_their_flag(wrong: dict[str, Any], flag: str) -> None:
     with pytest.raises(UserError, match=f"{flag} should be"):
         PrepareConfig(**wrong)
 
 
-def test_the_ends_of_the_ranges_are_allowed() -> None:
+def test_range_limits_are_allowed() -> None:
     for exponent in (0.0, 10.0):
         PrepareConfig(test_negatives=0, train_negatives=0, sampling=Sampling(seed=0, exponent=exponent))
 
@@ -36,7 +36,7 @@ def test_the_ends_of_the_ranges_are_allowed() -> None:
     ("content", "is_ours"),
     [({"rows_read": 1, "test_negatives": 2, "more": 3}, True), ({"rows_read": 1}, False), ({}, False), (None, False)],
 )
-def test_a_prepared_folder_is_told_by_its_stats(tmp_path: Path, content: dict | None, is_ours: bool) -> None:
+def test_a_prepared_folder_is_recognised_by_its_stats(tmp_path: Path, content: dict | None, is_ours: bool) -> None:
     if content is not None:
         (tmp_path / "stats.json").write_text(json.dumps(content))
     assert is_prepared_folder(tmp_path) == is_ours

@@ -39,14 +39,14 @@ STATS: dict[str, Any] = {
     "rare_setting": "on",
     "rare_number": 3.75,
 }
-# Small counts, counts around the limit between table and sort, and large ones.
+# Small counts, counts around the limit between tallying and sorting, and large ones.
 COUNTS = st.lists(
     st.one_of(st.integers(1, 9), st.integers((1 << 16) - 2, (1 << 16) + 2), st.integers(1, 1 << 30)), min_size=1
 )
 
 
 class Text(HTMLParser):
-    """The tags of a page with their attributes, and its text, a piece for each heading, tile and table row."""
+    """The tags of a page with attributes, and its text: one string per heading, tile and table row."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def page(fresh: Callable[[], Path]) -> Callable[..., str]:
 
 
 @given(COUNTS)
-def test_spread_is_what_sorting_gives(counts: list[int]) -> None:
+def test_spread_matches_sorting(counts: list[int]) -> None:
     ordered = sorted(counts, reverse=True)
     result = spread(np.array(counts, np.int64))
     tops = np.arange(1, len(counts) + 1)
@@ -88,7 +88,7 @@ def test_spread_is_what_sorting_gives(counts: list[int]) -> None:
     np.testing.assert_allclose([summary["mean"], summary["median"]], [np.mean(counts), np.median(counts)])
 
 
-def test_spread_of_more_ids_than_are_counted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spread_of_several_blocks_of_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.random.default_rng(0).zipf(1.3, 1_000).clip(max=1 << 40)
     whole = spread(counts)
     monkeypatch.setattr(report, "_CHUNK_IDS", 64)
@@ -97,7 +97,7 @@ def test_spread_of_more_ids_than_are_counted_at_a_time(monkeypatch: pytest.Monke
         np.testing.assert_array_equal(getattr(pieces, name), getattr(whole, name))
 
 
-def test_a_top_is_rounded_up_to_whole_ids() -> None:
+def test_top_percentages_are_rounded_up_to_whole_ids() -> None:
     # 150 ids: one with 851 interactions, 149 with one each; 1 % of them is 1.5 ids.
     summary = spread(np.array([1] * 149 + [851])).summary()
     assert summary["top"] == {1: (2, 0.852), 10: (15, 0.865), 50: (75, 0.925)}
@@ -117,7 +117,7 @@ def test_charts_show_the_counts() -> None:
     np.testing.assert_array_equal(bars.edges, [1, 2, 4, 8, 16])
 
 
-def test_a_log_axis_has_labels_however_little_there_is() -> None:
+def test_a_log_axis_has_labels_even_for_a_single_point() -> None:
     axes = Figure().subplots()
     report._draw_ranks(axes, spread(np.array([3])), "#000000")
     for low, high in (axes.get_xlim(), axes.get_ylim()):
@@ -126,7 +126,7 @@ def test_a_log_axis_has_labels_however_little_there_is() -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 2, 10, 1_000, 10**9])
-def test_long_curves_are_thinned_and_keep_their_ends(stop: int) -> None:
+def test_long_curves_are_thinned_but_keep_their_endpoints(stop: int) -> None:
     ranks = report._log_spaced(stop)
     assert (ranks[0], ranks[-1]) == (1, stop)
     assert len(ranks) <= 200
@@ -153,7 +153,7 @@ def test_every_number_is_on_the_page(page: Callable[..., str]) -> None:
         "interactions, median 2.0 1.0",
         "interactions, most 5 7",
         "with a single interaction 1 3",
-        "interactions held by the busiest 50 % 70 % 2 of them 80 % 2 of them",
+        "interactions held by the busiest 50 % 70 % top 2 80 % top 2",
     ):
         assert rows.count(row) == 1, row
     bars = [attrs["style"] for _, attrs in Text(page()).tags if attrs.get("class") == "bar"]
@@ -163,7 +163,7 @@ def test_every_number_is_on_the_page(page: Callable[..., str]) -> None:
         assert len(re.findall(rf" {value}$", text, re.M)) == 1, value
 
 
-def test_a_source_is_text_not_markup(page: Callable[..., str]) -> None:
+def test_source_names_are_escaped(page: Callable[..., str]) -> None:
     name = "<script>alert('1')</script>.csv"
     parsed = Text(page(STATS | {"source": name, "dropped_<i>": 1, "rare_setting": "<i>"}))
     assert not {"script", "i"} & {tag for tag, _ in parsed.tags}
@@ -172,18 +172,18 @@ def test_a_source_is_text_not_markup(page: Callable[..., str]) -> None:
     assert "rare setting <i>" in parsed.rows
 
 
-def test_a_source_whose_name_is_no_text_is_written_all_the_same(page: Callable[..., str]) -> None:
+def test_a_source_name_that_is_not_utf_8_is_still_written(page: Callable[..., str]) -> None:
     assert r"log-\udce9.csv" in page(STATS | {"source": b"log-\xe9.csv".decode("utf-8", "surrogateescape")})
 
 
 def test_equal_inputs_give_equal_bytes(page: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     first = page()
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")  # matplotlib would date a chart by it
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")  # matplotlib would use it to date the charts
     assert page() == first
     assert page(users=(5, 2, 1, 1)) != first
 
 
-def test_the_page_needs_nothing_else(page: Callable[..., str]) -> None:
+def test_the_page_is_self_contained(page: Callable[..., str]) -> None:
     written = page()
     tags = Text(written).tags
     assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in tags}
@@ -195,7 +195,7 @@ def test_the_page_needs_nothing_else(page: Callable[..., str]) -> None:
     assert "default-src 'none'" in written
 
 
-def test_charts_are_whole_svgs_with_ids_of_their_own(page: Callable[..., str]) -> None:
+def test_charts_are_complete_svgs_with_unique_ids(page: Callable[..., str]) -> None:
     written = page()
     charts = re.findall(r"<svg.*?</svg>", written, re.S)
     assert len(charts) == 3
@@ -207,7 +207,7 @@ def test_charts_are_whole_svgs_with_ids_of_their_own(page: Callable[..., str]) -
     assert len(ids) == len(set(ids))
 
 
-def test_charts_take_their_colours_from_the_theme(page: Callable[..., str]) -> None:
+def test_charts_use_the_theme_colours(page: Callable[..., str]) -> None:
     written = page()
     assert "#00000" not in written
     for colour in ("currentColor", "var(--users)", "var(--items)"):
@@ -225,6 +225,6 @@ def test_degenerate_logs_have_a_report(page: Callable[..., str], users: list[int
     assert written.count("<svg") == 3
 
 
-def test_the_page_of_many_ids_is_small(page: Callable[..., str]) -> None:
+def test_the_page_stays_small_for_many_ids(page: Callable[..., str]) -> None:
     counts = np.random.default_rng(1).zipf(1.5, 300_000).clip(max=10**7)
     assert len(page(users=counts, items=counts)) < 200_000

@@ -13,7 +13,7 @@ def _block(ids: list[int], numbers: list[float]) -> Block:
 
 
 @given(blocks=st.lists(st.lists(st.integers(0, 500) | st.integers(0, 2**22), max_size=20), max_size=6))
-def test_distinct_ids_are_counted_over_all_blocks(blocks: list[list[int]]) -> None:
+def test_distinct_ids_are_counted_across_blocks(blocks: list[list[int]]) -> None:
     survey = Survey({"x": "id", "n": "number"})
     for ids in blocks:
         survey.add("train", _block(ids, [0.0] * len(ids)))
@@ -22,7 +22,7 @@ def test_distinct_ids_are_counted_over_all_blocks(blocks: list[list[int]]) -> No
     assert survey.found == {"x": max(everything, default=-1) + 1}
 
 
-def test_numbers_range_over_train_only_and_ids_over_all() -> None:
+def test_number_ranges_cover_train_only_and_id_ranges_all_mappings() -> None:
     survey = Survey({"x": "id", "n": "number"})
     survey.add("train", _block([1, 2], [3.0, -1.0]))
     survey.add("train", _block([0], [4.0]))

@@ -1,4 +1,4 @@
-"""The synthetic log has exactly the shape asked for, MovieLens' tails, and the same bytes for the same seed."""
+"""Synthetic logs have exactly the requested shape, MovieLens-like tails, and the same bytes for the same seed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workflows.errors import UserError
 
 @pytest.fixture
 def little_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks and buckets so small that a small log has many."""
+    """Make blocks and buckets so small that a small log has many."""
     monkeypatch.setattr(synthetic_rows, "_BLOCK_ROWS", 5_000)
     monkeypatch.setattr(synthetic, "_BUCKET_ROWS", 7_000)
 
@@ -29,7 +29,7 @@ def shapes(draw: st.DrawFn) -> Shape:
     return Shape(users, items, draw(st.integers(max(users, items), users * items)))
 
 
-def test_shapes_by_name_and_number() -> None:
+def test_shapes_are_parsed_by_name_and_by_numbers() -> None:
     assert parse_shape("ml-20m") == Shape(138_493, 26_744, 20_000_263)
     assert parse_shape("small").rows == 100_000
     assert parse_shape("3x5x15") == Shape(3, 5, 15)
@@ -44,18 +44,18 @@ def test_shapes_by_name_and_number() -> None:
         ("3x5x-15", "USERSxITEMSxROWS"),
         ("3x5x15\n", "USERSxITEMSxROWS"),
         ("0x5x5", "1 to"),
-        ("3x5x16", "5 to 15 rows"),  # more than there are pairs
-        ("3x5x4", "5 to 15 rows"),  # an item would not occur
+        ("3x5x16", "5 to 15 rows"),  # more rows than pairs
+        ("3x5x4", "5 to 15 rows"),  # some item would not occur
         ("999999999x5x999999999", "100,000,000"),
     ],
 )
-def test_other_shapes_are_refused(text: str, said: str) -> None:
+def test_invalid_shapes_are_refused(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         parse_shape(text)
 
 
 @given(shapes(), st.integers(0, 5), st.booleans())
-def test_exactly_the_rows_users_and_items_of_the_shape(
+def test_a_log_has_exactly_the_rows_users_and_items_of_its_shape(
     fresh: Callable[[], Path], shape: Shape, seed: int, shuffled: bool
 ) -> None:
     path = fresh() / "log.csv"
@@ -71,19 +71,19 @@ def test_exactly_the_rows_users_and_items_of_the_shape(
     assert [path] == list(path.parent.iterdir())
 
 
-def test_tails_and_ties_like_movielens(tmp_path: Path) -> None:
+def test_tails_and_ties_resemble_movielens(tmp_path: Path) -> None:
     write_log(Shape(3_000, 2_000, 400_000), tmp_path / "log.csv", 1)
     log = pd.read_csv(tmp_path / "log.csv")
     users, items = log["userId"].value_counts(), log["movieId"].value_counts()
     assert users.min() == 20
     assert users.mean() > 1.5 * users.median()
-    assert items.iloc[:200].sum() > 0.4 * len(log)  # a tenth of the items
-    assert items.iloc[-1000:].sum() < 0.1 * len(log)  # half of them
+    assert items.iloc[:200].sum() > 0.4 * len(log)  # the top tenth of items
+    assert items.iloc[-1000:].sum() < 0.1 * len(log)  # the bottom half
     assert 0.01 < log.duplicated(["userId", "timestamp"]).mean() < 0.3
 
 
 @pytest.mark.usefixtures("little_blocks")
-def test_same_seed_same_bytes(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     contents = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_log(Shape(500, 300, 20_000), tmp_path / name, seed)
@@ -92,7 +92,7 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("little_blocks")
-def test_sorted_is_by_user_then_time_and_shuffled_mixes_the_same_rows(tmp_path: Path) -> None:
+def test_sorted_logs_are_by_user_then_time_and_shuffled_logs_have_the_same_rows(tmp_path: Path) -> None:
     shape = Shape(500, 300, 40_000)
     write_log(shape, tmp_path / "sorted.csv", 1, shuffled=False)
     write_log(shape, tmp_path / "shuffled.csv", 1, shuffled=True)
@@ -103,7 +103,7 @@ def test_sorted_is_by_user_then_time_and_shuffled_mixes_the_same_rows(tmp_path: 
     pd.testing.assert_frame_equal(
         ordered.sort_values(columns, ignore_index=True), mixed.sort_values(columns, ignore_index=True)
     )
-    # In a random order every tenth of the file has a tenth of the low users' rows.
+    # In random order, every tenth of the file has a tenth of the low-numbered users' rows.
     low = (mixed["userId"].to_numpy() <= 250).reshape(10, -1)
     shares, share = low.mean(axis=1), low.mean()
     assert (np.abs(shares - share) < 5 * np.sqrt(share * (1 - share) / low.shape[1])).all()
@@ -112,7 +112,7 @@ def test_sorted_is_by_user_then_time_and_shuffled_mixes_the_same_rows(tmp_path: 
     assert neighbours < 2 * expected
 
 
-def test_items_are_not_in_the_order_of_time(tmp_path: Path) -> None:
+def test_item_ids_do_not_correlate_with_time(tmp_path: Path) -> None:
     write_log(Shape(100, 300, 10_000), tmp_path / "log.csv", 1, shuffled=False)
     log = pd.read_csv(tmp_path / "log.csv")
     same_user = np.diff(log["userId"]) == 0
@@ -120,7 +120,7 @@ def test_items_are_not_in_the_order_of_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ids", ["text", "int64"])
-def test_other_ids_name_the_same_users_and_items(tmp_path: Path, ids: Ids) -> None:
+def test_other_id_types_encode_the_same_users_and_items(tmp_path: Path, ids: Ids) -> None:
     shape = Shape(200, 100, 5_000)
     write_log(shape, tmp_path / "int.csv", 1)
     write_log(shape, tmp_path / "other.csv", 1, ids=ids)
@@ -138,14 +138,14 @@ def test_other_ids_name_the_same_users_and_items(tmp_path: Path, ids: Ids) -> No
 
 @pytest.mark.parametrize("shuffled", [True, False])
 @pytest.mark.usefixtures("little_blocks")
-def test_progress_adds_up_to_the_rows(tmp_path: Path, shuffled: bool) -> None:
+def test_progress_adds_up_to_the_number_of_rows(tmp_path: Path, shuffled: bool) -> None:
     steps: list[float] = []
     write_log(Shape(500, 300, 20_000), tmp_path / "log.csv", 1, shuffled=shuffled, progress=steps.append)
     assert sum(steps) == 20_000
     assert len(steps) > 3
 
 
-def test_nothing_is_left_of_a_log_that_was_interrupted(tmp_path: Path) -> None:
+def test_an_interrupted_log_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("old")
 
     def interrupt(_: float) -> None:

@@ -1,4 +1,4 @@
-"""Distinct items are drawn by weight, whichever of two ways does it, and what is given beforehand is among them."""
+"""Both sampling methods draw distinct items by weight and include the pre-assigned ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from preprocessing import synthetic_rows
 
 
-@pytest.mark.parametrize("n_items", [20, 48])  # by race, and by drawing again: two of 48 are few
+@pytest.mark.parametrize("n_items", [20, 48])  # by race, and by rejection: two of 48 are few
 def test_items_are_drawn_without_replacement_by_weight(n_items: int) -> None:
     n_users = 20_000
     weights = np.random.default_rng(0).uniform(1, 5, n_items)
@@ -16,7 +16,7 @@ def test_items_are_drawn_without_replacement_by_weight(n_items: int) -> None:
     keys = synthetic_rows._distinct_pairs(np.full(n_users, 2), none, weights, np.random.default_rng(1))
     assert len(np.unique(keys)) == 2 * n_users
     assert (np.bincount(keys // n_items) == 2).all()
-    # An item is the first of two, or the second after any other one.
+    # An item is drawn first, or second after any other item.
     p = weights / weights.sum()
     included = p + p * ((p / (1 - p)).sum() - p / (1 - p))
     found = np.bincount(keys % n_items, minlength=n_items) / n_users
@@ -24,10 +24,10 @@ def test_items_are_drawn_without_replacement_by_weight(n_items: int) -> None:
 
 
 @pytest.mark.parametrize("wanted", [3, 40])
-def test_what_is_given_is_among_the_drawn(wanted: int) -> None:
+def test_pre_assigned_items_are_included(wanted: int) -> None:
     n_items = 100
     weights = np.ones(n_items)
-    weights[[7, 9]] = 1e-9  # would never come by themselves
+    weights[[7, 9]] = 1e-9  # would practically never be drawn
     given = np.array([7, 9, 2 * n_items + 7])
     keys = synthetic_rows._distinct_pairs(np.full(3, wanted), given, weights, np.random.default_rng(1))
     assert set(given) <= set(keys)
@@ -41,10 +41,10 @@ def test_row_counts_add_up_between_floor_and_cap() -> None:
         assert counts.sum() == rows
         assert counts.min() >= 20
         assert counts.max() <= 300
-    assert counts.min() == 300  # every user knows every item
+    assert counts.min() == 300  # every user has every item
 
 
-def test_the_times_of_the_keenest_users_end_within_the_log() -> None:
+def test_the_times_of_the_most_active_users_end_within_the_log() -> None:
     counts = np.array([60_000, 1, 20])
     keys = np.concatenate([user * 100_000 + np.arange(count) for user, count in enumerate(counts)])
     rows = synthetic_rows._with_times(keys, counts, 5, 100_000, np.random.default_rng(1))

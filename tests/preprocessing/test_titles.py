@@ -11,7 +11,7 @@ from preprocessing.titles import read_titles
 from workflows.errors import UserError
 
 
-def test_u_item_is_latin_1_with_bars(write_lines: Callable[..., Path]) -> None:
+def test_u_item_is_latin_1_with_pipes(write_lines: Callable[..., Path]) -> None:
     path = write_lines("u.item", ["1|Café (1990)|01-Jan-1990||x|0|1", "2|Plain|y"], encoding="latin-1")
     assert read_titles(path) == {"1": "Café (1990)", "2": "Plain"}
 
@@ -37,7 +37,7 @@ def test_other_delimiters_and_column_order(write_lines: Callable[..., Path], del
 
 
 @pytest.mark.parametrize("ids", [[3, 1], ["3", "1"]])
-def test_parquet(tmp_path: Path, ids: list[int | str]) -> None:
+def test_titles_from_parquet(tmp_path: Path, ids: list[int | str]) -> None:
     pq.write_table(pa.table({"year": [1, 2], "movie_title": ["C", "A"], "movie_id": ids}), tmp_path / "t")
     assert read_titles(tmp_path / "t") == {"3": "C", "1": "A"}
 
@@ -47,7 +47,7 @@ def test_parquet_rows_without_id_or_title(tmp_path: Path) -> None:
     assert read_titles(tmp_path / "t") == {"1": "A", "3": ""}
 
 
-def test_only_newlines_end_a_line(tmp_path: Path) -> None:
+def test_only_newlines_terminate_a_line(tmp_path: Path) -> None:
     (tmp_path / "u.item").write_bytes(b"1|And so on\x85 (1990)|x\n2|B\xe9|y\n")
     assert read_titles(tmp_path / "u.item")["2"] == "Bé"
 
@@ -62,7 +62,7 @@ def test_only_newlines_end_a_line(tmp_path: Path) -> None:
         (b"PAR1 and no more", "not a readable Parquet file"),
     ],
 )
-def test_what_holds_no_titles_is_refused_by_name(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_without_titles_are_refused_with_their_name(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(UserError, match=rf"t\.csv.*{message}"):
         read_titles(tmp_path / "t.csv")
@@ -81,7 +81,7 @@ def test_a_field_longer_than_the_csv_modules_limit_is_refused(tmp_path: Path) ->
         read_titles(tmp_path / "t.csv")
 
 
-def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="gone"):
         read_titles(tmp_path / "gone")
     with pytest.raises(UserError, match=str(tmp_path)):

@@ -24,7 +24,7 @@ from workflows.merlin import merlin_client
 
 torch = pytest.importorskip("torch")
 
-# The reference's example of a richer data set: gender and age in two files, ids and label in one.
+# The reference's example of a richer data set: gender and age split over two files, ids and label in one.
 _SPEC: dict[str, Any] = {
     "channel_spec": {
         "numeric_inputs": ["user_age"],
@@ -84,7 +84,7 @@ def run(fresh: Callable[[], Path], cluster: ThreadCluster) -> Run:
 
 @pytest.fixture
 def example(fresh: Callable[[], Path]) -> Callable[..., Path]:
-    """A folder with the example, some of its files and entries of its spec replaced."""
+    """A folder with the example, with some files and spec entries replaced."""
 
     def folder(files: dict[str, str] | None = None, **features: Any) -> Path:
         path = fresh()
@@ -108,7 +108,7 @@ def _refused(run: Run, folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_example_of_the_reference(run: Run, example: Callable[..., Path]) -> None:
+def test_the_references_example_is_transcoded(run: Run, example: Callable[..., Path]) -> None:
     folder = run(example())
     train, test = _rows(folder), _rows(folder, "test")
     assert train.user_id.tolist() == [4, 3, 2, 4]
@@ -129,7 +129,7 @@ def test_the_example_of_the_reference(run: Run, example: Callable[..., Path]) ->
     assert {chunk.type for mapping in ("train", "test") for chunk in spec.chunks(mapping)} == {"parquet"}
 
 
-def test_what_was_done_is_kept(run: Run, example: Callable[..., Path]) -> None:
+def test_statistics_and_moments_are_saved(run: Run, example: Callable[..., Path]) -> None:
     source = example()
     folder = run(source)
     stats = json.loads((folder / "stats.json").read_text())
@@ -150,7 +150,7 @@ def test_declared_cardinalities_are_kept(run: Run, example: Callable[..., Path])
     assert [spec.cardinality(name) for name in ("item_id", "user_gender", "user_id")] == [50, 2, 5]
 
 
-def test_all_cardinalities_that_are_too_small_are_told(run: Run, example: Callable[..., Path]) -> None:
+def test_all_cardinalities_that_are_too_small_are_reported(run: Run, example: Callable[..., Path]) -> None:
     message = _refused(run, example(item_id={"cardinality": 9}, user_gender={"cardinality": 1}))
     assert "item_id: declared 9, found 10" in message
     assert "user_gender: declared 1, found 2" in message
@@ -172,24 +172,24 @@ def test_text_with_more_values_than_declared_is_refused(run: Run, example: Calla
 
 
 @pytest.mark.parametrize("constant", ["0.1", "1e9", "-3"])
-def test_a_constant_becomes_0(run: Run, example: Callable[..., Path], constant: str) -> None:
+def test_a_constant_number_becomes_0(run: Run, example: Callable[..., Path], constant: str) -> None:
     files = {"0_0.csv": f"1,{constant}\n0,{constant}\n", "0_1.csv": f"1,{constant}\n1,{constant}\n"}
     folder = run(example(files))
     assert _rows(folder).user_age.tolist() == [0.0] * 4
-    assert _rows(folder, "test").user_age.tolist() == [0.0] * 2  # 20 and 30: nothing was learned about either
+    assert _rows(folder, "test").user_age.tolist() == [0.0] * 2  # 20 and 30: train has no variation to scale by
     moments = json.loads((folder / "workflow" / "normalize.json").read_text())["features"]["user_age"]
     assert moments == {"mean": float(constant), "std": 0.0}
 
 
-def test_numbers_far_from_0_keep_their_digits(run: Run, example: Callable[..., Path]) -> None:
-    # The stock operator's mean of squares - square of mean finds a negative variance here.
+def test_numbers_far_from_0_keep_their_precision(run: Run, example: Callable[..., Path]) -> None:
+    # The stock operator's mean of squares - square of mean yields a negative variance here.
     numbers = 1.7e9 + np.array([0.0, 1.0, 2.0, 0.0])
     rows = [f"1,{number:.1f}\n" for number in numbers]
     folder = run(example({"0_0.csv": "".join(rows[:2]), "0_1.csv": "".join(rows[2:])}))
     np.testing.assert_allclose(_rows(folder).user_age, (numbers - numbers.mean()) / numbers.std(ddof=1), rtol=1e-6)
 
 
-def test_one_row_of_train_is_enough(run: Run, example: Callable[..., Path]) -> None:
+def test_a_single_train_row_is_enough(run: Run, example: Callable[..., Path]) -> None:
     folder = run(example({"0_0.csv": "1,20\n", "0_1.csv": "", "1.csv": "4,5,1\n"}))
     assert _rows(folder).user_age.tolist() == [0.0]
 
@@ -215,13 +215,15 @@ def test_a_mapping_without_rows_is_refused(run: Run, example: Callable[..., Path
         ("test.csv", "1,20,4,9,1\n-2,30,3,5,0\n", "test.csv, row 2: feature 'user_gender' holds -2"),
     ],
 )
-def test_a_wrong_value_is_named_with_file_and_row(
+def test_a_wrong_value_is_reported_with_file_and_row(
     run: Run, example: Callable[..., Path], file: str, content: str, told: str
 ) -> None:
     assert told in _refused(run, example({file: content}))
 
 
-def test_sparse_ids_are_warned_of(run: Run, example: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+def test_sparse_ids_trigger_a_warning(
+    run: Run, example: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run(example({"1.csv": "4,5,1\n3,6,0\n2,1000000,1\n4,0,1\n"}))
     assert "warning: feature 'item_id' uses 5 of 1,000,001 ids" in capsys.readouterr().out
     assert read_feature_spec(folder).cardinality("item_id") == 1_000_001
@@ -229,7 +231,7 @@ def test_sparse_ids_are_warned_of(run: Run, example: Callable[..., Path], capsys
     assert "warning" not in capsys.readouterr().out
 
 
-def test_features_without_a_channel_are_left_out(run: Run, example: Callable[..., Path]) -> None:
+def test_features_without_a_channel_are_dropped(run: Run, example: Callable[..., Path]) -> None:
     source = example()
     content = yaml.safe_load((source / "feature_spec.yaml").read_text())
     del content["channel_spec"]["numeric_inputs"]
@@ -240,7 +242,7 @@ def test_features_without_a_channel_are_left_out(run: Run, example: Callable[...
     assert not (folder / "workflow").exists()
 
 
-def test_a_promised_order_and_whole_users_are_kept(
+def test_time_ordered_rows_keep_their_order_and_users_are_not_split(
     run: Run, fresh: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", 5)
@@ -271,7 +273,7 @@ def test_a_promised_order_and_whole_users_are_kept(
 
 @st.composite
 def _layouts(draw: st.DrawFn) -> tuple[pd.DataFrame, list[tuple[str, list[str], list[int]]]]:
-    """A table, and its chunks as (type, features in any order, where their files end)."""
+    """A table, and its chunks as (type, features in any order, row offsets of file cuts)."""
     rows = draw(st.integers(2, 30))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     table = pd.DataFrame(
@@ -306,7 +308,7 @@ def _write(folder: Path, table: pd.DataFrame, chunks: Any, channels: dict[str, l
             elif kind == "parquet":
                 part.to_parquet(path, index=False)
             else:
-                torch.save(torch.tensor(part.to_numpy(np.float64)), path)
+                torch.save(torch.tensor(np.ascontiguousarray(part.to_numpy(np.float64))), path)
         described.append({"type": kind, "features": names, "files": files})
     content = {
         "channel_spec": channels,
@@ -343,7 +345,7 @@ def test_however_the_rows_are_laid_out_the_result_is_the_same(
     assert [spec.cardinality(n) for n in ("user", "item")] == [table[n].max() + 1 for n in ("user", "item")]
 
 
-def test_tensors_are_what_nvidias_scripts_load(run: Run, example: Callable[..., Path]) -> None:
+def test_tensors_have_the_format_nvidias_scripts_load(run: Run, example: Callable[..., Path]) -> None:
     folder = run(example(user_gender={"cardinality": 2}), "torch_tensor")
     spec = read_feature_spec(folder)
     assert [spec.channel(name) for name in ("user_ch", "item_ch", "label_ch")] == ["user_id", "item_id", "label"]
@@ -365,7 +367,7 @@ def test_tensors_are_what_nvidias_scripts_load(run: Run, example: Callable[..., 
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_parts_of_any_size_fill_the_tensors_in_order(
+def test_tensors_are_filled_in_order_from_several_parts(
     run: Run, example: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_ROWS", 3)
@@ -374,7 +376,7 @@ def test_parts_of_any_size_fill_the_tensors_in_order(
     assert torch.load(folder / "train_data_1.pt", weights_only=True).tolist() == [[1], [0], [1], [1]]
 
 
-def test_a_prepared_log_becomes_tensors_and_comes_back(
+def test_a_prepared_log_round_trips_through_tensors(
     run: Run, prepare_log: Callable[..., Path], write_lines: Any
 ) -> None:
     rng = np.random.default_rng(5)
@@ -397,7 +399,7 @@ def test_a_prepared_log_becomes_tensors_and_comes_back(
 
 
 @pytest.mark.parametrize("name", ["../a.yaml", "a/b.yaml", "", ".", "..", "stats.json", "train", "train_data_0.pt"])
-def test_the_spec_gets_the_name_of_a_file(
+def test_the_output_spec_name_must_be_an_unused_file_name(
     fresh: Callable[[], Path], cluster: ThreadCluster, example: Callable[..., Path], name: str
 ) -> None:
     with pytest.raises(UserError, match="--feature_spec_out"):
@@ -413,7 +415,7 @@ def test_a_mapping_that_cannot_be_a_folder_is_refused(run: Run, example: Callabl
     assert repr(name) in _refused(run, source)
 
 
-def test_text_whose_name_cannot_be_a_file_is_refused(run: Run, example: Callable[..., Path]) -> None:
+def test_a_text_feature_whose_name_cannot_be_a_file_name_is_refused(run: Run, example: Callable[..., Path]) -> None:
     source = example({"0_0.csv": "M,20\nF,30\n", "0_1.csv": "M,40\nM,20\n", "test.csv": "M,20,4,9,1\nF,30,3,5,0\n"})
     path = source / "feature_spec.yaml"
     path.write_text(path.read_text().replace("user_gender", "../gender"))

@@ -1,4 +1,4 @@
-"""Side features of users in a prepared folder: encoded, normalised, and with the right user's rows."""
+"""Side features of users in a prepared folder are encoded, normalised, and matched to the right user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _features(users: list[int], folder: Path, table: pa.Table = _TABLE) -> UserF
     return UserFeatures(table, pa.array(users, pa.int32()), frame_device("cpu"), folder, scratch)
 
 
-def test_values_follow_the_numbers_of_users(tmp_path: Path) -> None:
+def test_values_are_in_encoded_user_order(tmp_path: Path) -> None:
     side = _features([10, 20, 30], tmp_path)
     assert side.columns["kind"].tolist() == [0, 1, 1]
     ages = np.array([20.0, 40.0, 60.0])
@@ -33,5 +33,5 @@ def test_values_follow_the_numbers_of_users(tmp_path: Path) -> None:
 
 
 def test_a_user_without_features_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="lacks kind, age of some users"):
+    with pytest.raises(UserError, match="lacks kind, age for some users"):
         _features([10, 40], tmp_path)

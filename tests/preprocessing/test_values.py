@@ -34,7 +34,7 @@ def _block(folder: Path, kind: Kind, column: pa.Array, cardinality: int | None =
         pa.array([3, 0, 1]).dictionary_encode(),
     ],
 )
-def test_ids_of_any_number_type(tmp_path: Path, column: pa.Array) -> None:
+def test_ids_of_any_numeric_type(tmp_path: Path, column: pa.Array) -> None:
     block = _block(tmp_path, "id", column, 4)
     assert block.wrong == []
     assert block.columns["x"].dtype == np.int64
@@ -62,12 +62,12 @@ def test_ids_of_any_number_type(tmp_path: Path, column: pa.Array) -> None:
         ("text", pa.array(["a", None]), [("a value", 1, 1, "nothing")]),
     ],
 )  # fmt: skip
-def test_what_cannot_be_used_is_told(
+def test_unusable_values_are_reported(
     tmp_path: Path, kind: Kind, column: pa.Array, expected: list[tuple[Any, ...]]
 ) -> None:
     block = _block(tmp_path, kind, column, 4)
     assert block.wrong == [Wrong("x", *wrong) for wrong in expected]
-    if kind == "id":  # the rest can be used as indices all the same
+    if kind == "id":  # the replacements are still valid indices
         assert ((block.columns["x"] >= 0) & (block.columns["x"] < 4)).all()
 
 
@@ -76,7 +76,7 @@ def test_without_a_cardinality_ids_are_bounded_by_their_type(tmp_path: Path) -> 
     assert [w.rows for w in _block(tmp_path, "id", pa.array([2**31 - 1, 2**40])).wrong] == [2]
 
 
-def test_rows_are_numbered_through_all_blocks(tmp_path: Path) -> None:
+def test_row_numbers_continue_across_blocks(tmp_path: Path) -> None:
     for index, ids in enumerate(([0, 1, 2], [3, -7])):
         pq.write_table(pa.table({"x": ids}), tmp_path / f"{index}.parquet")
     chunk = Chunk(type="parquet", features=["x"], files=["0.parquet", "1.parquet"])

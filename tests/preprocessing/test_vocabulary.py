@@ -20,7 +20,7 @@ _TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4),
 
 
 @given(columns=st.lists(_TEXTS, min_size=1, max_size=3), buckets=st.sampled_from([1, 3, 40]))
-def test_texts_come_back_once_each_in_the_order_of_code_points(
+def test_distinct_texts_are_returned_sorted_by_code_point(
     fresh: Callable[[], Path], columns: list[list[str]], buckets: int
 ) -> None:
     folder = fresh()
@@ -28,15 +28,15 @@ def test_texts_come_back_once_each_in_the_order_of_code_points(
     for path, column in zip(paths, columns, strict=True):
         keys = spill_texts(pa.chunked_array([column[:3], column[3:]], pa.string()), path, buckets)
         assert keys.dtype == np.int64
-        assert keys.tolist() == text_keys(pa.array(column, pa.string())).tolist()  # a row's key is its text's
+        assert keys.tolist() == text_keys(pa.array(column, pa.string())).tolist()  # a row has the key of its text
     parts = [texts_of_bucket(bucket, paths) for bucket in range(buckets)]
     for bucket, part in enumerate(parts):
         assert (bucket_of(text_keys(part), buckets) == bucket).all()
     assert in_order(parts).to_pylist() == sorted({text for column in columns for text in column})
 
 
-def test_the_order_is_that_of_code_points_where_others_differ() -> None:
-    # UTF-16 would put U+10437 before U+FFFF, collation "a" before "Z" and "ä" before "b".
+def test_texts_sort_by_code_point_where_other_orders_differ() -> None:
+    # UTF-16 order puts U+10437 before U+FFFF; collation puts "a" before "Z" and "ä" before "b".
     texts = ["\U00010437", "\uffff", "ä", "b", "a", "Z", "10", "9", "", " "]
     assert in_order([pa.array(texts[:4]), pa.array(texts[4:])]).to_pylist() == sorted(texts)
 
@@ -56,7 +56,7 @@ def test_different_texts_have_different_keys() -> None:
 
 @pytest.mark.parametrize("files", [1, 2])
 def test_two_texts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: int) -> None:
-    # Three bits of hash: nine texts cannot all differ.
+    # With three hash bits, nine texts must collide.
     keys = vocabulary.text_keys
     monkeypatch.setattr(vocabulary, "text_keys", lambda texts: keys(texts) & 7)
     texts = [f"text {number}" for number in range(9)]
@@ -67,7 +67,7 @@ def test_two_texts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.
         list(map(partial(texts_of_bucket, paths=paths), range(2)))
 
 
-def test_one_text_in_several_files_is_no_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_text_in_several_files_is_not_a_collision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = vocabulary.text_keys
     monkeypatch.setattr(vocabulary, "text_keys", lambda texts: keys(texts) & 7)
     for name in "ab":
@@ -76,7 +76,7 @@ def test_one_text_in_several_files_is_no_collision(tmp_path: Path, monkeypatch: 
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20), st.integers(1, 65536))
-def test_buckets_are_in_range_and_do_not_depend_on_the_width(keys: list[int], buckets: int) -> None:
+def test_buckets_are_in_range_and_independent_of_the_integer_width(keys: list[int], buckets: int) -> None:
     found = bucket_of(np.array(keys, dtype=np.int64), buckets)
     assert found.dtype == np.uint16
     assert all(0 <= bucket < buckets for bucket in found.tolist())

@@ -33,7 +33,7 @@ def _writer(folder: Path, **options: Any) -> Writer:
     return Writer(folder, _CPU, **(defaults | options))
 
 
-# User 1 has a series with a repeat, 4 one interaction, 5 two and no series: she has seen all that there is.
+# User 1 has a series with a repeat, user 4 one interaction, user 5 two but no series (has seen all items).
 _TRAIN_ROWS = [(1, 2, 1.0, _TRAIN), (1, 0, 1.0, _TRAIN), (4, 3, 1.0, _TRAIN), (5, 2, 1.0, _TRAIN), (5, 1, 1.0, _TRAIN)]
 _TEST_ROWS = [(1, 5, 1.0, _TEST), (1, 4, 0.0, _TEST), (1, 4, 0.0, _TEST)]
 
@@ -48,7 +48,7 @@ def test_rows_and_counts_of_a_partition(folder: Path) -> None:
         assert table.schema.names == ["user", "item", "label"]
         assert table.schema.types == [pa.int32(), pa.int32(), pa.float32()]
         assert [tuple(row.values()) for row in table.to_pylist()] == [row[:3] for row in expected]
-        assert [path.name for path in (folder / name).iterdir()] == ["part-00007.parquet"]  # nothing half-written
+        assert [path.name for path in (folder / name).iterdir()] == ["part-00007.parquet"]  # no partial files
     counts = (written.train_positives, written.train_rows, written.test_series)
     assert counts == (5, 5, 1)
     assert (written.users_with_one_interaction, written.users_with_all_items) == (1, 1)
@@ -57,16 +57,16 @@ def test_rows_and_counts_of_a_partition(folder: Path) -> None:
     assert written.item_counts.tolist() == [1, 1, 2, 1, 0, 1]
 
 
-def test_negatives_in_train_are_rows_and_no_interactions(folder: Path) -> None:
+def test_train_negatives_are_rows_but_not_interactions(folder: Path) -> None:
     rows = [(1, 2, 1.0, _TRAIN), (1, 4, 0.0, _TRAIN), (1, 0, 1.0, _TRAIN), (1, 4, 0.0, _TRAIN)]
-    series = [(1, 3, 1.0, _TEST), (1, 3, 0.0, _TEST), (1, 4, 0.0, _TEST)]  # uniform ones may be the positive
+    series = [(1, 3, 1.0, _TEST), (1, 3, 0.0, _TEST), (1, 4, 0.0, _TEST)]  # uniform negatives may equal the positive
     written = _writer(folder, train_negatives=1)(_rows(rows + series), 0)
     assert (written.train_positives, written.train_rows, written.series_with_repeated_negatives) == (2, 4, 0)
     assert written.user_counts.tolist() == [3]
     assert written.item_counts.tolist() == [1, 0, 1, 1, 0, 0]
 
 
-def test_no_file_where_there_is_no_row(folder: Path) -> None:
+def test_no_file_is_written_without_rows(folder: Path) -> None:
     for rows in ([], _TRAIN_ROWS[2:3]):
         written = _writer(folder)(_rows(rows), 0)
         assert written.test_file is None
@@ -74,7 +74,7 @@ def test_no_file_where_there_is_no_row(folder: Path) -> None:
     assert not list((folder / "test").iterdir())
 
 
-def test_side_features_of_users_stand_beside_each_row(folder: Path) -> None:
+def test_user_side_features_are_added_to_each_row(folder: Path) -> None:
     ages = np.array([0.5, 1.5, 2.5, 3.5, 4.5, 5.5], dtype=np.float32)
     _writer(folder, user_features={"age": ages})(_rows(_TRAIN_ROWS + _TEST_ROWS), 0)
     for name, expected in (("train", [1.5, 1.5, 4.5, 5.5, 5.5]), ("test", [1.5] * 3)):

@@ -1,4 +1,4 @@
-"""Several text files as one log, and text without header."""
+"""Several text files as one log, and text without a header."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _open(*paths: Path, columns: Columns | None = _COLUMNS, names: Sequence[str]
     return csv_log([SourceFile(path, path.name, path) for path in paths], columns, with_rating=False, names=names)
 
 
-def test_columns_are_taken_by_name_in_each_file(
+def test_columns_are_matched_by_name_in_each_file(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     a = write("a.csv", "who,what,when\n1,2,3\n")
@@ -42,7 +42,7 @@ def test_columns_are_taken_by_name_in_each_file(
         _open(a, b, c)
 
 
-def test_files_without_rows_are_left_out(
+def test_files_without_rows_are_skipped(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     empty = [write("0.csv", ""), write("1.csv", "other\n"), write("2.csv", "who,what,when\r\n\r\n")]
@@ -54,7 +54,7 @@ def test_files_without_rows_are_left_out(
         _open(empty[2], empty[2])
 
 
-def test_text_ids_in_one_file_make_them_text_in_all(
+def test_text_ids_in_one_file_make_ids_text_in_all_files(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     a = write("a.csv", "who,what,when\n" + "1,2,3\n" * 100)
@@ -64,7 +64,7 @@ def test_text_ids_in_one_file_make_them_text_in_all(
     assert found.iloc[[0, 100, 101]].to_numpy().tolist() == [["1", "2", 3], ["ann", "5", 6], ["7", "08", 6]]
 
 
-def test_a_file_whose_first_rows_hold_nothing_decides_nothing(
+def test_a_file_with_empty_first_rows_does_not_affect_the_types(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     a = write("a.csv", "who,what,when\n,,\nNULL,nan,\n")
@@ -82,7 +82,7 @@ def test_a_file_whose_first_rows_hold_nothing_decides_nothing(
         ("2024-01-31 02:00:01+02:00", "2024-01-31T00:00:02.0000000Z", pa.timestamp("ns", "UTC"), 10**9),
     ],
 )
-def test_dates_of_different_files_are_of_one_type(
+def test_dates_in_different_files_share_one_type(
     write: Callable[[str, str], Path], first: str, second: str, kind: pa.DataType, unit_per_s: int
 ) -> None:
     paths = [write(f"{n}.csv", f"who,what,when\n1,2,{time}\n") for n, time in enumerate((first, second))]
@@ -92,7 +92,7 @@ def test_dates_of_different_files_are_of_one_type(
     assert b - a == unit_per_s
 
 
-def test_numbers_meet_as_numbers(write: Callable[[str, str], Path]) -> None:
+def test_integers_and_floats_in_different_files_become_floats(write: Callable[[str, str], Path]) -> None:
     paths = [write(f"{n}.csv", f"who,what,when\n1,2,{time}\n") for n, time in enumerate(("5", "4.5"))]
     assert [piece.read().column("when").to_pylist() for piece in _open(*paths).pieces] == [[5.0], [4.5]]
 
@@ -105,7 +105,7 @@ def test_numbers_in_one_file_and_dates_in_another_are_refused(write: Callable[[s
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
 @pytest.mark.parametrize("bom", ["", "\ufeff"])
-def test_text_without_header_is_read_by_names(
+def test_text_without_a_header_is_read_by_the_given_names(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame], delimiter: str, bom: str
 ) -> None:
     rows = [["1", "tea, hot" if delimiter == "\t" else "tea", "4.5", "9"], ["2", "x", "3", "8"]]
@@ -117,7 +117,7 @@ def test_text_without_header_is_read_by_names(
     assert log_rows(_open(path, columns=own, names=["a", "b", "c", "d"]))["d"].tolist() == [9, 8]
 
 
-def test_one_row_without_header_is_a_log(
+def test_a_single_row_without_a_header_is_a_log(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     log = _open(write("log", "1,2,3"), names=["who", "what", "when"])
@@ -126,25 +126,27 @@ def test_one_row_without_header_is_a_log(
 
 
 @pytest.mark.parametrize("names", [["user", "item", "time"], ["user", "item", "rating", "time", "more"]])
-def test_as_many_names_as_fields(write: Callable[[str, str], Path], names: list[str]) -> None:
+def test_the_number_of_names_must_match_the_number_of_fields(
+    write: Callable[[str, str], Path], names: list[str]
+) -> None:
     fits = write("fits", ",".join("1" * len(names)) + "\n")
     log = write("log", "1,2,3,4\n")
-    with pytest.raises(UserError, match=rf"^log: expected {len(names)} fields in a row, .*\(user, .*got 4: '1,2,3,4'"):
+    with pytest.raises(UserError, match=rf"^log: expected {len(names)} fields per row, .*\(user, .*got 4: '1,2,3,4'"):
         _open(fits, log, columns=None, names=names)
 
 
-def test_a_header_among_the_names_is_noticed(write: Callable[[str, str], Path]) -> None:
+def test_a_header_despite_given_names_is_detected(write: Callable[[str, str], Path]) -> None:
     with pytest.raises(UserError, match=r"^log names its columns in its first line; leave out --columns"):
         _open(write("log", "user, item,time\n1,2,3\n"), columns=None, names=["user", "item", "time"])
 
 
 @pytest.mark.parametrize("header", ['"wh\no",what,when', 'who,"what,when'])
-def test_a_name_that_holds_a_newline_is_refused(write: Callable[[str, str], Path], header: str) -> None:
-    with pytest.raises(UserError, match=r"^log, line 1: a column's name is not closed or holds a newline"):
+def test_a_column_name_with_a_newline_is_refused(write: Callable[[str, str], Path], header: str) -> None:
+    with pytest.raises(UserError, match=r"^log, line 1: a column name is not closed or contains a newline"):
         _open(write("log", header + "\n1,2,3\n"), columns=None)
 
 
-def test_ids_written_as_1_0_are_refused_since_they_would_not_be_those_written_as_1(tmp_path: Path) -> None:
+def test_ids_written_as_1_0_are_refused_because_they_would_differ_from_1(tmp_path: Path) -> None:
     (tmp_path / "whole.csv").write_text("user_id,item_id,timestamp\n1,7,1\n2,8,2\n")
     (tmp_path / "gaps.csv").write_text("user_id,item_id,timestamp\n1.0,7,3\n,8,4\n")
     with pytest.raises(UserError, match=r"gaps.csv: column 'user_id' holds the id 1.0.*write ids as integers"):

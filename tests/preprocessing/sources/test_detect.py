@@ -21,7 +21,7 @@ _OWN = Columns(user="who", item="what", time="when")
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
 @pytest.mark.parametrize("name", ["log.csv", "log.parquet", "log"])
-def test_text_is_known_by_its_content(
+def test_text_is_recognised_by_content(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path, delimiter: str, name: str
 ) -> None:
     rows = [("when", "who", "what"), ("5", "ann", "12"), ("6", "bob", "13")]
@@ -30,7 +30,7 @@ def test_text_is_known_by_its_content(
     assert log_rows(log).to_numpy().tolist() == [["ann", 12, 5], ["bob", 13, 6]]
 
 
-def test_parquet_is_known_by_its_content(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_parquet_is_recognised_by_content(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
     path = tmp_path / "log.csv"
     pq.write_table(pa.table({"who": [1], "what": ["x"], "when": [3]}), path)
     log = open_log(path, _OWN, False, tmp_path)
@@ -42,7 +42,7 @@ def test_parquet_is_known_by_its_content(tmp_path: Path, log_rows: Callable[[Log
     "names", [("user_id", "item_id", "timestamp"), ("userId", "movieId", "timestamp"), ("user", "item", "time")]
 )
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_known_column_names_need_no_flags(
+def test_well_known_column_names_need_no_flags(
     write_lines: Callable[..., Path], tmp_path: Path, names: tuple[str, str, str], kind: str
 ) -> None:
     user, item, time = names
@@ -57,7 +57,7 @@ def test_known_column_names_need_no_flags(
         open_log(path, None, True, tmp_path)
 
 
-def test_named_columns_win_over_the_known_ones(
+def test_named_columns_take_precedence_over_well_known_ones(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
 ) -> None:
     path = write_lines("ratings.csv", ["userId,movieId,rating,timestamp", "1,2,3,4"])
@@ -66,7 +66,7 @@ def test_named_columns_win_over_the_known_ones(
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_rating_that_is_not_used_may_be_text(
+def test_an_unused_rating_may_be_text(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path, kind: str
 ) -> None:
     if kind == "csv":
@@ -77,7 +77,7 @@ def test_a_rating_that_is_not_used_may_be_text(
     assert len(log_rows(open_log(path, None, False, tmp_path))) == 1
 
 
-def test_unknown_columns_are_asked_for_by_flag(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_unknown_columns_must_be_named_by_flags(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3"])
     with pytest.raises(
         UserError, match=r"log\.csv: .*--user, --item, --time \(and --rating\); its columns are 'who', 'what', 'when'"
@@ -85,7 +85,7 @@ def test_unknown_columns_are_asked_for_by_flag(write_lines: Callable[..., Path],
         open_log(path, None, False, tmp_path)
 
 
-def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
+def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv does not exist; --input takes"):
         open_log(tmp_path / "gone.csv", None, False, tmp_path)
 
@@ -104,7 +104,7 @@ def test_a_path_that_does_not_exist(tmp_path: Path) -> None:
     parquet=st.booleans(),
     how=st.sampled_from(["files", "folder", "pattern", "nested"]),
 )
-def test_a_log_in_any_files_is_the_same_log(
+def test_a_log_is_the_same_however_it_is_split_into_files(
     fresh: Callable[[], Path],
     log_rows: Callable[[Log], pd.DataFrame],
     rows: list[tuple[Any, int, int]],
@@ -113,7 +113,7 @@ def test_a_log_in_any_files_is_the_same_log(
     parquet: bool,
     how: str,
 ) -> None:
-    # Ids of the second column are small or text, so that every form can hold them; text where any user is text.
+    # Ids of the second column are small or text, so that every format can hold them; all users are text if any is.
     frame = pd.DataFrame(rows, columns=["who", "what", "when"])
     frame["what"] = "i" + frame["what"].astype(str)
     if frame["who"].map(type).eq(str).any():
@@ -139,12 +139,12 @@ def test_a_log_in_any_files_is_the_same_log(
     assert len({str(piece.read().schema.field("when").type) for piece in log.pieces}) == 1
 
 
-def test_files_are_counted_in_the_name(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_the_log_name_includes_the_number_of_files(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     paths = [write_lines("log.csv", ["user,item,time", "1,2,3"]) for _ in range(3)]
     assert open_log(paths, None, False, tmp_path).name == "CSV log, 3 files"
 
 
-def test_text_and_parquet_are_not_mixed(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_text_and_parquet_cannot_be_mixed(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     text = write_lines("log.csv", ["user,item,time", "1,2,3"])
     table = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
@@ -153,7 +153,7 @@ def test_text_and_parquet_are_not_mixed(write_lines: Callable[..., Path], tmp_pa
     assert f"{table} is Parquet, {text} is not" in str(caught.value)
 
 
-def test_empty_files_among_others_have_no_format(
+def test_empty_files_are_ignored_when_detecting_the_format(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
 ) -> None:
     table = tmp_path / "log.parquet"
@@ -165,7 +165,7 @@ def test_empty_files_among_others_have_no_format(
         open_log([empty, empty], None, False, tmp_path)
 
 
-def test_names_are_for_text_and_each_for_one_column(write_lines: Callable[..., Path], tmp_path: Path) -> None:
+def test_names_are_for_text_only_and_must_be_unique(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     table = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
     with pytest.raises(UserError, match=r"log\.parquet is Parquet, which names its columns; leave out --columns"):
@@ -174,7 +174,7 @@ def test_names_are_for_text_and_each_for_one_column(write_lines: Callable[..., P
         open_log(write_lines("log", ["1,2,3"]), None, False, tmp_path, ["user", "item", "item"])
 
 
-def test_names_win_over_what_looks_like_movielens(
+def test_given_names_take_precedence_over_movielens_detection(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
 ) -> None:
     path = write_lines("u.data", ["1\t2\t3\t4"])
@@ -196,13 +196,13 @@ def test_names_win_over_what_looks_like_movielens(
         b"PK\x03\x04",
     ],
 )
-def test_garbage_is_refused_by_name(tmp_path: Path, content: bytes, columns: Columns | None) -> None:
+def test_garbage_is_refused_with_the_file_name(tmp_path: Path, content: bytes, columns: Columns | None) -> None:
     (tmp_path / "log").write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "log")):
         open_log(tmp_path / "log", columns, False, tmp_path)
 
 
-def test_other_ids_under_movielens_header_are_a_log_like_any_other(tmp_path: Path) -> None:
+def test_foreign_ids_under_a_movielens_header_are_a_plain_csv_log(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("userId,movieId,rating,timestamp\nu1,a-7,4.0,11\nu2,a-8,3.5,12\n")
     log = open_log(path, None, False, tmp_path / "scratch")

@@ -1,4 +1,4 @@
-"""Types of columns from the spelling of their fields."""
+"""Column types inferred from the spelling of their fields."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _US, _NS, _UTC = pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("us", "UTC
         ("", None),
     ],
 )
-def test_the_type_of_a_date(value: str, expected: pa.DataType | None) -> None:
+def test_date_types(value: str, expected: pa.DataType | None) -> None:
     assert date_type(value) == expected
 
 
@@ -45,7 +45,7 @@ def test_the_type_of_a_date(value: str, expected: pa.DataType | None) -> None:
         (pa.string(), ["", "anything"], []),
     ],
 )
-def test_what_a_column_can_hold(kind: pa.DataType, good: list[str], bad: list[str]) -> None:
+def test_values_that_each_column_type_can_hold(kind: pa.DataType, good: list[str], bad: list[str]) -> None:
     fits = holds(kind)
     assert [value for value in good if not fits(value)] == []
     assert [value for value in bad if fits(value)] == []
@@ -55,14 +55,14 @@ def test_what_a_column_can_hold(kind: pa.DataType, good: list[str], bad: list[st
     ("values", "expected"),
     [
         (["1", "2"], pa.int64()),
-        (["1", "a"], pa.int64()),  # half: the other half is reported as mistakes
+        (["1", "a"], pa.int64()),  # a tie: the others are reported as errors
         (["1", "a", "b"], pa.string()),
         (["1", "2", "03"], pa.string()),
         (["0", "10"], pa.int64()),
         ([], pa.int64()),
     ],
 )
-def test_the_type_of_ids(values: list[str], expected: pa.DataType) -> None:
+def test_id_types(values: list[str], expected: pa.DataType) -> None:
     assert id_type(values) == expected
 
 
@@ -75,14 +75,14 @@ def test_the_type_of_ids(values: list[str], expected: pa.DataType) -> None:
         (["2020-01-02", "1", "2"], pa.int64()),
         (["2020-01-02", "2020-01-02 03:04:05.1234567"], _NS),
         (["2020-01-02T03:04Z", "2020-01-02T03:05Z", "2020-01-02"], _UTC),
-        (["yesterday", "3"], pa.int64()),  # what is neither does not count
+        (["yesterday", "3"], pa.int64()),  # values that are neither are ignored
     ],
 )
-def test_the_type_of_times(values: list[str], expected: pa.DataType) -> None:
+def test_time_types(values: list[str], expected: pa.DataType) -> None:
     assert time_type(values) == expected
 
 
-def test_types_are_described_for_people() -> None:
+def test_types_are_described_in_words() -> None:
     described = [describe(kind) for kind in (pa.int64(), pa.float64(), _UTC, pa.string())]
     assert described == ["an integer below 2^63", "a number", "a date and time", "text"]
 
@@ -97,7 +97,7 @@ _CELLS = st.from_regex(r"( ?-?[0-9]{1,3}|0?\.[0-9]|2024-01-0[1-9]( 0[1-9]:00)?|a
     last=st.sampled_from(["", "\n"]),
     block=st.integers(1, 20),
 )
-def test_no_padded_field_is_overlooked(
+def test_zero_padded_fields_are_always_found(
     rows: list[list[str]], delimiter: str, quote: bool, last: str, block: int
 ) -> None:
     spelled = [delimiter.join(f'"{cell}"' if quote else cell for cell in row) for row in rows]

@@ -17,7 +17,7 @@ def _touch(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_a_folder_is_its_files_in_order_without_what_spark_leaves(tmp_path: Path) -> None:
+def test_a_folder_expands_to_its_sorted_files_without_spark_side_files(tmp_path: Path) -> None:
     logs = _touch(tmp_path, "a.csv", "b.csv", "year=2024/month=1/part-0.csv", "year=2024/month=2/part-0.csv")
     _touch(tmp_path, "_SUCCESS", ".a.csv.crc", "_metadata", "_temporary/0/part-0.csv", ".hidden/x.csv")
     (tmp_path / "nothing").mkdir()
@@ -25,34 +25,36 @@ def test_a_folder_is_its_files_in_order_without_what_spark_leaves(tmp_path: Path
     assert input_files([tmp_path]) == logs
 
 
-def test_a_pattern_is_its_matches_in_order(tmp_path: Path) -> None:
+def test_a_pattern_expands_to_its_sorted_matches(tmp_path: Path) -> None:
     b, a, c = _touch(tmp_path, "2024-02.csv", "2024-01.csv", "2025/part-0.csv")
     _touch(tmp_path, "2024-03.txt", "_2024.csv", ".2024.csv", "2025/_SUCCESS")
     assert input_files([f"{tmp_path}/2024-*.csv"]) == [a, b]
     assert input_files([f"{tmp_path}/*.csv"]) == [a, b]
-    assert input_files([f"{tmp_path}/202[45]*"])[-1] == c  # a folder that matches is read as one
+    assert input_files([f"{tmp_path}/202[45]*"])[-1] == c  # a matching folder is expanded
     assert input_files([f"{tmp_path}/**/*.csv"]) == [a, b, c]
     assert input_files([f"{tmp_path}/**/2025"]) == [c]
 
 
-def test_a_relative_pattern_starts_at_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_pattern_is_resolved_from_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _touch(tmp_path, "a.csv")
     monkeypatch.chdir(tmp_path)
     assert input_files(["*.csv"]) == [Path("a.csv")]
 
 
-def test_a_name_with_brackets_is_that_file(tmp_path: Path) -> None:
+def test_a_file_name_with_brackets_is_not_a_pattern(tmp_path: Path) -> None:
     bracketed, _ = _touch(tmp_path, "log[1].csv", "log1.csv")
     assert input_files([bracketed]) == [bracketed]
 
 
-def test_a_file_that_is_named_twice_is_read_once(tmp_path: Path) -> None:
+def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:
     a, b = _touch(tmp_path, "a.csv", "b.csv")
     (tmp_path / "c.csv").symlink_to(b)
     assert input_files([b, tmp_path, f"{tmp_path}/*.csv"]) == [b, a]
 
 
-def test_a_folder_behind_a_link_is_read_and_a_loop_ends(tmp_path: Path) -> None:
+def test_linked_folders_are_read_and_link_loops_terminate(tmp_path: Path) -> None:
     (linked,) = _touch(tmp_path, "elsewhere/a.csv")
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "part").symlink_to(linked.parent)
@@ -63,12 +65,12 @@ def test_a_folder_behind_a_link_is_read_and_a_loop_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ratings.csv", "ratings.dat", "u.data"])
 @pytest.mark.parametrize("inner", ["", "ml/"])
-def test_movielens_in_a_folder_is_its_ratings_alone(tmp_path: Path, name: str, inner: str) -> None:
+def test_a_movielens_folder_expands_to_its_ratings_file_only(tmp_path: Path, name: str, inner: str) -> None:
     ratings, *_ = _touch(tmp_path, inner + name, inner + "movies.csv", "README.txt")
     assert input_files([tmp_path]) == [ratings]
 
 
-def test_two_data_sets_in_one_folder_are_not_told_apart(tmp_path: Path) -> None:
+def test_two_data_sets_in_one_folder_are_ambiguous(tmp_path: Path) -> None:
     ratings = _touch(tmp_path, "ml-1m/ratings.dat", "ml-20m/ratings.csv")
     with pytest.raises(UserError, match=r"holds .*ml-1m/ratings\.dat and .*ml-20m/ratings\.csv; name the one you mean"):
         input_files([tmp_path])
@@ -82,10 +84,10 @@ def test_two_data_sets_in_one_folder_are_not_told_apart(tmp_path: Path) -> None:
         ("gone-*.csv", r"gone-\*\.csv: no file to read; --input takes"),
         ("empty", r"empty: no file to read; --input takes"),
         ("_*", r"_\*: no file to read"),
-        ("pipe", r"pipe is neither file nor folder"),
+        ("pipe", r"pipe is not a file or folder"),
     ],
 )
-def test_what_is_not_there_is_refused(tmp_path: Path, given: str, message: str) -> None:
+def test_inputs_without_files_are_refused(tmp_path: Path, given: str, message: str) -> None:
     _touch(tmp_path, "empty/_SUCCESS", "_metadata", "fine.csv", "a/x.csv")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=message):

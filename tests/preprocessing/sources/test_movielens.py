@@ -14,7 +14,7 @@ from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log
 from workflows.errors import UserError
 
-# (user, item, rating, time), out of order and with an id that needs more than 16 bits.
+# (user, item, rating, time), unsorted and with an id that needs more than 16 bits.
 _ROWS = [(2, 7, 3.0, 900), (1, 131262, 4.5, 100), (1, 7, 0.5, 50), (30, 1, 5.0, 1_500_000_000)]
 
 
@@ -22,7 +22,7 @@ def _whole(rating: float) -> int:
     return int(rating + 0.5)
 
 
-# name of the layout → (ratings file, its lines, titles file, its lines, the ratings it can hold)
+# layout name → (ratings file, its lines, titles file, its lines, expected ratings)
 _LAYOUTS = {
     "MovieLens 100K": (
         "u.data",
@@ -40,7 +40,7 @@ _LAYOUTS = {
     ),
     "MovieLens 1M/10M, half stars": (
         "ratings.dat",
-        # As in 10M: whole stars have no point.
+        # As in 10M: whole stars have no decimal point.
         [f"{u}::{i}::{r:g}::{t}" for u, i, r, t in _ROWS],
         "movies.dat",
         ["1::One::x", "7::Seven::x"],
@@ -105,7 +105,7 @@ def _input(folder: Path, layout: str, form: str) -> Path:
 )
 @pytest.mark.parametrize("layout", list(_LAYOUTS))
 @pytest.mark.parametrize("piece_bytes", [1, 16 << 20])
-def test_every_layout_in_every_form(
+def test_every_layout_in_every_packaging(
     tmp_path: Path,
     log_rows: Callable[[Log], pd.DataFrame],
     monkeypatch: pytest.MonkeyPatch,
@@ -128,19 +128,21 @@ def test_every_layout_in_every_form(
         assert len(log.pieces) == len(_ROWS)
 
 
-def test_a_renamed_file_is_known_by_its_content(tmp_path: Path) -> None:
+def test_a_renamed_file_is_recognised_by_content(tmp_path: Path) -> None:
     path = _lay_out(tmp_path, "MovieLens 1M/10M").rename(tmp_path / "mine.txt")
     log = open_log(path, None, False, _scratch(tmp_path))
     assert (log.name, log.titles) == ("MovieLens 1M/10M", None)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_any_compression_of_a_zip(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], method: int) -> None:
+def test_a_zip_may_use_any_compression_method(
+    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], method: int
+) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "ml/", method)
     assert len(log_rows(open_log(archive, None, False, _scratch(tmp_path)))) == len(_ROWS)
 
 
-def test_names_in_a_zip_cannot_leave_the_scratch_folder(tmp_path: Path) -> None:
+def test_member_names_in_a_zip_cannot_escape_the_scratch_folder(tmp_path: Path) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "../../evil/")
     scratch = _scratch(tmp_path)
     before = set(tmp_path.rglob("*"))
@@ -180,7 +182,7 @@ def test_a_damaged_zip_is_refused(tmp_path: Path, method: int) -> None:
         open_log(archive, None, False, _scratch(tmp_path))
 
 
-def test_a_zip_that_would_unpack_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_that_would_unpack_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = _zipped(tmp_path, "MovieLens 100K", "")
     scratch = _scratch(tmp_path)
     monkeypatch.setattr(unpack, "_MAX_UNPACKED_BYTES", 10)
@@ -189,14 +191,14 @@ def test_a_zip_that_would_unpack_to_too_much_is_refused(tmp_path: Path, monkeypa
     assert not [path for path in scratch.rglob("*") if path.is_file()]
 
 
-def test_a_mistake_inside_a_zip_names_the_zip(tmp_path: Path) -> None:
+def test_an_error_inside_a_zip_names_the_zip(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
         file.writestr("ratings.csv", "")
     with pytest.raises(UserError, match=r"a\.zip"):
         open_log(tmp_path / "a.zip", None, False, _scratch(tmp_path))
 
 
-def test_files_of_one_layout_are_one_log(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_files_of_one_layout_form_one_log(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
     first = _lay_out(tmp_path / "a", "MovieLens 1M/10M")
     second = _lay_out(tmp_path / "b", "MovieLens 1M/10M, half stars")
     log = open_log([first, second], None, False, _scratch(tmp_path))
@@ -215,13 +217,15 @@ def test_files_of_different_layouts_are_refused(tmp_path: Path, other: str | Non
         second.write_text("user,item,time\n1,2,3\n")
     scratch = _scratch(tmp_path)
     for paths in ([first, second], [second, first]):
-        with pytest.raises(UserError, match="name files of one format") as caught:
+        with pytest.raises(UserError, match="pass files of one format") as caught:
             open_log(paths, None, False, scratch)
         assert str(first) in str(caught.value)
         assert str(second) in str(caught.value)
 
 
-def test_movielens_header_among_others_is_a_header(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_a_movielens_header_among_other_files_is_a_plain_csv_header(
+    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]
+) -> None:
     first = _lay_out(tmp_path, "MovieLens 20M or newer")
     second = tmp_path / "more.csv"
     second.write_text("timestamp,movieId,userId\n7,8,9\n")
@@ -230,7 +234,7 @@ def test_movielens_header_among_others_is_a_header(tmp_path: Path, log_rows: Cal
     assert log_rows(log).to_numpy().tolist()[-1] == [9, 8, 7]
 
 
-def test_the_sample_is_movielens_100k(log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_the_sample_contains_movielens_100k(log_rows: Callable[[Log], pd.DataFrame]) -> None:
     log = movielens.ml_100k_sample(with_rating=True)
     rows = log_rows(log)
     assert len(rows) == 100_000
@@ -240,20 +244,20 @@ def test_the_sample_is_movielens_100k(log_rows: Callable[[Log], pd.DataFrame]) -
     assert pq.read_metadata(log.titles).num_rows == 1682
 
 
-def test_ratings_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+def test_ratings_are_read_only_on_request(tmp_path: Path) -> None:
     path = _lay_out(tmp_path, "MovieLens 1M/10M")
     for log in (open_log(path, None, False, _scratch(tmp_path)), movielens.ml_100k_sample(with_rating=False)):
         assert log.columns.rating is None
         assert log.pieces[0].read().column_names == log.columns.names
 
 
-def test_a_sample_that_is_not_installed_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_sample_package_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(movielens, "_SAMPLE_PACKAGE", "no-such-package-of-ours")
     with pytest.raises(UserError, match=r"no-such-package-of-ours, which is not installed.*make setup"):
         movielens.ml_100k_sample(with_rating=False)
 
 
-def test_a_leading_zero_under_movielens_header_is_a_mistake(tmp_path: Path) -> None:
+def test_a_leading_zero_under_a_movielens_header_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("userId,movieId,rating,timestamp\n1,7,4.0,11\n1,007,4.0,12\n")
     log = open_log(path, None, False, tmp_path / "scratch")

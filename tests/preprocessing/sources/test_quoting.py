@@ -1,4 +1,4 @@
-"""Where a text may be cut, against a scanner that goes through it one character at a time."""
+"""Safe split offsets of text, checked against a character-by-character scanner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:
 
 
 def _line_starts(content: str, delimiter: str) -> tuple[list[int], bool, int]:
-    """(offsets of lines that begin outside quotes, whether some line does not, where an open field began or 0)."""
+    """(offsets of lines that begin outside quotes, whether any line does not, line of an unclosed field or 0)."""
     starts, inside, found, line, opened = [], False, False, 1, 0
     field_begins, just_closed = True, False
     for place, character in enumerate(content):
@@ -38,7 +38,7 @@ def _line_starts(content: str, delimiter: str) -> tuple[list[int], bool, int]:
     return starts, found, opened if inside else 0
 
 
-# Rows as a CSV writer writes them: fields quoted or not, quotes doubled within; inches in fields that are not quoted.
+# Rows from a CSV writer: fields optionally quoted, inner quotes doubled; also stray inch marks in unquoted fields.
 _FIELDS = st.one_of(
     st.text(st.sampled_from('ab",\n'), max_size=5).map(lambda text: '"' + text.replace('"', '""') + '"'),
     st.sampled_from(["", "a", "bc", '5" pipe', 'x"']),
@@ -47,7 +47,7 @@ _ROWS = st.lists(st.lists(_FIELDS, min_size=1, max_size=4).map(",".join), min_si
 
 
 @given(rows=_ROWS, last=st.sampled_from(["", "\n"]), block=st.integers(1, 30), every=st.integers(1, 40))
-def test_cuts_are_where_lines_begin_outside_quotes(
+def test_cuts_fall_on_lines_that_begin_outside_quotes(
     fresh: Callable[[], Path], rows: list[str], last: str, block: int, every: int
 ) -> None:
     content = "\n".join(rows) + last
@@ -64,12 +64,12 @@ def test_cuts_are_where_lines_begin_outside_quotes(
     assert cuts is not None
     assert set(cuts) <= {*starts, len(content)}
     assert all(later - earlier >= every for earlier, later in zip([0, *cuts], cuts, strict=False))
-    if block == every == 1:  # then every line that may be cut is
+    if block == every == 1:  # then the cuts include every allowed line start
         assert {*cuts, len(content)} == {*starts, len(content)}
 
 
 @given(rows=_ROWS, after=_ROWS, block=st.integers(1, 30))
-def test_a_quote_that_is_never_closed_is_named_by_line(
+def test_an_unclosed_quote_is_reported_with_its_line(
     fresh: Callable[[], Path], rows: list[str], after: list[str], block: int
 ) -> None:
     content = "\n".join([*rows, 'a,"open', *(row.replace('"', "") for row in after)])
@@ -84,7 +84,7 @@ def test_a_quote_that_is_never_closed_is_named_by_line(
 
 
 @pytest.mark.parametrize("block", [1, 1 << 18])
-def test_a_doubled_quote_opens_no_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_a_doubled_quote_does_not_open_a_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     monkeypatch.setattr(quoting, "_BLOCK_BYTES", block)
     path = tmp_path / "log.csv"
     path.write_text('a,b\n1,"x\ny""z\n2,3\n')
@@ -95,11 +95,11 @@ def test_a_doubled_quote_opens_no_field(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("line", "expected"), [('a,"b', True), ('a,"b"', False), ('a,5"', False), ('"a;b', True), ('a;"b', False)]
 )
-def test_a_line_that_ends_in_quotes(line: str, expected: bool) -> None:
+def test_a_line_may_end_inside_quotes(line: str, expected: bool) -> None:
     assert ends_in_quotes(line, ",") is expected
 
 
-def test_quotes_without_newlines_do_not_keep_a_file_whole(write_lines: Callable[..., Path]) -> None:
+def test_quotes_without_newlines_do_not_restrict_splitting(write_lines: Callable[..., Path]) -> None:
     path = write_lines("log.csv", ["who,what,when", '"a ""b""","c, d",1', 'e"",f,2', "g,h,3"])
     assert not has_quoted_newlines(path, ",", "log.csv")
 
@@ -111,21 +111,21 @@ def test_quotes_without_newlines_do_not_keep_a_file_whole(write_lines: Callable[
         (['a,5",1', 'b,7",2'], ",", False),
         (['5" pipe,"two', 'lines",1'], ",", True),
         (['"a, b"\tx\t1', '"c"\ty\t2'], "\t", False),
-        (['x,"y\tz', 'w",z\t1'], "\t", False),  # no field of this delimiter begins with the quote
+        (['x,"y\tz', 'w",z\t1'], "\t", False),  # with this delimiter no field begins with a quote
         (['"a ""b"" c","d', 'e",1'], ",", True),
         (['"","",1', '"""",x,2'], ",", False),
     ],
 )
-def test_a_quote_counts_where_a_field_begins_with_it(
+def test_a_quote_counts_only_at_the_beginning_of_a_field(
     write_lines: Callable[..., Path], rows: list[str], delimiter: str, expected: bool
 ) -> None:
     path = write_lines("log.csv", [delimiter.join(["who", "what", "when"]), *rows])
     assert has_quoted_newlines(path, delimiter, "log.csv") is expected
 
 
-def test_a_quoted_newline_is_found_across_blocks(tmp_path: Path) -> None:
+def test_a_quoted_newline_is_found_in_any_block(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
-    filler = "a,b,1\n" * (1 << 18)  # more than the block that is looked at
+    filler = "a,b,1\n" * (1 << 18)  # longer than one scanned block
     path.write_text("who,what,when\n" + filler + '"a\nb",c,1\n' + filler)
     assert has_quoted_newlines(path, ",", "log.csv")
     path.write_text("who,what,when\n" + filler + '"a b",c,1\n' + filler)

@@ -51,7 +51,7 @@ def test_each_row_group_is_a_piece(
     assert found.to_numpy().tolist() == [[f"u{n}", n, n] for n in numbers]
 
 
-def test_empty_row_groups_are_left_out(tmp_path: Path) -> None:
+def test_empty_row_groups_are_skipped(tmp_path: Path) -> None:
     table = pa.table({"user": [1], "item": [2], "time": [3]})
     with pq.ParquetWriter(tmp_path / "log", table.schema) as writer:
         for part in (table.slice(0, 0), table, table.slice(0, 0), table):
@@ -79,7 +79,7 @@ def test_nulls_stay_nulls(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame
         ("rating", pa.array([0], pa.timestamp("ms")), "numbers"),
     ],
 )
-def test_a_type_that_fits_no_id_time_or_rating_is_refused(
+def test_a_type_unsuitable_for_its_column_is_refused(
     tmp_path: Path, column: str, values: pa.Array, expected: str
 ) -> None:
     path = _written(tmp_path / "log", **{"user": [1], "item": [2], "time": [3], "rating": [4], column: values})
@@ -95,11 +95,11 @@ def test_missing_columns_and_rows_are_refused(tmp_path: Path) -> None:
         _pieces(_written(tmp_path / "log", user=none, item=none, time=none), _COLUMNS)
 
 
-def test_a_column_that_comes_twice_is_refused_where_it_is_read(tmp_path: Path) -> None:
+def test_a_repeated_column_is_refused_only_if_it_is_read(tmp_path: Path) -> None:
     numbers = pa.array([1])
     path = tmp_path / "log"
     pq.write_table(pa.table([numbers] * 4, names=["user", "item", "time", "item"]), path)
-    with pytest.raises(UserError, match="log: column 'item' comes more than once"):
+    with pytest.raises(UserError, match="log: column 'item' appears more than once"):
         _pieces(path, _COLUMNS)
     pq.write_table(pa.table([numbers] * 5, names=["user", "item", "time", "note", "note"]), path)
     assert len(_pieces(path, _COLUMNS)) == 1
@@ -112,7 +112,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         _pieces(path, _COLUMNS)
 
 
-def test_a_damaged_row_group_is_refused_when_it_is_read(tmp_path: Path) -> None:
+def test_a_damaged_row_group_is_refused_on_reading(tmp_path: Path) -> None:
     path = _written(tmp_path / "log", user=[1] * 99, item=[2] * 99, time=[3] * 99)
     data = path.read_bytes()
     path.write_bytes(data[:4] + b"\xff" * 60 + data[64:])
@@ -134,7 +134,7 @@ def test_a_damaged_row_group_is_refused_when_it_is_read(tmp_path: Path) -> None:
         (pa.array(["6fa459ea-ee8a-3ca4-894e-db77e160355e"]), ["6fa459ea-ee8a-3ca4-894e-db77e160355e"]),
     ],
 )
-def test_ids_that_are_whole_or_text_in_any_type(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
+def test_ids_may_be_whole_numbers_or_text_of_any_type(tmp_path: Path, values: pa.Array, expected: list[Any]) -> None:
     path = _written(tmp_path / "log", user=values, item=[0] * len(values), time=[0] * len(values))
     (piece,) = _pieces(path)
     column = piece.read().column("user")
@@ -157,7 +157,7 @@ def test_ids_that_are_whole_or_text_in_any_type(tmp_path: Path, values: pa.Array
         (b"\xff", pa.binary()),
     ],
 )
-def test_an_id_that_is_none_is_named_by_file_and_row(
+def test_an_invalid_id_is_reported_with_file_and_row(
     fresh: Callable[[], Path], before: list[int], after: list[int], bad: Any, kind: pa.DataType
 ) -> None:
     around = [[b"%d" % n for n in ns] if pa.types.is_binary(kind) else ns for ns in (before, after)]
@@ -173,7 +173,7 @@ def test_an_id_that_is_none_is_named_by_file_and_row(
 
 @settings(max_examples=20)
 @given(groups=st.lists(st.integers(0, 5), min_size=1, max_size=6).filter(any))
-def test_the_place_of_a_row_counts_through_the_file(fresh: Callable[[], Path], groups: list[int]) -> None:
+def test_row_locations_count_through_the_file(fresh: Callable[[], Path], groups: list[int]) -> None:
     path = fresh() / "log"
     table = pa.table({"user": range(sum(groups)), "item": range(sum(groups)), "time": range(sum(groups))})
     start = 0
@@ -186,7 +186,7 @@ def test_the_place_of_a_row_counts_through_the_file(fresh: Callable[[], Path], g
             assert piece.place(row) == f"{path}, row {user + 1}"
 
 
-def test_columns_are_taken_by_name_in_each_file(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_columns_are_matched_by_name_in_each_file(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
     a = _written(tmp_path / "a", user=pa.array([1], pa.int16()), item=["x"], time=[3])
     b = _written(tmp_path / "b", time=[6], other=[0], item=pa.array(["y"]).dictionary_encode(), user=[4.0])
     none = _written(tmp_path / "none", user=pa.array([], pa.null()))
@@ -197,14 +197,14 @@ def test_columns_are_taken_by_name_in_each_file(tmp_path: Path, log_rows: Callab
         _log(none, none)
 
 
-def test_ids_are_not_integers_in_one_file_and_text_in_another(tmp_path: Path) -> None:
+def test_ids_cannot_be_integers_in_one_file_and_text_in_another(tmp_path: Path) -> None:
     a = _written(tmp_path / "a", user=[1], item=[1], time=[3])
     b = _written(tmp_path / "b", user=[1], item=["1"], time=[3])
     with pytest.raises(UserError, match=r"column 'item' holds integers in .*a and text in .*b; convert one"):
         _log(b, a)
 
 
-def test_times_of_different_files_are_of_one_type(tmp_path: Path) -> None:
+def test_times_in_different_files_share_one_type(tmp_path: Path) -> None:
     noon = dt.datetime(2024, 1, 31, 12)
     kinds = [pa.timestamp("s"), pa.timestamp("ms", "Asia/Tokyo"), pa.timestamp("us"), pa.date32()]
     paths = [
@@ -219,7 +219,7 @@ def test_times_of_different_files_are_of_one_type(tmp_path: Path) -> None:
         _log(*paths)
 
 
-def test_decimals_are_numbers_where_they_are_times_or_ratings(tmp_path: Path) -> None:
+def test_decimal_times_and_ratings_become_floats(tmp_path: Path) -> None:
     values = pa.array([Decimal("1.25")])
     path = _written(tmp_path / "log", user=[1], item=[2], time=values, rating=values)
     (piece,) = _pieces(path, replace(_COLUMNS, rating="rating"))

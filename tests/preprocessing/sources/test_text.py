@@ -36,7 +36,7 @@ def _written(rows: list[list[Any]], delimiter: str = ",", newline: str = "\n", a
 
 
 _INTEGERS = st.integers(-(2**63), 2**63 - 1)
-# Text of an id: within two letters, so that it is no number, no spelling of "missing" and has no blanks around it.
+# Text ids: wrapped in letters, so they are not numbers, not null spellings, and have no surrounding blanks.
 _WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=6).map(
     "ü{}ü".format
 )
@@ -88,7 +88,7 @@ def test_pieces_cover_every_row_once(
     notes=st.lists(st.text(st.sampled_from('a",\n')), min_size=1, max_size=12).filter(lambda n: "\n" in "".join(n)),
     piece_bytes=st.integers(1, 40),
 )
-def test_quoted_newlines_cut_no_row(
+def test_rows_with_quoted_newlines_are_not_split(
     fresh: Callable[[], Path], log_rows: Callable[[Log], pd.DataFrame], notes: list[str], piece_bytes: int
 ) -> None:
     rows = [[f"u{number}", note, f"i{number}", number] for number, note in enumerate(notes)]
@@ -101,7 +101,7 @@ def test_quoted_newlines_cut_no_row(
     assert list(found.itertuples(index=False, name=None)) == expected
 
 
-def test_a_quote_that_is_never_closed_loses_no_rows(
+def test_an_unclosed_quote_is_an_error_and_does_not_swallow_rows(
     write_lines: Callable[..., Path],
 ) -> None:
     path = write_lines("log.csv", ["who,what,when,note", "a,x,1,fine", 'b,y,2,"open', "c,x,3,fine", "d,y,4,fine"])
@@ -109,7 +109,7 @@ def test_a_quote_that_is_never_closed_loses_no_rows(
         _open(path)
 
 
-def test_inches_within_text_are_read_as_they_are(
+def test_inch_marks_within_text_are_read_literally(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", 'ann,5" pipe,1', 'bob,7" pipe,2', 'cid,9",3'])))
@@ -119,7 +119,7 @@ def test_inches_within_text_are_read_as_they_are(
 
 @pytest.mark.parametrize("spelling", ["", '""', "NULL", "null", "NaN", "nan", "\\N"])
 @pytest.mark.parametrize("values", [("1", "2", "3"), ("ann", "tea", "2020-01-02"), ("ann", "tea", "1.5")])
-def test_missing_values_are_null_whatever_the_type(
+def test_missing_values_are_null_for_every_type(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], spelling: str, values: tuple[str, ...]
 ) -> None:
     lines = ["who,what,when"]
@@ -156,7 +156,7 @@ def test_missing_values_are_null_whatever_the_type(
         ),
     ],
 )
-def test_times_may_be_integers_numbers_or_dates(
+def test_times_may_be_integers_floats_or_dates(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], spelled: list[str], expected: list[Any]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", *(f"1,2,{time}" for time in spelled)])))
@@ -171,7 +171,7 @@ def test_ids_with_leading_zeros_are_text(
     assert found["what"].tolist() == ["01", "02", "1"]
 
 
-def test_one_leading_zero_among_integers_makes_a_column_text(
+def test_one_leading_zero_in_the_first_rows_makes_a_column_text(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", "7,1,1", "007,0,2", "8,1,3", "9,1,4"])))
@@ -180,7 +180,7 @@ def test_one_leading_zero_among_integers_makes_a_column_text(
 
 
 @pytest.mark.parametrize("spelling", ["NA", "N/A", "None"])
-def test_words_that_may_be_ids_are_not_missing(
+def test_words_that_could_be_ids_are_not_null(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], spelling: str
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", f"{spelling},tea,1", f"ann,{spelling},2"])))
@@ -191,7 +191,7 @@ def test_words_that_may_be_ids_are_not_missing(
 @pytest.mark.parametrize("padded", ["007", "-07", '"007"', " 007", "00"])
 @pytest.mark.parametrize("column", ["who", "what"])
 @pytest.mark.parametrize("piece_bytes", [1, 1 << 10, 1 << 20])
-def test_a_leading_zero_far_down_among_integers_is_refused(
+def test_a_leading_zero_beyond_the_first_rows_is_refused(
     write_lines: Callable[..., Path],
     log_rows: Callable[[Log], pd.DataFrame],
     monkeypatch: pytest.MonkeyPatch,
@@ -199,7 +199,7 @@ def test_a_leading_zero_far_down_among_integers_is_refused(
     column: str,
     piece_bytes: int,
 ) -> None:
-    monkeypatch.setattr(sniff, "_SNIFF_BYTES", 60)  # the types are settled long before
+    monkeypatch.setattr(sniff, "_SNIFF_BYTES", 60)  # the types are inferred long before
     monkeypatch.setattr(text, "PIECE_BYTES", piece_bytes)
     bad = f"{padded},5,6" if column == "who" else f"5,{padded},6"
     path = write_lines("log.csv", ["who,what,when", *["10,200,03"] * 40, bad, *["4,0,6"] * 10])
@@ -207,16 +207,14 @@ def test_a_leading_zero_far_down_among_integers_is_refused(
         log_rows(_open(path))
 
 
-def test_zeros_that_lead_nothing_stay(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
-) -> None:
-    # 0 itself, zeros within numbers, and leading zeros of times and of columns that are not read.
+def test_other_zeros_are_not_refused(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
+    # 0 itself, zeros inside numbers, and leading zeros in times and unread columns.
     path = write_lines("log.csv", ["who,what,when,note", "0,100,007,007", "-10,0,0010,00", "105,1001,05,x"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[0, 100, 7], [-10, 0, 10], [105, 1001, 5]]
 
 
 @pytest.mark.parametrize("time", ["yesterday", "31/12/2020", "12:30", "2020-01-01T25:00", "Jan 3 2020", "0x10"])
-def test_times_that_are_neither_numbers_nor_dates_are_refused_at_once(
+def test_times_that_are_neither_numbers_nor_dates_are_refused_on_opening(
     write_lines: Callable[..., Path], time: str
 ) -> None:
     path = write_lines("log.csv", ["who,what,when", *[f"1,2,{time}"] * 3])
@@ -224,14 +222,12 @@ def test_times_that_are_neither_numbers_nor_dates_are_refused_at_once(
         _open(path)  # before any piece is read
 
 
-def test_digits_of_other_scripts_are_text(
-    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
-) -> None:
+def test_non_ascii_digits_are_text(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", "١,1,1", "٢,1,2"])))
     assert found["who"].tolist() == ["١", "٢"]
 
 
-def test_blanks_around_ids_do_not_turn_integers_into_text(
+def test_blanks_around_integer_ids_do_not_make_them_text(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who, what, when", "1, 2, 3", "4, 5, 6"])))
@@ -250,7 +246,7 @@ def test_blanks_around_ids_do_not_turn_integers_into_text(
     ],
 )
 @pytest.mark.parametrize("piece_bytes", [10, 1 << 20])
-def test_a_value_of_another_type_is_named_by_file_line_and_column(
+def test_a_value_of_the_wrong_type_is_reported_with_file_line_and_column(
     write_lines: Callable[..., Path],
     log_rows: Callable[[Log], pd.DataFrame],
     monkeypatch: pytest.MonkeyPatch,
@@ -266,7 +262,7 @@ def test_a_value_of_another_type_is_named_by_file_line_and_column(
 
 
 @pytest.mark.parametrize("bad", ["2020-13-45", "2020-02-01Z", "2020-02-01 03:04.5", " 2020-02-01", "2020-02-01T03:04Z"])
-def test_an_impossible_date_is_named_by_line(
+def test_an_impossible_date_is_reported_with_its_line(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], bad: str
 ) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,2020-01-01", "1,3,2020-01-02 03:04", f"1,4,{bad}"])
@@ -275,7 +271,7 @@ def test_an_impossible_date_is_named_by_line(
 
 
 @pytest.mark.parametrize("rating", ["2020-01-01", "2020-01-01T02:03:04Z", "good"])
-def test_a_rating_that_is_no_number_is_named_by_line(
+def test_a_non_numeric_rating_is_reported_with_its_line(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], rating: str
 ) -> None:
     path = write_lines("log.csv", ["who,what,when,stars", f"1,2,3,{rating}", f"1,3,4,{rating}"])
@@ -286,12 +282,12 @@ def test_a_rating_that_is_no_number_is_named_by_line(
 @pytest.mark.parametrize(
     ("before", "line"),
     [
-        (['1,"two\nlines",2,3'], 4),  # a row of two lines
-        ([f"1,{'long' * 50_000},2,3"], 3),  # beyond what the csv module reads by default
+        (['1,"two\nlines",2,3'], 4),  # a row that spans two lines
+        ([f"1,{'long' * 50_000},2,3"], 3),  # beyond the csv module's default field limit
         (["1,x,2,3\r4,y,5,6"], 4),
     ],
 )
-def test_a_mistake_is_found_after_rows_of_any_kind(
+def test_an_error_is_located_after_rows_of_any_kind(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], before: list[str], line: int
 ) -> None:
     path = write_lines("log.csv", ["who,note,what,when", *before, "7,z,eight,9", *["1,x,2,3"] * 9])
@@ -301,7 +297,7 @@ def test_a_mistake_is_found_after_rows_of_any_kind(
 
 @pytest.mark.parametrize(("bad", "got"), [("1,2", 2), ("1,2,3,4", 4), ("1", 1)])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_a_line_with_another_number_of_columns_is_named(
+def test_a_line_with_the_wrong_number_of_columns_is_reported(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], bad: str, got: int, newline: str
 ) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3", "1,3,3", bad, "1,4,4"], newline)
@@ -309,21 +305,21 @@ def test_a_line_with_another_number_of_columns_is_named(
         log_rows(_open(path))
 
 
-def test_columns_that_are_not_read_may_hold_anything(
+def test_unread_columns_may_hold_anything(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ["a,who,b,what,when", "1,1,x,2,3", "x,4,,5,6"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_text_in_another_encoding_is_refused_by_name(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_text_in_another_encoding_is_refused(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
     path = tmp_path / "log.csv"
     path.write_bytes("who,what,when\n1,thé,1\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"log\.csv.*encoding"):
         log_rows(_open(path))
 
 
-def test_carriage_returns_alone_are_refused(tmp_path: Path) -> None:
+def test_bare_carriage_returns_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("who,what,when\r1,2,3\r4,5,6\r", newline="")
     with pytest.raises(UserError, match=r"log\.csv ends its lines with a carriage return alone"):
@@ -337,7 +333,7 @@ def test_a_carriage_return_among_line_feeds_ends_a_row(tmp_path: Path, log_rows:
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\n\n\n\n\n\n\n\n", "\r\n\r\n"])
-def test_blank_lines_at_the_end_are_no_rows(
+def test_trailing_blank_lines_are_not_rows(
     tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr(text, "PIECE_BYTES", 6)
@@ -346,8 +342,10 @@ def test_blank_lines_at_the_end_are_no_rows(
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("\n \n", "is empty"), ("\0\1", "no text file")])
-def test_what_has_no_text_is_refused(tmp_path: Path, content: str, message: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ("\n \n", "is empty"), ("\0\1", "not a UTF-8 text file")]
+)
+def test_empty_and_binary_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "log.csv").write_text(content)
     with pytest.raises(UserError, match=rf"log\.csv.*{message}"):
         _open(tmp_path / "log.csv")
@@ -360,34 +358,34 @@ def test_a_header_without_rows_is_refused(tmp_path: Path, ending: str) -> None:
         _open(tmp_path / "log.csv")
 
 
-def test_all_missing_columns_are_listed_beside_those_that_are_there(write_lines: Callable[..., Path]) -> None:
+def test_missing_columns_are_listed_with_the_existing_ones(write_lines: Callable[..., Path]) -> None:
     path = write_lines("log.csv", ["who,b,c", "1,2,3"])
     with pytest.raises(UserError, match=r"log\.csv has no column 'what', 'when'; its columns are 'who', 'b', 'c'"):
         _open(path)
 
 
 @pytest.mark.parametrize("header", ["who,what,when,what", "who,what, when,when"])
-def test_a_column_that_comes_twice_is_refused(write_lines: Callable[..., Path], header: str) -> None:
+def test_a_repeated_column_is_refused(write_lines: Callable[..., Path], header: str) -> None:
     path = write_lines("log.csv", [header, ",".join("12345"[: header.count(",") + 1])])
-    with pytest.raises(UserError, match=r"log\.csv: column '\w+' comes more than once; rename one"):
+    with pytest.raises(UserError, match=r"log\.csv: column '\w+' appears more than once; rename one"):
         _open(path)
 
 
-def test_a_name_that_comes_twice_among_other_columns_does_no_harm(
+def test_a_repeated_unread_column_is_harmless(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ["note,who,what,note,when", "x,1,2,y,3"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3]]
 
 
-def test_a_column_name_may_hold_the_delimiter(
+def test_a_column_name_may_contain_the_delimiter(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
     path = write_lines("log.csv", ['who,"a, b",what,when', "1,x,2,3"])
     assert log_rows(_open(path)).to_numpy().tolist() == [[1, 2, 3]]
 
 
-def test_a_two_character_delimiter_without_header(tmp_path: Path) -> None:
+def test_a_two_character_delimiter_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "a.dat"
     path.write_bytes(b"\xef\xbb\xbf1::2\n3::4\n")
     layout = TextFormat("::", ("a", "b"), header=False, types=(("b", pa.int64()),))
@@ -403,10 +401,10 @@ def test_a_two_character_delimiter_without_header(tmp_path: Path) -> None:
     header=st.booleans(),
     piece_bytes=st.integers(1, 60),
 )
-def test_the_place_of_a_row_is_its_first_line(
+def test_a_rows_location_is_its_first_line(
     fresh: Callable[[], Path], rows: list[str], newline: str, header: bool, piece_bytes: int
 ) -> None:
-    # Blank lines ("") are no rows; notes hold newlines and quotes; each row tells the line it was written at.
+    # Blank lines ("") are not rows; notes hold newlines and quotes; each row stores its line number.
     content = "who,note,what,when" + newline if header else ""
     for note in rows:
         line = content.count("\n") + 1
@@ -426,14 +424,14 @@ def test_the_place_of_a_row_is_its_first_line(
 
 
 @pytest.mark.parametrize("blank", [" ", "\t ", "\u3000"])
-def test_text_of_blanks_alone_is_missing(
+def test_blank_text_is_null(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], blank: str
 ) -> None:
     found = log_rows(_open(write_lines("log.csv", ["who,what,when", f"{blank},tea,1", f"{blank}ann{blank},x,2"])))
     assert found["who"].tolist() == [None, "ann"]
 
 
-def test_blanks_alone_are_no_number(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
+def test_blanks_are_not_a_number(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3", " ,2,3"])
     with pytest.raises(UserError, match=r"log\.csv, line 3: column 'who' should hold an integer .*, got ' '"):
         log_rows(_open(path))

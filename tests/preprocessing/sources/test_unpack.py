@@ -1,4 +1,4 @@
-"""Gzip and the archives' checksums; zips of MovieLens are in test_movielens.py."""
+"""Gzip and archive checksums; MovieLens zips are tested in test_movielens.py."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from preprocessing.sources import unpack
 from preprocessing.sources.unpack import SourceFile, unpacked
 from workflows.errors import UserError
 
-_LINES = random.Random(0).randbytes(5000).hex().encode()  # does not shrink to nothing
+_LINES = random.Random(0).randbytes(5000).hex().encode()  # does not compress to almost nothing
 
 
 @given(parts=st.lists(st.binary(max_size=50), min_size=1, max_size=4), block=st.integers(1, 60))
-def test_gzip_is_unpacked_whole(tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], block: int) -> None:
+def test_all_gzip_members_are_unpacked(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[bytes], block: int
+) -> None:
     folder = tmp_path_factory.mktemp("gzip")
     archive = folder / "log.csv.gz"
-    archive.write_bytes(b"".join(map(gzip.compress, parts)))  # members one behind the other, as `cat` makes them
+    archive.write_bytes(b"".join(map(gzip.compress, parts)))  # concatenated members, as `cat` produces
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(unpack, "_BLOCK_BYTES", block)
         source = unpacked(archive, folder / "scratch")
@@ -32,7 +34,7 @@ def test_gzip_is_unpacked_whole(tmp_path_factory: pytest.TempPathFactory, parts:
     assert source.path.read_bytes() == b"".join(parts)
 
 
-def test_gzip_is_known_by_its_content(tmp_path: Path) -> None:
+def test_gzip_is_recognised_by_content(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(gzip.compress(b"a,b\n"))
     assert unpacked(tmp_path / "log", tmp_path / "scratch").path.read_bytes() == b"a,b\n"
     plain = tmp_path / "log.csv.gz"
@@ -40,7 +42,7 @@ def test_gzip_is_known_by_its_content(tmp_path: Path) -> None:
     assert unpacked(plain, tmp_path / "scratch") == SourceFile(plain, str(plain), plain)
 
 
-def test_workers_find_a_file_that_was_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_becomes_absolute_for_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "log.csv").write_bytes(b"a,b\n")
     monkeypatch.chdir(tmp_path)
     named = Path("log.csv")
@@ -64,7 +66,7 @@ def test_damaged_gzip_is_refused(tmp_path: Path, place: int) -> None:
         unpacked(tmp_path / "log.gz", tmp_path / "scratch")
 
 
-def test_gzip_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gzip_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "_BLOCK_BYTES", 100)
     monkeypatch.setattr(unpack, "_MAX_UNPACKED_BYTES", 1000)
     archive = tmp_path / "log.gz"
@@ -76,7 +78,7 @@ def test_gzip_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: p
     assert (tmp_path / "scratch" / "log").stat().st_size <= 1100
 
 
-def test_a_full_disk_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_blamed_on_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -87,7 +89,7 @@ def test_a_full_disk_is_no_fault_of_the_archive(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", ["ml-1m.zip", "ml-20m.zip"])
-def test_an_archive_of_a_known_name_must_be_that_archive(
+def test_an_archive_with_a_known_name_must_match_its_checksum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     archive = tmp_path / name
@@ -103,7 +105,7 @@ def test_an_archive_of_a_known_name_must_be_that_archive(
     assert unpacked(tmp_path / "mine.zip", tmp_path / "b").path.name == "ratings.dat"
 
 
-def test_the_checksums_are_those_that_grouplens_publishes() -> None:
+def test_checksums_match_those_published_by_grouplens() -> None:
     assert unpack._MD5 == {
         "ml-1m.zip": "c4d9eecfca2ab87c1945afe126590906",
         "ml-20m.zip": "cd245b17a1ae2cc31bb14903e1204af3",
