@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--gpus should be 1 or more, got {args.gpus}")
     place = Place.of_environment()
     if place is None and (args.gpus or 1) > 1:
-        torch_device(args.device, args.gpus)  # whether there are so many
+        torch_device(args.device, args.gpus)  # check that there are enough devices
         status = launch(args.gpus, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = place or Place()
     device = torch_device(args.device, args.gpus, place.local_rank)
     end_with_launcher()
-    from model.session import run  # Merlin and all the rest, which a process that only launches need not load
+    from model.session import run  # imports Merlin and the rest, which the launcher does not need
 
     with joined(place, device) as world:
         run(args, world)

@@ -1,4 +1,4 @@
-"""Items of an iterator made ahead of their use, by a thread."""
+"""Prefetching of a generator's items on a background thread."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ T = TypeVar("T")
 
 
 def made_ahead(items: Generator[T, None, None], most: int) -> Generator[T, None, None]:
-    """The items of a generator, which runs in a thread of its own from the first `next` on.
+    """Run a generator on its own thread and prefetch its items, starting with the first `next`.
 
-    Closing this one, or an exception here, ends the thread and closes the generator before anything goes on. What the
-    generator raises is raised here, behind the items before it.
+    Closing this generator, or an exception in it, ends the thread and closes `items` before control returns.
+    Exceptions from `items` are raised here, after the items that preceded them.
 
     Args:
-        most: items, 1 or more, that may be waiting to be used.
+        most: maximum number of items waiting to be consumed, at least 1.
     """
     made: SimpleQueue[T | BaseException] = SimpleQueue()
     room, wanted = Semaphore(most), True
@@ -34,7 +34,7 @@ def made_ahead(items: Generator[T, None, None], most: int) -> Generator[T, None,
         except BaseException as err:
             made.put(err)
 
-    # A daemon, should this generator be left where nobody closes it when the interpreter ends.
+    # A daemon, so that an unclosed generator does not block interpreter exit.
     thread = Thread(target=make, name="made-ahead", daemon=True)
     thread.start()
     try:

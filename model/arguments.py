@@ -1,4 +1,4 @@
-"""The command line of `train.py`: the reference's flags under their names and defaults, and ours beside them."""
+"""The command line of `train.py`: the reference's flags with their names and defaults, plus our own."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FLAGS_NAME = "config.yaml"
 _MAX_FLAGS_BYTES = 1 << 20
 _HEADER = b"# python train.py --config FILE repeats this run; give it another --output.\n"
 OUTPUTS = ("progress", "log", "tensorboard", "curves")
-_NOT_SAVED = ("config", "resume", "overwrite", "help")  # what a saved configuration cannot repeat
+_NOT_SAVED = ("config", "resume", "overwrite", "help")  # flags that a saved configuration cannot repeat
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags as given, over those of `--config` or of the run to `--resume`; `output` is filled in.
+    """Parse the flags on top of those of `--config` or of the run to `--resume`; fills in `output`.
 
     Raises:
-        UserError: a configuration is not readable, or holds what is no flag.
+        UserError: a configuration is unreadable or contains an unknown flag.
     """
     parser = argparse.ArgumentParser(
         prog="python train.py",
@@ -45,10 +45,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.resume is not None:
         if args.config is not None or args.output not in (None, args.resume):
-            raise UserError("--resume RUN goes on with that run's own flags, in its own folder: leave --config and "
-                            "--output out")  # fmt: skip
+            raise UserError("--resume RUN continues with that run's own flags, in its own folder: leave out --config "
+                            "and --output")  # fmt: skip
         if not args.resume.is_dir():
-            raise UserError(f"--resume {args.resume}: there is no such run; start one with --output {args.resume}")
+            raise UserError(f"--resume {args.resume}: no such run; start one with --output {args.resume}")
     source = args.config if args.resume is None else args.resume / FLAGS_NAME
     if source is not None:
         parser.set_defaults(**_read_flags(source, parser))
@@ -61,14 +61,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """Flags by name from a YAML file.
+    """Read flags by name from a YAML file.
 
     Raises:
-        UserError: not readable, or wrong in any way; lists all that is.
+        UserError: the file is unreadable or invalid; lists every problem.
     """
     try:
         if path.stat().st_size > _MAX_FLAGS_BYTES:
-            raise UserError(f"{path} is no configuration: it is larger than {_MAX_FLAGS_BYTES:,} bytes")
+            raise UserError(f"{path} is not a configuration file: it is larger than {_MAX_FLAGS_BYTES:,} bytes")
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
         raise UserError(f"{path} is not a readable configuration ({err})") from None
@@ -78,7 +78,7 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     flags, wrong = {}, []
     for name, value in given.items():
         if name not in actions:
-            wrong.append(f"{name}: no flag of train.py")
+            wrong.append(f"{name}: not a flag of train.py")
             continue
         try:
             flags[name] = _flag(actions[name], value)
@@ -97,8 +97,7 @@ def is_flags(path: Path) -> bool:
 
 
 def _flag(action: argparse.Action, value: Any) -> Any:
-    """A value as the command line would have given it; raises ValueError, TypeError or ArgumentTypeError where it could
-    not."""
+    """Convert a value as the command line would; raises ValueError, TypeError or ArgumentTypeError if it is invalid."""
     if value is None:
         if action.default is not None:
             raise ValueError("expected a value, got nothing")
@@ -125,7 +124,7 @@ def _scalar(action: argparse.Action, value: Any) -> Any:
 
 
 def write_flags(path: Path, args: argparse.Namespace, seed: int) -> None:
-    """Write the whole configuration of a run, which `--config` repeats from any folder."""
+    """Write a run's full configuration, which `--config` repeats from any folder."""
     flags = {}
     for name, value in vars(args).items():
         if name not in _NOT_SAVED:
@@ -142,10 +141,10 @@ def _share(text: str) -> float:
 
 
 def plain(value: Any, path: Callable[[Path], Path] = lambda path: path) -> Any:
-    """A flag's value for YAML or JSON, its paths as text.
+    """A flag's value for YAML or JSON, with paths as text.
 
     Args:
-        path: what is done to a path before.
+        path: applied to each path first.
     """
     if isinstance(value, list):
         return [plain(each, path) for each in value]
@@ -153,29 +152,29 @@ def plain(value: Any, path: Callable[[Path], Path] = lambda path: path) -> Any:
 
 
 def _optional_path(text: str) -> Path | None:
-    """A path; the reference's scripts pass an empty one for none."""
+    """A path; None for the empty string, which the reference's scripts pass for no path."""
     return Path(text) if text else None
 
 
 def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--data", type=Path, default=Path("/data/cache/ml-20m"), metavar="DIR", help="prepared folder")
-    group.add_argument("--feature_spec_file", default=SPEC_NAME, metavar="NAME", help="spec within it")
+    group.add_argument("--feature_spec_file", default=SPEC_NAME, metavar="NAME", help="feature spec in --data")
     for side in ("user", "item"):
         group.add_argument(
             f"--{side}_feature", metavar="NAME",
-            help=f"the {side}'s id, where the spec has no {side}_ch (default: the one with most values)",
+            help=f"feature with the {side} ids if the spec has no {side}_ch (default: the one with the most values)",
         )  # fmt: skip
     group.add_argument("--output", type=Path, metavar="DIR", help="run folder (default: runs/<name of --data>)")
-    group.add_argument("--overwrite", action="store_true", help="replace a run folder that exists")
+    group.add_argument("--overwrite", action="store_true", help="replace an existing run folder")
     group.add_argument(
         "--config", type=Path, metavar="FILE", help="YAML with any of these flags (batch_size: 65536); others override"
     )
     group.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with an interrupted run, with its own flags, to the same end"
+        "--resume", type=Path, metavar="RUN", help="continue an interrupted run with its own flags, to the same result"
     )
     group.add_argument(
         "--without", nargs="+", choices=OUTPUTS, default=[], metavar="OUTPUT",
-        help=f"leave out some of {', '.join(OUTPUTS)}",
+        help=f"outputs to leave out: {', '.join(OUTPUTS)}",
     )  # fmt: skip
     group.add_argument(
         "--checkpoint_dir", type=_optional_path, metavar="DIR", help="also write model.pth there, as the reference does"
@@ -201,91 +200,89 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     shape = NeuMFConfig(n_users=1, n_items=1)
     group.add_argument(
         "--arch", choices=ARCHITECTURES, default=shape.arch,
-        help="gmf: embeddings multiplied, without --layers; mlp: --layers alone, without --factors; neumf: both",
+        help="gmf: elementwise product of embeddings, without --layers; mlp: --layers only, no --factors; neumf: both",
     )  # fmt: skip
     group.add_argument(
         "--pretrained", type=Path, nargs="+", default=[], metavar="RUN",
-        help="start from runs of --arch gmf and --arch mlp, of the same --factors and --layers",
+        help="start from runs of --arch gmf and --arch mlp with the same --factors and --layers",
     )  # fmt: skip
     group.add_argument(
-        "--alpha", type=_share, default=0.5, help="how much the pre-trained GMF counts against the MLP, 0 to 1"
+        "--alpha", type=_share, default=0.5, help="weight of the pre-trained GMF relative to the MLP, 0 to 1"
     )
     group.add_argument("-f", "--factors", type=int, default=shape.factors, help="width of the GMF embeddings")
     group.add_argument(
         "--layers", type=int, nargs="+", default=list(shape.layers), metavar="WIDTH",
-        help="widths of the MLP; the first holds both embeddings",
+        help="widths of the MLP layers; the first holds both embeddings",
     )  # fmt: skip
-    group.add_argument("--dropout", type=float, default=shape.dropout, help="share of hidden units left out")
+    group.add_argument("--dropout", type=float, default=shape.dropout, help="dropout rate of hidden units")
 
 
 def _add_training(group: argparse._ArgumentGroup) -> None:
     train = TrainConfig()
     group.add_argument("-e", "--epochs", type=int, default=train.epochs, help="passes over the interactions")
     group.add_argument(
-        "-b", "--batch_size", type=int, default=train.batch_size, help="samples of a step, negatives included"
+        "-b", "--batch_size", type=int, default=train.batch_size, help="samples per step, including negatives"
     )
     group.add_argument(
         "-n", "--negative_samples", type=int, default=train.negative_samples, help="negatives per positive"
     )
     group.add_argument(
         "--negatives", choices=CHOICES["negatives"], default=train.negatives,
-        help="exact: never a train positive of the user; popularity: the same, by popularity^0.75; uniform: any item, "
-        "as in the reference; static: as on disk",
+        help="exact: never a train positive of the user; popularity: the same, weighted by popularity^0.75; uniform: "
+        "any item, as in the reference; static: as stored on disk",
     )  # fmt: skip
-    group.add_argument("-l", "--learning_rate", type=float, default=train.learning_rate, help="learning rate of Adam")
+    group.add_argument("-l", "--learning_rate", type=float, default=train.learning_rate, help="Adam's learning rate")
     group.add_argument(
         "--schedule", choices=CHOICES["schedule"], default=train.schedule,
         help="cosine: the learning rate falls to 0 over all --epochs",
     )  # fmt: skip
     group.add_argument(
         "--loss", choices=CHOICES["loss"], default=train.loss,
-        help="bce: binary cross-entropy on positives and drawn negatives; softmax: of a user's positives among all "
-        "items; bce-all: on all items. The last two for --arch gmf alone, whose last factor is then the item's bias; "
-        "--batch_size counts users times items",
+        help="bce: binary cross-entropy on positives and sampled negatives; softmax: of a user's positives over all "
+        "items; bce-all: bce over all items. The last two require --arch gmf, whose last factor becomes the item bias; "
+        "--batch_size then counts users times items",
     )  # fmt: skip
     group.add_argument(
         "--weight_decay", type=float, default=train.weight_decay,
-        help="L2 penalty of embeddings, by the root of how many interactions each has; with --loss softmax or bce-all",
+        help="L2 penalty on embeddings, scaled by sqrt(interaction count); with --loss softmax or bce-all",
     )  # fmt: skip
     group.add_argument(
         "--recency", type=float, default=train.recency, metavar="POWER",
-        help="weigh a user's n-th latest interaction by n to the power of minus this; with --loss softmax or bce-all",
+        help="weight a user's n-th latest interaction by n^-POWER; with --loss softmax or bce-all",
     )  # fmt: skip
     group.add_argument(
         "--members", nargs="+", choices=MEMBERS, default=[], metavar="MEMBER",
-        help="train several GMF models (softmax, bce-all, item-item), weigh them on the validation split, train them "
-        "again on all of train, and sum them into one GMF of --factors",
+        help="train several GMF models (softmax, bce-all, item-item), weight them on the validation split, retrain "
+        "them on all of train, and sum them into one GMF with --factors",
     )  # fmt: skip
-    group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="first decay of Adam")
-    group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="second decay of Adam")
-    group.add_argument("--eps", type=float, default=train.eps, help="epsilon of Adam")
-    group.add_argument(
-        "--grads_accumulated", type=int, default=train.grads_accumulated, help="pieces a batch is computed in"
-    )
-    group.add_argument("-s", "--seed", type=int, help="makes the run repeatable (default: a new one, which is logged)")
+    group.add_argument("-b1", "--beta1", type=float, default=train.beta1, help="Adam's beta1")
+    group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="Adam's beta2")
+    group.add_argument("--eps", type=float, default=train.eps, help="Adam's epsilon")
+    group.add_argument("--grads_accumulated", type=int, default=train.grads_accumulated, help="micro-batches per batch")
+    group.add_argument("-s", "--seed", type=int, help="random seed (default: a new one, which is logged)")
     group.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU")
     group.add_argument(
-        "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or what --amp says)"
+        "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or as set by --amp)"
     )
     group.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
     group.add_argument(
         "--cuda-graphs", action="store_true", help="launch the gradients of a batch as one CUDA graph (GPU only)"
     )
-    group.add_argument("--patience", type=int, metavar="N", help="stop when no epoch was better for N epochs")
+    group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without improvement")
 
 
 def _add_evaluation(group: argparse._ArgumentGroup) -> None:
     train = TrainConfig()
     group.add_argument("-k", "--topk", type=int, default=train.topk, help="k of HR@k and NDCG@k")
-    group.add_argument("-t", "--threshold", type=float, default=train.threshold, help="stop at this HR@k")
+    group.add_argument("-t", "--threshold", type=float, default=train.threshold, help="stop once HR@k reaches this")
     group.add_argument(
         "--eval", choices=CHOICES["eval"], default=train.eval,
         help="sampled: rank each test series; full: rank each positive against all items the user has not seen",
     )  # fmt: skip
     group.add_argument(
         "--validation", choices=CHOICES["validation"], default=train.validation,
-        help="leave-one-out: choose the epoch on the last train interaction of each user (a drawn one where train has "
-        "no order of time), and measure it on test once; none: choose on test, as the reference does",
+        help="leave-one-out: select the epoch on each user's last train interaction (a random one if train is not "
+        "time-ordered) and evaluate it on test once; none: select on test, as the reference does",
     )  # fmt: skip
     group.add_argument(
         "--valid_batch_size", type=int, default=train.valid_batch_size, help="test samples scored at a time"
@@ -295,7 +292,7 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
 def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--device", choices=device.CHOICES, default="auto", help="where to train")
     group.add_argument(
-        "--gpus", type=int, metavar="N", help="GPUs to train on, a process each; with --device cpu: processes"
+        "--gpus", type=int, metavar="N", help="GPUs to train on, one process each; with --device cpu: processes"
     )
     group.add_argument(
         "--loader", choices=CHOICES["loader"], default=TrainConfig().loader,
@@ -304,7 +301,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
 
 
 def train_config(args: argparse.Namespace, seed: int) -> TrainConfig:
-    """Raises UserError for impossible values, all at once."""
+    """Build the settings; raises one UserError that lists all invalid values."""
     given = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "seed"}
     given["members"] = tuple(given["members"])
     return TrainConfig(seed=seed, **given)

@@ -1,9 +1,9 @@
-"""Training batches: rows stream in blocks of whole users, get fresh negatives on the device, are shuffled, and cut.
+"""Training batches: stream blocks of whole users, draw fresh negatives on the device, shuffle, and cut into batches.
 
-A positive and the negatives drawn for it stay together, so that what belongs to their user is computed once.
+A positive and its negatives stay together, so that computation for their user is shared.
 
-One block is in memory at a time. Its users are whole, so that negatives are exact without an index of all
-positives; the order of partitions and the order within a block are new every epoch.
+One block is in memory at a time. It contains whole users, so negatives are exact without an index of all positives.
+The order of partitions and the order within a block change every epoch.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from workflows.device import launches_only, torch_generator
 from workflows.errors import UserError
 from workflows.negatives import row_negatives
 
-if TYPE_CHECKING:  # a step on batches from elsewhere needs no Merlin
+if TYPE_CHECKING:  # steps on other batches do not need Merlin
     from model.data import Rows
 
 BLOCK_ROWS = 1 << 20
-_AHEAD = 1 << 21  # samples that may wait for their step: the step goes on while the next block is made
+_AHEAD = 1 << 21  # samples to prefetch: steps continue while the next block is prepared
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What one epoch consists of.
+    """How the samples of an epoch are drawn.
 
     Attributes:
-        batch_size: samples of a step over all ranks, negatives included.
-        per_positive: negatives drawn for each positive.
-        kind: "exact" (never one of the user's train positives), "popularity" (such ones, by their interactions),
-            "uniform" (any item, as in the reference) or "static" (none are drawn; labels as they are on disk).
+        batch_size: samples per step over all ranks, including negatives.
+        per_positive: negatives per positive.
+        kind: "exact" (never one of the user's train positives), "popularity" (the same, weighted by interactions),
+            "uniform" (any item, as in the reference) or "static" (none drawn; labels as stored on disk).
         in_memory: read all rows once and shuffle across all of them, instead of block by block.
-        seed: same seed, same epochs.
+        seed: equal seeds give equal epochs.
     """
 
     batch_size: int
@@ -54,15 +54,15 @@ class SamplingConfig:
 
     @property
     def draws(self) -> bool:
-        """Whether there are negatives to draw."""
+        """Whether negatives are drawn."""
         return self.kind != "static" and self.per_positive > 0
 
 
 class EpochBatches:
-    """The batches of each epoch over a set of rows, as far as they are this rank's.
+    """This rank's batches of each epoch over a set of rows.
 
-    From memory, every rank cuts its share out of the same global batches. Streamed, each rank goes through its own
-    partitions, so that ranks may have different numbers of batches (`World.aligned` goes through them in step).
+    From memory, every rank takes its share of the same global batches. When streaming, each rank reads its own
+    partitions, so ranks may have different numbers of batches (`World.aligned` keeps them in step).
     """
 
     def __init__(
@@ -76,11 +76,11 @@ class EpochBatches:
         """
         Args:
             rows: with the columns of a `Batch`, in its order.
-            candidates: what negatives are drawn from, on the device; None: all items, equally likely.
-            held_out: int32 [n_users], an item of each user that is not trained on (`model.validation`), -1 for none.
+            candidates: distribution of the negatives, on the device; None: uniform over all items.
+            held_out: int32 [n_users], one item per user to exclude from training (`model.validation`), -1 for none.
         """
         self.rows, self.config, self.world, self.device = rows, config, world, world.device
-        # A small set is streamed like a large one: never more than a quarter of it is held at once.
+        # Stream a small set like a large one, holding at most a quarter of it at once.
         self.block_rows = min(BLOCK_ROWS, max(1, rows.n_rows // 4))
         self._candidates = candidates or Candidates(rows.columns.n_items)
         self._held_out = held_out
@@ -89,8 +89,8 @@ class EpochBatches:
     def epoch(self, number: int) -> Generator[Batch, None, None]:
         """This rank's batches of an epoch (counted from 0): every row once, with `per_positive` fresh negatives.
 
-        The last batches may be smaller, or empty where others have more; nothing is dropped. On a CPU a thread makes
-        them ahead of their use: close the generator where it is not used up.
+        The last batches may be smaller, or empty if other ranks have more; nothing is dropped. On a CPU a thread
+        prefetches them: close the generator unless it is exhausted.
         """
         batches = self._from_memory(number) if self.config.in_memory else self._from_disk(number)
         return batches if launches_only(self.device) else made_ahead(batches, -(-_AHEAD // self.config.batch_size))
@@ -104,24 +104,24 @@ class EpochBatches:
     def _from_disk(self, number: int) -> Generator[Batch, None, None]:
         seed, rank = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
         share = self.world.share(self.config.batch_size)
-        # Ranks shuffle their own blocks; the order of partitions is the same for all.
+        # Each rank shuffles its own blocks; the order of partitions is the same for all ranks.
         own_seed = counters.stream_seed(seed, rank) if rank else seed
         with closing(self._streamed(seed)) as blocks:
             yield from self._batches(blocks, number, share.stop - share.start, own_seed)
 
     @property
     def _few_users(self) -> bool:
-        """Whether a batch holds most users anyway: groups would save nothing, and single samples mix better."""
+        """Whether a batch covers most users anyway: grouping would save nothing, and ungrouped samples mix better."""
         return self.rows.columns.n_users * 8 <= self.config.batch_size
 
     def samples_per_epoch(self) -> int:
-        """How many samples an epoch has over all ranks where all rows are positives (for progress only)."""
+        """Samples per epoch over all ranks, assuming that all rows are positives (for progress only)."""
         held_out = 0 if self._held_out is None else int((self._held_out >= 0).sum())
         return (self.rows.n_rows - held_out) * (1 + self.config.per_positive if self.config.draws else 1)
 
     def _batches(self, blocks: Iterable[Batch], epoch: int, size: int, seed: int) -> Iterator[Batch]:
-        """The samples of some blocks, their groups shuffled within each, in batches of `size`, or a little less so that
-        they are whole groups."""
+        """Shuffle the groups within each block and cut them into batches of `size` samples, rounded down to whole
+        groups."""
         generator = torch_generator(seed, self.device)
         rest: Groups | None = None
         for block in blocks:
@@ -132,7 +132,7 @@ class EpochBatches:
             order = torch.randperm(len(groups), generator=generator, device=self.device)
             each, begin = size // groups.size, 0
             for end in range(each - (len(rest) if rest is not None else 0), len(groups) + 1, each):
-                # Taken batch by batch, a block is not held twice.
+                # Shuffling batch by batch avoids a second copy of the block.
                 batch = groups.take(order[begin:end])
                 yield (rest.followed_by(batch) if rest is not None else batch).samples()
                 rest, begin = None, end
@@ -148,7 +148,7 @@ class EpochBatches:
         yield self._resident
 
     def _streamed(self, seed: int) -> Generator[Batch, None, None]:
-        """Blocks of whole users, of this rank's partitions, in an order of partitions given by the seed."""
+        """Blocks of whole users from this rank's partitions, in a partition order given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         own = order[self.world.rank :: self.world.size]
         with closing(whole_users(self.rows, self.block_rows, self.device, own)) as blocks:
@@ -156,14 +156,14 @@ class EpochBatches:
                 yield self._trained_on(block)
 
     def _trained_on(self, block: Batch) -> Batch:
-        """A block without the rows that are held out."""
+        """A block without its held-out rows."""
         if self._held_out is None:
             return block
         held_out = (self._held_out[block.users] == block.items) & (block.labels > 0)
         return block.take((~held_out).nonzero().squeeze(1))
 
     def _groups(self, block: Batch, epoch: int) -> Groups:
-        """A block's rows and their negatives; where some rows have none, samples one by one."""
+        """A block's rows grouped with their negatives; ungrouped samples if some rows have none."""
         config = self.config
         if not config.draws:
             return Groups.single(block)
@@ -191,13 +191,13 @@ class EpochBatches:
 def whole_users(
     rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None
 ) -> Generator[Batch, None, None]:
-    """The rows of some partitions in blocks of about `block_rows`, none of which cuts a user in two.
+    """The rows of some partitions in blocks of about `block_rows` that never split a user.
 
     Args:
         rows: with the columns of a `Batch`.
-        order: the partitions in the order to read them, None for all in their own.
+        order: the partitions in reading order; None: all, in their own order.
     """
-    held: Batch | None = None  # the last user of a block may go on in the next one
+    held: Batch | None = None  # a block's last user may continue in the next one
     with closing(rows.stream(block_rows, device, order)) as blocks:
         for columns in blocks:
             block = Batch.of(columns)
@@ -213,7 +213,7 @@ def whole_users(
 
 
 def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> None:
-    """Raises UserError where nothing is drawn and all rows have one label, so that there is nothing to learn."""
+    """Raise UserError if no negatives are drawn and all rows have the same label: there is nothing to learn."""
     if config.draws:
         return
     label = None
@@ -230,7 +230,7 @@ def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> No
 
 
 def _uniform(users: Tensor, items: Tensor, n_items: int, per_row: int, seed: int) -> Tensor:
-    """Any item, as the reference draws them: a function of (seed, user, item, number), shape [N, per_row]."""
+    """Draw from all items, as the reference does: a function of (seed, user, item, number), shape [N, per_row]."""
     key = counters.keys(seed, users.long() * n_items + items)[:, None]
     drawn = counters.below(counters.draws(key, torch.arange(per_row, device=users.device)), n_items)
     return drawn.to(items.dtype)

@@ -12,10 +12,10 @@ CARD_NAME = "README.md"
 
 
 def write_card(folder: Path, config: dict[str, Any], metrics: dict[str, Any]) -> None:
-    """Write the card; equal arguments give equal bytes, and nothing in it depends on time or speed.
+    """Write the card; equal arguments give identical bytes, independent of time and speed.
 
     Args:
-        config, metrics: what `config.json` and `metrics.json` hold.
+        config, metrics: contents of `config.json` and `metrics.json`.
     """
     environment = templates(Path(__file__).parent, html=False)
     environment.filters["code"] = _code
@@ -26,10 +26,10 @@ def write_card(folder: Path, config: dict[str, Any], metrics: dict[str, Any]) ->
         train=config["train"],
         side=[feature["name"] for side in ("row_side", "item_side") for feature in config["model"][side]],
     )
-    # A folder's name that is no UTF-8 is here as lone surrogates, which cannot be encoded as they are.
+    # A folder name that is not UTF-8 arrives as lone surrogates, which UTF-8 cannot encode.
     replace_file(folder / CARD_NAME, page.encode("utf-8", "backslashreplace"))
 
 
 def _code(text: str) -> str:
-    """Text that others have chosen, as code that ends neither before it does nor the cell of a table."""
+    """Untrusted text as inline code that closes neither its own code span nor a table cell."""
     return f"`{' '.join(text.split()).replace('`', chr(39)).replace('|', chr(92) + '|')}`"

@@ -1,8 +1,8 @@
-"""Steps on a loss over all items at once: the softmax of a user's scores, instead of sampled negatives.
+"""Training steps on a loss over all items, such as the softmax of a user's logits, instead of sampled negatives.
 
-For GMF alone, whose scores of some users for all items are one matrix product. Its last factor is the item's bias: the
-users' side of it stays 1, so that the network is an ordinary one. The last layer stays as it is, ones and no bias: it
-would only scale factors that are free anyway.
+GMF only: its logits of some users for all items are one matrix product. The last factor is the item bias: its user
+side stays 1, so that the network is an ordinary GMF. The last layer stays fixed at ones without a bias: it would only
+scale factors that are free anyway.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from model.users import UserBatch
 from model.world import World
 from workflows.device import torch_precision
 
-# What is enough for a thread: multiplications of a step's three products, or what takes as long.
+# Work that justifies a thread, in multiplications of a step's three matrix products or their equivalent in time.
 _THREAD_WORK = 50_000_000
-_SCORE_WORK = 40  # of a score besides the products
+_SCORE_WORK = 40  # per logit, besides the matrix products
 
 
 class CatalogueStep:
-    """Steps of Adam on the mean loss of all positives, each -log of the softmax over all items (multinomial
-    likelihood; Liang et al. 2018, section 2.1), with an L2 penalty.
+    """Adam steps on the mean loss of all positives, each -log of the softmax over all items (multinomial likelihood;
+    Liang et al. 2018, section 2.1), with an L2 penalty.
 
-    The penalty of a step is weight_decay / 2 times the sum of sqrt(count) * squares: of the users of the batch with the
-    number of their positives, and of all items with the number of theirs, of which a step has its share.
+    A step's penalty is weight_decay / 2 times the sum of sqrt(count) * squares: over the batch's users, where count is
+    their number of positives, and over all items with theirs, the latter scaled by the step's share of all positives.
     """
 
     def __init__(self, model: NeuMF, config: TrainConfig, world: World, item_counts: Tensor) -> None:
         """
         Args:
-            model: GMF of 2 factors or more; see `start_from_popularity`.
+            model: GMF with at least 2 factors; see `start_from_popularity`.
             item_counts: int64 [n_items], train positives of each item.
         """
         self.model, self.world = model, world
@@ -55,8 +55,8 @@ class CatalogueStep:
     def __call__(self, batch: UserBatch | None, samples: int) -> Tensor:
         """
         Args:
-            batch: this rank's users; None, or an empty one, where it has none in this step.
-            samples: how many positives all ranks have.
+            batch: this rank's users; None or empty if it has none in this step.
+            samples: number of positives over all ranks.
         Returns:
             The summed loss of this rank's positives, a scalar on the device.
         """
@@ -72,7 +72,7 @@ class CatalogueStep:
             items.grad += d_items
         self.world.sum(self._gradients)
         penalty = self._weight_decay * samples / self._total * self._item_decay * items
-        penalty[:, -1] = 0.0  # popularity needs no holding back
+        penalty[:, -1] = 0.0  # the popularity bias is not regularised
         items.grad += penalty
         users.grad[:, -1] = 0.0
         self._gradients /= samples
@@ -80,7 +80,7 @@ class CatalogueStep:
         return loss
 
     def _backward(self, batch: UserBatch, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The summed loss, and its gradient by the rows of the users and by all items."""
+        """The summed loss, and its gradients with respect to the users' rows and to all items."""
         low, low_items = (rows, items) if self._dtype is None else (rows.to(self._dtype), items.to(self._dtype))
         loss, slopes = self._of_scores((low @ low_items.T).float(), batch)
         slopes = slopes.to(low.dtype)
@@ -88,7 +88,7 @@ class CatalogueStep:
 
 
 def _softmax(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
-    """The summed loss of the batch, and its gradient by the scores [B, n_items]."""
+    """The summed loss of the batch, and its gradient with respect to the logits [B, n_items]."""
     pairs, weights = (batch.owners, batch.items), batch.weights
     log_chances = scores.log_softmax(1)
     loss = -(log_chances[pairs] * weights).sum()
@@ -97,10 +97,10 @@ def _softmax(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
 
 
 def _bce(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
-    """As `_softmax`; the pairs that are no positives weigh 1."""
+    """As `_softmax`; pairs that are not positives have weight 1."""
     pairs, weights = (batch.owners, batch.items), batch.weights
     own, positive = scores[pairs], torch.zeros_like(scores, dtype=torch.bool)
-    positive[pairs] = True  # once, however often a user has an item
+    positive[pairs] = True  # once, even if a user has an item several times
     loss = nn.functional.softplus(scores).masked_fill_(positive, 0.0).sum()
     loss += (nn.functional.softplus(-own) * weights).sum()
     slopes = scores.sigmoid().masked_fill_(positive, 0.0)
@@ -109,7 +109,7 @@ def _bce(scores: Tensor, batch: UserBatch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
-    """Make the last factor the item's bias, what popularity alone comes to, and the last layer the sum of all factors.
+    """Set the last factor to an item bias that reproduces popularity, and the last layer to the sum of all factors.
 
     Args:
         item_counts: int64 [n_items], train positives of each item.
@@ -117,7 +117,7 @@ def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
     counts, n_users = item_counts.float() + 1.0, len(model.mf_user_embed.weight)
     model.mf_user_embed.weight[:, -1] = 1.0
     bias = counts.log()
-    # Of an item that users have several times there may be more positives than users.
+    # With repeated interactions, an item may have more positives than there are users.
     bias -= bias.mean() if loss == "softmax" else (n_users + 2.0 - counts).clamp(min=1.0).log()
     model.mf_item_embed.weight[:, -1] = bias
     model.final.weight.fill_(1.0)
@@ -125,6 +125,6 @@ def start_from_popularity(model: NeuMF, item_counts: Tensor, loss: str) -> None:
 
 
 def has_item_bias(model: NeuMF) -> bool:
-    """Whether a network, of a checkpoint, is of the kind that these steps train: see `start_from_popularity`."""
+    """Whether a checkpoint's network has the form that these steps train: see `start_from_popularity`."""
     plain = (model.final.weight == 1.0).all() and (model.final.bias == 0.0).all()
     return bool(plain and (model.mf_user_embed.weight[:, -1] == 1.0).all())

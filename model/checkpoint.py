@@ -1,4 +1,4 @@
-"""Trained weights and the state of training on disk: safetensors + JSON, and the reference's `model.pth`."""
+"""Trained weights and training state on disk: safetensors and JSON, and the reference's `model.pth`."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ _FORMAT = 1
 
 
 def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
-    """Write the weights and all that is needed to use them; each file whole or not at all.
+    """Write the weights and everything needed to use them; each file is written atomically.
 
     Args:
-        about: further JSON for the config: where the data is, how it was trained.
+        about: extra JSON for the config: path of the data, training settings.
     """
     save_tensors(folder / WEIGHTS_NAME, weights_of(model))
     write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
 
 
 def weights_of(model: NeuMF) -> dict[str, torch.Tensor]:
-    """The state of a network on the host."""
+    """A network's state dict on the host."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
-    """Write contiguous tensors on the host as safetensors, with text in the header; whole or not at all."""
+    """Atomically write contiguous host tensors as safetensors, with `about` as text in the header."""
     partial = path.with_name(f".{path.name}.partial")
     safetensors.torch.save_file(tensors, partial, about)
-    partial.chmod(0o666 & ~umask())  # the library makes its files private
+    partial.chmod(0o666 & ~umask())  # safetensors creates private files
     partial.replace(path)
 
 
 def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tensor], about: dict[str, Any]) -> None:
-    """Write all that training goes on from: weights, optimiser, scaler, random state, history; whole or not at all.
+    """Atomically write everything needed to resume: weights, optimiser, scaler, random state, history.
 
-    One file, `last/state.safetensors`; what is no tensor is JSON in its header, under "state".
+    One file, `last/state.safetensors`; everything but tensors is JSON in its header, under "state".
 
     Args:
-        rng_states: of each rank, see `workflows.device.rng_state`.
-        about: further JSON.
+        rng_states: one per rank, see `workflows.device.rng_state`.
+        about: extra JSON.
     """
     (folder / LAST_NAME).parent.mkdir(exist_ok=True)
     model, optimizer = training.model, training.step.optimizer
@@ -70,13 +70,13 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
 
 
 def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
-    """Bring training to where `save_last` left it; each rank takes its own random state.
+    """Restore training from `save_last`; each rank restores its own random state.
 
     Returns:
-        `about`; None where nothing was saved yet.
+        `about`; None if nothing was saved yet.
 
     Raises:
-        UserError: the file is none of those, or is of another network or number of ranks.
+        UserError: the file is not a saved state, or belongs to another network or number of ranks.
     """
     path = folder / LAST_NAME
     if not path.exists():
@@ -90,9 +90,7 @@ def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] 
         raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
     ranks = sum(name.startswith("rng.") for name in tensors)
     if ranks != world.size:
-        raise UserError(
-            f"{folder} was trained by {ranks} processes, and this one has {world.size}; resume it with --gpus {ranks}"
-        )
+        raise UserError(f"{folder} was trained with {ranks} processes, got {world.size}; resume it with --gpus {ranks}")
     weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
     _fill(training.model, weights, path)
     optimizer = training.step.optimizer
@@ -114,13 +112,13 @@ def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] 
 
 
 def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
-    """Write the factors of a dot product of users and items, whole or not at all."""
+    """Atomically write the user and item factors of a dot product."""
     path.parent.mkdir(exist_ok=True)
     save_tensors(path, {"users": users.detach().cpu().contiguous(), "items": items.detach().cpu().contiguous()})
 
 
 def load_factors(path: Path, n_users: int, n_items: int, width: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """What `save_factors` wrote; None where there is nothing, or something else."""
+    """Read the output of `save_factors`; None if it is missing or something else."""
     try:
         known = safetensors.torch.load_file(path)
     except (OSError, safetensors.SafetensorError):
@@ -133,7 +131,7 @@ def load_factors(path: Path, n_users: int, n_items: int, width: int) -> tuple[to
 
 @dataclass(frozen=True)
 class Run:
-    """A trained run: its network in evaluation mode, and what the config says beside the network."""
+    """A trained run: its network in evaluation mode, and its config."""
 
     folder: Path
     model: NeuMF
@@ -144,7 +142,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
     """Load a run folder.
 
     Raises:
-        UserError: no run, or weights that do not fit its config.
+        UserError: not a run, or weights that do not fit its config.
     """
     path = folder / CONFIG_NAME
     try:
@@ -159,7 +157,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
             f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}"
         ) from None
     except (ValueError, KeyError, TypeError) as err:
-        raise UserError(f"{path} is no config of a trained run ({err!r})") from None
+        raise UserError(f"{path} is not the config of a trained run ({err!r})") from None
     try:
         weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (OSError, safetensors.SafetensorError) as err:
@@ -169,7 +167,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
 
 
 def _config(shape: dict[str, Any]) -> NeuMFConfig:
-    """The network's shape as JSON has it; raises ValueError, KeyError or TypeError for anything else."""
+    """Parse the network's shape from JSON; raises ValueError, KeyError or TypeError if it is invalid."""
     known = dict(shape, layers=tuple(shape["layers"]))
     for side in ("row_side", "item_side"):
         known[side] = tuple(SideFeature(**feature) for feature in known.get(side, ()))
@@ -177,30 +175,30 @@ def _config(shape: dict[str, Any]) -> NeuMFConfig:
 
 
 def save_reference(folder: Path, model: NeuMF) -> None:
-    """Write `model.pth` as the reference does: a state dict with its parameter names."""
+    """Write `model.pth` as the reference does: a state dict with the reference's parameter names."""
     folder.mkdir(parents=True, exist_ok=True)
     write_reference(folder / "model.pth", model)
 
 
 def write_reference(path: Path, model: NeuMF) -> None:
-    """Write a state dict with the reference's parameter names, as torch saves it; whole or not at all."""
+    """Atomically write a state dict with the reference's parameter names, in torch's format."""
     partial = path.with_name(f".{path.name}.partial")
     torch.save(weights_of(model), partial)
     partial.replace(path)
 
 
 def load_weights(path: Path, model: NeuMF) -> None:
-    """Fill a network from the reference's `model.pth` (with or without `module.` before each name) or safetensors.
+    """Load weights from the reference's `model.pth` (with or without a `module.` prefix) or safetensors.
 
     Raises:
-        UserError: not readable, or other names or shapes; lists them all.
+        UserError: unreadable, or names or shapes differ; lists all differences.
     """
     try:
         if path.suffix == ".safetensors":
             weights = safetensors.torch.load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch and safetensors raise many kinds for a file that is not one of theirs
+    except Exception as err:  # torch and safetensors raise many exception types for foreign files
         first_line = str(err).splitlines()[0] if str(err) else repr(err)
         raise UserError(f"{path}: not a readable checkpoint ({first_line})") from None
     if not isinstance(weights, dict):

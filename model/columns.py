@@ -1,4 +1,4 @@
-"""The features that play a role in training: what each is to the network, how many ids it has, how it is checked."""
+"""Features used in training: role in the network, cardinality, and type checks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from workflows.errors import UserError
 
 @dataclass(frozen=True)
 class SideFeature:
-    """A feature beside the ids: `cardinality` counts the ids 0 .. n-1 of a categorical one, None means numeric."""
+    """A feature other than the ids: `cardinality` counts the ids 0 .. n-1 of a categorical one; None means numeric."""
 
     name: str
     cardinality: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not isinstance(self.cardinality, int | None):
-            raise ValueError(f"no side feature: {self.name!r} with cardinality {self.cardinality!r}")
+            raise ValueError(f"not a side feature: {self.name!r} with cardinality {self.cardinality!r}")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The features of a folder by role, and how many ids there are.
+    """A folder's features by role, and the numbers of users and items.
 
     Attributes:
-        row_side: features that go with the row: the user's and the context's.
-        item_side: features that go with the item.
-        either_side: features whose owner only the data tells; none once `model.side.settle` has told it.
+        row_side: features of the row: the user's and the context's.
+        item_side: features of the item.
+        either_side: features whose owner depends on the data; empty after `model.side.settle`.
     """
 
     user: str
@@ -45,10 +45,10 @@ class Columns:
 
     @staticmethod
     def of(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> Columns:
-        """Tell the roles as `Roles.of` does.
+        """Assign the roles as `Roles.of` does.
 
         Raises:
-            UserError: a role cannot be told, or the cardinality of a categorical feature is not known.
+            UserError: a role cannot be determined, or the cardinality of a categorical feature is unknown.
         """
         _refuse_auto(spec)
         roles = Roles.of(spec, user_feature, item_feature)
@@ -68,7 +68,7 @@ class Columns:
         return (self.user, self.item, self.label, *(feature.name for feature in self.row_side))
 
     def cardinality(self, name: str) -> int | None:
-        """How many ids a column has; None for the label and numeric features."""
+        """A column's number of ids; None for the label and numeric features."""
         sizes = {feature.name: feature.cardinality for feature in self.side}
         return {**sizes, self.user: self.n_users, self.item: self.n_items}.get(name)
 
@@ -77,10 +77,10 @@ class Columns:
         return pa.schema([(name, pa.float32() if self.cardinality(name) is None else pa.int32()) for name in names])
 
     def cast(self, table: pa.Table, where: str) -> pa.Table:
-        """A table in the types of `schema`.
+        """Cast a table to the types of `schema`.
 
         Raises:
-            UserError: a value is missing, or is not what its column holds; `where` names the file.
+            UserError: a value is missing or of the wrong type; `where` names the file.
         """
         schema = self.schema(table.column_names)
         return pa.table([_cast(table.column(field.name), field, where) for field in schema], schema=schema)
@@ -102,8 +102,8 @@ def _refuse_auto(spec: FeatureSpec) -> None:
     auto = [name for name in used if spec.feature_spec[name].cardinality == "auto"]
     if auto:
         raise UserError(
-            f"the cardinality of {', '.join(auto)} is 'auto' in the feature spec, and training needs a number; "
-            "transcode the folder, which finds it: python -m preprocessing --input FOLDER --output DIR"
+            f"the cardinality of {', '.join(auto)} is 'auto' in the feature spec, but training needs a number; "
+            "transcode the folder to determine it: python -m preprocessing --input FOLDER --output DIR"
         )
 
 

@@ -1,4 +1,4 @@
-"""Whether the compiled loops can be used here."""
+"""Availability of the compiled loops."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from workflows.device import load_loops
 
 
 def compiled_loops() -> bool:
-    """Load `model.kernels`; False, with a warning, where numba finds no folder to keep what it compiles."""
+    """Load `model.kernels`; False, with a warning, if numba finds no folder for its cache."""
     return load_loops(lambda: importlib.import_module("model.kernels")) is not None

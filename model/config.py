@@ -1,4 +1,4 @@
-"""Settings of a training run, apart from the shape of the network."""
+"""Settings of a training run, except the shape of the network."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class TrainConfig:
 
     @property
     def whole_catalogue(self) -> bool:
-        """Whether the loss is over all items, instead of drawn negatives."""
+        """Whether the loss is over all items instead of sampled negatives."""
         return self.loss != "bce"
 
     @property
     def effective_precision(self) -> str:
-        """What matrix products are computed in, as `workflows.device.torch_precision` takes it."""
+        """Precision of matrix products, in the terms of `workflows.device.torch_precision`."""
         return self.precision or ("amp" if self.amp else "fp32")
 
     def __post_init__(self) -> None:
@@ -82,9 +82,9 @@ class TrainConfig:
         if self.members and not set(self.members) & set(CHOICES["loss"]):
             wrong.append("--members should hold softmax or bce-all at least once")
         if self.members and self.validation == "none":
-            wrong.append("--members are chosen on a validation split; add --validation leave-one-out")
+            wrong.append("--members are selected on a validation split; add --validation leave-one-out")
         if self.members and (self.weight_decay or self.recency):
-            wrong.append("--members come with their own penalties and recency; leave --weight_decay and --recency out")
+            wrong.append("--members come with their own penalties and recency; leave out --weight_decay and --recency")
         ignored: list[str] = []
         if self.whole_catalogue or self.members:
             ignored += ["negatives", "negative_samples", "grads_accumulated", "compile", "cuda_graphs"]
@@ -105,10 +105,10 @@ class TrainConfig:
         if self.amp and self.precision in ("fp32", "tf32"):
             wrong.append(f"--amp asks for mixed precision and --precision {self.precision} for none; leave one out")
         if self.cuda_graphs and self.compile:
-            wrong.append("--cuda-graphs and --compile do not go together; leave one out")
+            wrong.append("--cuda-graphs and --compile cannot be combined; leave one out")
         if not 0 <= self.seed < 2**63:
             wrong.append(f"--seed should be 0 or more, got {self.seed}")
         if self.grads_accumulated > self.batch_size:
-            wrong.append(f"--grads_accumulated {self.grads_accumulated} is above --batch_size {self.batch_size}")
+            wrong.append(f"--grads_accumulated {self.grads_accumulated} exceeds --batch_size {self.batch_size}")
         if wrong:
             raise UserError("; ".join(wrong))

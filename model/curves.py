@@ -1,4 +1,4 @@
-"""`curves.png`: how loss and ranking developed, so that people can look instead of reading numbers."""
+"""`curves.png`: a plot of loss and ranking metrics per epoch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from model.evaluation import Scores
 from model.trainer import History
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it logs the one-off building of its cache
 
 
 def draw_curves(path: Path, history: History, k: int, popularity: Scores | None) -> None:
-    """Loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked.
+    """Plot loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked.
 
-    Where nothing was evaluated, only the loss.
+    Only the loss if nothing was evaluated.
 
     Args:
-        popularity: the baseline on the same rows, dashed; None: it is not known.
+        popularity: the baseline on the same rows, dashed; None if unknown.
     """
     epochs, best_epoch = history.epochs, history.best_epoch.epoch
     numbers = [report.epoch for report in epochs]

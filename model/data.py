@@ -1,4 +1,4 @@
-"""A prepared folder, opened for training: its rows stream through the Merlin Loader as torch tensors."""
+"""A prepared folder opened for training: its rows stream through the Merlin Loader as torch tensors."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from workflows.merlin import frame_dataset, loader_class
 
 @dataclass(frozen=True)
 class Rows:
-    """Some columns of rows behind a Merlin dataset; nothing is read before `stream`.
+    """Some columns of a Merlin dataset's rows; nothing is read before `stream`.
 
     Attributes:
         columns: roles and cardinalities.
-        names: the columns streamed, in order.
+        names: the streamed columns, in order.
     """
 
     columns: Columns
@@ -37,23 +37,23 @@ class Rows:
     frames: FrameDevice = field(repr=False)
 
     def only(self, names: Sequence[str]) -> Rows:
-        """The same rows with some of their columns, in that order."""
+        """The same rows with only the given columns, in that order."""
         return Rows(self.columns, tuple(names), self.source, self.frames)
 
     def stream(
         self, rows: int, device: torch.device, order: Sequence[int] | None = None
     ) -> Generator[list[Tensor], None, None]:
-        """The rows in blocks of `rows` (the last one shorter), a tensor per column.
+        """The rows in blocks of `rows` (the last one shorter), one tensor per column.
 
         Args:
-            order: the partitions in the order to read them, None for their own.
+            order: the partitions in reading order; None: their own order.
         Yields:
             int32 ids and float32 numbers on `device`, shape [rows].
 
         Raises:
-            UserError: an id is outside its cardinality, a label outside [0, 1], or a number is none.
+            UserError: an id is outside its cardinality, a label outside [0, 1], or a number is not finite.
         """
-        # Together parts make about a block: one at a time, the loader would copy what it has of a block for each.
+        # Load about one block of parts at once: part by part, the loader would copy the partial block each time.
         parts = max(1, rows // self.source.largest_part)
         with loader_class()(self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts) as loader:
             if order is not None:
@@ -66,7 +66,7 @@ class Rows:
 
     @cached_property
     def dataset(self) -> Any:
-        """The rows as a Merlin dataset, whose partitions are the parts of the source."""
+        """The rows as a Merlin dataset whose partitions are the parts of the source."""
         meta = self.frames.from_arrow(self.columns.schema(self.names).empty_table())
         load = _Load(self.source, self.names, self.frames)
         return frame_dataset(load, self.source.n_parts, meta, self.frames.on_cpu)
@@ -92,12 +92,12 @@ class _Load:
         return self.frames.from_arrow(self.source.load(index, self.names))
 
     def __dask_tokenize__(self) -> tuple[int, tuple[str, ...]]:
-        """What tells it apart while it lives; Dask would otherwise pickle a whole table in memory."""
+        """Unique during its lifetime; Dask would otherwise pickle a whole in-memory table."""
         return id(self.source), self.names
 
 
 def _check_range(columns: Columns, name: str, values: Tensor) -> None:
-    """Raises UserError for an id outside its cardinality, a label outside [0, 1], a number that is not finite."""
+    """Raise UserError for an id outside its cardinality, a label outside [0, 1] or a non-finite number."""
     cardinality = columns.cardinality(name)
     low, high = (float(bound) for bound in torch.aminmax(values))  # host sync: once per block read, not per step
     if cardinality is not None:
@@ -110,25 +110,25 @@ def _check_range(columns: Columns, name: str, values: Tensor) -> None:
         if not (low >= 0.0 and high <= 1.0):
             raise UserError(
                 f"feature {name!r} holds label {low if not low >= 0.0 else high:g}; labels should be 0 (no "
-                "interaction) to 1 (interaction): ratings are to be turned into those first"
+                "interaction) to 1 (interaction): convert ratings to labels first"
             )
     elif not (low > -float("inf") and high < float("inf")):
         raise UserError(
             f"feature {name!r} holds {low if not low > -float('inf') else high:g}; a numeric feature should hold "
-            "finite numbers of 32 bits: remove or replace those rows"
+            "finite 32-bit numbers: remove or replace those rows"
         )
 
 
 def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: Columns | None = None) -> Rows:
-    """The train rows, (user, item, label) and all side features, each user's rows consecutive.
+    """Open the train rows, (user, item, label) and all side features, with each user's rows consecutive.
 
-    A folder that does not promise that order (`metadata.time_ordered`) is read into memory and sorted.
+    A folder that does not guarantee that order (`metadata.time_ordered`) is read into memory and sorted.
 
     Args:
-        columns: the roles of the features, None where the spec alone tells them.
+        columns: feature roles; None to derive them from the spec.
 
     Raises:
-        UserError: a file is missing or not what the spec says, or there is no row.
+        UserError: a file is missing or does not match the spec, or there are no rows.
     """
     columns = columns or Columns.of(spec)
     names = (columns.user, columns.item, columns.label, *(feature.name for feature in columns.side))
@@ -138,7 +138,7 @@ def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: C
 def open_mapping(
     folder: Path, spec: FeatureSpec, mapping: str, columns: Columns, names: tuple[str, ...], device: torch.device
 ) -> Rows:
-    """Some columns of a mapping; train sorted by user where its order is not promised.
+    """Open some columns of a mapping; train is sorted by user unless its order is guaranteed.
 
     Raises:
         UserError: as `open_train`.

@@ -1,4 +1,4 @@
-"""Evaluation over test rows, streamed: the model's metrics and those of the popularity baseline."""
+"""Streaming evaluation of test rows: metrics of the model and of the popularity baseline."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from model.world import World
 from workflows.device import synchronize
 from workflows.errors import UserError
 
-# Rows are scored in pieces that do not depend on the number of ranks, so that any number gives the same scores.
+# The pieces in which rows are scored do not depend on the number of ranks, so neither do the scores.
 _PIECE_ROWS = 1 << 17
-_PIECE_PAIRS = 1 << 18  # of users with all items
+_PIECE_PAIRS = 1 << 18  # user-item pairs in all-items scoring
 
 
 class AnyScorer(Protocol):
@@ -36,10 +36,10 @@ class AnyScorer(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over all series, or `auc` over all rows where they are no series (None: there is but one label).
+    """Means over all series, or `auc` over all rows if they are not series (None if there is only one label).
 
-    `loss` is binary cross-entropy on logits (NaN for scores that are none), `coverage` the share of all items that are
-    among the first k of anybody.
+    `loss` is binary cross-entropy on logits (NaN for NaN scores), `coverage` the share of all items that are in at
+    least one top k.
     """
 
     hit_rate: float | None
@@ -53,26 +53,26 @@ class Scores:
 
     @property
     def quality(self) -> float | None:
-        """What the best epoch is chosen by."""
+        """The metric that selects the best epoch."""
         return self.auc if self.hit_rate is None else self.hit_rate
 
     def named(self, k: int) -> dict[str, float]:
-        """The metrics that are compared, as far as they are known, by their names in logs."""
+        """The metrics used in comparisons, if known, by their names in logs."""
         known = {f"hr@{k}": self.hit_rate, f"ndcg@{k}": self.ndcg, "auc": self.auc}
         return {name: value for name, value in known.items() if value is not None}
 
     def all_named(self, k: int) -> dict[str, float]:
-        """All metrics that are known, by their names in logs; with one positive each, recall is the hit rate."""
+        """All known metrics by their names in logs; with one positive per series, recall equals the hit rate."""
         more = {f"recall@{k}": self.hit_rate, "mrr": self.mrr, f"coverage@{k}": self.coverage}
         return self.named(k) | {name: value for name, value in more.items() if value is not None}
 
     def texts(self, k: int) -> list[str]:
-        """The metrics that are compared, for people."""
+        """The metrics used in comparisons, formatted for people."""
         return [f"{name.upper()} {value:.4f}" for name, value in self.named(k).items()]
 
 
 class Evaluation:
-    """The test rows of a run, and how they are measured. Each rank scores a part; all come to the same metrics."""
+    """Evaluates on a run's test rows. Each rank scores a part; all ranks get the same metrics."""
 
     def __init__(
         self,
@@ -86,12 +86,12 @@ class Evaluation:
     ) -> None:
         """
         Args:
-            rows: user, item, label where there is no length, side features of the row: series of `length`, positive
-                first, or any labelled rows.
-            length: rows of each series; None where the rows are no series.
-            batch_size: rows scored at a time, at most; rounded down to whole series.
-            seen: rank each positive against all items that are not among these, instead of its series.
-            in_memory: hold the rows to rank on the device from the first evaluation on, instead of streaming them each
+            rows: user, item, label if `length` is None, side features of the row: series of `length`, positive first,
+                or any labelled rows.
+            length: rows per series; None if the rows are not series.
+            batch_size: maximum number of rows scored at a time; rounded down to whole series.
+            seen: rank each positive against all items not in this user history, instead of its series.
+            in_memory: keep the rows to rank on the device after the first evaluation, instead of streaming them each
                 time.
         """
         self.rows, self.length, self.k, self.batch_size, self.world, self.seen = (
@@ -112,7 +112,7 @@ class Evaluation:
     ) -> Evaluation:
         """
         Args:
-            columns: the roles of the features, as the network takes them.
+            columns: feature roles, as used by the network.
         """
         unused = {columns.label} if test.length is not None else set()
         rows = test.rows.only([name for name in columns.streamed if name not in unused])
@@ -120,7 +120,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def __call__(self, model: nn.Module) -> Scores:
-        """Evaluate a network without dropout, in full precision; its training mode is restored."""
+        """Evaluate a network without dropout and in full precision; its training mode is restored."""
         training, started = model.training, time.perf_counter()
         model.eval()
         try:
@@ -131,7 +131,7 @@ class Evaluation:
 
     @torch.inference_mode()
     def popularity(self, train: Rows) -> Scores:
-        """Evaluate the baseline that ranks the same candidates by their train interactions."""
+        """Evaluate the baseline that ranks the same candidates by number of train interactions."""
         counts = item_popularity(train, self.world).float()  # exact up to 2**24
         return self.measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
 
@@ -139,10 +139,10 @@ class Evaluation:
         return _Pairwise(score, self.rows.columns.n_items, self._piece_rows)
 
     def measure(self, scorer: AnyScorer, started: float) -> Scores:
-        """Measure what a scorer makes of the test rows.
+        """Measure a scorer on the test rows.
 
         Args:
-            started: what `time.perf_counter` said then.
+            started: `time.perf_counter()` at the start.
         """
         if self.seen is not None:
             return self._rank(self._rank_all(scorer, self.seen), self.rows.columns.n_items, started)
@@ -151,10 +151,10 @@ class Evaluation:
         return self._measure_rows(scorer, started)
 
     def _rank(self, measured: Iterator[_Ranked], n_ranks: int, started: float) -> Scores:
-        """Means of what all ranks have ranked.
+        """Means over the series of all processes.
 
         Args:
-            n_ranks: how many ranks a positive may have.
+            n_ranks: number of possible ranks of a positive.
         """
         device = self.world.device
         counts = torch.zeros(n_ranks, dtype=torch.float64, device=device)
@@ -167,7 +167,7 @@ class Evaluation:
         for tensor in (counts, recommended, sums):
             self.world.sum(tensor)
         if not counts.any():  # host sync: once per evaluation
-            raise UserError("there is no positive among the test rows, so there is nothing to rank")
+            raise UserError("the test rows contain no positive, so there is nothing to rank")
         means = RankMeans.of(counts.tolist(), self.k)  # host sync: once per evaluation
         loss_sum, samples = sums.tolist()
         coverage = float((recommended > 0).double().mean())
@@ -190,7 +190,7 @@ class Evaluation:
             labels = torch.zeros_like(logits)
             labels[:, 0] = 1.0
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-            # Each item once; what cannot be compared comes first, as for the ranks, and is no recommendation.
+            # Each item once; NaN comes first, as for the ranks, and is never recommended.
             again = repeated(items)
             best = torch.where(again, -torch.inf, logits).topk(min(self.k, length), dim=1)
             first = items.gather(1, best.indices)[best.values > -torch.inf]
@@ -207,14 +207,14 @@ class Evaluation:
             ranked = torch.ones_like(scores, dtype=torch.bool)
             ranked[owners, others] = False
             ranked.scatter_(1, column, True)
-            scores.masked_fill_(~ranked, -torch.inf)  # no loss, and no recommendation
+            scores.masked_fill_(~ranked, -torch.inf)  # excluded from the loss and from recommendations
             best = scores.topk(min(self.k, n_items), dim=1)
             first = best.indices[best.values > -torch.inf]
-            # The cross-entropy is softplus(score) of a negative, less the score itself of a positive.
+            # The cross-entropy is softplus(score), minus the score itself for a positive.
             yield _Ranked(ranks, first, nn.functional.softplus(scores).sum() - own.sum(), ranked.sum())
 
     def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-        """The positives of this rank's rows, of `n_users` at a time: user, item, side features of the row."""
+        """This rank's positives, `n_users` at a time: user, item, side features of the row."""
         for users, items, *rest in self._pieces(self.length or 1):
             if self.length is None:
                 labels, *side = rest
@@ -225,8 +225,8 @@ class Evaluation:
                 yield users[part], items[part].long(), [column[part] for column in side]
 
     def _measure_rows(self, scorer: AnyScorer, started: float) -> Scores:
-        """Loss and AUC over rows that are no series; a score (4 bytes) and a label for each are held in memory, and
-        every rank measures all of them."""
+        """Loss and AUC over rows that are not series; every rank measures all rows and holds a score (4 bytes) and a
+        label for each in memory."""
         loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=self.world.device), [], []
         for users, items, labels, *side in self.rows.stream(self._piece_rows, self.world.device):
             logits = scorer(users, items, *side).float()
@@ -256,11 +256,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Pairwise:
-    """Any function of pairs as a scorer.
+    """Adapts any function of user-item pairs to a scorer.
 
     Attributes:
         score: (users [B], items [B], side features of the row, each [B]) -> scores [B].
-        piece_rows: pairs given to it at a time, at most.
+        piece_rows: maximum number of pairs per call.
     """
 
     score: Callable[..., Tensor]
@@ -271,7 +271,7 @@ class _Pairwise:
         return self.score(users, items, *side)
 
     def all_items(self, users: Tensor, *side: Tensor) -> Tensor:
-        """Scores of each of some users with all items, [U, n_items]."""
+        """Scores of some users for all items, [U, n_items]."""
         all_items, parts = torch.arange(self.n_items, dtype=torch.int32, device=users.device), []
         for part in all_items.split(max(1, self.piece_rows // len(users))):
             pairs = [column.repeat_interleave(len(part)) for column in (users, *side)]
@@ -281,12 +281,12 @@ class _Pairwise:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """Some series, ranked.
+    """Some ranked series.
 
     Attributes:
-        ranks: int64 [S], of each positive.
-        first_items: which items are among the first k, in any shape, with repeats.
-        loss_sum, samples: scalars, of and over all pairs that were ranked.
+        ranks: int64 [S], the rank of each positive.
+        first_items: the items in the top k, in any shape, with repeats.
+        loss_sum, samples: scalars, summed loss and number of all ranked pairs.
     """
 
     ranks: Tensor
@@ -296,10 +296,10 @@ class _Ranked:
 
 
 def item_popularity(rows: Rows, world: World, held_out: Tensor | None = None, block_rows: int = 1 << 20) -> Tensor:
-    """Train positives of each item over all ranks, int64 [n_items]; each rank counts a part of the partitions.
+    """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
 
     Args:
-        held_out: int32 [n_users], an item of each user that is not counted, -1 for none.
+        held_out: int32 [n_users], one item per user that is not counted, -1 for none.
     """
     columns = rows.columns
     counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)

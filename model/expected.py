@@ -1,8 +1,8 @@
-"""What HR@k and NDCG@k come to on average over all draws of the negatives, instead of in one draw.
+"""Expected HR@k and NDCG@k over all draws of the negatives, instead of a single draw.
 
-With N items to draw from, a of which score as high as the positive or higher, and n of them drawn without repeats, the
-positive's rank is hypergeometric: P(rank = r) = C(a, r) C(N - a, n - r) / C(N, n). Of the noise of a sampled metric
-only that of the users is left.
+With N candidate items, a of which score at least as high as the positive, and n drawn without replacement, the
+positive's rank is hypergeometric: P(rank = r) = C(a, r) C(N - a, n - r) / C(N, n). This removes the noise of drawing
+the negatives; only the noise of the sample of users remains.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 
 def expected_means(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[float, float]:
-    """HR@k and NDCG@k as expected over the draws, the means over all users. See `expected`."""
+    """Expected HR@k and NDCG@k over the draws, averaged over all users. See `expected`."""
     hits, gains = expected(ahead, others, drawn, k)
     return float(hits.mean()), float(gains.mean())
 
 
 def expected(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[Tensor, Tensor]:
-    """HR@k and NDCG@k of each user as expected over the draws, float64, of the shape of `ahead`.
+    """Each user's expected HR@k and NDCG@k over the draws, float64, in the shape of `ahead`.
 
     Args:
-        ahead: of each user how many of the items that could be drawn score as high as the positive or higher.
-        others: how many could be drawn, positive left out; of the same shape.
-        drawn: how many are; all, where there are not so many.
+        ahead: per user, the number of candidates that score at least as high as the positive.
+        others: number of candidates, excluding the positive; same shape.
+        drawn: number of negatives drawn; all candidates if there are fewer.
     """
     a, n_others = ahead.double(), others.double()
     n = n_others.clamp(max=float(drawn))
@@ -38,7 +38,7 @@ def expected(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[Tensor,
 
 
 def _log_choose(total: Tensor, chosen: Tensor | float) -> Tensor:
-    """log C(total, chosen); -inf where there is no such choice."""
+    """log C(total, chosen); -inf if there is no such choice."""
     chosen = torch.as_tensor(chosen, dtype=total.dtype, device=total.device).expand_as(total)
     possible = (chosen >= 0) & (chosen <= total)
     inside = torch.where(possible, chosen, 0.0)

@@ -1,4 +1,4 @@
-"""`python -m model.export`: write a trained run in a form that other programs take."""
+"""`python -m model.export`: export a trained run for other programs."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _EMBEDDINGS = "embeddings"
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m model.export",
-        description="Write the network of a trained run for other programs.",
+        description="Export the network of a trained run for other programs.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
     parser.add_argument(
         "--format", choices=[*FILES, _EMBEDDINGS], required=True,
-        help="nvidia: a model.pth, which NVIDIA's ncf.py takes as --load_checkpoint_path; onnx: a graph for ONNX "
-        "Runtime and others; torch-export: a program that torch.export.load runs without this project; safetensors: "
-        "parameters and shape in one file; embeddings: a folder of Parquet tables with a vector for each user and item",
+        help="nvidia: a model.pth for --load_checkpoint_path of NVIDIA's ncf.py; onnx: a graph for ONNX Runtime and "
+        "others; torch-export: a program that torch.export.load runs without this project; safetensors: parameters "
+        "and shape in one file; embeddings: a folder of Parquet tables with a vector per user and item",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="PATH", help="default: a name that suits the format, in --run")
-    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    parser.add_argument("--output", type=Path, metavar="PATH", help="default: the format's usual name, in --run")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing output")
     parser.add_argument(
         "--data", type=Path, metavar="DIR",
-        help="for embeddings: prepared folder with the original ids (default: where the run was trained)",
+        help="for embeddings: prepared folder with the original ids (default: the run's own)",
     )  # fmt: skip
     return parser.parse_args(argv)
 

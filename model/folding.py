@@ -1,8 +1,8 @@
-"""A network rewritten for evaluation: units that are seldom zero are made units that seldom are anything else.
+"""A network rewritten for evaluation: units that are rarely zero are replaced by units that are mostly zero.
 
-A unit x after ReLU is max(x, 0) = x + max(-x, 0). Of a unit that is mostly positive, only max(-x, 0) is left as a unit,
-mostly zero; x itself is linear, so what it adds to the layers above is put together with what feeds it: matrices on the
-input of the MLP, and on the units below. In trained networks this leaves about one unit in twelve that is not zero.
+A unit x after ReLU is max(x, 0) = x + max(-x, 0). For a mostly positive unit, only max(-x, 0), mostly zero, remains a
+unit; x itself is linear, so its contribution to the layers above is merged with its inputs: matrices on the input of
+the MLP and on the units below. In trained networks, this leaves about one unit in twelve nonzero.
 
 Shapes: w_1 … w_L widths of the hidden layers, S = w_1 + … + w_L, E the width of the MLP's input.
 """
@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from model.neumf import NeuMF
 
-_SAMPLED = 64  # users, and items, whose pairs tell which units are mostly positive
+_SAMPLED = 64  # users and items whose pairs determine which units are mostly positive
 
 
 @dataclass(frozen=True)
 class Folded:
-    """Hidden units are `entry`·input + `bias` + for each unit of a layer below that is positive, its row of `passed`.
+    """Hidden units are `entry`·input + `bias` + the rows of `passed` of all positive units in the layers below.
 
     Attributes:
         entry, bias: float32 [S, E] and [S].
-        passed: of layers 1 … L - 1 what their units add to all layers above, one after the other, float32
+        passed: for layers 1 … L - 1, the contribution of their units to all layers above, concatenated, float32
             [w_l, w_(l+1) + … + w_L], flat.
     """
 
@@ -35,14 +35,14 @@ class Folded:
 
 
 def fold(model: NeuMF) -> Folded:
-    """Fold a network of one hidden layer or more. The units of the last one stay as they are."""
+    """Fold a network with at least one hidden layer. The units of the last one stay unchanged."""
     shares = _positive_shares(model)
     orders = [torch.minimum(share, 1.0 - share).argsort(descending=True) for share in shares[:-1]]
     orders.append(torch.arange(len(shares[-1])))
     folded = [share[order] > 0.5 for share, order in zip(shares[:-1], orders, strict=False)]
     weight, bias = (parameter.double()[orders[0]] for parameter in model.entry)
     entries, biases = [weight], [bias]
-    passed: list[list[Tensor]] = []  # of each layer, what it adds to each one above
+    passed: list[list[Tensor]] = []  # per layer, its contribution to each layer above
     for layer, through, below, order in zip(model.mlp[1:], folded, orders, orders[1:], strict=False):
         assert isinstance(layer, nn.Linear)
         weight = layer.weight.double()[order][:, below]
@@ -59,7 +59,7 @@ def fold(model: NeuMF) -> Folded:
 
 
 def _positive_shares(model: NeuMF) -> list[Tensor]:
-    """How often hidden units are positive, over some pairs, float32 [w_l] a layer; side features of rows are 0."""
+    """How often hidden units are positive over some pairs, float32 [w_l] per layer; row side features are 0."""
     config = model.config
     users, items = (torch.arange(_SAMPLED) * n // _SAMPLED for n in (config.n_users, config.n_items))
     users, items = users.repeat_interleave(_SAMPLED), items.repeat(_SAMPLED)

@@ -1,4 +1,4 @@
-"""The forms that a trained network can be written in for other programs; each file whole or not at all."""
+"""Export formats of a trained network; each file is written atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _write_nvidia(path: Path, run: Run) -> None:
     if side:
         raise UserError(
             f"{run.folder} was trained with the side features {', '.join(side)}, which the reference's network does "
-            "not have; train without them to export it, or take another --format"
+            "not have; train without them to export it, or choose another --format"
         )
     write_reference(path, run.model)
 
@@ -39,16 +39,16 @@ def _write_onnx(path: Path, run: Run) -> None:
 
 
 def _write_torch_export(path: Path, run: Run) -> None:
-    """A program that torch.export.load gives back: (users, items, side features of the row, each [batch]) -> logits."""
+    """A program for torch.export.load: (users, items, side features of the row, each [batch]) -> logits."""
     side = run.model.config.row_side
     kinds = [torch.int64, torch.int64, *(torch.float32 if one.cardinality is None else torch.int64 for one in side)]
-    # Of one tensor given twice the program would make one input.
+    # Distinct tensors: torch.export merges an input that is passed twice.
     examples = tuple(torch.zeros(2, dtype=kind) for kind in kinds)
     batch = {0: torch.export.Dim("batch")}
     shapes = (batch, batch, *([tuple(batch for _ in side)] if side else []))
     program = torch.export.export(run.model, examples, dynamic_shapes=shapes)
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names the files of this machine
+        node.meta.pop("stack_trace", None)  # contains local paths
     content = io.BytesIO()
     torch.export.save(program, content)
     replace_file(path, content.getvalue())
@@ -59,7 +59,7 @@ def _write_safetensors(path: Path, run: Run) -> None:
     save_tensors(path, weights_of(run.model), {"model": json.dumps(asdict(run.model.config))})
 
 
-# Of each format the usual name and what writes it.
+# Default file name and writer of each format.
 FILES: dict[str, tuple[str, Callable[[Path, Run], None]]] = {
     "nvidia": ("model.pth", _write_nvidia),
     "onnx": ("model.onnx", _write_onnx),
@@ -70,11 +70,11 @@ FILES: dict[str, tuple[str, Callable[[Path, Run], None]]] = {
 
 @torch.no_grad()
 def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
-    """Write `users.parquet` and `items.parquet`, a row for each id: id (its number), original, gmf, mlp.
+    """Write `users.parquet` and `items.parquet`, one row per id: id (encoded), original, gmf, mlp.
 
-    `gmf` [factors] of a user is weighted by the network's last layer, so that the inner product of a user's and an
-    item's is what the GMF branch adds to the logit. `mlp` [layers[0] / 2] is what goes into the MLP. A branch that the
-    network lacks has no column.
+    The `gmf` [factors] of users is weighted by the network's last layer, so that the inner product of a user's and an
+    item's `gmf` is the GMF branch's contribution to the logit. `mlp` [layers[0] / 2] is the input of the MLP. A branch
+    that the network lacks has no column.
     """
     model = run.model
     head = model.final.weight[0, : model.config.factors]
@@ -92,7 +92,7 @@ def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
 
 
 def _vectors(matrix: Tensor) -> pa.Array:
-    """The rows of a float32 matrix as vectors of fixed length."""
+    """The rows of a float32 matrix as fixed-size lists."""
     return pa.FixedSizeListArray.from_arrays(pa.array(matrix.contiguous().numpy().ravel()), matrix.shape[1])
 
 

@@ -8,17 +8,17 @@ from torch import Tensor
 
 from model.samples import Batch
 
-_WARM_UPS = 3  # libraries set themselves up in their first calls, which cannot be recorded
+_WARM_UPS = 3  # libraries initialise in their first calls, which cannot be captured
 
 Gradients = Callable[[Batch, Tensor], Tensor]
 
 
 class Graphed:
-    """A function that adds a batch's gradients to memory that stays where it is (`TorchStep.gradients`), as a graph.
+    """A CUDA graph of a function that adds a batch's gradients to fixed memory (`TorchStep.gradients`).
 
-    Batches of the shape that comes first are copied to where the graph reads, once it is recorded; before that, and for
-    batches of any other shape (the last one of an epoch), the function itself is called. The sum over ranks, Adam
-    and the gradient scale are outside of the graph, so that several ranks and float16 are as without it.
+    Once captured, the graph replays for batches of the first shape seen, which are copied to its input buffers. Before
+    that, and for any other shape (the last batch of an epoch), the function itself is called. The all-reduce, Adam and
+    the gradient scale stay outside the graph, so several ranks and float16 work as without it.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Graphed:
         for fixed, given in zip((*self._batch.columns, self._weight), (*batch.columns, weight), strict=True):
             fixed.copy_(given)
         self._replay()
-        return self._loss.clone()  # the next run writes over it
+        return self._loss.clone()  # the next replay overwrites it
 
     def _record(self, batch: Batch, weight: Tensor) -> Callable[[], None]:
         self._batch, self._weight = Batch.of(map(Tensor.clone, batch.columns), batch.group), weight.clone()

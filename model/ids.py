@@ -1,4 +1,4 @@
-"""Original ids of users and items, and the numbers that stand for them in a prepared folder."""
+"""Original ids of users and items, and their encoded ids in a prepared folder."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ _SHOWN = 3
 
 
 class Ids:
-    """The original ids of a folder's users or items, in the order of the numbers that stand for them."""
+    """The original ids of a folder's users or items, in order of their encoded ids."""
 
     def __init__(self, what: str, originals: pd.Series) -> None:
         """
         Args:
             what: "user" or "item", for messages.
-            originals: integers or text, all different.
+            originals: unique integers or text.
         """
         self.what = what
         self._is_text = not pd.api.types.is_integer_dtype(originals.dtype)
         self._index = pd.Index(originals if self._is_text else originals.astype(np.int64))
         if not self._index.is_unique:
             raise UserError(
-                f"the list of original {what} ids names {self._index[self._index.duplicated()].tolist()[0]!r} twice"
+                f"the list of original {what} ids contains {self._index[self._index.duplicated()].tolist()[0]!r} twice"
             )
 
     @staticmethod
     def of(folder: Path, column: str, what: str, n: int) -> Ids:
-        """Read the ids of a prepared folder; in one without categories the ids are their own originals.
+        """Read the ids of a prepared folder; without categories, encoded ids are the original ones.
 
         Raises:
-            UserError: the folder lists another number of ids than `n`, or its list is not readable.
+            UserError: the list of ids is unreadable, or its length is not `n`.
         """
         if not (folder / "categories").is_dir():
             return Ids(what, pd.Series(np.arange(n)))
         originals = read_categories(folder, column)
         if len(originals) != n:
             raise UserError(
-                f"{folder}/categories lists {len(originals):,} ids of {column!r}, and its feature spec {n:,}"
+                f"{folder}/categories lists {len(originals):,} ids of {column!r}, but its feature spec {n:,}"
             )
         return Ids(what, originals)
 
@@ -52,9 +52,9 @@ class Ids:
         return len(self._index)
 
     def find(self, ids: Sequence[Id]) -> np.ndarray:
-        """The numbers of original ids, int64, -1 for unknown ones.
+        """The encoded ids of original ids, int64, -1 for unknown ones.
 
-        An integer may be given as text if it is spelt as one would write it ("7", not "07"), and text as it is.
+        An integer may be given as text in its canonical form ("7", not "07"); text must match exactly.
         """
         if self._is_text:
             return self._index.get_indexer(pd.Index([str(one) for one in ids], dtype=object))
@@ -63,20 +63,20 @@ class Ids:
         return np.where([one is None for one in numbers], -1, found)
 
     def spelt(self, ids: Sequence[Id]) -> np.ndarray:
-        """The same ids in the type of the originals, int64 or text; all as text where one is no integer."""
+        """The given ids in the type of the originals, int64 or text; all as text if one is not an integer."""
         numbers = [None if self._is_text else _integer(one) for one in ids]
         if self._is_text or None in numbers:
             return np.array([str(one) for one in ids], dtype=object)
         return np.array(numbers, dtype=np.int64)
 
     def known(self, ids: Sequence[Id], or_else: str = "") -> np.ndarray:
-        """The numbers of original ids, int64.
+        """The encoded ids of original ids, int64.
 
         Args:
-            or_else: what one may do about unknown ones beside correcting them.
+            or_else: a further remedy for unknown ids, for the message.
 
         Raises:
-            UserError: an id is not known.
+            UserError: an id is unknown.
         """
         numbers = self.find(ids)
         unknown = [repr(one) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
@@ -91,12 +91,12 @@ class Ids:
         return numbers
 
     def originals(self, numbers: np.ndarray) -> np.ndarray:
-        """The original ids of some numbers, int64 or text, in the numbers' shape."""
+        """The original ids of encoded ids, int64 or text, in the same shape."""
         return self._index.to_numpy()[numbers]
 
 
 def _integer(one: Id) -> int | None:
-    """An id as 64 bits hold it; None where it is none, or is text that spells one in another way."""
+    """An id as a 64-bit integer; None if it is not one, or is text in a non-canonical form."""
     try:
         number = int(one)
     except (ValueError, TypeError):

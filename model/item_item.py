@@ -1,8 +1,8 @@
-"""An item-item model in closed form (EASE, Steck 2019), as factors of users and items.
+"""A closed-form item-item model (EASE, Steck 2019), factorised into user and item factors.
 
-A user's score for an item is the sum of the item's weights for what the user has interacted with. That is linear in the
-history, so that the best approximation of all scores by a product of narrow factors is known, too: it comes from the
-leading eigenvectors of the scores' own items-by-items products.
+A user's score for an item is the sum of the item's weights over the user's history. This is linear in the history, so
+the best low-rank approximation of all scores is known, too: it comes from the leading eigenvectors of the scores'
+items-by-items Gram matrix.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from torch import Tensor
 
 from model.users import UserBatch
 
-MAX_ITEMS = 10_000  # whose weights for each other, 400 MB, are still quickly worked out
+MAX_ITEMS = 10_000  # item-item weights of 400 MB are still fast to compute
 
 Blocks = Callable[[], Iterable[UserBatch]]
 _USERS = 1024
 
 
 def item_weights(products: Tensor, l2: float) -> Tensor:
-    """The weights of all items for each other, float32 [I, I]: none for an item itself.
+    """The item-item weights, float32 [I, I], with a zero diagonal.
 
     Args:
-        products: of the histories without weights, see `item_products`.
-        l2: the penalty of the squared weights.
+        products: XᵀX of the unweighted histories, see `item_products`.
+        l2: L2 penalty on the weights.
     """
     regular = products.clone()
     regular.diagonal().add_(l2)
@@ -36,7 +36,7 @@ def item_weights(products: Tensor, l2: float) -> Tensor:
 
 
 def item_products(blocks: Iterable[UserBatch], n_items: int, device: torch.device) -> Tensor:
-    """XᵀX of the histories X, float32 [I, I]; by the weights of the interactions."""
+    """XᵀX, float32 [I, I], of the histories X as interaction weights."""
     products = torch.zeros(n_items, n_items, device=device)
     for _, rows in histories(blocks, n_items):
         products.addmm_(rows.T, rows)
@@ -44,7 +44,7 @@ def item_products(blocks: Iterable[UserBatch], n_items: int, device: torch.devic
 
 
 def histories(blocks: Iterable[UserBatch], n_items: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Users, and their histories as rows of weights, float32 [B, n_items], some at a time."""
+    """Yield batches of users and their histories as dense rows of weights, float32 [B, n_items]."""
     for block in blocks:
         for which in torch.arange(len(block.users), device=block.users.device).split(_USERS):
             some = block.take(which)
@@ -54,11 +54,11 @@ def histories(blocks: Iterable[UserBatch], n_items: int) -> Iterator[tuple[Tenso
 
 
 def factors(weights: Tensor, products: Tensor, blocks: Blocks, n_users: int, width: int) -> tuple[Tensor, Tensor]:
-    """The best factors of the scores: of users [n_users, width], and of items [n_items, width].
+    """The best factors of the scores: users [n_users, width] and items [n_items, width].
 
     Args:
         weights: see `item_weights`.
-        products: of the histories that are scored, by their weights.
+        products: XᵀX of the scored histories, with their weights.
         blocks: those histories.
     """
     n_items, width_found = len(weights), min(width, len(weights))
@@ -70,6 +70,6 @@ def factors(weights: Tensor, products: Tensor, blocks: Blocks, n_users: int, wid
     through = weights @ leading
     for ids, rows in histories(blocks(), n_items):
         users[ids, :width_found] = rows @ through
-    # Alike in size on both sides, as trained factors are.
+    # Balance the scale of both sides, as in trained factors.
     size = users.square().mean(0).sqrt().clamp(min=1e-12).sqrt()
     return users / size, of_items * size

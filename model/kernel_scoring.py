@@ -1,7 +1,8 @@
-"""Scores on a CPU: compiled loops over the units of the folded network (`model.folding`) that are not zero.
+"""CPU scoring: compiled loops over the nonzero units of the folded network (`model.folding`).
 
-What a row (its user and side features) or an item adds to all hidden units is worked out once, by matrix products, and
-stands in a table with its factors of the GMF; a pair adds two rows of the tables, then those of its few active units.
+The contribution of a row (its user and side features) or an item to all hidden units is computed once, by matrix
+products, and stored in a table with its GMF factors. A pair adds one row of each table, then those of its few active
+units.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from model.folding import fold
 from model.neumf import NeuMF
 from model.torch_scoring import runs
 
-_PAIRS = 1 << 17  # at a time, so that some share an item, whose table is far larger than the rows'
-_ROWS = 1 << 14  # of a table, at most
-_TILE_ROWS = 64  # that share what is read of an item
-_SHARED_PAIRS = 1024  # so many are worth a further thread
-_BLOCK_ITEMS = 4096  # whose projections are worked out at a time
-_TABLE_BYTES = 1 << 30  # of all items' rows; if they are more, those of the items of a chunk are worked out with it
+_PAIRS = 1 << 17  # scored at a time: enough to share items, whose table is far larger than the rows'
+_ROWS = 1 << 14  # maximum rows of a table
+_TILE_ROWS = 64  # rows that share each read of an item
+_SHARED_PAIRS = 1024  # pairs that justify another thread
+_BLOCK_ITEMS = 4096  # items projected at a time
+_TABLE_BYTES = 1 << 30  # limit for the table of all items; above it, item rows are computed per chunk
 
 
 class KernelScoring:
@@ -33,8 +34,8 @@ class KernelScoring:
     def __init__(self, model: NeuMF, threads: int) -> None:
         """
         Args:
-            model: float32, with one hidden layer or more.
-            threads: how many work at a time.
+            model: float32, with at least one hidden layer.
+            threads: number of threads.
         """
         folded, factors = fold(model), model.config.factors
         self._model, self._threads, self._pool = model, threads, ThreadPoolExecutor(threads)
@@ -75,7 +76,7 @@ class KernelScoring:
         return logits
 
     def _tables(self, items: Tensor | None) -> Iterator[tuple[int, Tensor]]:
-        """The table of some items, None for all, in blocks: where each begins, and its rows."""
+        """The table of some items (None: all) in blocks: the start of each and its rows."""
         if self._items is not None:
             yield 0, self._items if items is None else nn.functional.embedding(items, self._items)
             return
@@ -96,7 +97,7 @@ class KernelScoring:
             table = self._item_rows(distinct)
         else:
             table = self._items
-        # In the order of items, by 16 bits, which NumPy sorts in linear time.
+        # Sort by item, truncated to 16 bits, which NumPy sorts in linear time.
         shift = max(0, len(table).bit_length() - 16)
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
         own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (which, items))
@@ -107,7 +108,7 @@ class KernelScoring:
         return logits
 
     def _rows(self, users: Tensor, side: Sequence[Tensor]) -> Tensor:
-        """What rows add to all hidden units, and factors of the items' GMF embeddings: [R, S + F]."""
+        """The rows' contributions to all hidden units, and their factors for the items' GMF embeddings: [R, S + F]."""
         factors = self._model.config.factors
         n_units = len(self._bias)
         rows = torch.empty(len(users), n_units + factors)
@@ -117,7 +118,7 @@ class KernelScoring:
         return rows
 
     def _item_rows(self, items: Tensor) -> Tensor:
-        """What items add to all hidden units, and their GMF embeddings: [I, S + F]."""
+        """The items' contributions to all hidden units, and their GMF embeddings: [I, S + F]."""
         factors = self._model.config.factors
         n_units = len(self._bias)
         table = torch.empty(len(items), n_units + factors)
@@ -128,18 +129,18 @@ class KernelScoring:
         return table
 
     def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:
-        """Let threads score a part each of `n` pairs or items."""
+        """Split the scoring of `n` pairs or items among threads."""
         n_units, largest = int(self._widths.sum()), int(self._widths.max())
 
         def work(part: tuple[int, int]) -> None:
-            # Torch's memory begins with a cache line, NumPy's may not.
+            # Torch aligns memory to cache lines; NumPy may not.
             room = torch.empty(n_units).numpy(), np.empty(largest, np.float32), np.empty(largest, np.uint64)
             score(*part, *arrays, *self._network, *room)
 
         parts = min(self._threads, 1 + n // _SHARED_PAIRS)
         cuts = pairwise(n * number // parts for number in range(parts + 1))
         for _ in (self._pool.map if parts > 1 else map)(work, cuts):
-            pass  # what it raises, if anything
+            pass  # raises exceptions from the threads
 
 
 def _flat(table: Tensor) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""The step on a CPU: compiled loops over the units that are not zero, matrix products for all that is shared.
+"""CPU training step: compiled loops over nonzero units, matrix products for shared work.
 
 The first layer on [user; item] is Wu·user + Wi·item, so each distinct user and item of a batch is projected once, by
-one matrix product, and a sample only adds two rows (`model.kernels`). Gradients of users and items exist for those of
-the batch alone; Adam goes once through all rows, and treats the gradients of the others as the zeros they are.
+one matrix product, and a sample only adds two rows (`model.kernels`). Only the batch's users and items have gradients;
+Adam makes one pass over all rows and treats the other gradients as zero.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from model import kernels
 from model.neumf import NeuMF
 from model.samples import Batch
 
-_BLOCK_USERS = 4096  # whose projections and gradients stay in the cache
-_SHARED_VALUES = 1 << 16  # so many parameters are worth more than one thread
-_PRIVATE_BYTES = 1 << 30  # for the gradients of items that each thread has for itself, all together
+_BLOCK_USERS = 4096  # users whose projections and gradients stay in the cache
+_SHARED_VALUES = 1 << 16  # parameters that justify more than one thread
+_PRIVATE_BYTES = 1 << 30  # limit for the private item gradients of all threads together
 
 
 @dataclass(frozen=True)
 class RowGradient:
-    """The gradient of an embedding, all rows but some being zero.
+    """A row-sparse gradient of an embedding.
 
     Attributes:
-        ids: int64 [D], those rows, ascending.
+        ids: int64 [D], the nonzero rows, ascending.
         values: float32 [D, width].
     """
 
@@ -49,9 +49,9 @@ class KernelStep:
     def __init__(self, model: NeuMF, threads: int, products: torch.dtype = torch.float32) -> None:
         """
         Args:
-            model: float32, with one hidden layer or more.
-            threads: how many work at a time.
-            products: of the matrix products, float32 or bfloat16.
+            model: float32, with at least one hidden layer.
+            threads: number of threads.
+            products: dtype of the matrix products, float32 or bfloat16.
         """
         self.model, self._threads, self._products = model, threads, products
         self._pool = ThreadPoolExecutor(threads)
@@ -63,8 +63,8 @@ class KernelStep:
     def gradients(self, batch: Batch, weight: float) -> tuple[Tensor, Gradients]:
         """The summed loss of a batch (scalar, float32), and the gradient of `weight` times that sum.
 
-        Samples go in the order of their users. The masks of dropout are `kernels.dropout_masks` of a seed that comes
-        from torch's global generator, one a batch.
+        Samples are processed in order of their users. The dropout masks are `kernels.dropout_masks` with one seed per
+        batch from torch's global generator.
         """
         seed = int(torch.randint(-(2**62), 2**62, ()))
         users, items, labels = (column.numpy() for column in (batch.users, batch.items, batch.labels))
@@ -80,7 +80,7 @@ class KernelStep:
         """
         Args:
             users: ascending.
-            starts: int64 [D + 1], where the samples of each of D users begin, and the number of samples.
+            starts: int64 [D + 1], the offset of each user's first sample, then the number of samples.
         """
         model, product, width = self.model, self._product, self.model.config.layers[0] // 2
         by_user, by_item = (part.contiguous() for part in self._first.weight.split(width, dim=1))
@@ -148,7 +148,7 @@ class KernelStep:
 
     @staticmethod
     def add_to_grad(gradients: Gradients) -> None:
-        """Add gradients to `grad` of each parameter, which must be there."""
+        """Add gradients to each parameter's `grad`, which must exist."""
         for parameter, gradient in gradients.items():
             assert parameter.grad is not None
             if isinstance(gradient, RowGradient):
@@ -158,7 +158,7 @@ class KernelStep:
 
     @torch.no_grad()
     def adam(self, optimizer: torch.optim.Adam, gradients: Gradients) -> None:
-        """A step of `optimizer` with these gradients: the same as its own, up to rounding, in one pass over memory."""
+        """A step of `optimizer` with these gradients, equal to its own up to rounding, in one pass over memory."""
         (group,) = optimizer.param_groups
         for parameter, gradient in gradients.items():
             state: dict[str, Any] = optimizer.state[parameter]
@@ -184,20 +184,20 @@ class KernelStep:
             self._each([partial(update, first=a, last=b) for a, b in pairwise(cuts)])
 
     def _each(self, tasks: Sequence[Callable[[], None]]) -> None:
-        """Run tasks at the same time."""
+        """Run tasks concurrently."""
         others = [self._pool.submit(task) for task in tasks[1:]]
         tasks[0]()
         for other in others:
             other.result()
 
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
-        """A matrix product, float32."""
+        """A matrix product with a float32 result."""
         if self._products is torch.float32:
             return left @ right
         return (left.to(self._products) @ right.to(self._products)).float()
 
     def _workers(self, n_items: int) -> int:
-        """How many threads can have gradients of the items of a batch for themselves."""
+        """Number of threads that can have private gradients for a batch's items."""
         bytes_each = 4 * n_items * (int(self._widths[0]) + self.model.config.factors)
         return max(1, min(self._threads, _PRIVATE_BYTES // bytes_each))
 
@@ -210,7 +210,7 @@ class KernelStep:
 
 @dataclass
 class _Own:
-    """What one thread adds its gradients to, see `kernels.train_block`."""
+    """One thread's gradient accumulators, see `kernels.train_block`."""
 
     first: Tensor
     gmf: Tensor
@@ -227,17 +227,17 @@ class _Own:
 
 
 def _numpy(*tensors: Tensor) -> list[np.ndarray]:
-    """Flat arrays on the same memory."""
+    """Flat arrays that share the tensors' memory."""
     return [tensor.detach().view(-1).numpy() for tensor in tensors]
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """All their values one after the other."""
+    """All values, concatenated."""
     return torch.cat([torch.empty(0), *(tensor.reshape(-1) for tensor in tensors)])
 
 
 def _distinct(items: np.ndarray, n_items: int) -> tuple[Tensor, np.ndarray]:
-    """The distinct items, int64 ascending, and which of them each one is, int32."""
+    """The distinct items, int64 ascending, and each item's index among them, int32."""
     there = np.zeros(n_items, dtype=bool)
     there[items] = True
     ids = np.flatnonzero(there)
@@ -247,6 +247,6 @@ def _distinct(items: np.ndarray, n_items: int) -> tuple[Tensor, np.ndarray]:
 
 
 def _cuts(starts: np.ndarray, parts: int) -> list[int]:
-    """Where to cut samples into parts of about one size, between users: [parts + 1] of the `starts`."""
+    """Boundaries of parts of about equal size that never split a user: [parts + 1] of the `starts`."""
     targets = np.linspace(starts[0], starts[-1], parts + 1)
     return starts[np.searchsorted(starts, targets)].tolist()

@@ -1,8 +1,8 @@
-"""Compiled loops of a CPU: steps (forward and backward of a block of samples, and Adam) and scores, a part a thread.
+"""Compiled CPU loops: training (forward and backward of a block of samples, Adam) and scoring, one part per thread.
 
-ReLU and dropout make about three quarters of the hidden units zero. What is multiplied by zero adds nothing, so these
-loops list the units that are not, and go through those rows of the weights alone: exact, and a quarter of the work.
-Compiled by numba when first imported, then read from `__pycache__`.
+ReLU and dropout zero about three quarters of the hidden units. A zero unit contributes nothing, so these loops list the
+nonzero units and visit only their rows of the weights: exact, at a quarter of the work. Compiled by numba on first
+import, then loaded from `__pycache__`.
 
 Shapes: N samples, D users of the block, I items, F factors, w_1 … w_L widths of the hidden layers, U = w_2 + … + w_L.
 """
@@ -20,25 +20,25 @@ from numba.extending import intrinsic
 
 from workflows import counters
 
-_PIECE = np.uint64(64)  # samples whose activations stay in the cache until their weight gradients are added up
-_AHEAD = np.uint64(2)  # how many samples before they are needed rows of items are asked for
+_PIECE = np.uint64(64)  # samples whose activations stay in the cache until their weight gradients are accumulated
+_AHEAD = np.uint64(2)  # prefetch distance for item rows, in samples
 _TILE = np.uint64(256)  # items that stay in the cache for all rows
 _KEEP_BITS = 16
 KEEP_ALL, KEEP_HALF = 1 << _KEEP_BITS, 1 << (_KEEP_BITS - 1)
 
 _F32, _I64 = types.float32, types.int64
 _VECTOR, _MATRIX = _F32[::1], _F32[:, ::1]
-# Not `True`: a loss that is no number has to stay one.
+# Not `True`, which includes `nnan`: a NaN loss must stay NaN.
 _FAST: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}}
 _inlined = njit(inline="always")
 _mix = njit(counters.mix)
-_U = np.uint64  # of all indices below: the compiler then need not ask whether one counts from the end
+_U = np.uint64  # type of all indices below: spares the check for negative indices
 _ZERO = np.float32(0.0)
 
 
 @intrinsic
 def _lowest_bit(typing_context, bits):
-    """The number of the lowest bit that is set, of an integer that is not 0."""
+    """The index of the lowest set bit of a nonzero integer."""
 
     def generate(context, builder, signature, arguments):
         return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
@@ -48,7 +48,7 @@ def _lowest_bit(typing_context, bits):
 
 @intrinsic
 def _prefetch(typing_context, array, place):
-    """Begin to bring the cache line of array[place] near."""
+    """Prefetch the cache line of array[place]."""
 
     def generate(context, builder, signature, arguments):
         structure = context.make_array(signature.args[0])(context, builder, arguments[0])
@@ -69,7 +69,7 @@ def _prefetch_row(table, row, width):
 
 @_inlined
 def _next(state):
-    """xorshift64: the following state, all of whose values but 0 come in turn (Marsaglia 2003)."""
+    """xorshift64: the next state; the cycle covers all values but 0 (Marsaglia 2003)."""
     state ^= state << _U(13)
     state ^= state >> _U(7)
     return state ^ (state << _U(17))
@@ -77,13 +77,13 @@ def _next(state):
 
 @_inlined
 def _first(seed, sample):
-    """The state a sample's masks begin with; never 0."""
+    """The initial random state of a sample's masks; never 0."""
     return _U(_mix(seed + np.int64(sample) * np.int64(0x632BE59BD9B4E019))) | _U(1)
 
 
 @_inlined
 def _kept(keep, state):
-    """Which of 64 units stay, each with probability `keep` / 2**16, as bits; and the random state behind them."""
+    """Bits of the kept units out of 64, each with probability `keep` / 2**16, and the next random state."""
     if keep == KEEP_ALL:
         return ~_U(0), state
     if keep == KEEP_HALF:
@@ -101,14 +101,14 @@ def _kept(keep, state):
 
 @_inlined
 def _activate(units, at, width, active, words, keep, scale, state):
-    """ReLU and dropout of units at … at + width - 1, in place; which are not zero goes to `active`, a bit each, from
-    `words` on. Returns the random state behind it."""
+    """ReLU and dropout of units at … at + width - 1, in place; sets the bits of nonzero units in `active`, starting at
+    `words`. Returns the next random state."""
     word = words
     for start in range(_U(0), width, _U(64)):
         kept, state = _kept(keep, state)
         begin, n_units = at + start, min(_U(64), width - start)
         positive = _U(0)
-        # Once with a width that the compiler knows, once for the units that are left.
+        # Full words have a width known at compile time; the last one may be shorter.
         if n_units == _U(64):
             for place in range(_U(64)):
                 positive |= _U(units[begin + place] > _ZERO) << place
@@ -128,7 +128,7 @@ def _activate(units, at, width, active, words, keep, scale, state):
 
 @_inlined
 def _list_active(values, at, width, active, words, listed, numbers):
-    """List the units that are not zero: which, and their `values`. Returns how many."""
+    """List the nonzero units: indices in `numbers`, `values` in `listed`. Returns their number."""
     n_active, word = _U(0), words
     for start in range(_U(0), width, _U(64)):
         bits = active[word]
@@ -143,14 +143,14 @@ def _list_active(values, at, width, active, words, listed, numbers):
 
 
 def _vector(context, builder, kind, array, place, width):
-    """A pointer to `width` float32 of an array, from a place on, as one vector; the array's kind is known to numba."""
+    """A pointer to `width` float32 of an array, starting at `place`, as one vector; `kind` is its numba type."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [place]), ir.VectorType(ir.FloatType(), width).as_pointer())
 
 
 @intrinsic
 def _positive_bits(typing_context, units, at):
-    """Which of 64 units are positive, or no number, a bit each."""
+    """The bits of the units out of 64 that are positive or NaN."""
 
     def generate(context, builder, signature, arguments):
         values = builder.load(_vector(context, builder, signature.args[0], *arguments, 64), align=4)
@@ -160,9 +160,9 @@ def _positive_bits(typing_context, units, at):
 
 
 def _row_adder(width):
-    """`_add_rows` for rows of a width that the compiler knows: a vector that stays in registers.
+    """`_add_rows` for rows of a width known at compile time: a vector that stays in registers.
 
-    Of loops over elements the compiler, which takes any two arrays for the same memory, makes half as fast ones.
+    Loops over elements would be half as fast, since the compiler assumes that any two arrays may alias.
     """
 
     @intrinsic
@@ -200,8 +200,8 @@ def _add_rows(total, at, width, table, offset, stride, listed, numbers, lists, n
     """total[at : at + width] += sum over t of listed[t] * row numbers[t] of a table.
 
     Args:
-        offset, stride: where its rows begin: offset + stride * number.
-        lists, n_listed: where the listed ones begin, and how many they are.
+        offset, stride: row r of the table starts at offset + stride * r.
+        lists, n_listed: start and number of the listed rows.
     """
     start = _U(0)
     while start < width:
@@ -226,24 +226,24 @@ def train_block(
     d_up: np.ndarray, d_biases: np.ndarray, d_gmf_head: np.ndarray, d_hidden_head: np.ndarray,
     sums: np.ndarray, head_bias: float, weight: float, keep: int, seed: int,
 ) -> None:  # fmt: skip
-    """Forward and backward of samples first … last - 1; gradients are added to what the `d_` arrays hold.
+    """Forward and backward of samples first … last - 1; gradients are added to the `d_` arrays.
 
     All matrices are flat.
 
     Args:
-        users: int32 [N], rows of the arrays of users.
-        items: int32 [N], rows of the arrays of items.
+        users: int32 [N], rows of the user arrays.
+        items: int32 [N], rows of the item arrays.
         labels: float32 [N].
-        user_first, item_first: float32 [D, w_1] and [I, w_1], their parts of the first layer, bias in the users'.
+        user_first, item_first: float32 [D, w_1] and [I, w_1], parts of the first layer; the users' includes the bias.
         user_gmf, item_gmf: float32 [D, F] and [I, F].
         hidden_widths: int64 [L].
-        down, up: the weights of layers 2 … L one after the other, [in, out] and [out, in]; `d_up` as `up`.
-        biases: of layers 2 … L, one after the other.
+        down, up: the weights of layers 2 … L, concatenated, [in, out] and [out, in]; `d_up` as `up`.
+        biases: of layers 2 … L, concatenated.
         gmf_head, hidden_head: the weights of the last layer, float32 [F] and [w_L].
         sums: float64 [2]: the loss of all samples, and the gradient of the last layer's bias.
         weight: of each sample in the gradient.
-        keep: how many of 2**16 hidden units stay.
-        seed: of the masks, with the number of the sample.
+        keep: probability of keeping a hidden unit, times 2**16.
+        seed: of the dropout masks, combined with the sample index.
     """
     widths = hidden_widths.astype(np.uint64)
     word_counts = (widths + _U(63)) // _U(64)
@@ -269,7 +269,7 @@ def train_block(
     )  # fmt: skip
 
 
-# Without counting references to arrays, which would take a third of the time: so it may allocate none.
+# No reference counting (`_nrt`), which would take a third of the time; hence no allocation of arrays.
 @njit(
     types.void(
         types.int32[::1], types.int32[::1], _VECTOR, _I64, _I64, *[_VECTOR] * 8, *[types.uint64[::1]] * 2,
@@ -290,12 +290,12 @@ def _train_block(
     """See `train_block`.
 
     Args:
-        widths, word_counts: uint64 [L], of each hidden layer its units, and how many words their bits take.
-        hidden, active, slopes: of each sample of a piece: all hidden units; which are not zero, as bits; the gradient
-            of its logit.
-        listed, numbers, gradient, lower: room for the units of a layer.
-        values, samples, n_samples: of each unit of layers 2 … L: its gradients in the samples of a piece in which it is
-            not zero, which those are, and how many.
+        widths, word_counts: uint64 [L], for each hidden layer the number of units, and of words for their bits.
+        hidden, active, slopes: for each sample of a piece: all hidden units; bits of the nonzero ones; the gradient of
+            its logit.
+        listed, numbers, gradient, lower: scratch space for the units of a layer.
+        values, samples, n_samples: for each unit of layers 2 … L: its gradients in the samples of a piece in which it
+            is nonzero, the indices of those samples, and their number.
     """
     keep = _U(keep_of_all)
     n_layers, n_factors = len(widths), _U(len(gmf_head))
@@ -394,7 +394,7 @@ def _train_block(
 
 @njit(types.uint8[:, ::1](_I64, _I64, _I64, types.int64[::1], _I64), cache=True)
 def dropout_masks(seed, first, last, hidden_widths, keep):
-    """Which hidden units of samples first … last - 1 `train_block` lets stay: uint8 [N, w_1 + … + w_L]."""
+    """Dropout masks that `train_block` applies to samples first … last - 1: uint8 [N, w_1 + … + w_L], 1: kept."""
     masks = np.empty((last - first, hidden_widths.sum()), np.uint8)
     for sample in range(first, last):
         state, at = _first(seed, sample), 0
@@ -417,8 +417,8 @@ def adam_rows(weights, means, squares, gradients, rows, first, last, rate, beta1
     Args:
         weights, means, squares: float32 [R, W], the parameter and its two moments.
         gradients: float32 [G, W].
-        rows: int32 [R], the row of `gradients` for each row; -1: its gradient is zero.
-        step: from 1.
+        rows: int32 [R], the row of `gradients` for each row; -1 for a zero gradient.
+        step: counted from 1.
     """
     by_mean, by_square = np.float32(rate / (1.0 - beta1**step)), np.float32(1.0 / sqrt(1.0 - beta2**step))
     beta1, rest1, beta2, rest2 = np.float32(beta1), np.float32(1.0 - beta1), np.float32(beta2), np.float32(1.0 - beta2)
@@ -441,7 +441,7 @@ def adam_rows(weights, means, squares, gradients, rows, first, last, rate, beta1
 
 @_inlined
 def _list_positive(units, at, width, listed, numbers):
-    """List the units from `at` on that are positive, or no number: which, and their values. Returns how many."""
+    """List the units from `at` on that are positive or NaN: indices and values. Returns their number."""
     n_listed = _U(0)
     for start in range(_U(0), width, _U(64)):
         begin, n_units, bits = at + start, min(_U(64), width - start), _U(0)
@@ -489,18 +489,18 @@ def score_pairs(
 ):  # fmt: skip
     """Score pairs first … last - 1.
 
-    The network is folded (`model.folding`), with S hidden units in all: they are the sum of a row of each table and,
-    for each unit of a layer below that is positive, its row of `passed`.
+    The network is folded (`model.folding`), with S hidden units in all: the sum of a row of each table and, for each
+    positive unit of a layer below, its row of `passed`.
 
     Args:
-        logits: float32 [N], filled.
+        logits: float32 [N], output.
         row_table, item_table: float32 [R, S + F] and [I, S + F], flat.
-        rows, items: int32 [N], of each pair its rows of the two.
+        rows, items: int32 [N], each pair's row in the two tables.
         widths: uint64 [L].
         factors: F.
-        passed: of layers 1 … L - 1 one after the other, float32 [w_l, w_(l+1) + … + w_L], flat.
-        head, bias: of the last layer, float32 [w_L] and a number.
-        units, listed, numbers: room for S units, and for those of the largest layer.
+        passed: of layers 1 … L - 1, concatenated, float32 [w_l, w_(l+1) + … + w_L], flat.
+        head, bias: of the last layer, float32 [w_L] and a scalar.
+        units, listed, numbers: scratch space for S units, and for those of the largest layer.
     """
     n_factors, n_units = _U(factors), _U(0)
     for layer in range(len(widths)):
@@ -517,7 +517,7 @@ def score_pairs(
 
 @njit(types.void(_I64, _I64, _MATRIX, _VECTOR, _VECTOR, *_NETWORK), cache=True, _nrt=False, **_FAST)
 def score_all(first, last, logits, row_table, item_table, widths, factors, passed, head, bias, units, listed, numbers):
-    """Score every row with items first … last - 1: logits [R, I]; the rest as in `score_pairs`."""
+    """Score every row with items first … last - 1: logits [R, I]; other arguments as in `score_pairs`."""
     n_factors, n_units = _U(factors), _U(0)
     for layer in range(len(widths)):
         n_units += widths[layer]

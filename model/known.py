@@ -1,4 +1,4 @@
-"""What a prepared folder says of its users: the items they have interacted with, and their side features."""
+"""User data of a prepared folder: interaction histories and side features."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Known:
-    """What the data says of some users.
+    """Histories (in CSR form) and side features of some users.
 
     Attributes:
         users: encoded ids, ascending, int64 [U].
-        starts: the first of `users` has interacted with `items[starts[0] : starts[1]]`, and so on, int64 [U + 1].
-        items: train positives in the order of their rows, then held-out ones, int32 [N].
-        row_side: of each side feature that goes with a row its value in the user's last train row (of a user with
-            none, in the last test row), each [U].
-        has_row: whether there is a row of the user, bool [U].
+        starts: CSR offsets, int64 [U + 1]: `users[i]` has interacted with `items[starts[i] : starts[i + 1]]`.
+        items: train positives in row order, then held-out ones, int32 [N].
+        row_side: each row side feature's value in the user's last train row (or last test row if there is none),
+            each [U].
+        has_row: whether the user has any row, bool [U].
     """
 
     users: np.ndarray
@@ -39,7 +39,7 @@ class Known:
     has_row: np.ndarray
 
     def take(self, users: np.ndarray) -> Known:
-        """The same of some of the users, by their encoded ids, ascending."""
+        """Select some of the users by their encoded ids, ascending."""
         places = np.searchsorted(self.users, users)
         starts, chosen = cut(self.starts, places)
         row_side = tuple(values[places] for values in self.row_side)
@@ -47,13 +47,13 @@ class Known:
 
 
 def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of lists that lie one after the other, take some.
+    """Select some lists of a CSR layout.
 
     Args:
-        starts: where each begins, and where the last one ends, int64 [L + 1].
-        places: which lists, int64 [P].
+        starts: offsets of the lists, int64 [L + 1].
+        places: indices of the lists to select, int64 [P].
     Returns:
-        Where those begin, laid one after the other, int64 [P + 1], and the place of each of their elements.
+        The offsets of the selected lists, int64 [P + 1], and the index of each of their elements.
     """
     first = starts[places]
     counts = starts[places + 1] - first
@@ -62,21 +62,21 @@ def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 class Interactions:
-    """The rows of a prepared folder by user: train is streamed whenever it is asked, positives of test are held."""
+    """A prepared folder's rows by user: train is streamed on every request, test positives are kept in memory."""
 
     def __init__(self, folder: Path, spec: FeatureSpec, columns: Columns) -> None:
         """
         Args:
-            columns: roles of the features, those of side features as the network takes them.
+            columns: feature roles, with side features as used by the network.
 
         Raises:
-            UserError: a file is missing or not what the spec says.
+            UserError: a file is missing or does not match the spec.
         """
         self._folder, self._spec, self._columns = folder, spec, columns
         self.train = open_mapping(folder, spec, "train", columns, columns.streamed, _CPU)
 
     def of_users(self, users: np.ndarray) -> Known:
-        """What the data says of some users, in one pass over it.
+        """The data of some users, in one pass over the files.
 
         Args:
             users: encoded ids, ascending, int64.
@@ -85,7 +85,7 @@ class Interactions:
         return _joined(train, self.test.take(users))
 
     def by_part(self) -> Iterator[Known]:
-        """What the data says of all users, some at a time: by partition of train, then those without train rows."""
+        """The data of all users: by train partition, then the users without train rows."""
         left = np.ones(self._columns.n_users, dtype=bool)
         for part in range(self.train.n_partitions):
             train = self._grouped(self._train_blocks([part]))
@@ -96,7 +96,7 @@ class Interactions:
 
     @cached_property
     def test(self) -> Known:
-        """What the test rows say of all users."""
+        """The test data of all users."""
         return self._grouped(self._test_blocks(), np.arange(self._columns.n_users))
 
     def _train_blocks(self, parts: Sequence[int]) -> Iterator[_Block]:
@@ -115,7 +115,7 @@ class Interactions:
             yield _Block(users, items, is_positive, side)
 
     def _grouped(self, blocks: Iterable[_Block], users: np.ndarray | None = None) -> Known:
-        """What blocks of rows say of some users; None: of all that they have a row of."""
+        """Group blocks of rows by user, for some users or (None) for all users with a row."""
         n_users = self._columns.n_users
         wanted = np.ones(n_users, dtype=bool)
         if users is not None:
@@ -130,11 +130,11 @@ class Interactions:
         for block in blocks:
             has_row[block.users] = True
             for values, column in zip(side, block.row_side, strict=True):
-                values[block.users] = column  # of several rows of a user the last one stays
+                values[block.users] = column  # a user's last row wins
             kept = block.is_positive & wanted[block.users]
             pairs.append((block.users[kept], block.items[kept]))
         owners, items = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        if (owners[1:] < owners[:-1]).any():  # partitions go by a hash of the user
+        if (owners[1:] < owners[:-1]).any():  # partitions are hashed by user
             order = np.argsort(owners, kind="stable")
             owners, items = owners[order], items[order]
         users = np.flatnonzero(has_row) if users is None else users
@@ -144,7 +144,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows: ids int32 [R], which of them are interactions, bool [R], and the values of side features, each [R]."""
+    """Rows: ids, int32 [R], whether each row is an interaction, bool [R], and side features, each [R]."""
 
     users: np.ndarray
     items: np.ndarray
@@ -153,12 +153,12 @@ class _Block:
 
 
 def _starts(counts: np.ndarray) -> np.ndarray:
-    """Where lists of these lengths begin, one after the other, and where the last one ends."""
+    """CSR offsets of lists with these lengths."""
     return np.concatenate(([0], np.cumsum(counts)))
 
 
 def _joined(train: Known, test: Known) -> Known:
-    """What both say of the same users: of each the interactions in train, then those in test."""
+    """Merge the data of the same users: train interactions first, then test."""
     counts = np.diff(train.starts), np.diff(test.starts)
     starts = _starts(counts[0] + counts[1])
     items = np.empty(starts[-1], dtype=np.int32)

@@ -1,4 +1,4 @@
-"""`--gpus N`: start N processes of the same command, and end all of them when one fails."""
+"""`--gpus N`: start N processes of the same command, and stop them all when one fails."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from typing import IO
 from workflows.device import usable_cores
 from workflows.errors import UserError
 
-_GRACE_S = 5.0  # a mistake in the input ends all ranks by themselves; what has not ended after this, is ended
+_GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
 _POLL_S = 0.05
 _WATCH = "NEUMF_LAUNCHER_PIPE"
 
 
 def launch(processes: int, command: Sequence[str]) -> int:
-    """Run a command in several processes of this machine, with torchrun's variables.
+    """Run a command in several local processes, with torchrun's environment variables.
 
-    Rank 0 has this process's output. What another one says is shown if it fails and rank 0 does not say why.
+    Rank 0 inherits this process's output. Another rank's output is shown only if it fails and rank 0 gives no reason.
 
     Returns:
-        0, or the exit status of the rank that failed first.
+        0, or the exit status of the first rank to fail.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    alive, kept_open = os.pipe()  # read by every rank: it ends when this process does, however that happens
+    alive, kept_open = os.pipe()  # every rank reads it; it closes whenever this process ends, for any reason
     with ExitStack() as stack:
         ranks: list[subprocess.Popen] = []
         outputs: list[IO[bytes] | None] = []
@@ -63,7 +63,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
 
 
 def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]) -> int:
-    """Wait until all have ended well or one has failed."""
+    """Wait until all ranks have succeeded or one has failed."""
     while True:
         states = [rank.poll() for rank in ranks]
         failed, status = next(((number, state) for number, state in enumerate(states) if state), (0, 0))
@@ -82,13 +82,13 @@ def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]
         output.seek(0)
         sys.stderr.buffer.write(output.read())
         sys.stderr.flush()
-        how = f"status {status}" if status > 0 else f"signal {signal.Signals(-status).name}"
-        print(f"error: rank {failed} of {len(ranks)} ended with {how}; the others were ended", file=sys.stderr)
+        how = f"exited with status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
+        print(f"error: rank {failed} of {len(ranks)} {how}; the others were stopped", file=sys.stderr)
     return status if status > 0 else 128 - status
 
 
 def _end(ranks: Sequence[subprocess.Popen]) -> None:
-    """End what still runs: politely, then for good."""
+    """Stop the ranks still running: SIGTERM, then SIGKILL."""
     for rank in ranks:
         if rank.poll() is None:
             rank.terminate()
@@ -102,10 +102,10 @@ def _end(ranks: Sequence[subprocess.Popen]) -> None:
 
 
 def end_at_once(command: Callable[[], None]) -> None:
-    """Run the command of a rank, and end the process with its status, without Python's own clearing up.
+    """Run a rank's command and exit with its status, skipping Python's interpreter shutdown.
 
-    That clears modules while threads of torch's collectives may still let go of their tensors, and then now and then
-    aborts a process that had done all its work.
+    Shutdown clears modules while torch's collective threads may still be releasing tensors, which occasionally aborts
+    a process that has finished its work.
     """
     status = 0
     try:
@@ -121,16 +121,16 @@ def end_at_once(command: Callable[[], None]) -> None:
 
 
 def end_with_launcher() -> None:
-    """In a process that `launch` started: end as soon as the launcher is gone, even if it was killed.
+    """In a process started by `launch`: exit as soon as the launcher does, even if it was killed.
 
     Raises:
-        UserError: the variable that tells of the launcher is not its own.
+        UserError: the launcher's environment variable was not set by it.
     """
     given = os.environ.pop(_WATCH, None)
     if given is None:
         return
     if not given.isdigit():
-        raise UserError(f"{_WATCH} is set by --gpus alone, got {given!r}; unset it")
+        raise UserError(f"{_WATCH} should be set by --gpus only, got {given!r}; unset it")
 
     def watch(pipe: int) -> None:
         os.read(pipe, 1)  # nothing is ever written

@@ -1,4 +1,4 @@
-"""Members of a sum of GMF models: each a dot product of users and items, trained on a split of train, and kept."""
+"""Members of an ensemble of GMF models: each a user-item dot product, trained on a split of train and cached."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workflows.progress import Stage, stage
 
 @dataclass(frozen=True)
 class Factors:
-    """A dot product of users and items; the last column of the users is 1 where it is the items' bias.
+    """Factors of a user-item dot product; a last user column of 1 makes the last item column a bias.
 
     Attributes:
         users, items: float32 [n_users, width] and [n_items, width].
@@ -38,7 +38,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one member is trained with."""
+    """Training settings of one member."""
 
     kind: str
     seed: int
@@ -52,26 +52,26 @@ class Choice:
 
 
 class Members:
-    """Trains members on one split of train; what has been trained once is kept in a folder, for a run to be resumed."""
+    """Trains members on one split of train and caches them in a folder, so that a run can be resumed."""
 
     def __init__(
         self, train: Rows, config: TrainConfig, world: World, held_out: Tensor | None, folder: Path, shown: bool
     ) -> None:
         """
         Args:
-            held_out: int32 [n_users], an item of each user that is not trained on, -1 for none; None: all is.
+            held_out: int32 [n_users], the item of each user excluded from training, -1 for none; None: train on all.
         """
         self.columns, self._train, self._world = train.columns, train, world
-        self._config = replace(config, members=(), loss="softmax")  # batches are the same for every loss
+        self._config = replace(config, members=(), loss="softmax")  # every loss uses the same batches
         self._held_out, self._shown = held_out, shown
         self._folder, self._split = folder, "all" if held_out is None else "validation"
-        self._settings = f"{crc32(repr(self._config).encode()):08x}"  # what was trained with others is not taken up
-        self.samples, self.seconds = 0, 0.0  # of positives trained on
+        self._settings = f"{crc32(repr(self._config).encode()):08x}"  # do not reuse members of other settings
+        self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
 
     def factors(self, choice: Choice) -> Factors:
         path = self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors"
         world, columns = self._world, self.columns
-        # The folder may be on the first rank's disk alone.
+        # The folder may exist only on the first rank's disk.
         known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
         if not world.same(known is not None):
             batches = self.batches(choice.recency, choice.seed)
@@ -89,13 +89,13 @@ class Members:
         return factors
 
     def scores(self, choice: Choice, users: Tensor) -> Tensor:
-        """Of some users for all items, float32 [V, n_items]."""
+        """Scores of the given users for all items, float32 [V, n_items]."""
         own = self.factors(choice)
         return own.users[users] @ own.items.T
 
     @cached_property
     def item_counts(self) -> Tensor:
-        """Train positives of each item, int64 [n_items]."""
+        """Number of train positives per item, int64 [n_items]."""
         return item_popularity(self._train, self._world, self._held_out)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
@@ -129,5 +129,5 @@ class Members:
 
     @cached_property
     def _products(self) -> Tensor:
-        """Of the histories without weights."""
+        """Item-item products of the unweighted user histories."""
         return item_item.item_products(self.batches(0.0).blocks(), self.columns.n_items, self._world.device)

@@ -1,4 +1,4 @@
-"""A run whose model is the sum of members: chosen, weighed, trained on all of train, measured, written."""
+"""An ensemble run: choose and weight the members, train them on all of train, evaluate the sum, write the run."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def train_members(
     popularity: Scores | None,
     world: World,
 ) -> None:
-    """Choose, weigh, train and sum the members (`model.recipe`), and write the run."""
+    """Choose, weight, train and sum the members (`model.recipe`), and write the run."""
     if args.resume is not None and world.same((args.resume / METRICS_NAME).exists()):
-        shutil.rmtree(args.resume / STAGES_NAME, ignore_errors=True)  # of a run that was killed as it ended
+        shutil.rmtree(args.resume / STAGES_NAME, ignore_errors=True)  # left by a run killed while finishing
         console.print(f"{args.resume} is finished")
         return
     with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:

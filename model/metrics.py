@@ -1,4 +1,4 @@
-"""Ranking metrics: ranks of the positives of leave-one-out series and their means, AUC of labelled rows."""
+"""Ranking metrics: ranks of the positives in leave-one-out series and their means; AUC of labelled rows."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ from torch import Tensor
 def positive_ranks(scores: Tensor, items: Tensor, again: Tensor | None = None) -> Tensor:
     """Rank of the positive (column 0) of each series, from 0.
 
-    An item that occurs again counts once. A negative that ties with the positive ranks before it, and so does
-    anything that cannot be compared (NaN), so that a constant or broken model never scores.
+    Duplicate items count once. Ties and NaN rank before the positive, so a constant or broken model never scores.
 
     Args:
         scores: float, shape [S, L].
         items: integer ids of the same shape.
-        again: `repeated(items)`, where it is known already.
+        again: `repeated(items)`, if already computed.
     Returns:
-        int64, shape [S]: how many other distinct items score at least as high as the positive.
+        int64, shape [S]: number of other distinct items that score at least as high as the positive.
     """
-    # The positive stands first, so it is its copies that are left out.
+    # The positive comes first, so only its copies are marked and left out.
     again = repeated(items) if again is None else again
     return (~(scores < scores[:, :1]) & ~again)[:, 1:].sum(dim=1)
 
 
 def repeated(items: Tensor) -> Tensor:
-    """Where an item stands before in its series: bool, the shape of `items` [S, L]."""
+    """Whether an item already occurs earlier in its series: bool, the shape of `items` [S, L]."""
     ordered, place = items.sort(dim=1, stable=True)
     again = torch.zeros_like(items, dtype=torch.bool)
     again.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
@@ -42,7 +41,7 @@ def full_ranks(scores: Tensor, positives: Tensor, owners: Tensor, seen: Tensor) 
     Args:
         scores: float, shape [U, n_items].
         positives: the item of each user, int64, shape [U].
-        owners, seen: int64, shape [M]: which of the users has seen which item (the positive may be among them).
+        owners, seen: int64, shape [M]: row of a user and an item that user has seen (may include the positive).
     Returns:
         int64, shape [U].
     """
@@ -68,8 +67,10 @@ class RankMeans:
 
     @staticmethod
     def of(counts: Sequence[float], k: int) -> RankMeans:
-        """Of how many positives have each rank, from 0 (whole numbers). The same counts give the same means, bit for
-        bit, however they were collected."""
+        """Means from the number of positives at each rank, from 0 (whole numbers).
+
+        Equal counts give bit-identical means, however they were collected.
+        """
         total = math.fsum(counts)
         first = counts[:k]
         return RankMeans(
@@ -80,10 +81,9 @@ class RankMeans:
 
 
 def auc(scores: Tensor, positive: Tensor) -> float | None:
-    """How often a positive scores above a negative, ties counting half; None where one of the two kinds is missing.
+    """Probability that a positive scores above a negative, ties counting half; None if either class is missing.
 
-    Exact: the Mann-Whitney statistic of the ranks, equal scores having their mean rank. A score that is no number
-    counts against its sample.
+    Exact: the Mann-Whitney statistic, with mean ranks for ties. A NaN score counts against its sample.
 
     Args:
         scores: float, shape [N].

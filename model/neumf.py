@@ -24,10 +24,10 @@ class NeuMFConfig:
     n_items: int
     factors: int = 64  # width of the GMF embeddings
     layers: tuple[int, ...] = (256, 256, 128, 64)  # widths of the MLP; the first is user + item embedding
-    dropout: float = 0.5  # share of hidden units left out while training
+    dropout: float = 0.5  # share of hidden units dropped in training
     row_side: tuple[SideFeature, ...] = ()  # side features given with each pair
     item_side: tuple[SideFeature, ...] = ()  # side features looked up by item
-    arch: str = "neumf"  # a branch that an architecture lacks has no width: no --layers in "gmf", no --factors in "mlp"
+    arch: str = "neumf"  # a missing branch has width 0: "gmf" ignores --layers, "mlp" --factors
 
     def __post_init__(self) -> None:
         wrong = []
@@ -36,7 +36,7 @@ class NeuMFConfig:
         if self.arch == "gmf":
             object.__setattr__(self, "layers", (0,))
             if self.row_side or self.item_side:
-                wrong.append("--arch gmf has no MLP for side features to enter; take --arch neumf")
+                wrong.append("--arch gmf has no MLP for side features; use --arch neumf")
         if self.arch == "mlp":
             object.__setattr__(self, "factors", 0)
         if self.n_users < 1 or self.n_items < 1:
@@ -46,7 +46,7 @@ class NeuMFConfig:
         if self.arch != "gmf" and (not self.layers or min(self.layers) < 1):
             wrong.append(f"--layers should be widths of 1 or more, got {list(self.layers)}")
         elif self.layers[0] % 2:
-            wrong.append(f"the first of --layers holds user and item half and half: make it even, got {self.layers[0]}")
+            wrong.append(f"the first of --layers should be even (half user, half item), got {self.layers[0]}")
         if not 0.0 <= self.dropout < 1.0:
             wrong.append(f"--dropout should be in [0, 1), got {self.dropout}")
         if wrong:
@@ -54,9 +54,9 @@ class NeuMFConfig:
 
 
 def side_width(feature: SideFeature) -> int:
-    """How many inputs of the MLP a side feature takes: 1 for a number, as many as its cardinality has bits for ids.
+    """MLP inputs of a side feature: 1 for a number, the bit length of its cardinality for ids.
 
-    So many are enough to tell all categories apart, and so few that no feature crowds out the user and the item.
+    Enough to distinguish all categories, yet too few for a feature to crowd out the user and the item.
     """
     return 1 if feature.cardinality is None else feature.cardinality.bit_length()
 
@@ -64,14 +64,14 @@ def side_width(feature: SideFeature) -> int:
 class NeuMF(nn.Module):
     """GMF and MLP branches over their own embeddings, joined by one linear layer.
 
-    Side features join the user and the item at the entry of the MLP: categories embedded, numbers as they are.
-    Without any, parameters have the reference's names and shapes.
+    Side features join the user and the item at the MLP's input: categories embedded, numbers as they are.
+    Without side features, parameters have the reference's names and shapes.
     """
 
     def __init__(self, config: NeuMFConfig, generator: torch.Generator | None = None) -> None:
         """
         Args:
-            generator: a CPU generator of the initial weights; the same one gives the same network everywhere.
+            generator: CPU generator of the initial weights; the same state gives the same network on every device.
         """
         super().__init__()
         self.config = config
@@ -84,7 +84,7 @@ class NeuMF(nn.Module):
         widths = (config.layers[0] + sum(map(side_width, side)), *config.layers[1:])
         self.mlp = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.final = nn.Linear(config.factors + widths[-1], 1)
-        # An item's categories have one more, for an item that the data does not have.
+        # Item features have one extra category, for items missing from the data.
         spare = [0] * len(config.row_side) + [1] * len(config.item_side)
         self.side_embed = nn.ModuleList(
             nn.Embedding(feature.cardinality + more, side_width(feature))
@@ -97,9 +97,9 @@ class NeuMF(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None) -> None:
-        """As in the reference: embeddings N(0, 0.01), Glorot uniform layers, LeCun uniform head.
+        """Initialise as the reference does: embeddings N(0, 0.01), Glorot uniform layers, LeCun uniform head.
 
-        Biases are torch's default for linear layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+        Biases use torch's default for linear layers, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
         """
         for embedding in (self.mf_user_embed, self.mf_item_embed, self.mlp_user_embed, self.mlp_item_embed):
             embedding.weight.normal_(0.0, 0.01, generator=generator)
@@ -117,13 +117,13 @@ class NeuMF(nn.Module):
             categories.weight.normal_(0.0, 0.01, generator=generator)
 
     def set_item_tables(self, tables: Sequence[Tensor]) -> None:
-        """Fill the values of the `item_side` features: of each its value by item, shape [n_items] (`model.side`)."""
+        """Set the values of the `item_side` features, one tensor of shape [n_items] per feature (`model.side`)."""
         for buffer, table in zip(self.item_tables, tables, strict=True):
             buffer.copy_(table)
 
     @property
     def item_tables(self) -> list[Tensor]:
-        """The values of each `item_side` feature by item, int32 or float32, shape [n_items]."""
+        """Per-item values of each `item_side` feature, int32 or float32, shape [n_items]."""
         return [self.get_buffer(f"item_side_{number}") for number in range(len(self.config.item_side))]
 
     def forward(self, users: Tensor, items: Tensor, *row_side: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class NeuMF(nn.Module):
 
         Args:
             users, items: int32 or int64 ids in [0, n_users) and [0, n_items), shape [B].
-            row_side: a tensor of shape [B] for each of the config's `row_side`: int32 ids or float32 numbers.
+            row_side: a tensor of shape [B] per `row_side` feature of the config: int32 ids or float32 numbers.
         Returns:
             Logits (no sigmoid), shape [B].
         """
@@ -144,27 +144,27 @@ class NeuMF(nn.Module):
 
     @property
     def entry(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the layer on [user; item; side]: the first, or where there is no other, the last."""
+        """Weight and bias of the layer on [user; item; side]: the first hidden layer, or the head if there is none."""
         for layer in self.mlp:
             assert isinstance(layer, nn.Linear)
             return layer.weight, layer.bias
         return self.final.weight[:, self.config.factors :], self.final.bias
 
     def side_inputs(self, items: Tensor, row_side: Sequence[Tensor]) -> Iterator[Tensor]:
-        """What the side features add to the MLP's input, in the config's order: each [B, its width]."""
+        """The side features' parts of the MLP's input, in the config's order, each [B, its width]."""
         yield from self._row_side(row_side)
         yield from self._item_side(items)
 
     def row_inputs(self, users: Tensor, row_side: Sequence[Tensor]) -> Tensor:
-        """The part of the MLP's input that comes with a row: user and side features, [B, width]."""
+        """The row's part of the MLP's input: user and row side features, [B, width]."""
         return torch.cat((self.mlp_user_embed(users), *self._row_side(row_side)), dim=1)
 
     def item_inputs(self, items: Tensor) -> Tensor:
-        """The part of the MLP's input that comes with an item, [B, width]."""
+        """The item's part of the MLP's input, [B, width]."""
         return torch.cat((self.mlp_item_embed(items), *self._item_side(items)), dim=1)
 
     def split_columns(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """A matrix on the MLP's input as two: on `row_inputs` and on `item_inputs`."""
+        """Split a matrix on the MLP's input into its columns for `row_inputs` and for `item_inputs`."""
         widths = [sum(map(side_width, features)) for features in (self.config.row_side, self.config.item_side)]
         user, item, row_side, item_side = weight.split((*[self.config.layers[0] // 2] * 2, *widths), dim=1)
         return torch.cat((user, row_side), dim=1), torch.cat((item, item_side), dim=1)
@@ -187,7 +187,7 @@ def _embedded(
 
 
 def unknown_values(feature: SideFeature, n_items: int) -> Tensor:
-    """The table of a feature of which nothing is known: shape [n_items], 0 or the id beyond all categories."""
+    """The initial table of a feature, all values unknown: shape [n_items], 0 or the id past the last category."""
     if feature.cardinality is None:
         return torch.zeros(n_items)
     return torch.full((n_items,), feature.cardinality, dtype=torch.int32)

@@ -1,4 +1,4 @@
-"""A trained network as an ONNX graph, written operator by operator: no version of torch decides what is in it."""
+"""A trained network as an ONNX graph, built operator by operator so that it does not depend on torch's version."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from model.neumf import NeuMF
 from workflows.errors import UserError
 from workflows.folders import replace_file
 
-_OPSET, _IR_VERSION = 17, 8  # of 2022, so that older runtimes take it
+_OPSET, _IR_VERSION = 17, 8  # from 2022, so that older runtimes accept it
 _ID = TensorProto.INT64
-_MAX_BYTES = (1 << 31) - (1 << 20)  # of a protobuf message
+_MAX_BYTES = (1 << 31) - (1 << 20)  # limit of a protobuf message
 
 
 def write_onnx(path: Path, model: NeuMF) -> None:
-    """Write a network, whole or not at all; any number of pairs can be scored at once.
+    """Write a network atomically, with a dynamic batch size.
 
-    Inputs, each [batch]: `users` and `items`, int64 ids, and `row_side.NAME` for each side feature that goes with a
-    row, int64 or float32. Output: `logits`, float32 [batch]. Initializers have the names of the network's parameters.
+    Inputs, each [batch]: `users` and `items`, int64 ids, and `row_side.NAME` for each row side feature, int64 or
+    float32. Output: `logits`, float32 [batch]. Initializers have the names of the network's parameters.
 
     Raises:
-        UserError: the network does not fit into one file.
+        UserError: the network does not fit in one file.
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     if size > _MAX_BYTES:
         raise UserError(
-            f"the network has {size:,} bytes, and an ONNX file holds {_MAX_BYTES:,}; take --format torch-export"
+            f"the network has {size:,} bytes, but an ONNX file holds at most {_MAX_BYTES:,}; use --format torch-export"
         )
     graph = _Graph(model).graph()
     opset = helper.make_opsetid("", _OPSET)
@@ -70,7 +70,7 @@ class _Graph:
         )
 
     def _add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node; the name of its output."""
+        """Add a node and return the name of its output."""
         output = f"{operator}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [output], **attributes))
         return output

@@ -1,4 +1,4 @@
-"""NeuMF started from trained GMF and MLP (He et al. 2017, section 3.4.1)."""
+"""Initialise NeuMF from a trained GMF and MLP (He et al. 2017, section 3.4.1)."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _CPU = torch.device("cpu")
 
 @torch.no_grad()
 def start_from(model: NeuMF, runs: Sequence[Path], alpha: float) -> None:
-    """Take each branch from the run that has it alone: a GMF, an MLP, or both.
+    """Initialise the GMF branch, the MLP branch or both from runs of that branch alone.
 
-    The last layer is [alpha * that of the GMF, (1 - alpha) * that of the MLP], biases alike. With one run only, the
-    other branch stays as it was initialised, and the last layer as it was for it.
+    The last layer becomes [alpha * GMF's, (1 - alpha) * MLP's], and the bias likewise. With one run only, the other
+    branch and its part of the last layer keep their initial values.
 
     Args:
-        model: of both branches, on the CPU.
-        alpha: how much the GMF counts, 0 to 1.
+        model: with both branches, on the CPU.
+        alpha: weight of the GMF, 0 to 1.
 
     Raises:
-        UserError: a run has not exactly one of the branches, or one that does not fit; or two have the same.
+        UserError: a run does not have exactly one branch, its shapes do not fit, or two runs have the same branch.
     """
     own, taken = dict(model.named_parameters()), dict[str, Path]()
     factors, bias = model.config.factors, torch.zeros(1)
@@ -35,7 +35,7 @@ def start_from(model: NeuMF, runs: Sequence[Path], alpha: float) -> None:
         run = load_run(folder, _CPU).model
         arch = run.config.arch
         if arch not in ("gmf", "mlp") or arch in taken:
-            found = f"{taken[arch]} is one, too" if arch in taken else f"this is a {arch}"
+            found = f"{taken[arch]} has the same branch" if arch in taken else f"got {arch}"
             raise UserError(f"--pretrained {folder}: expected one run of --arch gmf and one of --arch mlp; {found}")
         taken[arch] = folder
         share, head = (alpha, slice(0, factors)) if arch == "gmf" else (1.0 - alpha, slice(factors, None))
@@ -44,7 +44,7 @@ def start_from(model: NeuMF, runs: Sequence[Path], alpha: float) -> None:
         wrong = _wrong({**branch, "final.weight": run.final.weight}, {**own, "final.weight": last})
         if wrong:
             raise UserError(
-                f"--pretrained {folder} does not fit the network ({wrong}); set --factors and --layers alike"
+                f"--pretrained {folder} does not fit the network ({wrong}); use the same --factors and --layers"
             )
         for name, value in branch.items():
             own[name].copy_(value)

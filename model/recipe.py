@@ -1,10 +1,10 @@
-"""Several GMF models, weighed by what users did next and summed: their sum is one wider GMF, an ordinary run.
+"""An ensemble of GMF models: their weighted sum is one wider GMF, written as an ordinary run.
 
-Models trained with a softmax over all items differ by their seeds, so that their mean errs less than each; an item-item
-model knows rare items better. L2 shrinks what is particular to a user more than an item's bias, so that scores come out
-too popular: how much each model and the popularity count is fitted on interactions that none of them was trained on,
-by maximum likelihood. Nothing is chosen on test: penalties, recency and weights come from the validation split; then
-all is trained anew on all of train.
+Models trained with a softmax over all items differ by seed, so their mean has a lower error than any one; an item-item
+model ranks rare items better. L2 shrinks user-specific factors more than item biases, which skews scores towards
+popular items; so the weights of the members and of popularity are fitted by maximum likelihood on interactions that no
+member was trained on. Nothing is chosen on test: penalties, recency and weights come from the validation split, and
+then all members are retrained on all of train.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from workflows.device import torch_generator
 from workflows.progress import console
 
 _MEMBER_STREAM = 9
-_VALIDATION_PAIRS = 1 << 24  # of users and items whose scores by each member are held in memory
-_PRIOR_SD = 100.0  # of weights: where a few users can be told perfectly, the most likely ones would be infinite
-_STEP = 2.0**0.5  # between one penalty that is tried and the next
-_FARTHEST = 2.0**5  # a penalty is from the one that is tried first, where chance alone may lead on and on
+_VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
+_PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
+_STEP = 2.0**0.5  # ratio between successive penalties tried
+_FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
-# Penalties that are tried first; of item-item times an item's mean count.
+# First penalties tried; item-item's is multiplied by the mean item count.
 _START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
 
 OnMember = Callable[[str, tuple[float, float]], None]
@@ -39,12 +39,12 @@ OnMember = Callable[[str, tuple[float, float]], None]
 
 @dataclass(frozen=True)
 class HeldOutUsers:
-    """Users whose held-out item is ranked among all items they have no train positive of.
+    """Users whose held-out item is ranked against all items that are not their train positives.
 
     Attributes:
         users, items: int64 [V].
-        seen: bool [V, n_items], their train positives, the held-out ones left out.
-        drawn, k: negatives of a series, and the k of the metrics.
+        seen: bool [V, n_items], their train positives, excluding the held-out ones.
+        drawn, k: number of negatives per series, and the metrics' k.
     """
 
     users: Tensor
@@ -55,7 +55,7 @@ class HeldOutUsers:
 
     @staticmethod
     def of(members: Members, held_out: Tensor, drawn: int, k: int, seed: int) -> HeldOutUsers:
-        """All users who have one, or as many of them as memory is meant for, drawn by a seed."""
+        """All users with a held-out item, or a seeded random sample of what the memory limit allows."""
         n_items, device = members.columns.n_items, held_out.device
         users = (held_out >= 0).nonzero().squeeze(1)
         order = torch.randperm(len(users), generator=torch_generator(seed, torch.device("cpu"))).to(device)
@@ -75,11 +75,11 @@ class HeldOutUsers:
         return expected_means(ahead, (~self.seen).sum(1) - 1, self.drawn, self.k)
 
     def weights(self, features: Sequence[Tensor]) -> list[float]:
-        """How much of each score, so that the held-out items are most likely: the softmax of the weighted sum over all
-        items but the seen ones, by maximum likelihood, which is concave.
+        """Maximum-likelihood weights: the softmax of the weighted sum of scores over all unseen items predicts the
+        held-out item. The log-likelihood is concave.
 
         Args:
-            features: float32 [V, n_items] each.
+            features: scores, float32 [V, n_items] each.
         """
         scales = [1.0 / (float(feature.std()) or 1.0) for feature in features]
         weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
@@ -105,7 +105,7 @@ class HeldOutUsers:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which members, how they are trained, and how much each counts."""
+    """The members of the ensemble: their training settings and weights."""
 
     choices: tuple[Choice, ...]
     weights: tuple[float, ...]
@@ -125,7 +125,7 @@ class Recipe:
 
         Args:
             members: of the validation split.
-            factors: of all members together.
+            factors: total width of all members.
             on_member: called with each candidate's name and its expected HR@k and NDCG@k.
         """
         kinds = config.members
@@ -161,14 +161,14 @@ class Recipe:
         return {"members": members, "by_popularity": self.by_popularity}
 
     def fused(self, members: Members) -> NeuMF:
-        """One GMF of all members."""
+        """Sum the members into one GMF."""
         parts = [members.factors(choice) for choice in self.choices]
         users = torch.cat([part.users for part in parts], dim=1)
         items = torch.cat([weight * part.items for weight, part in zip(self.weights, parts, strict=True)], dim=1)
         columns = members.columns
         shape = NeuMFConfig(n_users=columns.n_users, n_items=columns.n_items, factors=users.shape[1], arch="gmf")
         model = NeuMF(shape, torch_generator(0, torch.device("cpu"))).to(users.device)
-        # The last of a member that was trained, whose users have 1 there.
+        # Last column of a trained member (not item-item), where its users are 1.
         trained = next(place for place, choice in enumerate(self.choices) if choice.kind != "item-item")
         bias = sum(choice.width for choice in self.choices[: trained + 1]) - 1
         items[:, bias] += self.by_popularity * (members.item_counts.float() + 1.0).log()
@@ -183,7 +183,7 @@ class Recipe:
 def _searched(
     members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool, on_member: OnMember
 ) -> Choice:
-    """The best penalty with each recency, going up or down from the first for as long as that helps."""
+    """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
     known: dict[Choice, float] = {}
 
     def quality(choice: Choice) -> float:

@@ -1,4 +1,4 @@
-"""`python -m model.recommend`: the items a trained run ranks first for users, in original ids."""
+"""`python -m model.recommend`: the top items of a trained run for users, in original ids."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _MAX_LIST_BYTES = 1 << 30
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m model.recommend",
-        description="Rank items for users by a trained run.",
+        description="Rank items for users with a trained run.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
     whom = parser.add_mutually_exclusive_group(required=True)
     whom.add_argument("--user", nargs="+", metavar="ID", help="original user ids")
-    whom.add_argument("--users-file", type=Path, metavar="FILE", help="text with an original user id in each line")
+    whom.add_argument("--users-file", type=Path, metavar="FILE", help="text file with one original user id per line")
     whom.add_argument("--all", action="store_true", help="all users the run was trained on")
     parser.add_argument("-k", type=int, default=10, metavar="K", help="items per user")
     parser.add_argument(
-        "--candidates", type=Path, metavar="FILE", help="choose only from these: text with an item id in each line"
+        "--candidates", type=Path, metavar="FILE", help="rank only these items: text file with one id per line"
     )
     parser.add_argument(
         "--exclude-seen", action=argparse.BooleanOptionalAction, default=True,
@@ -41,14 +41,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--unknown-users", choices=["error", "popular"], default="error",
-        help="users the run was not trained on: end with an error, or rank by popularity and say so",
+        help="users the run was not trained on: fail, or rank by popularity and say so",
     )  # fmt: skip
     parser.add_argument("--titles", type=Path, metavar="FILE", help="CSV or Parquet with item ids and titles")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help=f"write a table, {', '.join(SUFFIXES)} (default: print it)"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: where the run was trained)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: the one the run used)")
     parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
     return parser.parse_args(argv)
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.output is not None:
         if args.output.suffix not in SUFFIXES:
             raise UserError(
-                f"--output {args.output}: the name should end in {', '.join(SUFFIXES)}, which is its format"
+                f"--output {args.output}: the name should end in {', '.join(SUFFIXES)}, which sets the format"
             )
         check_file(args.output, args.overwrite)
     titles = read_titles(args.titles) if args.titles else None
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _write(path: Path, found: Iterator[Recommendations], n_users: int, titles: Titles, overwrite: bool) -> None:
-    """Write the rankings of `n_users` users, and say how many rest on popularity."""
+    """Write the rankings of `n_users` users and report how many are based on popularity."""
     n_popular = 0
 
     def watched(progress: Stage) -> Iterator[Recommendations]:
@@ -97,33 +97,33 @@ def _write(path: Path, found: Iterator[Recommendations], n_users: int, titles: T
 
     with stage("recommend", n_users, "users") as progress:
         write_recommendations(path, watched(progress), titles, overwrite)
-    by_popularity = f", {n_popular:,} of them unknown and given popular items" if n_popular else ""
+    by_popularity = f" ({n_popular:,} unknown, given popular items)" if n_popular else ""
     console.print(f"wrote {path} for {n_users:,} users{by_popularity}")
 
 
 def _read_ids(path: Path) -> list[str]:
-    """The ids in a text file, one in each line that is not empty.
+    """Read ids from a text file, one per non-empty line.
 
     Raises:
-        UserError: not readable as text, too large, or without any id.
+        UserError: the file is not readable as text, is too large or has no ids.
     """
     try:
         if path.stat().st_size > _MAX_LIST_BYTES:
-            raise UserError(f"{path}: more than a list of ids should have ({_MAX_LIST_BYTES:,} bytes)")
+            raise UserError(f"{path}: a list of ids should have at most {_MAX_LIST_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as err:
-        raise UserError(f"{path}: not readable as UTF-8 text ({err.reason}); give an id in each line") from None
+        raise UserError(f"{path}: not readable as UTF-8 text ({err.reason}); give one id per line") from None
     except OSError as err:
         raise UserError(f"{path}: not readable ({err.strerror})") from None
     ids = [line for line in text.split("\n") if line]
     if not ids:
-        raise UserError(f"{path} is empty; give an id in each line")
+        raise UserError(f"{path} is empty; give one id per line")
     return ids
 
 
 def _show(ranking: Ranking, titles: Titles) -> None:
-    """Print what one user is recommended."""
-    note = ": unknown, so these are popular items" if ranking.basis == "popularity" else ""
+    """Print one user's recommendations."""
+    note = ": unknown, showing popular items" if ranking.basis == "popularity" else ""
     console.print(f"user {ranking.user}{note}")
     rows = [
         (str(rank), str(item), f"{score:.4f}", (titles or {}).get(str(item), ""))

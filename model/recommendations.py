@@ -1,4 +1,4 @@
-"""What users are recommended, in original ids, and how the best of many scores are found."""
+"""Recommendations in original ids, and top-k selection with a fixed order of ties."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BASES: tuple[Basis, Basis] = ("model", "popularity")
 
 @dataclass(frozen=True)
 class Ranking:
-    """What one user is recommended, best first.
+    """Recommendations for one user, best first.
 
     Attributes:
-        basis: "model", or "popularity" for a user the model does not know.
-        items: original ids; fewer than asked for where no more are left.
-        scores: by the model the probability of an interaction, by popularity the share of users that have interacted
-            with the item in train.
+        basis: "model", or "popularity" for users unknown to the model.
+        items: original ids; fewer than requested if no more are left.
+        scores: the model's probability of an interaction, or for popularity the share of users who interacted with
+            the item in train.
     """
 
     user: Id
@@ -36,12 +36,12 @@ class Ranking:
 
 @dataclass(frozen=True, eq=False)
 class Recommendations(Sequence[Ranking]):
-    """A ranking for each user asked for, in that order, held as columns.
+    """A ranking per requested user, in request order, stored as columns.
 
     Attributes:
         users: original ids, int64 or text [U].
-        is_popularity: whose ranking rests on popularity, not the model, bool [U].
-        starts: the first user has `items[starts[0] : starts[1]]`, and so on, int64 [U + 1].
+        is_popularity: whether a ranking is based on popularity instead of the model, bool [U].
+        starts: offsets, int64 [U + 1]; user i has `items[starts[i] : starts[i + 1]]`.
         items: original ids, int64 or text [N].
         scores: float32 [N].
     """
@@ -70,7 +70,7 @@ class Recommendations(Sequence[Ranking]):
         )
 
     def to_table(self) -> pa.Table:
-        """A row for each recommendation: user, rank (from 1, int32), item, score (float32), basis."""
+        """One row per recommendation: user, rank (from 1, int32), item, score (float32), basis."""
         counts = np.diff(self.starts)
         rank = np.arange(len(self.items)) - np.repeat(self.starts[:-1], counts) + 1
         return pa.table(
@@ -89,7 +89,7 @@ def _ids(values: np.ndarray) -> pa.Array:
 
 
 def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` best columns of each row, or all there are, best first; of equal scores the lower column comes first.
+    """The `k` best columns of each row (all if fewer), best first; ties are ordered by column.
 
     Args:
         scores: shape [R, N]; NaN counts as the largest.
@@ -99,7 +99,7 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n_columns = scores.shape[1]
     k = min(k, n_columns)
     found, columns = scores.topk(min(k + 1, n_columns))
-    tied: list[int] = []  # rows in which topk had the choice between equal scores
+    tied: list[int] = []  # rows in which topk chose between equal scores
     if n_columns > k:
         tied = ((found[:, k - 1] == found[:, k]) & (found[:, k] > -torch.inf)).nonzero().squeeze(1).tolist()
     columns, order = columns[:, :k].sort(dim=1)

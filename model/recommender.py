@@ -1,4 +1,4 @@
-"""A trained run in use: what to recommend to whom, and how probable a pair is, in original ids."""
+"""Inference with a trained run: recommendations and probabilities of pairs, in original ids."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from workflows.errors import UserError
 UnknownUsers = Literal["error", "popular"]
 
 _Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
-_OR_POPULAR = ", or take popular items with --unknown-users popular"
-_BLOCK_SCORES = 1 << 23  # held at a time, 4 bytes each
+_OR_POPULAR = ", or recommend popular items with --unknown-users popular"
+_BLOCK_SCORES = 1 << 23  # held at once, 4 bytes each
 
 
 class Recommender:
-    """A trained run together with the ids and interactions of the folder it was trained on.
+    """A trained run with the ids and interactions of the folder it was trained on.
 
-    Threads may share it: nothing changes once it is made.
+    Threads may share it: it does not change after construction.
     """
 
     def __init__(self, run: Run, data: Path | None = None, in_memory: bool = False) -> None:
-        """As `load`, for a run that is loaded already."""
+        """As `load`, for a run that is already loaded."""
         self._run, self._data = run, RunData.of(run, data)
         self._interactions = Interactions(self._data.folder, self._data.spec, self._data.columns)
         self._held = self._interactions.of_users(np.arange(len(self.users))) if in_memory else None
@@ -57,16 +57,16 @@ class Recommender:
 
     @staticmethod
     def load(run: Path, data: Path | None = None, device: str = "auto", in_memory: bool = False) -> Recommender:
-        """Load a run folder of train.py.
+        """Load a run folder written by train.py.
 
         Args:
-            data: the prepared folder it was trained on, where that has moved.
+            data: the prepared folder it was trained on, if that has moved.
             device: "auto", "cpu" or "cuda": where to score.
-            in_memory: read the interactions once and hold them, 4 bytes each, to answer at once; else each call that
-                needs them streams the train rows.
+            in_memory: load the interactions once, 4 bytes each, so that calls are fast; otherwise each call that needs
+                them streams the train rows.
 
         Raises:
-            UserError: no run, or `data` is not the folder it was trained on (any more).
+            UserError: not a run, or `data` is not, or no longer, the folder it was trained on.
         """
         loaded = load_run(run, devices.torch_device(device, None))
         return Recommender(loaded, data, in_memory)
@@ -80,18 +80,17 @@ class Recommender:
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
     ) -> Recommendations:
-        """The k best items for each user; of equal scores the item with the lower number comes first.
+        """The k best items for each user; ties are ordered by internal item id.
 
         Args:
             users: original ids, as `Ids.known` takes them; repeats are fine.
-            exclude_seen: leave out what the user has interacted with, in train or as held-out item.
+            exclude_seen: leave out the user's interactions, in train and held out.
             candidates: original ids of the items to choose from, None for all.
-            unknown_users: what to do about users the run was not trained on: raise, or give them the items with most
-                interactions in train. A user without any row, where the network needs the user's side features, is
-                one of them.
+            unknown_users: for users the run was not trained on, raise, or recommend the items with most interactions
+                in train. Users with no rows also count as unknown if the network needs their side features.
 
         Raises:
-            UserError: `k` is below 1, a user or candidate is not known, or the network's scores are no numbers.
+            UserError: `k` is below 1, a user or candidate is unknown, or the network's scores are NaN.
         """
         choice = self._choice(k, exclude_seen, candidates)
         numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users, _OR_POPULAR)
@@ -106,7 +105,7 @@ class Recommender:
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
     ) -> Iterator[Recommendations]:
-        """As `recommend` for all users of the run, some at a time: those of a part of train, part by part."""
+        """As `recommend`, for all users of the run, one train partition at a time."""
         choice = self._choice(k, exclude_seen, candidates)
         for known in [self._held] if self._held is not None else self._interactions.by_part():
             users = self.users.originals(known.users)
@@ -114,14 +113,14 @@ class Recommender:
 
     @torch.inference_mode()
     def score(self, users: Sequence[Id], items: Sequence[Id]) -> npt.NDArray[np.float32]:
-        """The probability of an interaction for each pair of users and items of equal places, shape [N].
+        """Probability of an interaction for each pair (users[i], items[i]), shape [N].
 
         Raises:
-            UserError: a user or an item is not known, there are not as many of one as of the other, or the network
-                needs side features that no row of a user tells.
+            UserError: a user or item is unknown, the lengths differ, or the network needs side features of a user
+                without rows.
         """
         if len(users) != len(items):
-            raise UserError(f"score takes pairs: as many users as items, got {len(users)} and {len(items)}")
+            raise UserError(f"score takes as many users as items, got {len(users)} and {len(items)}")
         numbers, item_numbers = self.users.known(users), self.items.known(items)
         distinct, places = np.unique(numbers, return_inverse=True)
         side: list[Tensor] = []
@@ -132,11 +131,10 @@ class Recommender:
         return torch.sigmoid(self._scorer(*pairs, *side)).float().cpu().numpy()
 
     def history(self, user: Id) -> list[Id]:
-        """The items a user has interacted with: train's in the order of its rows (of time, where the folder says so),
-        then held-out ones.
+        """A user's interactions: train items in row order (by time, if the folder says so), then held-out items.
 
         Raises:
-            UserError: the user is not known.
+            UserError: the user is unknown.
         """
         known = self._known(self.users.known([user]))
         return self.items.originals(known.items).tolist()
@@ -150,7 +148,7 @@ class Recommender:
         if candidates is None:
             return _Choice(k, exclude_seen)
         if not len(candidates):
-            raise UserError("the candidates should be one item or more, got none")
+            raise UserError("candidates should contain at least one item, got none")
         items = np.unique(self.items.known(candidates))
         column_of = np.full(len(self.items), -1)
         column_of[items] = np.arange(len(items))
@@ -161,8 +159,8 @@ class Recommender:
     ) -> Recommendations:
         """
         Args:
-            users, numbers: whom to recommend to, by original id and by number (-1: not known).
-            known: what the data says of them, each once.
+            users, numbers: the users by original id and by internal id (-1: unknown).
+            known: interactions of the distinct known users.
         """
         known = self._usable(known, unknown_users)
         starts, items, scores = self._ranked(known, choice)
@@ -176,7 +174,7 @@ class Recommender:
         return Recommendations(users, is_popularity, starts, self.items.originals(items[chosen]), scores[chosen])
 
     def _usable(self, known: Known, unknown_users: UnknownUsers) -> Known:
-        """Those users whose side features are known, where the network needs any."""
+        """Users whose side features are known; all users if the network needs none."""
         features = self._run.model.config.row_side
         if not features or known.has_row.all():
             return known
@@ -184,14 +182,14 @@ class Recommender:
             user = self.users.originals(known.users[~known.has_row]).tolist()[0]
             names = ", ".join(feature.name for feature in features)
             raise UserError(
-                f"{self._data.folder} has no row of user {user!r}, so {names} of the user are not known; add "
-                f"interactions of the user to the log, then prepare and train again{_OR_POPULAR}"
+                f"{self._data.folder} has no row of user {user!r}, so the user's {names} are unknown; add interactions "
+                f"of the user to the log, then prepare and train again{_OR_POPULAR}"
             )
         return known.take(known.users[known.has_row])
 
     @torch.inference_mode()
     def _ranked(self, known: Known, choice: _Choice) -> _Lists:
-        """The best items of each user: where each list begins and ends, the items' numbers, their probabilities."""
+        """The best items of each user: list offsets, internal item ids, probabilities."""
         counts, items, scores = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         candidates = torch.from_numpy(choice.items).to(self._device) if choice.items is not None else None
         n_users = max(1, _BLOCK_SCORES // (len(self.items) if choice.items is None else len(choice.items)))
@@ -204,7 +202,7 @@ class Recommender:
                 logits[tuple(seen)] = -torch.inf
             found, columns = best(logits, choice.k)
             if found.isnan().any():
-                raise UserError(f"the network in {self._run.folder} gives scores that are no numbers; train it again")
+                raise UserError(f"the scores of the network in {self._run.folder} are NaN; train it again")
             is_left = found > -torch.inf
             chosen = columns if candidates is None else candidates[columns]
             counts.append(is_left.sum(dim=1).cpu().numpy())
@@ -213,7 +211,7 @@ class Recommender:
         return np.cumsum(np.concatenate(counts)), np.concatenate(items), np.concatenate(scores)
 
     def _popular(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:
-        """The candidates with most interactions in train, and the share of users that have interacted with each."""
+        """The candidates with most train interactions, and the share of users who interacted with each."""
         order, counts = self._popularity
         if choice.column_of is not None:
             order = order[choice.column_of[order] >= 0]
@@ -222,7 +220,7 @@ class Recommender:
 
     @cached_property
     def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
-        """All items, those with most train interactions first, and the interactions of each item by its number."""
+        """All items by descending train interactions, and the number of interactions by internal item id."""
         if self._held is None:
             counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
         else:
@@ -235,11 +233,11 @@ class Recommender:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What to choose for a user.
+    """Ranking options.
 
     Attributes:
-        items: candidates, ascending numbers; None: all items.
-        column_of: of each item its place among them, -1 for none.
+        items: internal ids of the candidates, ascending; None: all items.
+        column_of: index of each item among the candidates, -1 if it is not one.
     """
 
     k: int
@@ -248,7 +246,7 @@ class _Choice:
     column_of: np.ndarray | None = None
 
     def seen(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
-        """(place of the user, place among the candidates) of each interaction with one of them, int64."""
+        """(user index, candidate index) of each interaction with a candidate, int64."""
         owners = np.repeat(np.arange(len(known.users)), np.diff(known.starts))
         if self.column_of is None:
             return owners, known.items.astype(np.int64)

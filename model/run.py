@@ -1,4 +1,4 @@
-"""The run folder: log, best model, metrics and curves, written as training goes on."""
+"""The run folder: log, best model, metrics and curves, written during training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder was written by `RunWriter`, be it finished or not."""
+    """Whether a folder was written by `RunWriter`, finished or not."""
     with suppress(OSError), (folder / _LOG_NAME).open("rb") as log:
         if log.read(5) == b"DLLL ":
             return True
@@ -45,26 +45,26 @@ def is_run(folder: Path) -> bool:
 
 
 def check_run(args: argparse.Namespace) -> None:
-    """Raises UserError where the run could not be written, before anything else is done."""
+    """Raise UserError if the run could not be written, before any work is done."""
     inputs = [args.data] + ([args.load_checkpoint_path] if args.load_checkpoint_path is not None else [])
     if args.resume is None:
         check_output(args.output, args.overwrite, is_run, inputs)
     elif not is_run(args.output):
-        raise UserError(f"--resume {args.output}: that is no run of train.py; start one with --output")
+        raise UserError(f"--resume {args.output}: not a run of train.py; start one with --output")
     if args.log_path is not None and args.log_path.is_dir():
         raise UserError(f"--log_path {args.log_path} is a folder; name a file in it")
     if args.checkpoint_dir is not None and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
         raise UserError(f"--checkpoint_dir {args.checkpoint_dir} is a file; name a folder")
     if args.mode == "test" and args.resume is not None:
-        raise UserError("--resume goes on with training; leave --mode test out")
+        raise UserError("--resume continues training; omit --mode test")
     if args.mode == "test" and args.load_checkpoint_path is None:
-        raise UserError("--mode test evaluates a trained model: name it with --load_checkpoint_path")
+        raise UserError("--mode test evaluates a trained model; name it with --load_checkpoint_path")
 
 
 class RunWriter:
-    """Writes one run. The folder is usable from the first best epoch on; `metrics.json` says that it is finished.
+    """Writes one run. The folder is usable from the first best epoch on; `metrics.json` marks it as finished.
 
-    A run that fails before it has a model leaves nothing, and an old run that it was to replace comes back.
+    A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class RunWriter:
     ) -> None:
         """
         Args:
-            log_bytes: how much of its log a run that is resumed had written when it was saved last.
+            log_bytes: length of a resumed run's log when it was last saved.
 
         Raises:
-            UserError: the folder exists and may not be replaced; nothing is written before.
+            UserError: the folder exists and may not be replaced; nothing has been written.
         """
         check_run(args)
         self._folder: Path = args.output.absolute()
@@ -100,7 +100,7 @@ class RunWriter:
         self._about = {
             "data": str(args.data.resolve()),
             "feature_spec_file": args.feature_spec_file,
-            "features": {"user": columns.user, "item": columns.item},  # the side ones are the network's
+            "features": {"user": columns.user, "item": columns.item},  # the network has the side features
             "train": asdict(config),
         }
         if self._log is not None and not log_bytes:
@@ -119,22 +119,22 @@ class RunWriter:
             self._withdraw()
 
     def _withdraw(self) -> None:
-        """Leave nothing of the new run, and put back what it was to replace."""
+        """Remove the new run and restore the one it was to replace."""
         if self._aside is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._aside.restore()
 
     def _keep(self) -> None:
-        """The new run stands on its own: whatever it replaces may go."""
+        """The new run is usable: drop the one it replaces."""
         self._has_result = True
         if self._aside is not None:
             self._aside.discard()
 
     def epoch(self, training: Training, rng_states: Sequence[torch.Tensor]) -> None:
-        """Log the last epoch, keep the model where it is the best so far, and save what training goes on from.
+        """Log the last epoch, save the model if it is the best so far, and save the state to resume from.
 
         Args:
-            rng_states: of each rank, see `workflows.device.rng_state`.
+            rng_states: one per rank, see `workflows.device.rng_state`.
         """
         history, k = training.history, self._config.topk
         report = history.epochs[-1]
@@ -162,12 +162,12 @@ class RunWriter:
             known = [f"epoch {report.epoch}: loss {report.train_loss:.4f}"]
             known += report.scores.texts(k) if report.scores is not None else []
             console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s"]))
-        # Last of all: what is behind this in the log and the folder is written anew when the run is resumed.
+        # Must come last: a resumed run rewrites everything logged or saved after this.
         save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
         self._keep()
 
     def _named(self, scores: Scores) -> dict[str, float]:
-        """The metrics of an epoch by name; those on a validation split say so."""
+        """Metrics of an epoch by name; names on a validation split have a prefix."""
         prefix = "" if self._config.validation == "none" else "validation_"
         return {prefix + name: value for name, value in scores.all_named(self._config.topk).items()}
 
@@ -176,7 +176,7 @@ class RunWriter:
         if self._board is None:
             from tensorboardX import SummaryWriter
 
-            # Later epochs, which an interrupted run may have written already, are to be forgotten.
+            # Discard later epochs that an interrupted run may have written.
             self._board = SummaryWriter(str(self._folder / _BOARD_NAME), purge_step=epoch)
         for name, value in record.items():
             self._board.add_scalar(name, value, epoch)
@@ -190,15 +190,15 @@ class RunWriter:
         """Write the summary, `metrics.json`, `curves.png` and the model card.
 
         Args:
-            test: what the saved model comes to on test.
-            popularity: what the popularity baseline comes to there.
+            test: metrics of the saved model on test.
+            popularity: metrics of the popularity baseline on test.
         """
         best, k = history.best_epoch, self._config.topk
         train = [epoch.train_throughput for epoch in history.epochs]
         evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
         validated = self._config.validation != "none"
         if "curves" not in self._without:
-            from model.curves import draw_curves  # matplotlib takes a quarter of a second, in every rank
+            from model.curves import draw_curves  # importing matplotlib takes 0.25 s, in every rank
 
             draw_curves(self._folder / "curves.png", history, k, None if validated else popularity)
         if self._log is not None:
@@ -232,10 +232,10 @@ class RunWriter:
         )
 
     def member(self, name: str, quality: tuple[float, float]) -> None:
-        """Log what a member comes to on the validation split; from here on the run can be resumed.
+        """Log a member's validation metrics; from here on the run can be resumed.
 
         Args:
-            quality: HR@k and NDCG@k, as expected over all draws of the negatives.
+            quality: expected HR@k and NDCG@k over all draws of the negatives.
         """
         k, (hit_rate, ndcg) = self._config.topk, quality
         if self._log is not None:
@@ -255,12 +255,12 @@ class RunWriter:
         test: Scores | None,
         popularity: Scores | None,
     ) -> None:
-        """Write the model that is the sum of members, and all else that an ordinary run has.
+        """Write the summed model and the other files of an ordinary run.
 
         Args:
-            recipe: how it came about, as JSON.
+            recipe: the members and their weights, as JSON.
             throughput: positives trained on per second.
-            quality: HR@k and NDCG@k of the validation split, as expected over all draws of the negatives.
+            quality: expected HR@k and NDCG@k on the validation split, over all draws of the negatives.
             test, popularity: as in `finish_training`.
         """
         k = self._config.topk
@@ -283,7 +283,7 @@ class RunWriter:
         shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
 
     def finish_test(self, scores: Scores, popularity: Scores) -> None:
-        """Write the metrics of a checkpoint that was only evaluated."""
+        """Write the metrics of an evaluated checkpoint."""
         if self._log is not None:
             metrics = {**scores.all_named(self._config.topk), "eval_throughput": scores.samples_per_s}
             self._log.summary({**metrics, "validation_loss": scores.loss})
@@ -306,18 +306,18 @@ class RunWriter:
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seed": self._config.seed,
         }
-        if (self._folder / CONFIG_NAME).exists():  # a checkpoint that is only evaluated is not copied
+        if (self._folder / CONFIG_NAME).exists():  # missing if a checkpoint is only evaluated
             write_card(self._folder, read_json(self._folder / CONFIG_NAME), metrics)
-        write_json(self._folder / METRICS_NAME, metrics)  # last: it says that the run is finished
+        write_json(self._folder / METRICS_NAME, metrics)  # last: it marks the run as finished
         self._keep()
         console.print(_outcome(scores, popularity, k))
         console.print(f"results in {self._shown}")
 
 
 def _outcome(scores: Scores | None, popularity: Scores | None, k: int) -> str:
-    """What a run came to, in one line."""
+    """The result of a run, in one line."""
     if scores is None or popularity is None:
-        return "no test series with negatives, so nothing was evaluated: the last epoch was saved"
+        return "no test series with negatives, so nothing was evaluated; the last epoch was saved"
     baseline = popularity.named(k)
     known = [f"{name.upper()} {value:.4f} (popularity {baseline[name]:.4f})" for name, value in scores.named(k).items()]
     if scores.quality is None:

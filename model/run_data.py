@@ -1,4 +1,4 @@
-"""The prepared folder that a run was trained on: what its features are to the network, and the original ids."""
+"""The prepared folder a run was trained on: roles of its features in the network, and the original ids."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from workflows.errors import UserError
 
 @dataclass(frozen=True)
 class RunData:
-    """A prepared folder, as the network of a run takes it.
+    """A prepared folder, matched to the network of a run.
 
     Attributes:
-        columns: roles of the features; of side features those that the network has.
+        columns: roles of the features, with only the side features that the network has.
     """
 
     folder: Path
@@ -30,15 +30,15 @@ class RunData:
     def of(run: Run, folder: Path | None = None) -> RunData:
         """
         Args:
-            folder: None where it is where it was.
+            folder: None if it has not moved.
 
         Raises:
-            UserError: it is not the folder the run was trained on (any more).
+            UserError: it is not, or no longer, the folder the run was trained on.
         """
         folder = folder or Path(run.config["data"])
         if not folder.is_dir():
             raise UserError(
-                f"{folder}, which {run.folder} was trained on, is not there; name it with --data where it moved"
+                f"{folder}, which {run.folder} was trained on, does not exist; if it has moved, name it with --data"
             )
         spec = read_feature_spec(folder, run.config["feature_spec_file"])
         columns = _columns(run, folder, spec)
@@ -47,12 +47,12 @@ class RunData:
 
 
 def _columns(run: Run, folder: Path, spec: FeatureSpec) -> Columns:
-    """The roles of the folder's features, as the network takes them; raises UserError where it is another folder."""
+    """The roles of the folder's features in the network; raises UserError if it is another folder."""
     ids = run.config.get("features") or {}
     columns, shape = Columns.of(spec, ids.get("user"), ids.get("item")), run.model.config
     if (columns.n_users, columns.n_items) != (shape.n_users, shape.n_items):
         raise UserError(
-            f"{folder} has {columns.n_users:,} users and {columns.n_items:,} items, and {run.folder} was "
+            f"{folder} has {columns.n_users:,} users and {columns.n_items:,} items, but {run.folder} was "
             f"trained on {shape.n_users:,} and {shape.n_items:,}; name the folder it was trained on with --data"
         )
     for feature in (*shape.row_side, *shape.item_side):

@@ -1,4 +1,4 @@
-"""`log.json` in the line format of NVIDIA's DLLogger, which the reference's users parse."""
+"""`log.json` in the line format of NVIDIA's DLLogger, which users of the reference parse."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ _UNITS = {
 
 
 class RunLog:
-    """Appends one line per record; each is flushed, so that a running log can be followed."""
+    """Appends one line per record, flushed at once so that the log can be followed."""
 
     def __init__(self, path: Path, kept_bytes: int = 0) -> None:
         """
         Args:
-            kept_bytes: how much of an existing log is gone on with; what is behind that goes. A log that has not so
-                much begins anew.
+            kept_bytes: bytes of an existing log to keep; the rest is truncated. A shorter log is started anew.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
@@ -44,7 +43,7 @@ class RunLog:
 
     @property
     def bytes(self) -> int:
-        """How long the log is by now."""
+        """Current length of the log."""
         return self._file.tell()
 
     def parameters(self, data: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Samples that are trained on together: a positive and the negatives drawn for it, one after the other."""
+"""Training samples: each positive is followed by the negatives drawn for it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples of one step, each column of shape [B].
+    """Samples of one step; every column has shape [B].
 
     Attributes:
         users, items: int32 or int64 ids.
         labels: float32.
-        side: the side features that go with the row, int32 ids or float32 numbers.
-        group: so many samples in a row are a positive and the negatives drawn for it, of one user; 1: in no order.
+        side: row side features, int32 ids or float32 numbers.
+        group: consecutive samples of one user that share one positive (1: ungrouped).
     """
 
     users: Tensor
@@ -39,11 +39,11 @@ class Batch:
         return self.labels.shape[0]
 
     def cut(self, start: int, stop: int) -> Batch:
-        """Samples start … stop - 1, which should be whole groups."""
+        """Samples start … stop - 1; these should be whole groups."""
         return Batch.of((column[start:stop] for column in self.columns), self.group)
 
     def take(self, which: Tensor) -> Batch:
-        """Samples by their numbers."""
+        """Samples by index."""
         return Batch.of(column.index_select(0, which) for column in self.columns)
 
     def followed_by(self, other: Batch) -> Batch:
@@ -53,11 +53,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows with the negatives drawn for each, not yet laid out as samples: a quarter of their bytes.
+    """Rows and the negatives drawn for each, not yet expanded to samples, which takes a quarter of the bytes.
 
     Attributes:
-        rows: a sample each, the positives where there are negatives.
-        negatives: ids of the type of the items, shape [rows, negatives of each].
+        rows: one sample each; positives if there are negatives.
+        negatives: ids with the items' dtype, shape [rows, negatives per row].
     """
 
     rows: Batch
@@ -65,27 +65,27 @@ class Groups:
 
     @staticmethod
     def single(rows: Batch) -> Groups:
-        """Rows that go alone."""
+        """Rows without negatives."""
         return Groups(Batch.of(rows.columns), rows.items.new_empty((len(rows), 0)))
 
     @property
     def size(self) -> int:
-        """Samples of a group."""
+        """Samples per group."""
         return 1 + self.negatives.shape[1]
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, which: Tensor) -> Groups:
-        """Groups by their numbers."""
+        """Groups by index."""
         return Groups(self.rows.take(which), self.negatives.index_select(0, which))
 
     def followed_by(self, other: Groups) -> Groups:
-        """Of the same size."""
+        """Concatenate groups of the same size."""
         return Groups(self.rows.followed_by(other.rows), torch.cat((self.negatives, other.negatives)))
 
     def samples(self) -> Batch:
-        """Each row, followed by its negatives."""
+        """Each row followed by its negatives."""
         if self.size == 1:
             return self.rows
         items = torch.cat((self.rows.items[:, None], self.negatives), dim=1)

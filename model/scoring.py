@@ -1,4 +1,4 @@
-"""Scores of a trained network from projections: what it makes of a user, an item or a row is worked out once."""
+"""Scores of a trained network from cached projections: each user, item or row is projected once."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class Scorer:
-    """A network without dropout, in full precision, as its weights are when this is made.
+    """Scores pairs without dropout, in full precision, with the weights the network has at construction.
 
-    On a CPU compiled loops compute the scores where they can (`model.kernel_scoring`), else torch does
-    (`model.torch_scoring`). Scores are the network's up to rounding. Memory: what the network makes of each item, as
-    wide as its hidden layers and factors together (on a CPU 1 GiB at most); it does not grow with the number of pairs.
+    On a CPU compiled loops compute the scores if possible (`model.kernel_scoring`), otherwise torch does
+    (`model.torch_scoring`). Scores equal the network's up to rounding. Memory: one projection per item, as wide as the
+    hidden layers and factors together (at most 1 GiB on a CPU), independent of the number of pairs.
     """
 
     @torch.no_grad()
@@ -33,32 +33,32 @@ class Scorer:
 
     @torch.no_grad()
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
-        """Score pairs as the network does.
+        """Score user-item pairs.
 
         Args:
-            users, items: int32 or int64 ids, shape [N]; quickest where those of a user stand together.
-            side: a tensor of shape [N] for each of the config's `row_side`.
+            users, items: int32 or int64 ids, shape [N]; fastest if each user's pairs are consecutive.
+            side: a tensor of shape [N] per `row_side` feature of the config.
         Returns:
             Logits, shape [N].
 
         Raises:
-            IndexError: an id is none of the network's.
+            IndexError: an id is out of the network's range.
         """
         return self._scoring(users, items, *side)
 
     @torch.no_grad()
     def all_items(self, users: Tensor, *side: Tensor, items: Tensor | None = None) -> Tensor:
-        """Score each of some users with all items.
+        """Score all items for each user.
 
         Args:
             users: int32 or int64 ids, shape [U].
-            side: a tensor of shape [U] for each of the config's `row_side`.
+            side: a tensor of shape [U] per `row_side` feature of the config.
             items: ids of the items to score instead of all.
         Returns:
             Logits, shape [U, items].
 
         Raises:
-            IndexError: an id is none of the network's.
+            IndexError: an id is out of the network's range.
         """
         return self._scoring.all_items(users, *side, items=items)
 

@@ -1,4 +1,4 @@
-"""Which items each user has interacted with in train, for ranking against all others."""
+"""Items each user has interacted with in train, for ranking against all other items."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _BLOCK_ROWS = 1 << 20
 
 @dataclass(frozen=True)
 class Seen:
-    """Train positives by user, 4 bytes each.
+    """Train positives by user in CSR form, 4 bytes each.
 
     Attributes:
         starts: int64 [n_users + 1]; user u has items[starts[u] : starts[u + 1]].
@@ -38,12 +38,12 @@ class Seen:
         users, items = (torch.cat(column) for column in zip(*blocks, strict=True))
         starts = torch.zeros(columns.n_users + 1, dtype=torch.int64, device=device)
         torch.cumsum(counts, 0, out=starts[1:])
-        if not bool((users[1:] >= users[:-1]).all()):  # partitions go by a hash of the user
+        if not bool((users[1:] >= users[:-1]).all()):  # partitioned by a hash of the user
             items = items[torch.argsort(users, stable=True)]
         return Seen(starts, items)
 
     def of_users(self, users: Tensor) -> tuple[Tensor, Tensor]:
-        """What some users have seen: (which of them, item), int64, a pair for each train positive.
+        """The seen items of some users: (index into `users`, item), int64, one pair per train positive.
 
         Args:
             users: ids, shape [U].

@@ -1,4 +1,4 @@
-"""The test rows of a folder, and how they are measured: as series of one positive each, or row by row."""
+"""The test rows of a folder, evaluated as series of one positive each, or row by row."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ class HeldOut:
     """Test rows.
 
     Attributes:
-        rows: user and item, label where there is no declared length and the folder has it, and what side features
-            it has.
-        length: rows of each series, positive first; None where the rows are no series.
-        note: what the user should be told about that; may be empty.
+        rows: user, item, the folder's label column if it has one and no length is declared, and its side features.
+        length: rows per series, positive first; None if the rows do not form series.
+        note: remark on this for the user; may be empty.
     """
 
     rows: Rows
@@ -39,17 +38,17 @@ def open_test(
     columns: Columns | None = None,
     positives_alone: bool = False,
 ) -> HeldOut | None:
-    """The test rows; None where there is nothing to rank: no test mapping, or series of the positive alone.
+    """The test rows; None if there is nothing to rank: no test mapping, or series with only the positive.
 
-    Where `metadata.test_samples_per_series` is missing, equal runs of one user each are the series, if their labels
-    do not contradict.
+    If `metadata.test_samples_per_series` is missing, runs of equal length with one user each are taken as series,
+    unless their labels contradict that.
 
     Args:
-        columns: the roles of the features, None where the spec alone tells them.
-        positives_alone: series of the positive alone will do: they are ranked against all items.
+        columns: roles of the features; None to take them from the spec alone.
+        positives_alone: accept series with only the positive, because ranking is against all items.
 
     Raises:
-        UserError: a file is missing or not what the spec says; the declared length does not divide the rows; or
+        UserError: a file is missing or does not match the spec; the declared length does not divide the rows; or
             there are neither series nor labels.
     """
     declared = spec.metadata.test_samples_per_series
@@ -57,7 +56,7 @@ def open_test(
         return None
     columns = columns or Columns.of(spec)
     there = {name for chunk in spec.chunks("test") for name in chunk.features}
-    # A row's features it must have; those of items train may tell.
+    # Row features are required; item features can come from train.
     optional = [feature.name for feature in (*columns.item_side, *columns.either_side)]
     names = (columns.user, columns.item, *(feature.name for feature in columns.row_side))
     names += tuple(name for name in ([] if declared else [columns.label]) + optional if name in there)
@@ -79,14 +78,14 @@ def _undeclared(folder: Path, rows: Rows, device: torch.device) -> HeldOut:
         return HeldOut(rows, length, f"test series of {length} rows, found in the data")
     if rows.columns.label not in rows.names:
         raise UserError(
-            f"{folder}: the test rows cannot be measured: metadata.test_samples_per_series is missing, {why}, and "
-            "there is no label column; add one of the two to the feature spec"
+            f"{folder}: the test rows cannot be evaluated: metadata.test_samples_per_series is missing, {why}, and "
+            "there is no label column; add either to the feature spec"
         )
     return HeldOut(rows, None, f"AUC instead of HR and NDCG: metadata.test_samples_per_series is missing, and {why}")
 
 
 def _first_run(rows: Rows, device: torch.device) -> int:
-    """How many rows at the beginning have the same user."""
+    """Length of the first run of rows with the same user."""
     first, length = None, 0
     with closing(rows.only((rows.columns.user,)).stream(_BLOCK_ROWS, device)) as blocks:
         for (users,) in blocks:
@@ -99,11 +98,11 @@ def _first_run(rows: Rows, device: torch.device) -> int:
 
 
 def _contradiction(rows: Rows, length: int, device: torch.device) -> str:
-    """What keeps the rows from being series of `length`, one user each and positive first; empty if nothing does."""
+    """Why the rows are not series of `length` with one user each, positive first; empty if they are."""
     if length < 2:
         return "the first user has only one test row"
     if rows.n_rows % length:
-        return f"the {rows.n_rows:,} test rows are no equal runs of one user (the first has {length})"
+        return f"the {rows.n_rows:,} test rows are not runs of equal length by user (the first has {length})"
     names, start, last = [rows.columns.user], 0, None
     if rows.columns.label in rows.names:
         names.append(rows.columns.label)
@@ -112,8 +111,8 @@ def _contradiction(rows: Rows, length: int, device: torch.device) -> str:
             before = torch.cat((users[:1] - 1 if last is None else last, users[:-1]))
             is_first = torch.arange(start, start + len(users), device=device) % length == 0
             if not torch.equal(users != before, is_first):
-                return f"the test rows are no equal runs of one user (the first has {length})"
+                return f"the test rows are not runs of equal length by user (the first has {length})"
             if labels and not torch.equal(labels[0] > 0, is_first):
-                return f"not every run of {length} test rows of one user has its one positive first"
+                return f"not every user's run of {length} test rows has its one positive first"
             start, last = start + len(users), users[-1:]
     return ""

@@ -1,4 +1,4 @@
-"""`python -m model.serve`: a trained run as an HTTP service, with a page for people."""
+"""`python -m model.serve`: a trained run as an HTTP service, with a web page."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from workflows.errors import UserError, run_command
 from workflows.help import HelpFormatter
 from workflows.progress import console
 
-_STOP_S = 30  # requests in flight may take when the service is asked to stop
+_STOP_S = 30  # time for requests in flight when the service is stopped
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m model.serve",
-        description="Answer requests for recommendations over HTTP.",
+        description="Serve recommendations over HTTP.",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: where the run was trained)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: the one the run used)")
     parser.add_argument(
         "--titles",
         type=Path,
         metavar="FILE",
-        help="CSV or Parquet with item ids and titles (default: the sample's own)",
+        help="CSV or Parquet with item ids and titles (default: those of the prepared folder, if any)",
     )
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen at")
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen at; 0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen on; 0 picks a free one")
     parser.add_argument(
-        "--unknown-users", choices=("error", "popular"), default="error", help="what users not trained on get"
+        "--unknown-users", choices=("error", "popular"), default="error", help="response for unknown users"
     )
     parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
     return parser.parse_args(argv)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     app = create_app(answers, refuses_unknown=args.unknown_users == "error")
     config = uvicorn.Config(
         app,
-        access_log=False,  # who asked for whom is nobody's business
+        access_log=False,  # requests are private
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=_STOP_S,
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         host, port = listener.getsockname()[:2]
         console.print(f"serving {args.run} at http://{f'[{host}]' if ':' in host else host}:{port}")
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)  # uvicorn stops by them, then raises them anew
+            signal.signal(number, signal.SIG_IGN)  # uvicorn shuts down on them, then re-raises them
         uvicorn.Server(config).run([listener])
 
 
@@ -78,7 +78,7 @@ def _listening(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except OSError as err:
-        raise UserError(f"cannot listen at {host}, port {port} ({err}); choose others with --host and --port") from None
+        raise UserError(f"cannot listen on {host}, port {port} ({err}); choose others with --host and --port") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training run, from its flags to its folder, as one of the processes that take part."""
+"""A training run, from flags to run folder, in one of its processes."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from workflows.progress import console, stage
 from workflows.sampling import Sampling, line_of
 
 _DROPOUT_STREAM = 5
-_VALIDATION_NEGATIVES = 100  # where there are no test series to be like
+_VALIDATION_NEGATIVES = 100  # if there are no test series to match
 
 
 def run(args: argparse.Namespace, world: World) -> None:
-    """Train, or test a checkpoint, as the flags say; rank 0 writes and speaks.
+    """Train, or test a checkpoint, as the flags say; only rank 0 writes and prints.
 
     Raises:
-        UserError: the flags, the data or a checkpoint are not what they should be.
+        UserError: the flags, the data or a checkpoint are invalid.
     """
     console.quiet = not world.is_first
     config = train_config(args, world.same(secrets.randbits(32) if args.seed is None else args.seed))
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace, world: World) -> None:
     held_out = validation.held_out if validation is not None else None
     if config.recency and not spec.metadata.time_ordered:
         raise UserError(
-            f"--recency {config.recency:g}: the train rows of {args.data} are in no order of time "
-            "(metadata.time_ordered in the feature spec); leave it out"
+            f"--recency {config.recency:g}: the train rows of {args.data} are not ordered by time "
+            "(metadata.time_ordered in the feature spec); omit the flag"
         )
     if config.members:
         assert held_out is not None
@@ -107,10 +107,10 @@ def run(args: argparse.Namespace, world: World) -> None:
 def _over_samples(
     config: TrainConfig, kind: str, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
 ) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
-    """Steps on positives and negatives.
+    """Step and batches for positives and sampled negatives.
 
     Args:
-        kind: of the negatives, as `SamplingConfig` takes it.
+        kind: kind of negatives, see `SamplingConfig`.
     """
     sampling = SamplingConfig(
         batch_size=config.batch_size,
@@ -127,51 +127,53 @@ def _over_samples(
 def _over_all_items(
     args: argparse.Namespace, config: TrainConfig, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
 ) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
-    """Steps on users and all items.
+    """Step and batches for users and all items.
 
     Raises:
-        UserError: there is nothing to learn, or the checkpoint to go on from is of another kind.
+        UserError: there are no positives, or the checkpoint to start from has no item bias.
     """
     counts = item_popularity(train, world, held_out)
     if not counts.any():
-        raise UserError(f"the train rows of {args.data} are all of label 0, so there is nothing to learn")
+        raise UserError(f"all train rows of {args.data} have label 0, so there is nothing to learn")
     if args.load_checkpoint_path is None:
         start_from_popularity(model, counts, config.loss)
     elif not has_item_bias(model):
         raise UserError(
-            f"{args.load_checkpoint_path}: the last of its factors is no item's bias; --loss {config.loss} goes on "
-            "with what was trained by --loss softmax or bce-all"
+            f"{args.load_checkpoint_path}: its last factor is not an item bias; --loss {config.loss} needs a "
+            "checkpoint trained with --loss softmax or bce-all"
         )
     return CatalogueStep(model, config, world, counts), UserBatches(train, config, world, held_out)
 
 
 def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) -> None:
-    """Raises UserError for flags that are possible alone, and not together."""
+    """Raise UserError for invalid combinations of flags."""
     if config.batch_size < world.size:
-        raise UserError(f"--batch_size {config.batch_size} is less than one sample for each of {world.size} processes")
+        raise UserError(
+            f"--batch_size should be at least {world.size}, the number of processes, got {config.batch_size}"
+        )
     least = 2 * max(1, len(config.members))
     if (config.whole_catalogue or config.members) and (args.arch != "gmf" or args.factors < least):
         raise UserError(
-            f"{'--members' if config.members else '--loss ' + config.loss} is for --arch gmf of {least} --factors or "
-            f"more, whose last one is the item's bias; got --arch {args.arch} --factors {args.factors}"
+            f"{'--members' if config.members else '--loss ' + config.loss} needs --arch gmf with --factors {least} or "
+            f"more, the last of which is the item bias; got --arch {args.arch} --factors {args.factors}"
         )
     if args.pretrained and args.arch != "neumf":
-        raise UserError(f"--pretrained starts a network of both branches; got --arch {args.arch}")
+        raise UserError(f"--pretrained needs a network with both branches (--arch neumf), got --arch {args.arch}")
     if args.mode == "train" and args.load_checkpoint_path is not None and (config.members or args.pretrained):
-        which = "--members start from nothing" if config.members else "--pretrained is a start, too"
-        raise UserError(f"{which}; leave --load_checkpoint_path out")
+        which = "--members trains from scratch" if config.members else "--pretrained already sets the initial weights"
+        raise UserError(f"{which}; omit --load_checkpoint_path")
 
 
 def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | None) -> None:
     if config.eval == "sampled" and test is not None and test.length is not None and config.topk > test.length:
         raise UserError(
-            f"--topk {config.topk} is above the length of the test series in {args.data} ({test.length}), so every "
+            f"--topk {config.topk} exceeds the length of the test series in {args.data} ({test.length}), so every "
             "model would hit; lower it, or prepare the data with more --test-negatives"
         )
 
 
 def _shape(args: argparse.Namespace, columns: Columns) -> NeuMFConfig:
-    """The network that the flags and the data ask for; raises UserError where there is no such one."""
+    """The network's shape from the flags and the data; raises UserError if it is invalid."""
     return NeuMFConfig(
         n_users=columns.n_users,
         n_items=columns.n_items,
@@ -187,20 +189,20 @@ def _shape(args: argparse.Namespace, columns: Columns) -> NeuMFConfig:
 def _network(
     args: argparse.Namespace, shape: NeuMFConfig, tables: tuple[Tensor, ...], seed: int, world: World
 ) -> NeuMF:
-    """The network as it is before training, the same on every rank."""
-    # Dropout draws from torch's global generator, on each rank something else.
+    """The network before training, identical on every rank."""
+    # Dropout draws from torch's global generator, seeded differently on each rank.
     torch.manual_seed(counters.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:
         load_weights(args.load_checkpoint_path, model)
     if args.pretrained and args.mode == "train":
         start_from(model, args.pretrained, args.alpha)
-    model.set_item_tables(tables)  # the items' features are the data's, whatever a checkpoint says
+    model.set_item_tables(tables)  # item features come from the data, not from a checkpoint
     return model.to(world.device)
 
 
 def _candidates(train: Rows, sampling: SamplingConfig, world: World) -> Candidates | None:
-    """What negatives are drawn from; None for all items alike."""
+    """The distribution of sampled negatives; None if uniform over all items."""
     if sampling.kind != "popularity" or not sampling.draws:
         return None
     counts = item_popularity(train, world)
@@ -235,8 +237,8 @@ def _train(
     """Train, and write the run.
 
     Args:
-        chosen_by: what epochs are compared by.
-        evaluation: the test rows.
+        chosen_by: evaluation that selects the best epoch.
+        evaluation: evaluation on the test rows.
     """
     world, model = batches.world, training.model
     saved = load_last(args.resume, training, world) if args.resume is not None else None
@@ -253,7 +255,7 @@ def _train(
         with stage("train", config.epochs * per_epoch, "samples", done, shown) as progress:
             history = training.fit(batches, chosen_by, config, on_epoch, progress)
         test = history.best_epoch.scores
-        if chosen_by is not evaluation:  # the saved model is measured on test once
+        if chosen_by is not evaluation:  # evaluate the saved model on test once
             if writer is not None:
                 load_weights(writer.folder / WEIGHTS_NAME, model)
             for tensor in model.state_dict().values():

@@ -1,4 +1,4 @@
-"""Whose side features are, and the table of those that belong to items: one streaming pass over the data."""
+"""Decides whether a side feature belongs to the user or the item and builds the item tables, in a streaming pass."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ _BLOCK_ROWS = 1 << 20
 
 
 def settle(train: Rows, test: Rows | None, device: torch.device) -> tuple[Columns, tuple[Tensor, ...]]:
-    """Tell whose each side feature is, and look up those of items.
+    """Assign each `either_side` feature to the row or the item, and look up the item features.
 
-    A feature of `either_side` that has one value for each user in train is the user's, and goes with the row; else
-    one that has one value for each item, in train and test, is the item's; else it is context, and goes with the row.
+    An `either_side` feature with a single value per user in train is a user feature and stays with the row; otherwise,
+    if it has a single value per item in train and test, it is an item feature; otherwise it is context and stays with
+    the row.
 
-    Memory: a value for each item (and for `either_side` each user) and feature; the rows are streamed.
+    Memory: one value per item (for `either_side` also per user) and feature; the rows are streamed.
 
     Args:
-        train, test: rows with all their side features, as `open_train` and `open_test` give them.
+        train, test: rows with all their side features, from `open_train` and `open_test`.
     Returns:
-        The columns with nothing left in `either_side`, and the values of each `item_side` feature by item, as
-        `NeuMF.set_item_tables` takes them.
+        The columns with an empty `either_side`, and the per-item values of each `item_side` feature, for
+        `NeuMF.set_item_tables`.
 
     Raises:
-        UserError: a feature of an item channel has two values for one item, or test lacks one of the row's.
+        UserError: a feature of an item channel has two values for one item, or test lacks a row feature.
     """
     columns = train.columns
     if not columns.item_side and not columns.either_side:
@@ -59,7 +60,7 @@ def settle(train: Rows, test: Rows | None, device: torch.device) -> tuple[Column
 
 
 def _observe(rows: Rows, owner: str, features: Sequence[_Values], device: torch.device) -> None:
-    """Stream the rows past the features that they have, by the ids in the column `owner`."""
+    """Stream the rows through the features they have, keyed by the ids in column `owner`."""
     there = [values for values in features if values.feature.name in rows.names]
     if there:
         names = (owner, *(values.feature.name for values in there))
@@ -69,7 +70,7 @@ def _observe(rows: Rows, owner: str, features: Sequence[_Values], device: torch.
 
 
 class _Values:
-    """The value of one feature for each user or item, as far as the rows have told it."""
+    """The values of one feature by user or item observed so far."""
 
     def __init__(self, feature: SideFeature, n_ids: int, device: torch.device) -> None:
         self.feature = feature
@@ -78,11 +79,11 @@ class _Values:
         self.contradiction: tuple[int, float, float] | None = None  # an id and two of its values
 
     def observe(self, ids: Tensor, values: Tensor) -> None:
-        """Take the values of ids not seen before, compare those of all others."""
+        """Store the values of new ids, and check those of known ids."""
         if self.contradiction:
             return
         new = ~self._known[ids]
-        self.table[ids[new]] = values[new]  # where an id comes twice, either value: the other one is compared
+        self.table[ids[new]] = values[new]  # of duplicate ids either value; the other is checked below
         self._known[ids] = True
         wrong = (self.table[ids] != values).nonzero()
         if len(wrong):  # host sync: once per block read
@@ -91,11 +92,11 @@ class _Values:
             self.contradiction = owner, self.table[owner].item(), values[place].item()
 
     def refuse_contradiction(self) -> None:
-        """Raises UserError where an item has two values."""
+        """Raise UserError if an item has two values."""
         if self.contradiction:
             item, first, second = self.contradiction
             raise UserError(
-                f"feature {self.feature.name!r} belongs to the item by its channel, and item {item} has both "
-                f"{first:.9g} and {second:.9g}; correct the rows, or, if the feature is not the item's, list it in a "
-                "channel of neither users nor items"
+                f"feature {self.feature.name!r} is in an item channel, but item {item} has both {first:.9g} and "
+                f"{second:.9g}; correct the rows, or, if it is not an item feature, list it in a channel of neither "
+                "users nor items"
             )

@@ -1,4 +1,4 @@
-"""Where rows are read from: Parquet files part by part, or a table in memory; no part cuts a user in two."""
+"""Sources of rows: Parquet files read in parts, or a table in memory; no user is split between parts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Source(Protocol):
         """Rows of the largest part."""
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
-        """Some columns of a part, int32 or float32; raises UserError for values that are neither."""
+        """Some columns of a part, int32 or float32; raises UserError for values that do not fit these types."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TableSource:
 
 @dataclass(frozen=True)
 class FilesSource:
-    """Rows in Parquet files, each part some consecutive row groups of one file."""
+    """Rows in Parquet files; each part is a range of row groups of one file."""
 
     columns: Columns
     parts: tuple[_ParquetPart, ...]
@@ -75,10 +75,10 @@ class FilesSource:
     def of(columns: Columns, files: Sequence[Path], names: Sequence[str]) -> FilesSource:
         """
         Args:
-            names: the columns that each file must have.
+            names: columns required in each file.
 
         Raises:
-            UserError: not a Parquet file, or a column is missing.
+            UserError: a file is not Parquet, or a column is missing.
         """
         parts = tuple(part for file in files for part in _parquet_parts(file, names, columns.user))
         return FilesSource(columns, parts)
@@ -102,7 +102,7 @@ class FilesSource:
 
 @dataclass(frozen=True)
 class _ParquetPart:
-    """Some consecutive row groups of a file that together hold whole users."""
+    """Consecutive row groups of a file that together hold whole users."""
 
     path: Path
     row_groups: tuple[int, ...]
@@ -118,9 +118,9 @@ class _ParquetPart:
 
 
 def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_ParquetPart]:
-    """A file in parts of about `_PART_ROWS`, cut where a row group ends with one user and the next begins with another.
+    """Split a file into parts of about `_PART_ROWS` rows, between row groups where the user changes.
 
-    Row groups without rows are left out: Merlin's own Parquet reader fails on an empty first one.
+    Empty row groups are skipped: Merlin's own Parquet reader fails if the first one is empty.
     """
     try:
         file = pq.ParquetFile(path)
@@ -128,7 +128,7 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
         raise UserError(f"{path}: not a readable Parquet file ({err})") from None
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}, which the feature spec promises")
+        raise UserError(f"{path} has no column {', '.join(missing)}, which the feature spec lists")
     parts: list[_ParquetPart] = []
     groups: list[int] = []
     rows, last_user = 0, None
@@ -137,7 +137,7 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
         if not group.num_rows:
             continue
         users = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}[user]
-        known = users is not None and users.has_min_max  # rows are ordered by user, so these are the first and last
+        known = users is not None and users.has_min_max  # rows are sorted by user: these are the first and last
         if rows >= _PART_ROWS and known and last_user is not None and users.min > last_user:
             parts.append(_ParquetPart(path, tuple(groups), rows))
             groups, rows = [], 0
@@ -148,7 +148,7 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
 
 
 def _user_cuts(users: np.ndarray) -> tuple[int, ...]:
-    """Where to cut rows into parts of about `_PART_ROWS`: only between users; from 0 to the number of rows."""
+    """Boundaries of parts of about `_PART_ROWS` rows, only between users; includes 0 and the number of rows."""
     ends = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
     targets = np.arange(_PART_ROWS, len(users), _PART_ROWS)
     return tuple(sorted({0, len(users), *ends[np.searchsorted(ends, targets)].tolist()}))

@@ -1,4 +1,4 @@
-"""One optimiser step over a batch: which implementation computes it, precision, and the sum over ranks."""
+"""One optimiser step over a batch: choice of implementation, precision, and the all-reduce of gradients."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
 if TYPE_CHECKING:
     from model.kernel_step import KernelStep
 
-# What is enough for a thread: multiplications of the hidden layers, or what takes as long.
+# Minimum work per thread, in multiplications of the hidden layers or equivalents.
 _THREAD_WORK = 350_000_000
-_SAMPLE_WORK = 10_000  # of a sample besides the layers
+_SAMPLE_WORK = 10_000  # per sample, besides the layers
 
 
 class Step:
     """Steps of Adam on the mean loss over all ranks.
 
-    On a CPU compiled loops compute them where they can (`model.kernel_step`), else torch does (`model.torch_step`).
+    On a CPU compiled loops compute them if possible (`model.kernel_step`), otherwise torch (`model.torch_step`).
     """
 
     def __init__(self, model: NeuMF, config: TrainConfig, world: World, kernels: bool = True) -> None:
@@ -39,12 +39,12 @@ class Step:
             kernels: whether compiled loops may be used.
 
         Raises:
-            UserError: the device cannot compute in the precision that was asked for, or has no graphs.
+            UserError: the device does not support the requested precision or CUDA graphs.
         """
         self.model, self.world = model, world
         self.optimizer = adam(model, config)
         dtype = torch_precision(config.effective_precision, world.device)
-        # Only float16 needs its gradients scaled; bfloat16 has float32's range.
+        # Only float16 needs loss scaling; bfloat16 has float32's range.
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self.threads = _threads(model, config.batch_size // world.size)
@@ -65,8 +65,8 @@ class Step:
     def __call__(self, batch: Batch | None, samples: int) -> Tensor:
         """
         Args:
-            batch: this rank's samples; None, or an empty one, where it has none in this step.
-            samples: how many all ranks have.
+            batch: this rank's samples; None or empty if it has none in this step.
+            samples: number of samples over all ranks.
         Returns:
             The summed loss of this rank's samples, a scalar on the device (no host sync).
         """
@@ -82,7 +82,7 @@ class Step:
                 loss, gradients = self._kernel.gradients(own, 1.0 / samples)
                 self._kernel.add_to_grad(gradients)
         else:
-            scale = self.scaler.scale(torch.ones((), device=self.world.device))  # set up by its first use
+            scale = self.scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
             if own is not None:
                 loss = self._torch(own, scale / samples)
         self.world.sum(self._gradients)
@@ -92,13 +92,13 @@ class Step:
 
 
 def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
-    """The optimiser of all parameters."""
+    """The optimiser, over all parameters."""
     betas = (config.beta1, config.beta2)
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
 
 
 def shared_gradients(model: NeuMF) -> Tensor:
-    """One tensor that holds the gradients of all parameters, so that they are added up over the ranks in one go."""
+    """One flat tensor backing the gradients of all parameters, so that a single all-reduce sums them over the ranks."""
     parameters = list(model.parameters())
     shared = torch.zeros(
         sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
@@ -111,7 +111,7 @@ def shared_gradients(model: NeuMF) -> Tensor:
 
 
 def _threads(model: NeuMF, samples: int) -> int:
-    """How many threads a step on so many samples takes on a CPU."""
+    """CPU threads for a step on `samples` samples."""
     layers = sum(parameter.numel() for parameter in model.mlp.parameters())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * PARAMETER_WORK, _THREAD_WORK)
@@ -120,7 +120,7 @@ def _threads(model: NeuMF, samples: int) -> int:
 def _kernel_step(
     model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None, threads: int
 ) -> KernelStep | None:
-    """The step of compiled loops, where it can be used."""
+    """The compiled step, or None if it does not apply."""
     side = model.config.row_side or model.config.item_side
     float32 = next(model.parameters()).dtype is torch.float32
     if world.device.type != "cpu" or side or not float32 or not len(model.mlp) or config.compile:
@@ -131,7 +131,7 @@ def _kernel_step(
         return None
     from model.kernel_step import KernelStep
 
-    # What --amp leaves open is decided by speed; --precision bf16 is taken at its word.
+    # --amp uses bfloat16 only if that is faster; --precision bf16 always does.
     reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
     products = torch.bfloat16 if reduced else torch.float32
     return KernelStep(model, threads, products)

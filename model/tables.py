@@ -1,4 +1,4 @@
-"""Recommendations as files: Parquet, CSV or JSON, written part by part, whole or not at all."""
+"""Recommendations as Parquet, CSV or JSON files, streamed and written atomically."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ SUFFIXES = (*_ROW_WRITERS, ".json")
 
 
 def write_recommendations(path: Path, parts: Iterable[Recommendations], titles: Titles, overwrite: bool) -> None:
-    """Write recommendations in the format that the name's suffix says.
+    """Write recommendations in the format given by the suffix of `path`.
 
-    Parquet and CSV have a row for each recommendation: user, rank, item, score, basis, and title where there are any.
-    JSON is a list with an object for each user: user, basis, items, each of which has item, score, title.
+    Parquet and CSV have one row per recommendation: user, rank, item, score, basis, and title if titles are given.
+    JSON is a list with one object per user: user, basis, and items, each with item, score and title.
 
     Args:
         path: ends in one of `SUFFIXES`.
-        parts: one or more.
-        titles: of items, by their original ids as text.
+        parts: at least one.
+        titles: titles by original item id, as text.
 
     Raises:
         UserError: the file exists and is not to be replaced.

@@ -1,7 +1,7 @@
-"""How many of a CPU's threads training takes.
+"""The number of CPU threads used in training.
 
-Threads wait for each other many times in a step. That costs small steps more than it saves; and where another program
-takes one of the cores, each time may last as long as the system lets that program run, a few milliseconds.
+Threads synchronise many times per step. For small steps that costs more than it saves, and if another program occupies
+a core, each synchronisation can last a scheduler time slice, a few milliseconds.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from contextlib import contextmanager
 
 import torch
 
-PARAMETER_WORK = 25  # of a parameter in Adam's pass, in multiplications of a matrix product that take as long
+PARAMETER_WORK = 25  # per parameter in Adam's pass, in equivalent multiplications of a matrix product
 
 
 def worthwhile_threads(work: int, work_of_thread: int) -> int:
-    """As many of torch's threads as have enough to do; at least 1.
+    """Number of torch's threads that have enough work; at least 1.
 
     Args:
-        work, work_of_thread: of a step, and what is enough for a thread; in any unit.
+        work, work_of_thread: work of a step, and minimum work per thread, in the same unit.
     """
     return max(1, min(torch.get_num_threads(), work // work_of_thread))
 
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Torch uses so many threads, and no more, within."""
+    """Limit torch to `number` threads within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -1,7 +1,7 @@
-"""Scores in torch, on any device: the first layer factorised, pairs in chunks.
+"""Scores in torch, on any device: the first layer is factorised, and pairs are processed in chunks.
 
-The first layer on [user; item; side] is Wu·user + Wi·item + Ws·side. All items are projected when the scorer is made,
-a row's user and side features once for all its items; a pair only adds two rows.
+The first layer on [user; item; side] is Wu·user + Wi·item + Ws·side. All items are projected at construction, and a
+row's user and side features once for all its items, so that a pair only adds two projections.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from model.neumf import NeuMF
 
-_CHUNK_SAMPLES = 4096  # on a CPU, whose caches hold the activations of so many
+_CHUNK_SAMPLES = 4096  # on a CPU: their activations fit the caches
 CHUNK_SAMPLES_ON_DEVICE = 1 << 17
-_TILE_USERS = 8  # that share what is read of an item
+_TILE_USERS = 8  # users that share each read of an item
 
 
 def runs(*columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Where runs of equal rows begin, int64 [R], and in which run each row is, int64 [N], of columns of shape [N]."""
+    """Starts of the runs of equal rows, int64 [R], and the run of each row, int64 [N], for columns of shape [N]."""
     begins = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
     begins[1:] = False
     for column in columns:
@@ -33,7 +33,7 @@ class TorchScoring:
     def __init__(self, model: NeuMF, chunk: int | None = None) -> None:
         """
         Args:
-            chunk: pairs computed at a time; None for what suits the device.
+            chunk: pairs computed at a time; None for the device's default.
         """
         self.model = model
         weight, self._bias = (parameter.detach() for parameter in model.entry)
@@ -74,13 +74,13 @@ class TorchScoring:
         return logits
 
     def _rows(self, users: Tensor, side: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What rows add to the first layer, and factors of the items' GMF embeddings: [R, w_1] and [R, F]."""
+        """The rows' part of the first layer, and the multipliers of the items' GMF embeddings: [R, w_1] and [R, F]."""
         model = self.model
         first = nn.functional.linear(model.row_inputs(users, side), self._by_row, self._bias)
         return first, model.mf_user_embed(users) * model.final.weight[0, : model.config.factors]
 
     def _of_hidden(self, hidden: Tensor) -> Tensor:
-        """What the MLP adds to the logits, from the first layer's sums [..., w_1], which are changed: shape [...]."""
+        """The MLP's part of the logits, shape [...], from the first layer's sums [..., w_1], which are overwritten."""
         if not len(self.model.mlp):
             return hidden.squeeze(-1)
         hidden = hidden.relu_()

@@ -1,9 +1,9 @@
-"""The step in torch, on any device: the first layer factorised, a batch in chunks that fit the caches.
+"""The step in torch, on any device: the first layer is factorised, and a batch is processed in cache-sized chunks.
 
-The first layer on [user; item; side] is Wu·user + Wi·item + Ws·side. All items are projected once a batch, each
-group's user once; a sample only gathers. Gathers add their gradients to one place in memory (`_Gather`), where torch's
-own would make a dense gradient for every chunk. So memory does not grow with the batch. Nothing here waits for the
-device or has a shape that depends on the values of the data.
+The first layer on [user; item; side] is Wu·user + Wi·item + Ws·side. All items are projected once per batch and each
+group's user once; samples only gather. All gathers accumulate gradients in one buffer (`_Gather`), whereas torch's own
+would allocate a dense gradient per chunk, so memory does not grow with the batch. Nothing here synchronises with the
+device or has a data-dependent shape.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from model.neumf import NeuMF
 from model.samples import Batch
 
-CHUNK_SAMPLES = 4096  # on a CPU, whose caches hold the activations of so many
+CHUNK_SAMPLES = 4096  # on a CPU: their activations fit the caches
 
 
 class _Gather(torch.autograd.Function):
-    """Rows of a table; their gradients are added to `total`, which is the table's."""
+    """Gathers rows of a table and adds their gradients to `total`, the table's gradient."""
 
     @staticmethod
     def forward(context: Any, table: Tensor, rows: Tensor, total: Tensor, _: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class _Gather(torch.autograd.Function):
 
 
 def keep_mask(shape: Sequence[int], share: float, like: Tensor) -> Tensor:
-    """True with probability `share` (a multiple of 2**-16), independently, from torch's global generator of the device.
+    """Independent draws, True with probability `share` (a multiple of 2**-16), from the device's global generator.
 
-    A random byte, or two, for each element, several times as quick as Bernoulli draws.
+    Uses one or two random bytes per element, several times faster than Bernoulli draws.
     """
     n = shape[0] * shape[1]
     whole = round(share * (1 << 16))
@@ -50,7 +50,7 @@ def keep_mask(shape: Sequence[int], share: float, like: Tensor) -> Tensor:
 
 
 class TorchStep:
-    """Gradients of a batch, in `grad` of each parameter."""
+    """Accumulates the gradients of a batch in each parameter's `grad`."""
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class TorchStep:
         """
         Args:
             chunk: samples computed at a time; None for the whole batch.
-            autocast: the context of mixed precision.
-            compiled: whether what is computed of a chunk goes through `torch.compile`.
+            autocast: makes the mixed-precision context.
+            compiled: whether to `torch.compile` the layers.
         """
         self.model, self._chunk, self._autocast = model, chunk, autocast
         self._width = model.config.layers[0] // 2
         self._layers = torch.compile(self._of_layers) if compiled else self._of_layers
 
     def gradients(self, batch: Batch, weight: float | Tensor) -> Tensor:
-        """Add the gradient of `weight` times the summed loss of a batch to each parameter's `grad`, which is there.
+        """Add the gradient of `weight` times the summed loss of a batch to each parameter's `grad`, which must exist.
 
         Returns:
             The summed loss, a scalar on the device (no host sync).
@@ -84,7 +84,7 @@ class TorchStep:
         return loss_sum
 
     def _over_pieces(self, batch: Batch, weight: float | Tensor, table: Tensor, total: Tensor) -> Tensor:
-        """The summed loss of a batch, whose pieces add to the gradients one after the other."""
+        """The summed loss of a batch; gradients are accumulated chunk by chunk."""
         kind = total.dtype
         loss_sum = torch.zeros((), device=batch.labels.device, dtype=kind)
         size = len(batch) if self._chunk is None else max(1, self._chunk // batch.group) * batch.group
@@ -104,7 +104,7 @@ class TorchStep:
     def _logits(self, piece: Batch, table: Tensor, total: Tensor) -> Tensor:
         """
         Args:
-            table: what the first layer makes of each item, [I, w_1]; its gradient is added to `total`.
+            table: the first layer's projection of each item, [I, w_1]; its gradient is added to `total`.
         """
         model = self.model
         users = piece.users.view(-1, piece.group)[:, 0]
@@ -120,9 +120,9 @@ class TorchStep:
     ) -> Tensor:
         """
         Args:
-            user_rows, user_gmf: of each group, [G, width] and [G, F].
-            item_first, item_gmf: of each sample, [G * group, w_1] and [G * group, F].
-            side: what each side feature adds to the input, [G * group, …].
+            user_rows, user_gmf: per group, [G, width] and [G, F].
+            item_first, item_gmf: per sample, [G * group, w_1] and [G * group, F].
+            side: inputs of each side feature, [G * group, …].
         """
         model, share = self.model, 1.0 - self.model.config.dropout
         weight, bias = model.entry
@@ -143,5 +143,5 @@ class TorchStep:
 
 
 def embedding_rows(weight: Tensor, rows: Tensor) -> Tensor:
-    """Rows of an embedding, whose gradients are added to its `grad`."""
+    """Rows of an embedding; their gradients are added to its `grad`."""
     return _Gather.apply(weight.detach(), rows, weight.grad, weight)

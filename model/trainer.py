@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluation after each, the best model kept."""
+"""The training loop: epochs of steps, evaluation after each epoch, selection of the best model."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from workflows.progress import Stage
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One epoch: mean training loss, samples trained on over all ranks, and the evaluation after it (None without rows
-    to evaluate on)."""
+    """One epoch: mean training loss, samples over all ranks, and the evaluation after it (None if nothing to evaluate
+    on)."""
 
     epoch: int
     train_loss: float
@@ -43,19 +43,20 @@ class EpochReport:
 
     @property
     def quality(self) -> float | None:
-        """What epochs are compared by; None where nothing is known."""
+        """The metric that selects the best epoch; None if there is none."""
         return self.scores.quality if self.scores is not None else None
 
 
 @dataclass(frozen=True)
 class History:
-    """What a run has come to so far; the best epoch is the one that was saved: by HR@k (or AUC), the earliest of equal
-    ones, or the last one where neither is known.
+    """Progress of a run. The best epoch, whose model is saved, has the highest HR@k (or AUC), the earliest if tied;
+    without either metric it is the last.
 
     Attributes:
-        seconds: that the epochs took, evaluation included.
-        best: index of the best one.
-        time_to_best_s, time_to_target_s: seconds until the best epoch, and until `--threshold`, had been evaluated.
+        seconds: duration of the epochs, including evaluation.
+        best: index of the best epoch.
+        time_to_best_s, time_to_target_s: seconds until the best epoch was evaluated, and until `--threshold` was
+            reached.
     """
 
     epochs: tuple[EpochReport, ...] = ()
@@ -69,7 +70,7 @@ class History:
         return self.epochs[self.best]
 
     def then(self, report: EpochReport, seconds: float, threshold: float) -> History:
-        """With one more epoch, `seconds` after the first began."""
+        """The history with one more epoch, completed `seconds` after the first began."""
         best, time_to_best_s, time_to_target_s = self.best, self.time_to_best_s, self.time_to_target_s
         known = self.best_epoch.quality if self.epochs else None
         if report.quality is None or known is None or report.quality > known:
@@ -79,7 +80,7 @@ class History:
         return History((*self.epochs, report), seconds, best, time_to_best_s, time_to_target_s)
 
     def ends(self, config: TrainConfig) -> bool:
-        """Whether training is over: all epochs, the target reached, or none better for `patience` epochs."""
+        """Whether training is over: all epochs done, target reached, or no improvement for `patience` epochs."""
         waited = len(self.epochs) - 1 - self.best
         return (
             len(self.epochs) >= config.epochs
@@ -92,7 +93,7 @@ class History:
 
     @staticmethod
     def of_json(known: dict[str, Any]) -> History:
-        """Raises KeyError or TypeError for anything but `to_json`'s."""
+        """Inverse of `to_json`; raises KeyError or TypeError for anything else."""
         epochs = []
         for epoch in known["epochs"]:
             scores = Scores(**epoch["scores"]) if epoch["scores"] is not None else None
@@ -102,7 +103,7 @@ class History:
 
 @dataclass
 class Training:
-    """A network being trained: its step and how far it has come. What `last/` holds, with torch's random state."""
+    """A network being trained, its step and its history; `last/` holds these and torch's random state."""
 
     model: NeuMF
     step: Step | CatalogueStep
@@ -119,11 +120,11 @@ class Training:
         """Train until the history ends, evaluating after every epoch.
 
         Args:
-            evaluation: measures what epochs are chosen by; None where there is nothing to.
-            on_epoch: called after each epoch, by every rank.
+            evaluation: selects the best epoch; None if there is nothing to evaluate on.
+            on_epoch: called by every rank after each epoch.
 
         Raises:
-            UserError: the loss is no number any more.
+            UserError: the loss is NaN or infinite.
         """
         started = time.perf_counter() - self.history.seconds
         while not self.history.ends(config):
@@ -163,5 +164,5 @@ class Training:
 
 
 def cosine(share: float) -> float:
-    """Which part of the learning rate is left when `share` of the training is done (Loshchilov and Hutter 2017)."""
+    """Cosine factor of the learning rate after `share` of the training (Loshchilov and Hutter 2017)."""
     return 0.5 * (1.0 + math.cos(math.pi * share))

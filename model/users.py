@@ -1,4 +1,4 @@
-"""Batches of whole users with all their train positives, for losses over all items: nothing is sampled."""
+"""Batches of whole users with all their train positives, for losses over all items, without sampling."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _ORDER_STREAM = 8
 
 @dataclass(frozen=True)
 class UserBatch:
-    """All train positives of B users, N in all, each user's consecutive and, where train has an order of time, in it.
+    """All N train positives of B users, consecutive by user and in time order if train is.
 
     Attributes:
         users: int64 [B].
-        counts: int64 [B], how many positives each has; 1 or more.
+        counts: int64 [B], positives per user, at least 1.
         items: int64 [N].
-        weights: float32 [N]; of each user they add up to the user's count.
+        weights: float32 [N]; each user's sum to the user's count.
     """
 
     users: Tensor
@@ -40,7 +40,7 @@ class UserBatch:
 
     @property
     def owners(self) -> Tensor:
-        """Which of the users each positive belongs to, int64 [N]."""
+        """Index into `users` of each positive, int64 [N]."""
         return torch.arange(len(self.users), device=self.users.device).repeat_interleave(
             self.counts, output_size=len(self)
         )
@@ -51,7 +51,7 @@ class UserBatch:
         return UserBatch(*map(torch.cat, columns))
 
     def take(self, which: Tensor) -> UserBatch:
-        """Some users by their numbers, in that order."""
+        """Users by index, in the given order."""
         counts, first = self.counts[which], (self.counts.cumsum(0) - self.counts)[which]
         place = torch.arange(int(counts.sum()), device=which.device)  # host sync: once per batch
         place += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(place))
@@ -59,27 +59,27 @@ class UserBatch:
 
 
 class UserBatches:
-    """The users of each epoch, shuffled, in batches; each rank has its share of them (see `EpochBatches`)."""
+    """Shuffled batches of users for each epoch; each rank gets its share (see `EpochBatches`)."""
 
     def __init__(self, rows: Rows, config: TrainConfig, world: World, held_out: Tensor | None = None) -> None:
         """
         Args:
-            rows: with the columns of a `Batch`, each user's consecutive.
-            config: of it `batch_size`, the pairs of users and items of a step over all ranks; `recency`: a user's n-th
-                latest positive weighs n ** -recency against the latest; `loader`: from memory, users are shuffled
-                across all of them, else block by block.
-            held_out: int32 [n_users], an item of each user that is not trained on, -1 for none.
+            rows: with the columns of a `Batch`, consecutive by user.
+            config: uses `batch_size`, the user-item pairs of a step over all ranks; `recency`, a user's n-th latest
+                positive has n ** -recency times the weight of the latest; `loader`, from memory users are shuffled
+                globally, otherwise block by block.
+            held_out: int32 [n_users], the item of each user excluded from training, -1 for none.
         """
         self.rows, self.world, self.device, self._config, self._held_out = rows, world, world.device, config, held_out
         self._batch_users = max(1, config.batch_size // rows.columns.n_items)
         self._resident: UserBatch | None = None
 
     def samples_per_epoch(self) -> int:
-        """How many positives an epoch has over all ranks, where all rows are some (for progress only)."""
+        """Positives per epoch over all ranks, assuming that all rows are positives (for progress only)."""
         return self.rows.n_rows - (0 if self._held_out is None else int((self._held_out >= 0).sum()))
 
     def epoch(self, number: int) -> Generator[UserBatch, None, None]:
-        """This rank's batches of an epoch (counted from 0); every user once."""
+        """This rank's batches of an epoch (from 0); every user occurs once."""
         seed, world = counters.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
         if self._config.loader == "memory":
             if self._resident is None:
@@ -94,18 +94,17 @@ class UserBatches:
                 yield from self._batches(block, max(1, own.stop - own.start), block_seed, World(self.device))
 
     def _batches(self, users: UserBatch, size: int, seed: int, world: World) -> Iterator[UserBatch]:
-        """All users, shuffled, in batches of nearly equal numbers of users, `size` at most; of each the share of this
-        rank of `world`."""
+        """This rank's share of each batch: all users, shuffled, in nearly equal batches of at most `size` users."""
         generator = torch_generator(seed, self.device)
         order = torch.randperm(len(users.users), generator=generator, device=self.device)
         for which in order.tensor_split(-(-len(order) // size)) if len(order) else ():
             yield users.take(which[world.share(len(which))])
 
     def blocks(self, order: list[int] | None = None) -> Generator[UserBatch, None, None]:
-        """The users of some partitions, in their order, about `BLOCK_ROWS` positives at a time.
+        """Users of the partitions, in partition order, in blocks of about `BLOCK_ROWS` positives.
 
         Args:
-            order: the partitions, None for all.
+            order: partitions to read, None for all.
         """
         with closing(whole_users(self.rows, BLOCK_ROWS, self.device, order)) as blocks:
             for block in blocks:

@@ -1,4 +1,4 @@
-"""A validation split taken from train, so that the epoch is never chosen on test: leave-one-out."""
+"""A leave-one-out validation split of train, so that the epoch is never chosen on test."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _ORDER_STREAM, _NEGATIVE_STREAM = 6, 7
 
 @dataclass(frozen=True)
 class Validation:
-    """An interaction of each user, held out of train.
+    """One train interaction held out per user.
 
     Attributes:
-        held_out: int32 [n_users] on the device, the item of each user; -1: none, the user has one train item alone.
-        series: as test has them: user, item and the side features of the row, positive first.
+        held_out: int32 [n_users] on the device, the item held out of each user; -1: none.
+        series: like test's: user, item and row side features, positive first.
     """
 
     held_out: Tensor
@@ -37,14 +37,14 @@ class Validation:
 
 
 def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, device: torch.device) -> Validation:
-    """Hold out one train interaction of every user who has two items or more.
+    """Hold out one train interaction of every user with at least two items.
 
-    That is the last one where rows are in order of time, else one drawn by `seed`. Its series has `negatives` items
-    that are none of the user's train positives, distinct as far as there are so many; users who have no such item
-    hold nothing out.
+    It is the user's last if rows are ordered by time, otherwise drawn with `seed`. Its series has `negatives` items
+    other than the user's train positives, distinct if there are enough; nothing is held out of users who have all
+    items.
 
     Args:
-        train: the rows with the columns of a `Batch`, each user's rows consecutive.
+        train: rows with the columns of a `Batch`, consecutive by user.
 
     Raises:
         UserError: no user has two items.
@@ -67,7 +67,7 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         owners, chosen = history.users[which], history.items[last]
         held_out[torch.from_numpy(owners)] = torch.from_numpy(chosen).int()
         drawn = series_negatives(history, which, Candidates(columns.n_items), negatives, negative_seed)
-        # The row each positive came from, for the features that go with it.
+        # The source row of each positive, for its side features.
         source = np.flatnonzero(np.isin(users * columns.n_items + items, owners * columns.n_items + chosen))
         source = source[np.unique(users[source], return_index=True)[1]]
         side = [column.numpy()[source].repeat(1 + negatives) for column in positives.side]
@@ -76,7 +76,7 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         tables.append(pa.table(dict(zip(names, series, strict=True))).cast(columns.schema(names)))
     if not tables:
         raise UserError(
-            "--validation leave-one-out: no user has two train items, and lacks one, so there is nothing to hold out"
+            "--validation leave-one-out: no user has two train items and lacks another, so there is nothing to hold out"
         )
     table = pa.concat_tables(tables)
     rows = Rows(columns, tuple(table.column_names), TableSource.of(columns, table), train.frames)

@@ -1,8 +1,8 @@
-"""The processes that train together, one a device: who is there, and what they tell each other.
+"""Process group: ranks and collectives, one process per device.
 
-They are started by `--gpus N` (`model.launch`), by torchrun, or by SLURM's `srun`. Ranks may have different numbers of
-rows and batches: before each step they agree how many samples it has over all of them, and they go on until none has
-any, so that nobody waits for a rank that has finished (the freeze of Merlin's loader under torch's own wrapper).
+Processes are started by `--gpus N` (`model.launch`), torchrun or SLURM's `srun`. Ranks may have different numbers of
+rows and batches: before each step they sum the number of samples over all ranks, and they continue until it is 0, so
+that no rank waits for one that has finished (as Merlin's loader hangs under torch's own wrapper).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import distributed as dist
 from workflows.device import collective_backend
 from workflows.errors import UserError
 
-_PATIENCE = timedelta(minutes=30)  # evaluation by rank 0 alone, or a slow disk, may keep the others waiting
+_PATIENCE = timedelta(minutes=30)  # evaluation on rank 0 alone or a slow disk may keep the others waiting
 _PORT = 29500
 
 SizedItem = TypeVar("SizedItem", bound=Sized)
@@ -32,7 +32,7 @@ SizedItem = TypeVar("SizedItem", bound=Sized)
 
 @dataclass(frozen=True)
 class Place:
-    """Which of `size` processes this one is: `rank` of all, `local_rank` of those on its machine."""
+    """Position of this process: global `rank` of `size`, and `local_rank` on its machine."""
 
     rank: int = 0
     size: int = 1
@@ -40,14 +40,14 @@ class Place:
 
     @staticmethod
     def of_environment(environment: Mapping[str, str] = os.environ) -> Place | None:
-        """The place that torchrun (or `model.launch`) or SLURM's `srun` gave this process; None where neither did.
+        """Read the environment variables of torchrun (or `model.launch`) or SLURM's `srun`; None if neither set them.
 
         Raises:
-            UserError: their variables are no numbers, or do not fit together.
+            UserError: the variables are not numbers or are inconsistent.
         """
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
         if not {"RANK", "WORLD_SIZE"} <= environment.keys():
-            # In a batch script outside `srun` SLURM sets the same names, but starts one process.
+            # In a batch script outside `srun`, SLURM sets the same names but starts only one process.
             in_script = "SLURM_JOB_ID" in environment and not {"SLURM_STEP_ID", "SLURM_STEPID"} & environment.keys()
             if in_script or not {"SLURM_PROCID", "SLURM_NTASKS"} <= environment.keys():
                 return None
@@ -57,49 +57,49 @@ class Place:
             rank, size, local = (int(environment.get(name, "0")) for name in names)
         except ValueError:
             given = ", ".join(f"{name}={environment.get(name)}" for name in names)
-            raise UserError(f"the variables of the launcher should be whole numbers, got {given}") from None
+            raise UserError(f"the launcher's environment variables should be integers, got {given}") from None
         if not 0 <= rank < size or local < 0:
             raise UserError(f"rank {rank} (local {local}) of {size} processes: ranks should be 0 .. {size - 1}")
         return Place(rank, size, local)
 
 
 class World:
-    """All processes of a run, seen from one of them.
+    """The process group of a run, as seen by one rank.
 
     Attributes:
-        device: of this process.
-        rank, size: which of how many it is.
+        device: device of this process.
+        rank, size: rank of this process, and number of processes.
     """
 
     def __init__(self, device: torch.device, rank: int = 0, size: int = 1, host_group: Any = None) -> None:
         """
         Args:
-            host_group: a process group for tensors on the host, where there are several processes.
+            host_group: a process group for host tensors, if there are several processes.
         """
         self.device, self.rank, self.size, self._host_group = device, rank, size, host_group
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and speaks for all."""
+        """Whether this is the process that writes and prints."""
         return self.rank == 0
 
     def share(self, total: int) -> slice:
-        """This rank's part of `total` consecutive things; the parts of all ranks follow each other."""
+        """This rank's contiguous slice of `total` elements; the slices of all ranks are in rank order."""
         return slice(total * self.rank // self.size, total * (self.rank + 1) // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Add a tensor on the device up over all ranks, in place."""
+        """All-reduce a device tensor (sum), in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def copy_first(self, tensor: Tensor) -> None:
-        """Give a tensor on the device, in place, the values that it has on the first rank."""
+        """Broadcast a device tensor from rank 0, in place."""
         if self.size > 1:
             dist.broadcast(tensor, 0)
 
     def start_sum(self, number: int) -> Callable[[], int]:
-        """Begin to add a number up over all ranks, without the device; call the result for the sum."""
+        """Start summing a number over all ranks, on the host; call the result to wait for the sum."""
         if self.size == 1:
             return lambda: number
         tensor = torch.tensor([number], dtype=torch.int64)
@@ -112,11 +112,11 @@ class World:
         return total
 
     def same(self, number: int) -> int:
-        """The number that the first rank has; also waits until all have come here."""
+        """Broadcast a number from rank 0; also acts as a barrier."""
         return self.start_sum(number if self.is_first else 0)()
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """The tensors of all ranks, in their order; on the host, all of one shape and dtype."""
+        """Gather the tensors of all ranks, in rank order; host tensors of equal shape and dtype."""
         if self.size == 1:
             return [tensor]
         found = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -124,11 +124,11 @@ class World:
         return found
 
     def aligned(self, batches: Iterator[SizedItem]) -> Iterator[tuple[SizedItem | None, int]]:
-        """Go through the batches of all ranks in step.
+        """Iterate over the batches of all ranks in lockstep.
 
         Yields:
-            This rank's next batch, None once it has no more, and how many samples the step has over all ranks; as long
-            as any rank has a batch.
+            This rank's next batch (None once it has no more) and the number of samples over all ranks, until no rank
+            has a batch.
         """
         batch = next(batches, None)
         total = self.start_sum(len(batch) if batch is not None else 0)
@@ -141,17 +141,17 @@ class World:
 
 @contextmanager
 def joined(place: Place, device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """Meet the other processes of the run (`MASTER_ADDR`, `MASTER_PORT`), and part at the end.
+    """Initialise the process group (`MASTER_ADDR`, `MASTER_PORT`), and destroy it at the end.
 
     Raises:
-        UserError: the others did not come.
+        UserError: the processes could not connect.
     """
     if place.size == 1:
         yield World(device)
         return
     address = environment.get("MASTER_ADDR") or _first_host(environment)
     port = environment.get("MASTER_PORT") or _port(environment)
-    # Gloo would listen where this host's own name points to, which on many systems is the loopback interface.
+    # Gloo would listen on the address of this host's name, which on many systems is the loopback interface.
     interface = _interface_to(address)
     if interface is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
@@ -163,24 +163,24 @@ def joined(place: Place, device: torch.device, environment: Mapping[str, str] = 
             world_size=place.size,
             timeout=_PATIENCE,
         )
-    except (RuntimeError, ValueError) as err:  # torch's own errors of the network are RuntimeErrors
+    except (RuntimeError, ValueError) as err:  # torch reports network errors as RuntimeError
         raise UserError(
-            f"rank {place.rank} did not meet the other {place.size - 1} processes at {address}:{port} ({err}); "
-            "start all of them, with the same MASTER_ADDR and MASTER_PORT"
+            f"rank {place.rank} could not connect to the other {place.size - 1} processes at {address}:{port} ({err}); "
+            "start all processes with the same MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
         yield World(device, place.rank, place.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
-        with suppress(RuntimeError):  # where another rank has gone already
+        with suppress(RuntimeError):  # if another rank has already exited
             dist.destroy_process_group()
 
 
 def _interface_to(host: str) -> str | None:
-    """The network interface by which a host is reached; None where that cannot be told."""
+    """The network interface on the route to a host; None if unknown."""
     try:
         family, kind, *_, where = socket.getaddrinfo(host, _PORT, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(where)  # of datagrams: nothing is sent
+            probe.connect(where)  # UDP: nothing is sent
             own = probe.getsockname()[0]
     except OSError:
         return None
@@ -189,13 +189,13 @@ def _interface_to(host: str) -> str | None:
 
 
 def _first_host(environment: Mapping[str, str]) -> str:
-    """The host of SLURM's first process: `gpu[03-05,7],cpu1` begins with gpu03."""
+    """The host of SLURM's first process, e.g. gpu03 for `gpu[03-05,7],cpu1`."""
     names = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST") or "127.0.0.1"
     found = re.match(r"([^,\[]+)(?:\[(\d+))?", names)
     return "".join(part or "" for part in found.groups()) if found else names
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """The same for all processes of a SLURM job, and another one for other jobs of the machine."""
+    """A port derived from the SLURM job id: the same in all its processes, different for other jobs on the machine."""
     job = environment.get("SLURM_JOB_ID", "")
     return 20_000 + int(job) % 10_000 if job.isdigit() else _PORT

@@ -1,4 +1,4 @@
-"""Rules of the house that no import contract can say, checked on the syntax trees."""
+"""House rules that import contracts cannot express, checked on syntax trees."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="u
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of all modules imported, `import_module("name")` among them."""
+    """Dotted names of all imported modules, including `import_module("name")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -37,7 +37,7 @@ def within(name: str, module: str) -> bool:
 
 
 def named(tree: ast.AST) -> set[str]:
-    """Everything imported and every dotted name used."""
+    """All imported modules and all dotted names used."""
     used = {_dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute | ast.Name)}
     return set(imported(tree)) | used
 
@@ -63,7 +63,7 @@ def test_merlin_has_one_door(path: str) -> None:
     assert path == "workflows/merlin.py" or not through
 
 
-# Who may name which of the GPU's libraries: the Merlin door mends cuDF for Merlin, and nothing else.
+# Files that may use each GPU library; the Merlin door uses cuDF only to patch it for Merlin.
 DOORS = {
     "cudf": {"workflows/device.py", "workflows/merlin.py"},
     "dask_cudf": {"workflows/merlin.py"},
@@ -81,8 +81,8 @@ def test_the_gpu_has_one_door(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", TREES)
-def test_modules_are_imported_by_names_that_these_tests_can_read(path: str) -> None:
-    # `import_module(variable)` could bring in anything; the doors choose among constants.
+def test_modules_are_imported_by_constant_names(path: str) -> None:
+    # `import_module(variable)` could import anything; the doors choose among constants.
     allowed = {"workflows/device.py", "workflows/merlin.py", "preprocessing/__main__.py"}
     computed = [
         ast.unparse(node)
@@ -95,27 +95,35 @@ def test_modules_are_imported_by_names_that_these_tests_can_read(path: str) -> N
 
 
 DEVICES = ("cpu", "cuda", "gpu", "numpy", "cupy", "pandas", "cudf")
-# Questions about the device outside its door, by file or folder, each with the reason why no code differs by it.
+# Device checks allowed outside the device door, by file or folder, each with the reason why it is harmless.
 QUESTIONS = {
-    "benchmark/cost_model_arrays.py": {"isinstance(value, np.ndarray)"},  # arrays among what NumPy takes and gives
+    "benchmark/cost_model_arrays.py": {
+        "isinstance(value, np.ndarray)"
+    },  # finds arrays among NumPy's arguments and results
     "preprocessing/features.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/prepare.py": {"device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
     "model/data.py": {
         "self.frames.on_cpu",  # handed to `frame_dataset`
-        "device.type",  # where dataframes live, given where tensors do; the door then decides
+        "device.type",  # derives the dataframes' device from the tensors'; the door then decides
         "device.type == 'cpu'",
     },
-    "benchmark/gpu_check.py": {"args.device == 'cpu'"},  # the flag that asks for a rehearsal
+    "benchmark/gpu_check.py": {"args.device == 'cpu'"},  # the rehearsal flag
     "model/": {"world.device.type"},  # handed to torch's autocast and GradScaler
-    "model/scoring.py": {"weight.device.type", "weight.device.type != 'cpu'"},  # which of equal scores are quicker
-    "model/torch_scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # how many pairs at a time
-    "model/step.py": {"world.device.type == 'cpu'", "world.device.type != 'cpu'"},  # which of equal steps is quicker
+    "model/scoring.py": {
+        "weight.device.type",
+        "weight.device.type != 'cpu'",
+    },  # the faster of two equivalent implementations
+    "model/torch_scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # chunk size
+    "model/step.py": {
+        "world.device.type == 'cpu'",
+        "world.device.type != 'cpu'",
+    },  # the faster of two equivalent implementations
 }
 
 
 def device_questions(tree: ast.AST) -> set[str]:
-    """What in a file asks which device or which library it is on."""
+    """Expressions in a file that check the device or its library."""
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
@@ -138,12 +146,12 @@ def device_questions(tree: ast.AST) -> set[str]:
 
 
 @pytest.mark.parametrize("path", TREES)
-def test_only_the_device_door_asks_which_device_it_is(path: str) -> None:
+def test_only_the_device_door_checks_the_device(path: str) -> None:
     allowed = {text for place, texts in QUESTIONS.items() if path.startswith(place) for text in texts}
     assert path == "workflows/device.py" or device_questions(TREES[path]) <= allowed
 
 
-def test_each_question_that_is_allowed_is_asked() -> None:
+def test_each_allowed_device_check_is_used() -> None:
     for place, allowed in QUESTIONS.items():
         asked = [device_questions(tree) for path, tree in TREES.items() if path.startswith(place)]
         assert not asked or allowed <= set().union(*asked), f"no longer needed: {place}"
@@ -165,7 +173,7 @@ def test_each_question_that_is_allowed_is_asked() -> None:
         "if array_api_compat.is_cupy_array(values): pass",
     ],
 )
-def test_a_question_about_the_device_is_seen(code: str) -> None:
+def test_device_checks_are_detected(code: str) -> None:
     assert device_questions(ast.parse(code))
 
 
@@ -181,7 +189,7 @@ def test_nothing_untrusted_is_executed(path: str) -> None:
         given = {keyword.arg: keyword.value for keyword in call.keywords}
         assert isinstance(given.get("weights_only"), ast.Constant)
         assert given["weights_only"].value is True
-        assert "map_location" in given  # a file written on a GPU opens on a CPU
+        assert "map_location" in given  # files written on a GPU must load on a CPU
     for call in ast.walk(tree):
         if isinstance(call, ast.Call):
             assert not any(keyword.arg == "shell" for keyword in call.keywords)
@@ -189,7 +197,7 @@ def test_nothing_untrusted_is_executed(path: str) -> None:
 
 @pytest.mark.parametrize("path", [path for path in TREES if path.startswith(("preprocessing/", "workflows/"))])
 def test_preparing_data_does_not_load_torch(path: str) -> None:
-    # What a module does when it is imported: everything outside functions and `if TYPE_CHECKING`.
+    # Code that runs at import: everything outside functions and `if TYPE_CHECKING`.
     def at_import(node: ast.AST) -> Iterator[ast.AST]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -204,8 +212,8 @@ def test_preparing_data_does_not_load_torch(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in TREES if path != "train.py"])
-def test_no_library_code_leaves_the_process(path: str) -> None:
-    # A user's mistake is a UserError; only the commands themselves end with a status.
+def test_no_library_code_exits_the_process(path: str) -> None:
+    # User mistakes raise UserError; only the commands exit with a status.
     allowed = {"workflows/errors.py", "benchmark/demo.py", "benchmark/gpu_check.py"}
     assert path in allowed or not list(calls(TREES[path], "sys.exit")) + list(calls(TREES[path], "exit"))
 

@@ -1,4 +1,4 @@
-"""The examples in docs/ run as they stand there."""
+"""The examples in docs/ run as written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run_example(page: str) -> dict[str, Any]:
-    """The names that a page's Python block defines."""
+    """Names defined by a page's Python block."""
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, page, "exec"), names)

@@ -1,7 +1,7 @@
-"""Several machines: real processes that meet over TCP, as torchrun and SLURM start them, and as Dask's workers.
+"""Several machines: real processes connected over TCP, as started by torchrun and SLURM, and as Dask's workers.
 
-Over loopback everywhere; where network namespaces can be made (root on Linux), also between two of them, each with
-an address of its own, as between machines.
+All tests run over loopback; if network namespaces can be created (root on Linux), also between two namespaces with
+separate addresses, as between machines.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ import pytest
 import preprocessing.__main__
 
 ROOT = Path(__file__).parent.parent
-# As docker/*.sh and docker/slurm.sub start train.py: with --amp.
+# train.py runs with --amp, as started by docker/*.sh and docker/slurm.sub.
 FLAGS = shlex.split("--device cpu -e 2 -s 1 -b 256 -f 4 --layers 16 8 -l 0.01 --without progress tensorboard curves")
 PREPARE = shlex.split("--user user --item item --time time --test-negatives 20 --partitions 4 --device cpu")
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 ENVIRONMENT = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "PROCESSES_PER_NODE": "1"}
 PATIENCE_S = 60
 
-Result = tuple[int, str]  # exit status, and what was said
+Result = tuple[int, str]  # exit status and output
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(log: Path) -> Path:
-    """Prepared by this process."""
+    """A folder prepared by this process."""
     folder = log.parent / "prepared"
     preprocessing.__main__.main(["--input", str(log), *PREPARE, "--output", str(folder)])
     return folder
@@ -57,7 +57,7 @@ def data(log: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def of_one_node(data: Path) -> dict[str, Any]:
-    """What `--gpus 2` reaches on one machine."""
+    """Metrics of `--gpus 2` on one machine."""
     output = data.parent / "one"
     command = [sys.executable, str(ROOT / "train.py"), "--amp", "--gpus", "2", *flags(data, output)]
     ((status, said),) = together([Started(command)])
@@ -76,7 +76,7 @@ def metrics_of(run: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Started:
-    """A command of one node: with variables of its own, from a folder of its own."""
+    """A command of one node, with its own environment variables and working directory."""
 
     command: Sequence[str]
     variables: dict[str, str] | None = None
@@ -85,7 +85,7 @@ class Started:
 
 @contextmanager
 def running(nodes: Sequence[Started]) -> Iterator[list[tuple[subprocess.Popen[bytes], IO[bytes]]]]:
-    """The processes of all nodes and what each says; whatever they started ends with the block."""
+    """The processes of all nodes and their outputs; all their children are stopped at the end of the block."""
     with ExitStack() as stack:
         processes = []
         for node in nodes:
@@ -110,7 +110,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def together(nodes: Sequence[Started]) -> list[Result]:
-    """Run the commands of all nodes at once, to their end."""
+    """Run the commands of all nodes concurrently and wait for them."""
     with running(nodes) as processes:
         results = []
         for process, said in processes:
@@ -121,7 +121,7 @@ def together(nodes: Sequence[Started]) -> list[Result]:
 
 
 def free_port(first: int = 0, last: int = 0) -> int:
-    """A port of loopback that nobody has; of a range, where one is given."""
+    """A free loopback port, from a range if given."""
     for port in range(first, last + 1):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
@@ -145,10 +145,10 @@ def test_two_nodes_by_torchrun_train_as_one(tmp_path: Path, data: Path, of_one_n
     assert (first, second) == (0, 0), said + whisper
     assert metrics_of(output) == of_one_node
     assert "results in" in said
-    assert "results in" not in whisper  # process 0 speaks for all
+    assert "results in" not in whisper  # only process 0 prints
 
 
-def test_a_node_without_the_data_ends_all(tmp_path: Path, data: Path) -> None:
+def test_a_node_without_the_data_fails_the_run(tmp_path: Path, data: Path) -> None:
     port, output = {"MASTER_PORT": str(free_port())}, tmp_path / "run"
     (first, said), (second, why) = together(
         [
@@ -165,7 +165,7 @@ def test_a_node_without_the_data_ends_all(tmp_path: Path, data: Path) -> None:
 
 # --- SLURM --------------------------------------------------------------------------------------------------------
 
-# What srun does, for a step of two tasks on two nodes; SLURM writes their names as a range.
+# Emulates srun for a step of two tasks on two nodes; SLURM gives their names as a range.
 SRUN = """#!{python}
 import os, subprocess, sys
 command = sys.argv[1:]
@@ -181,7 +181,7 @@ def test_two_tasks_of_slurm_train_as_one(tmp_path: Path, data: Path, of_one_node
     srun, output = tmp_path / "srun", tmp_path / "run"
     srun.write_text(SRUN.format(python=sys.executable))
     srun.chmod(0o755)
-    job = free_port(20_000, 29_999) - 20_000  # the port is made of the job's id
+    job = free_port(20_000, 29_999) - 20_000  # the port is derived from the job id
     variables = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
         "SLURM_JOB_ID": str(job),
@@ -194,12 +194,12 @@ def test_two_tasks_of_slurm_train_as_one(tmp_path: Path, data: Path, of_one_node
     assert said.count("results in") == 1
 
 
-# --- Two network namespaces: each has one address, and nothing of the other's loopback ------------------------------
+# --- Two network namespaces: separate addresses and loopback interfaces ----------------------------------------------
 
 
 @dataclass(frozen=True)
 class Node:
-    """A network namespace, with its end of a cable between the two."""
+    """A network namespace with its end of the virtual cable."""
 
     namespace: str
     interface: str
@@ -207,15 +207,15 @@ class Node:
 
     @property
     def inside(self) -> list[str]:
-        """What stands before a command that runs on this node."""
+        """Prefix of commands that run on this node."""
         return ["ip", "netns", "exec", self.namespace]
 
 
 @pytest.fixture
 def nodes() -> Iterator[list[Node]]:
-    """Two nodes, joined by a cable."""
+    """Two nodes connected by a virtual cable."""
     if shutil.which("ip") is None:
-        pytest.skip("no network namespaces: there is no ip command (iproute2)")
+        pytest.skip("no network namespaces: ip (iproute2) is not installed")
     pair = [Node(f"neumf{os.getpid()}-{n}", f"nm{os.getpid()}-{n}", f"198.18.0.{n + 1}") for n in (0, 1)]
     with ExitStack() as stack:
         for node in pair:
@@ -244,7 +244,7 @@ def ip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_hosts_train_as_one(tmp_path: Path, data: Path, of_one_node: dict[str, Any], nodes: list[Node]) -> None:
     output = tmp_path / "run"
-    # As on most machines, a host's own name leads to its loopback: the interface between them has to be found.
+    # As on most machines, a host's own name resolves to loopback, so the interface between the hosts must be found.
     started = [
         Started([*node.inside, *torchrun(rank, nodes[0].address, *flags(data, output))], {})
         for rank, node in enumerate(nodes)
@@ -255,7 +255,7 @@ def test_two_hosts_train_as_one(tmp_path: Path, data: Path, of_one_node: dict[st
 
 
 def test_workers_of_two_hosts_prepare_as_one(tmp_path: Path, log: Path, data: Path, nodes: list[Node]) -> None:
-    # tests/preprocessing/test_clusters.py has more of this, over loopback.
+    # See tests/preprocessing/test_clusters.py for more tests over loopback.
     dask, address = [sys.executable, "-m", "dask"], f"{nodes[0].address}:8786"
     quiet = ["--no-dashboard", "--interface"]
     scheduler = Started([*nodes[0].inside, *dask, "scheduler", "--no-jupyter", *quiet, nodes[0].interface])
@@ -269,7 +269,7 @@ def test_workers_of_two_hosts_prepare_as_one(tmp_path: Path, log: Path, data: Pa
     shutil.copy(log, tmp_path / "log.csv")
     prepare = [sys.executable, "-m", "preprocessing", "--scheduler", address, "--input", "log.csv", *PREPARE]
     with running([scheduler, *workers]):
-        # The job is on the second host, in a folder that no worker is in: relative paths are its own.
+        # The job runs on the second host, outside the workers' folders: relative paths refer to its own.
         for command in ([sys.executable, "-c", wait], [*prepare, "--output", "prepared"]):
             ((status, said),) = together([Started([*nodes[1].inside, *command], folder=tmp_path)])
             assert status == 0, said

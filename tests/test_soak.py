@@ -1,6 +1,6 @@
-"""What must never happen: ranks that wait for each other for ever, and a killed run that cannot go on.
+"""Soak tests: ranks never deadlock, and a killed run can always be resumed.
 
-A few repetitions each; `make soak` makes many.
+A few repetitions each; `make soak` runs many.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def write_data(folder: Path, rng: random.Random) -> int:
-    """A prepared folder whose partitions have very different numbers of rows, some none; returns how many."""
+    """Write a prepared folder with partitions of very uneven sizes, some empty; returns the number of rows."""
     sizes = [rng.choice([0, 1, 2, rng.randrange(1, 20)]) for _ in range(rng.randrange(1, 6))]
     sizes.append(max(1, N_USERS - sum(sizes)))
     users = [user for user in range(N_USERS) if user < sum(sizes)]
@@ -92,7 +92,7 @@ def metrics_of(run: Path) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name not in MEASURED}
 
 
-def test_ranks_with_uneven_partitions_never_freeze(tmp_path: Path, number: int) -> None:
+def test_ranks_with_uneven_partitions_never_deadlock(tmp_path: Path, number: int) -> None:
     rng = random.Random(number)
     rows, ranks, negatives = write_data(tmp_path / "data", rng), 2 + number % 3, rng.randrange(1, 5)
     places = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
@@ -106,7 +106,7 @@ def test_ranks_with_uneven_partitions_never_freeze(tmp_path: Path, number: int) 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """A run that nobody interrupts, and how long it took."""
+    """An uninterrupted run and its duration."""
     folder = tmp_path_factory.mktemp("whole")
     write_data(folder / "data", random.Random(0))
     started = time.monotonic()
@@ -117,21 +117,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
 RUN = [*FLAGS.split(), *["-e", "40", "-b", "32", "--validation", "leave-one-out"]]
 
 
-def test_a_run_killed_at_any_moment_resumes_to_the_same_end(
+def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
     tmp_path: Path, whole: tuple[Path, float], number: int
 ) -> None:
     rng = random.Random(number)
     folder, whole_s = whole
     output = tmp_path / "run"
     flags = ["--data", str(folder / "data"), "--output", str(output), *RUN]
-    for _ in range(2):  # the resumed run is killed, too
+    for _ in range(2):  # the resumed run is killed as well
         process = train(*flags)
         try:
             process.communicate(timeout=rng.uniform(0.3, 1.0) * whole_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-        # What was killed before it had written anything starts again.
+        # A run killed before it has written anything starts again.
         if output.exists():
             flags = ["--resume", str(output)]
     finished(train(*flags))

@@ -1,4 +1,4 @@
-"""The command line of training, and the whole way from a real log to recommendations."""
+"""The training command, and end-to-end runs from a real log to recommendations."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from workflows.errors import run_command
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 FLAGS = ["-b", "256", "-f", "4", "--layers", "16", "8", "-l", "0.01", "--device", "cpu"]
-# Keys of metrics.json that are measured, so that no two runs share them.
+# Measured keys of metrics.json, which differ between any two runs.
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 
 
@@ -73,7 +73,7 @@ def metrics_of(folder: Path) -> dict[str, Any]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, hidden ones too, with its bytes."""
+    """Every file below a folder, including hidden ones, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -86,7 +86,7 @@ def log_of(path: Path) -> list[dict[str, Any]]:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
-    """The one message a command line ends on, with exit status 2."""
+    """The error message of a command that exits with status 2."""
     with pytest.raises(SystemExit) as error:
         run_command(lambda: train.main(flags))
     assert error.value.code == 2
@@ -96,7 +96,7 @@ def fails(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     return captured.err
 
 
-def test_a_run_leaves_its_files(run: Path) -> None:
+def test_a_run_writes_its_files(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         "README.md",
         "config.json",
@@ -120,7 +120,7 @@ def test_a_run_leaves_its_files(run: Path) -> None:
     assert config["epoch"] == metrics_of(run)["best_epoch"]
 
 
-def test_metrics_have_their_keys(run: Path) -> None:
+def test_metrics_have_the_documented_keys(run: Path) -> None:
     metrics = metrics_of(run)
     assert set(metrics) == {
         "hr@10",
@@ -150,7 +150,7 @@ def test_metrics_have_their_keys(run: Path) -> None:
     assert metrics["peak_rss_mib"] > 50
 
 
-def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
+def test_metrics_match_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
     opened = open_test(data, read_feature_spec(data), CPU)
     assert opened is not None
@@ -165,7 +165,7 @@ def test_metrics_are_those_of_the_saved_model(run: Path, data: Path) -> None:
         assert torch.equal(reference.state_dict()[name], value)
 
 
-def test_the_best_epoch_is_the_best_in_the_log(run: Path) -> None:
+def test_the_best_epoch_has_the_best_metric_in_the_log(run: Path) -> None:
     log, metrics = log_of(run / "log.json"), metrics_of(run)
     steps = [line["step"] for line in log if line["type"] == "LOG"]
     assert steps == ["PARAMETER", [0], [1], [2], []]
@@ -234,10 +234,10 @@ def test_topk_may_be_as_long_as_a_series(run: Path, data: Path, tmp_path: Path) 
     assert metrics_of(tmp_path / "test")["hr@21"] == 1.0
 
 
-def test_the_seed_decides_everything(run: Path, data: Path, tmp_path: Path) -> None:
+def test_the_seed_determines_everything(run: Path, data: Path, tmp_path: Path) -> None:
     weights = [(run / "model.safetensors").read_bytes()]
     for seed in ("1", "2"):
-        torch.manual_seed(99)  # what else drew from the global generator must not matter
+        torch.manual_seed(99)  # other draws from the global generator must not matter
         train.main(["--data", str(data), "--output", str(tmp_path / seed), *FLAGS, "-e", "3", "-s", seed])
         weights.append((tmp_path / seed / "model.safetensors").read_bytes())
     assert repeatable(tmp_path / "1") == repeatable(run)
@@ -246,7 +246,7 @@ def test_the_seed_decides_everything(run: Path, data: Path, tmp_path: Path) -> N
     assert repeatable(tmp_path / "2")["train_loss"] != repeatable(run)["train_loss"]
 
 
-def test_without_a_seed_each_run_has_its_own(data: Path, tmp_path: Path) -> None:
+def test_without_a_seed_each_run_draws_its_own(data: Path, tmp_path: Path) -> None:
     seeds = []
     for name in "ab":
         train.main(["--data", str(data), "--output", str(tmp_path / name), *FLAGS, "-e", "1", "-b", "100000"])
@@ -256,21 +256,21 @@ def test_without_a_seed_each_run_has_its_own(data: Path, tmp_path: Path) -> None
     assert seeds[0] != seeds[1]
 
 
-def test_other_settings_and_the_names_they_give(data: Path, tmp_path: Path) -> None:
+def test_settings_change_the_names_of_metrics(data: Path, tmp_path: Path) -> None:
     places = ["--data", str(data), "--output", str(tmp_path / "run"), "--log_path", str(tmp_path / "elsewhere.json")]
     more = "-k 3 -t 0.01 -e 5 --loader memory --negatives uniform --amp --grads_accumulated 2 -s 1 --layers 8"
     train.main([*places, *FLAGS, *more.split()])
     metrics = metrics_of(tmp_path / "run")
     assert {"hr@3", "ndcg@3", "popularity_hr@3", "popularity_ndcg@3"} <= set(metrics)
     assert not any(name.endswith("@10") for name in metrics)
-    assert metrics["epochs"] == 1  # the threshold was reached at once
+    assert metrics["epochs"] == 1  # the threshold is reached in the first epoch
     assert not (tmp_path / "run" / "log.json").exists()
     summary = log_of(tmp_path / "elsewhere.json")[-1]
     assert summary["step"] == []
     assert summary["data"]["time_to_target"] >= summary["data"]["time_to_best_model"]
 
 
-def test_negatives_on_disk_are_trained_on_and_none_are_drawn(tmp_path: Path) -> None:
+def test_negatives_on_disk_are_used_instead_of_sampling(tmp_path: Path) -> None:
     log = write_log(tmp_path / "log.csv")
     columns = "--user user --item item --time time --test-negatives 20 --partitions 2 --train-negatives 2"
     preprocessing.__main__.main(["--input", str(log), *columns.split(), "--output", str(tmp_path / "data")])
@@ -282,29 +282,27 @@ def test_negatives_on_disk_are_trained_on_and_none_are_drawn(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("flag", ["--checkpoint_dir", "--load_checkpoint_path", "--log_path"])
-def test_an_empty_path_is_none(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
-    # The reference's own default of --checkpoint_dir is an empty one, and its users' scripts pass it on.
+def test_an_empty_path_means_none(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
+    # The reference's default of --checkpoint_dir is empty, and its users' scripts pass it on.
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     train.main(["--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-e", "1", "-b", "100000", flag, ""])
     assert list((tmp_path / "here").iterdir()) == []
 
 
-def test_an_existing_output_is_left_alone(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_output_is_not_touched(run: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(run)
     message = fails(capsys, "--data", str(data), "--output", str(run), *FLAGS)
     assert "--overwrite" in message
     assert contents(run) == before
 
 
-def test_no_process_is_none(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_gpus_is_rejected(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), "--device", "cpu", "--gpus", "0")
     assert "--gpus should be 1 or more, got 0" in message
 
 
-def test_overwrite_replaces_a_run_and_nothing_else(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_overwrite_replaces_only_runs(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = ["--data", str(data), "--overwrite", *FLAGS, "-e", "1", "-b", "100000"]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
@@ -316,10 +314,10 @@ def test_overwrite_replaces_a_run_and_nothing_else(
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "log.json", "model.safetensors"])
-def test_overwrite_leaves_somebody_elses_files_alone(
+def test_overwrite_does_not_touch_foreign_files(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
-    # Names that many programs use prove nothing.
+    # Common file names do not identify a run.
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / name).write_text('{"model": {"type": "bert"}, "seed": 3}')
@@ -329,7 +327,7 @@ def test_overwrite_leaves_somebody_elses_files_alone(
 
 
 @pytest.mark.parametrize("what", ["data", "checkpoint"])
-def test_an_output_that_holds_an_input_is_left_alone(
+def test_an_output_containing_an_input_is_not_touched(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
     output = tmp_path / "run"
@@ -345,13 +343,13 @@ def test_an_output_that_holds_an_input_is_left_alone(
     assert contents(tmp_path) == before
 
 
-def test_a_run_that_diverges_leaves_nothing(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverging_run_leaves_nothing_behind(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-l", "1e30")
     assert "--learning_rate" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_that_diverges_over_a_good_one_brings_it_back(
+def test_a_diverging_run_restores_the_run_it_was_to_replace(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
@@ -361,7 +359,7 @@ def test_a_run_that_diverges_over_a_good_one_brings_it_back(
     assert contents(tmp_path) == before
 
 
-def test_a_log_that_cannot_be_written_brings_the_old_run_back(run: Path, data: Path, tmp_path: Path) -> None:
+def test_an_unwritable_log_restores_the_old_run(run: Path, data: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "file").touch()
     before = contents(tmp_path)
@@ -372,7 +370,7 @@ def test_a_log_that_cannot_be_written_brings_the_old_run_back(run: Path, data: P
 
 
 @pytest.mark.parametrize("log", [[], ["--log_path", "{tmp}/log.json"]], ids=["log within", "log elsewhere"])
-def test_an_interrupt_before_the_first_model_brings_the_old_run_back(
+def test_an_interrupt_before_the_first_model_restores_the_old_run(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: list[str]
 ) -> None:
     def interrupted(*_: object) -> None:
@@ -408,12 +406,12 @@ def test_an_interrupt_after_the_first_model_keeps_the_new_run(
     kept = {"config.json", "config.yaml", "last", "log.json", "model.safetensors", "tensorboard"}
     assert {path.name for path in (tmp_path / "run").iterdir()} == kept
     assert load_run(tmp_path / "run", CPU).config["train"]["seed"] == 2
-    train.main([*places, "-e", "1", "-b", "100000"])  # an unfinished run is ours too
+    train.main([*places, "-e", "1", "-b", "100000"])  # an unfinished run can be overwritten, too
     assert (tmp_path / "run" / "metrics.json").is_file()
 
 
 @pytest.mark.parametrize("left", ["nothing", "log.json", "config.yaml"])
-def test_what_a_killed_run_leaves_can_be_overwritten(run: Path, data: Path, tmp_path: Path, left: str) -> None:
+def test_the_remains_of_a_killed_run_can_be_overwritten(run: Path, data: Path, tmp_path: Path, left: str) -> None:
     (tmp_path / "run").mkdir()
     if left != "nothing":
         (tmp_path / "run" / left).write_bytes((run / left).read_bytes()[:1000])
@@ -454,7 +452,7 @@ def test_data_without_series_to_rank_trains_and_recommends(
     assert [summary[name] for name in ("best_accuracy", "best_eval_throughput", "time_to_target")] == [None] * 3
     with Image.open(run / "curves.png") as image:
         image.load()
-        assert image.width < 1.5 * image.height  # the loss alone
+        assert image.width < 1.5 * image.height  # only the loss
     model.recommend.main(["--run", str(run), "--user", "0", "8", "-k", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "user 0"
@@ -466,7 +464,7 @@ def test_data_without_series_to_rank_trains_and_recommends(
         assert not recommended & seen[user]
 
 
-def test_mode_test_without_series_is_refused(
+def test_mode_test_without_series_is_rejected(
     run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(data, tmp_path / "data")
@@ -497,7 +495,7 @@ def test_an_output_may_have_any_name(data: Path, tmp_path: Path, capsys: pytest.
     "flags",
     [["--gpus", "8"], ["--device", "cuda"], ["--gpus", "1"], ["--device", "cuda", "--gpus", "2"]],
 )
-def test_a_gpu_that_is_not_there_is_told(
+def test_a_missing_gpu_is_rejected(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), *flags)
@@ -518,7 +516,7 @@ def test_a_gpu_that_is_not_there_is_told(
         (["--feature_spec_file", "other.yaml"], "other.yaml"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_written(
+def test_user_errors_are_reported_before_anything_is_written(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
 ) -> None:
     given = [flag.format(tmp=tmp_path) for flag in flags]
@@ -528,7 +526,7 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 @pytest.mark.parametrize("flags", [["--surprise"], ["--epoch", "3"], ["-e", "three"], ["--negatives", "none"], ["x"]])
-def test_unknown_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_are_rejected(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as error:
         train.main(flags)
     assert error.value.code == 2
@@ -537,7 +535,7 @@ def test_unknown_flags_are_refused(flags: list[str], capsys: pytest.CaptureFixtu
 
 @pytest.fixture
 def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.ArgumentParser]:
-    """The parser a command makes, caught when it is about to parse."""
+    """Capture a command's parser just before it parses."""
     caught: list[argparse.ArgumentParser] = []
 
     def parse_args(parser: argparse.ArgumentParser, _: object) -> None:
@@ -557,7 +555,7 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
     return {flag for action in parser._actions for flag in action.option_strings}
 
 
-# A new flag is a decision: whoever adds one adds it here.
+# Adding a flag is a deliberate decision: new flags must be listed here.
 TRAIN_FLAGS = """
     -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --config --resume --without
     --checkpoint_dir --load_checkpoint_path --log_path --mode
@@ -589,7 +587,7 @@ def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser])
     assert flags_of(parser_of(model.serve.parse_args)) == set(SERVE_FLAGS.split())
 
 
-def test_defaults_are_the_references() -> None:
+def test_defaults_match_the_reference() -> None:
     args = vars(model.arguments.parse_args([]))
     reference = {
         "data": Path("/data/cache/ml-20m"),
@@ -645,7 +643,7 @@ def test_defaults_are_the_references() -> None:
     assert args == {**reference, **ours}
 
 
-def test_short_forms_stand_for_the_references_flags() -> None:
+def test_short_flags_match_the_long_flags_of_the_reference() -> None:
     short = "-e 1 -b 2 -f 3 -n 4 -l 0.5 -k 6 -s 7 -t 0.8 -b1 0.9 -b2 0.1"
     long = (
         "--epochs 1 --batch_size 2 --factors 3 --negative_samples 4 --learning_rate 0.5 --topk 6 --seed 7 "
@@ -661,7 +659,7 @@ def test_the_output_is_named_after_the_data(data: str, output: str) -> None:
     assert model.arguments.parse_args(["--data", data]).output == Path(output)
 
 
-def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for parse, flags in (
         (model.arguments.parse_args, TRAIN_FLAGS),
         (preprocessing.__main__.parse_args, PREPARE_FLAGS),
@@ -677,7 +675,7 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    # On a busy machine the threads of so small a network wait for each other longer than they compute.
+    # On a busy machine, threads of such a small network spend more time synchronising than computing.
     environment = {**os.environ, "PYTHONWARNINGS": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -685,12 +683,12 @@ def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[st
     return done
 
 
-# The layouts of other people's folders: what each mapping's columns come in, and how the test rows are told.
+# Layouts of foreign folders: file types and columns of each mapping, and how test series are declared.
 SIZES = {"reader": 12, "book": 15}
 
 
 def foreign_rows(length: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Train rows in no order that hold negatives already, and series of `length`, positive first."""
+    """Unordered train rows that include negatives, and series of `length`, positive first."""
     rng = np.random.default_rng(0)
     books = [rng.permutation(SIZES["book"]) for _ in range(SIZES["reader"])]
     train_rows = [(u, b, int(place < 4)) for u, own in enumerate(books) for place, b in enumerate(own[:8])]
@@ -709,8 +707,8 @@ def write_chunk(kind: str, frame: pd.DataFrame, path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "length"), [("csv", 3), ("torch_tensor", 7), ("parquet", 2)])
-def test_a_folder_of_somebody_elses_trains_as_it_is(tmp_path: Path, kind: str, length: int) -> None:
-    # Chunks side by side, files stacked, names of their own, train with negatives, series of any length.
+def test_a_foreign_folder_trains_as_it_is(tmp_path: Path, kind: str, length: int) -> None:
+    # Column-wise chunks, several files per chunk, custom names, train with negatives, series of any length.
     sources: dict[str, list[dict[str, Any]]] = {}
     for mapping, frame in zip(("train", "test"), foreign_rows(length), strict=True):
         pairs = frame[["book", "bought"]]
@@ -735,7 +733,7 @@ def test_a_folder_of_somebody_elses_trains_as_it_is(tmp_path: Path, kind: str, l
     assert metrics["selected_on"] == "test"
     assert 0 <= metrics["ndcg@2"] <= metrics["hr@2"] <= 1
     epoch = next(line["data"] for line in log_of(tmp_path / "run" / "log.json") if line.get("step") == [0])
-    samples = 12 * 8 + 3 * 12 * 4  # all rows, and 3 more negatives for each of 4 positives
+    samples = 12 * 8 + 3 * 12 * 4  # all rows, plus 3 sampled negatives for each of 4 positives per user
     assert epoch["train_throughput"] * epoch["train_epoch_time"] == pytest.approx(samples)
 
 
@@ -743,7 +741,7 @@ EXAMPLE_SIZES = {"user_gender": 2, "user_id": 20, "item_id": 30}
 
 
 def example_folder(folder: Path, ages_of_users: bool, **metadata: int) -> Path:
-    """The example of the reference's documentation: CSV, train in two chunks, one of them in two files."""
+    """The example in the reference's documentation: CSV, train in two chunks, one with two files."""
     rng = np.random.default_rng(0)
     folder.mkdir()
 
@@ -785,7 +783,7 @@ def example_folder(folder: Path, ages_of_users: bool, **metadata: int) -> Path:
 
 
 @pytest.mark.parametrize("ages_of_users", [True, False], ids=["of users", "of rows"])
-def test_the_references_example_trains_tests_and_recommends(tmp_path: Path, ages_of_users: bool) -> None:
+def test_the_example_of_the_reference_trains_tests_and_recommends(tmp_path: Path, ages_of_users: bool) -> None:
     data, run = example_folder(tmp_path / "data", ages_of_users), tmp_path / "run"
     places = f"--data {data} --output {run} --checkpoint_dir {tmp_path / 'checkpoints'}"
     trained = command("train.py", *places.split(), *FLAGS, *["-e", "2", "-k", "3", "-s", "1"])
@@ -804,7 +802,7 @@ def test_the_references_example_trains_tests_and_recommends(tmp_path: Path, ages
     assert len(shown.stdout.splitlines()) == 6
 
 
-def test_the_references_example_with_auto_and_text_trains_once_transcoded(tmp_path: Path) -> None:
+def test_the_example_of_the_reference_with_auto_and_text_trains_after_transcoding(tmp_path: Path) -> None:
     source, data = example_folder(tmp_path / "source", True), str(tmp_path / "data")
     spec = yaml.safe_load((source / "feature_spec.yaml").read_text())
     for name in EXAMPLE_SIZES:
@@ -820,7 +818,7 @@ def test_the_references_example_with_auto_and_text_trains_once_transcoded(tmp_pa
     assert [side["cardinality"] for side in config["row_side"]] == [2, None]
 
 
-def test_an_id_can_be_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_id_feature_can_be_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = example_folder(tmp_path / "data", True, test_samples_per_series=5), tmp_path / "run"
     places = ["--data", str(data), "--output", str(run), *FLAGS, "-e", "1", "-k", "3"]
     train.main([*places, "--user_feature", "user_gender"])
@@ -833,7 +831,7 @@ def test_an_id_can_be_named_on_the_command_line(tmp_path: Path, capsys: pytest.C
     assert "--item_feature nothing: not in feature_spec" in message
 
 
-def test_auto_is_told_to_be_transcoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_error_for_auto_suggests_transcoding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = example_folder(tmp_path / "data", True)
     text = (data / "feature_spec.yaml").read_text()
     (data / "feature_spec.yaml").write_text(text.replace("cardinality: 20", "cardinality: auto"))
@@ -843,13 +841,13 @@ def test_auto_is_told_to_be_transcoded(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def unequal_test_rows(data: Path) -> Path:
-    """Leave out the last test row, so that the rows are no series any more."""
+    """Drop the last test row, so that the rows no longer form series."""
     lines = (data / "test.csv").read_text().splitlines()
     (data / "test.csv").write_text("\n".join(lines[:-1]) + "\n")
     return data
 
 
-def test_rows_that_are_no_series_are_measured_by_auc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_without_series_are_evaluated_by_auc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, run = unequal_test_rows(example_folder(tmp_path / "data", True)), tmp_path / "run"
     train.main(["--data", str(data), "--output", str(run), *FLAGS, "-e", "3", "-s", "1"])
     lines = capsys.readouterr().out.splitlines()
@@ -868,14 +866,14 @@ def test_rows_that_are_no_series_are_measured_by_auc(tmp_path: Path, capsys: pyt
     assert summary["best_accuracy"] == metrics["auc"]
     with Image.open(run / "curves.png") as image:
         image.load()
-        assert image.width > 1.5 * image.height  # the loss and the AUC
+        assert image.width > 1.5 * image.height  # loss and AUC
     places = ["--data", str(data), "--output", str(tmp_path / "test"), "--mode", "test"]
     train.main([*places, *FLAGS, "--load_checkpoint_path", str(run / "model.safetensors")])
     assert metrics_of(tmp_path / "test")["auc"] == metrics["auc"]
 
 
 @pytest.mark.parametrize("flags", [["--negatives", "static"], ["-n", "0"]])
-def test_positives_alone_are_nothing_to_learn(
+def test_training_on_positives_only_is_rejected(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     message = fails(capsys, "--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, *flags)
@@ -889,12 +887,12 @@ def test_from_a_real_log_to_recommendations(tmp_path: Path, capsys: pytest.Captu
     training = f"--data {data} --output {run} -e 1 -n 2 -b 8192 -f 8 --layers 16 8 -l 0.01 -s 1"
     steps = [
         command("-m", "preprocessing", "--sample", "ml-100k", "--output", data),
-        command(str(ROOT / "train.py"), *training.split(), cwd=tmp_path),  # from any folder
+        command(str(ROOT / "train.py"), *training.split(), cwd=tmp_path),  # from another working directory
         command(*f"-m model.recommend --run {run} --user 196 -k 10 --titles {data}/titles.parquet".split()),
     ]
     assert [step.stderr for step in steps] == ["", "", ""]
     metrics = metrics_of(tmp_path / "run")
-    assert metrics["hr@10"] > 0.2  # twice what chance gives among 101 items
+    assert metrics["hr@10"] > 0.2  # twice the chance level among 101 items
 
     raw = pd.read_parquet(sample_file("MovieLens100k_data.parquet.brotli"))
     items = pd.read_parquet(sample_file("MovieLens100k_items.parquet.brotli"))

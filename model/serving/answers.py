@@ -16,7 +16,7 @@ _N_EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for one user: `k` items, and the `history` latest ones of the user's own."""
+    """Query for one user: `k` items, and the `history` latest items of the user."""
 
     user: str
     k: int
@@ -29,12 +29,12 @@ class Answers:
     def __init__(self, recommender: Recommender, titles: Mapping[str, str]) -> None:
         """
         Args:
-            titles: by item id as text; they need not be complete.
+            titles: by item id as text; may be incomplete.
         """
         self._recommender, self._titles = recommender, titles
 
     def __call__(self, batch: Sequence[Asked]) -> list[UserAnswer]:
-        """An answer to each of some queries, by one scoring call. Users that are not known get the popular items."""
+        """Answer a batch of queries in one scoring call; unknown users get popular items."""
         users = [asked.user for asked in batch]
         rankings = self._recommender.recommend(users, max(asked.k for asked in batch), unknown_users="popular")
         answers = []

@@ -1,4 +1,4 @@
-"""The service's routes: recommendations, health, metrics, the page for people and the OpenAPI description."""
+"""The service's routes: recommendations, health, metrics, the web page and the OpenAPI description."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def create_app(answers: Answers, refuses_unknown: bool) -> ASGIApp:
     """The service of a run as an ASGI application.
 
     Args:
-        refuses_unknown: users that the run was not trained on get status 404 instead of the popular items.
+        refuses_unknown: users the run was not trained on get status 404 instead of popular items.
     """
     registry = CollectorRegistry()
     batcher = _batcher(answers, registry)
@@ -57,21 +57,21 @@ def create_app(answers: Answers, refuses_unknown: bool) -> ASGIApp:
 
     @app.get("/health")
     async def health() -> Health:
-        """That the service answers, and what it knows."""
+        """Status of the service, and numbers of users and items."""
         return answers.health()
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:
-        """Counts and times in Prometheus' format."""
+        """Counters and timings in Prometheus format."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, err: Exception) -> Response:
-        return JSONResponse({"detail": "internal error; the service's log says more"}, 500)
+        return JSONResponse({"detail": "internal error; see the service's log"}, 500)
 
     @app.exception_handler(ClientDisconnect)
     async def gone(request: Request, err: Exception) -> Response:
-        return Response(status_code=400)  # nobody is there to read it
+        return Response(status_code=400)  # the client is gone
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -82,11 +82,11 @@ def create_app(answers: Answers, refuses_unknown: bool) -> ASGIApp:
 
 
 def _batcher(answers: Answers, registry: CollectorRegistry) -> Batcher[Asked, UserAnswer]:
-    """A batcher whose state is among the metrics."""
+    """A batcher that reports to the metrics."""
     ProcessCollector(registry=registry)
     buckets = [1 << power for power in range(MAX_BATCH.bit_length())]
-    sizes = Histogram("neumf_batch_users", "Users of a scoring call", registry=registry, buckets=buckets)
-    waiting = Gauge("neumf_waiting_users", "Users that wait for a scoring call", registry=registry)
+    sizes = Histogram("neumf_batch_users", "Users per scoring call", registry=registry, buckets=buckets)
+    waiting = Gauge("neumf_waiting_users", "Users waiting for a scoring call", registry=registry)
 
     def answer(batch: list[Asked]) -> list[UserAnswer]:
         sizes.observe(len(batch))
@@ -103,22 +103,22 @@ def _add_recommend(app: FastAPI, batcher: Batcher[Asked, UserAnswer], refuses_un
 
     @app.post("/recommend", response_model=Answer, responses=failures, openapi_extra={"requestBody": body})
     async def recommend(request: Request) -> Response:
-        """The items that each of some users has not interacted with, the best first."""
+        """Rank for each user the items they have not interacted with, best first."""
         query = _parsed(await _bounded_body(request))
         try:
             users = await batcher.ask([Asked(user, query.k, query.history) for user in query.users])
         except QueueFullError:
-            raise HTTPException(503, "too many requests wait; try again", {"Retry-After": "1"}) from None
+            raise HTTPException(503, "too many waiting requests; try again", {"Retry-After": "1"}) from None
         unknown = [str(place) for place, user in enumerate(users) if user.basis != "model"]
         if unknown and refuses_unknown:
-            raise HTTPException(404, f"not known, by their place in users: {', '.join(unknown)}")
+            raise HTTPException(404, f"unknown users, by index in users: {', '.join(unknown)}")
         return Response(Answer(users=users).model_dump_json(), media_type="application/json")
 
 
 async def _bounded_body(request: Request) -> bytes:
-    """The body of a request; of one that is too large no more is held than shows it.
+    """The body of a request; reading stops as soon as it is too large.
 
-    Starlette's middleware for it refuses some in plain text, and clients expect JSON.
+    Starlette's middleware would reject some with plain text, and clients expect JSON.
     """
     body = bytearray()
     if int(request.headers.get("Content-Length", 0)) <= MAX_BODY_BYTES:
@@ -128,11 +128,11 @@ async def _bounded_body(request: Request) -> bytes:
                 break
         else:
             return bytes(body)
-    raise HTTPException(413, f"the body should have {MAX_BODY_BYTES:,} bytes at most")
+    raise HTTPException(413, f"the body should have at most {MAX_BODY_BYTES:,} bytes")
 
 
 def _parsed(body: bytes) -> Query:
-    """The query of a body; what is wrong with it is told without what the client sent, names of fields included."""
+    """Parse a query; errors never echo client input, not even unknown field names."""
     try:
         return Query.model_validate_json(body)
     except ValidationError as err:

@@ -1,4 +1,4 @@
-"""Micro-batches: what waits while one batch is answered becomes the next one."""
+"""Micro-batching: queries that arrive while one batch is answered form the next."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ Answer = TypeVar("Answer")
 
 
 class QueueFullError(Exception):
-    """More waits than may."""
+    """The queue has no room for the queries."""
 
 
 class Batcher(Generic[Query, Answer]):
-    """Answers the queries of concurrent requests by few calls of one function, one call at a time, in a thread."""
+    """Answers concurrent queries with few calls of one function, one call at a time, in a thread."""
 
     def __init__(self, answer: Callable[[list[Query]], list[Answer]], max_batch: int, max_waiting: int) -> None:
         """
         Args:
-            answer: an answer to each of some queries, in their order.
-            max_batch: queries in one call at most.
-            max_waiting: queries that wait for a call at most.
+            answer: maps queries to their answers, in order.
+            max_batch: maximum number of queries per call.
+            max_waiting: maximum number of waiting queries.
         """
         self._answer, self._max_batch = answer, max_batch
         self._waiting: asyncio.Queue[tuple[Query, asyncio.Future[Answer]]] = asyncio.Queue(max_waiting)
 
     @property
     def n_waiting(self) -> int:
-        """Queries that no call has taken yet."""
+        """Number of queries not yet taken by a call."""
         return self._waiting.qsize()
 
     async def ask(self, queries: Sequence[Query]) -> list[Answer]:
-        """The answers to some queries, all of them or none.
+        """Answer the queries, all or none.
 
         Raises:
-            QueueFullError: there is no room for them to wait.
+            QueueFullError: the queue has no room for all queries.
         """
         if self.n_waiting + len(queries) > self._waiting.maxsize:
             raise QueueFullError
@@ -64,5 +64,5 @@ class Batcher(Generic[Query, Answer]):
                     future.set_exception(err)
             return
         for (_, future), answer in settled:
-            if not future.done():  # cancelled meanwhile
+            if not future.done():  # cancelled in the meantime
                 future.set_result(answer)

@@ -1,4 +1,4 @@
-"""What holds for every response: security headers, and how often and how fast it was given."""
+"""Middleware for every response: security headers, request counts and latencies."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 _POLICY = "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'"
-# The page that FastAPI writes for Swagger UI starts it by an inline script; its pictures are data: addresses.
+# FastAPI's Swagger UI page uses an inline script, and data: URLs for images.
 _DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-_COUNTED = ("/recommend", "/health", "/metrics")  # others go by one name: clients choose them
+_COUNTED = ("/recommend", "/health", "/metrics")  # all others share one label, since clients choose the paths
 
 
 class Edge:
-    """Wraps an ASGI application."""
+    """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
         self._app = app
@@ -29,7 +29,7 @@ class Edge:
             "neumf_requests", "Responses by path and status", ["path", "status"], registry=registry
         )
         self._seconds = Histogram(
-            "neumf_request_seconds", "From request to end of response", ["path"], registry=registry
+            "neumf_request_seconds", "Time from request to end of response", ["path"], registry=registry
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

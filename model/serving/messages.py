@@ -1,4 +1,4 @@
-"""What clients send and get, as JSON."""
+"""JSON schemas of requests and responses."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ UserId = Annotated[str, Field(max_length=256)]
 
 
 class Query(BaseModel):
-    """Who is to be recommended how much."""
+    """Request for recommendations."""
 
-    # Ids may come as numbers; they are compared as text.
+    # Ids may be sent as numbers; they are compared as text.
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     users: list[UserId] = Field(min_length=1, max_length=MAX_USERS, description="original user ids")
     k: StrictInt = Field(10, ge=1, le=MAX_K, description="items per user")
-    history: StrictInt = Field(0, ge=0, le=MAX_K, description="how many of the user's latest items to give with them")
+    history: StrictInt = Field(0, ge=0, le=MAX_K, description="number of the user's latest items to include")
 
 
 class Item(BaseModel):
     """An item by its original id, as text."""
 
     item: str
-    title: str | None = Field(description="null where no title is known")
+    title: str | None = Field(description="null if no title is known")
 
 
 class Ranked(Item):
-    """An item that is recommended."""
+    """A recommended item."""
 
-    score: float = Field(description="the model's probability; by popularity the share of users who have the item")
+    score: float = Field(description="the model's probability, or for popularity the share of users who have the item")
 
 
 class UserAnswer(BaseModel):
-    """The items one user has not interacted with, best first."""
+    """Items one user has not interacted with, best first."""
 
-    basis: str = Field(description="`model`, or `popularity` for a user the model does not know")
+    basis: str = Field(description="`model`, or `popularity` for a user unknown to the model")
     items: list[Ranked]
-    history: list[Item] = Field(description="the user's latest items, the latest first")
+    history: list[Item] = Field(description="the user's latest items, latest first")
 
 
 class Answer(BaseModel):
-    """An entry for each user asked for, in that order."""
+    """One entry per requested user, in request order."""
 
     users: list[UserAnswer]
 
 
 class Failure(BaseModel):
-    """Why there is no answer."""
+    """The error."""
 
     detail: str
 
 
 class Health(BaseModel):
-    """That the service answers, and what it knows."""
+    """Status of the service, and numbers of users and items."""
 
     status: str
     n_users: int
     n_items: int
-    examples: list[str] = Field(description="some of the user ids")
+    examples: list[str] = Field(description="some user ids")

@@ -1,4 +1,4 @@
-"""Small prepared folders of known content, in whatever layout a test needs."""
+"""Small prepared folders with known contents, in the layouts that tests need."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _table(rows: Sequence[Row]) -> pa.Table:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """On a busy machine the threads of a tiny network wait for each other longer than they compute."""
+    """On a busy machine, the threads of a tiny network spend more time waiting than computing."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -84,7 +84,7 @@ def write_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def train_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
-    """The train rows of a folder that `write_folder` writes from the same arguments."""
+    """The train rows of a folder that `write_folder` creates from the same arguments."""
 
     def rows(*args: object, **more: object) -> Rows:
         folder = write_folder(*args, **more)
@@ -95,7 +95,7 @@ def train_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
 
 @pytest.fixture
 def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
-    """The test rows of a folder whose series are given in parts."""
+    """The test rows of a folder with the given parts of series."""
 
     def rows(parts: Sequence[Sequence[Row]], n_users: int, n_items: int, length: int) -> Rows:
         folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, parts, length)
@@ -108,7 +108,7 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
 
 @pytest.fixture
 def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
-    """`in_processes(size, body)`: run code with a `world` in each of `size` processes; the lines that each printed."""
+    """`in_processes(size, body)`: run code with a `world` in each of `size` processes; returns the lines printed."""
 
     def run(size: int, body: str) -> list[list[str]]:
         code = (
@@ -136,7 +136,7 @@ def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
 
 @pytest.fixture
 def write_frames(tmp_path: Path) -> Callable[..., Path]:
-    """`write_frames({"train": frame, "test": frame}, channels, cardinalities)`: a Parquet folder of any features."""
+    """`write_frames({"train": frame, "test": frame}, channels, cardinalities)`: a Parquet folder with any features."""
 
     def write(
         frames: Mapping[str, pd.DataFrame],
@@ -162,7 +162,7 @@ def write_frames(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def titled_run(write_folder: Callable[..., Path]) -> Path:
-    """A run on four users (1007, 3, 55, 20) and twelve items (item-0 to item-11) with titles, but for the last one."""
+    """A run on four users (1007, 3, 55, 20) and twelve items (item-0 to item-11), all titled but the last."""
     train = [[(user, item, 1.0) for item in range(user, 12, 2 + user)] for user in range(4)]
     data = write_folder(train, 4, 12, [[(user, 10 + user % 2, 1.0)] for user in range(4)])
     (data / "categories").mkdir()

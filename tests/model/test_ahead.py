@@ -1,4 +1,4 @@
-"""A generator run by a thread gives what it gives without, and never outlives its use."""
+"""A prefetched generator yields the same items, and its thread never outlives its use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Numbers:
-    """Counts to `end`, and keeps what became of that."""
+    """Counts to `end` and records its progress."""
 
     def __init__(self, end: int, error: Exception | None = None) -> None:
         self.end, self.error = end, error
         self.made = 0
         self.threads: set[str] = set()
         self.closed = threading.Event()
-        self.waiting = threading.Event()  # set once `until` have been made
+        self.waiting = threading.Event()  # set once `until` items have been produced
         self.until = -1
 
     def __call__(self) -> Generator[int, None, None]:
@@ -52,7 +52,7 @@ def no_thread_is_left() -> Generator[None, None, None]:
 
 @pytest.mark.parametrize("end", [0, 1, 2, 100])
 @pytest.mark.parametrize("most", [1, 3, 1000])
-def test_all_in_order_by_another_thread(end: int, most: int) -> None:
+def test_all_items_come_in_order_from_another_thread(end: int, most: int) -> None:
     numbers = Numbers(end)
     assert list(made_ahead(numbers(), most)) == list(range(end))
     assert numbers.closed.is_set()
@@ -60,9 +60,9 @@ def test_all_in_order_by_another_thread(end: int, most: int) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 4])
-def test_no_more_than_asked_wait(most: int) -> None:
+def test_prefetching_stops_at_the_limit(most: int) -> None:
     numbers = Numbers(100)
-    numbers.until = most + 3  # two have been taken, `most` wait, and one has no room yet
+    numbers.until = most + 3  # two consumed, `most` queued, one waiting for room
     with closing(made_ahead(numbers(), most)) as ahead:
         assert [next(ahead), next(ahead)] == [0, 1]
         assert numbers.waiting.wait(timeout=60)
@@ -71,14 +71,14 @@ def test_no_more_than_asked_wait(most: int) -> None:
     assert numbers.closed.is_set()
 
 
-def test_nothing_is_made_before_it_is_asked_for() -> None:
+def test_nothing_is_produced_before_the_first_next() -> None:
     numbers = Numbers(3)
     ahead = made_ahead(numbers(), 2)
     ahead.close()
     assert numbers.made == 0
 
 
-def test_an_error_comes_behind_what_was_made_before_it() -> None:
+def test_an_error_is_raised_after_the_items_before_it() -> None:
     error = ValueError("a broken file")
     ahead = made_ahead(Numbers(3, error)(), 1000)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
@@ -87,7 +87,7 @@ def test_an_error_comes_behind_what_was_made_before_it() -> None:
     assert caught.value is error
 
 
-def test_an_error_of_the_consumer_closes_the_generator() -> None:
+def test_an_error_in_the_consumer_closes_the_generator() -> None:
     numbers = Numbers(10**9)
     with suppress(ZeroDivisionError), closing(made_ahead(numbers(), 2)) as ahead:
         for number in ahead:
@@ -96,9 +96,9 @@ def test_an_error_of_the_consumer_closes_the_generator() -> None:
     assert numbers.made <= 5 + 1 + 2 + 1
 
 
-def test_a_generator_that_nobody_closes_ends_with_it() -> None:
+def test_the_generator_is_closed_when_the_prefetcher_is_garbage_collected() -> None:
     numbers = Numbers(10**9)
-    assert next(made_ahead(numbers(), 2)) == 0  # and is gone
+    assert next(made_ahead(numbers(), 2)) == 0  # the prefetcher is collected here
     assert numbers.closed.is_set()
 
 
@@ -107,7 +107,7 @@ import itertools, os, signal, sys
 from contextlib import closing
 from model.ahead import made_ahead
 from workflows.errors import run_command
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have background jobs ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
 def numbers():
     try:
         yield from itertools.count()
@@ -136,7 +136,7 @@ def test_an_interruption_ends_the_process(name: str, status: int) -> None:
         process.kill()
 
 
-def test_what_is_left_open_does_not_keep_the_process() -> None:
+def test_an_unclosed_generator_does_not_block_exit() -> None:
     program = PROGRAM.format(body="open_for_ever.append(made_ahead(itertools.count(), 2)); next(open_for_ever[0])")
     program = program.replace("def main", "open_for_ever = []\ndef main").replace(
         "itertools.count()", "(n for n in itertools.count())"

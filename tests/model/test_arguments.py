@@ -1,4 +1,4 @@
-"""Configuration files: the same keys and rules as the command line's."""
+"""Configuration files follow the same keys and rules as the command line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_written_configuration_repeats_the_flags(tmp_path: Path, monkeypatch: 
 
 
 WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "no flag": ({"batchsize": 64, "colour": 1}, ("batchsize: no flag", "colour: no flag")),
+    "no flag": ({"batchsize": 64, "colour": 1}, ("batchsize: not a flag", "colour: not a flag")),
     "no number": ({"epochs": "many", "learning_rate": [1]}, ("epochs: ", "learning_rate: expected one value")),
     "part of a number": ({"epochs": 1.5}, ("epochs: ",)),
     "no choice": ({"loader": "disk"}, ("loader: expected one of merlin, memory, got 'disk'",)),
@@ -58,7 +58,7 @@ WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no switch": ({"amp": "yes please"}, ("amp: expected true or false",)),
     "a switch for a number": ({"epochs": True}, ("epochs: expected one value, got True",)),
     "nothing": ({"epochs": None}, ("epochs: expected a value",)),
-    "not to be repeated": ({"resume": "r", "config": "c", "overwrite": True}, ("resume: no flag", "overwrite: no")),
+    "not to be repeated": ({"resume": "r", "config": "c", "overwrite": True}, ("resume: not a flag", "overwrite: not")),
     "a list": ([1, 2], ("expected flags and their values",)),
     "empty": ("", ("expected flags and their values",)),
     "no YAML": ("{", ("not a readable configuration",)),
@@ -69,7 +69,7 @@ WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize(("content", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_configuration_is_told_with_all_that_is_wrong(
+def test_an_invalid_configuration_is_refused_with_all_its_errors(
     tmp_path: Path, content: Any, told: tuple[str, ...]
 ) -> None:
     path = written(tmp_path, content)
@@ -92,7 +92,7 @@ def test_flags_of_losses_over_all_items_are_kept(tmp_path: Path) -> None:
     assert again.members == ["softmax", "bce-all", "softmax", "item-item"]
 
 
-def test_without_flags_nothing_of_them_is_done() -> None:
+def test_the_defaults_use_none_of_these_flags() -> None:
     args = parse_args([])
     assert (args.arch, args.loss, args.schedule, args.members, args.pretrained) == ("neumf", "bce", "constant", [], [])
     assert (args.weight_decay, args.recency) == (0.0, 0.0)
@@ -102,31 +102,31 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_configurations_that_come_with_it_are_possible(path: Path) -> None:
+def test_the_shipped_configurations_are_valid(path: Path) -> None:
     args = parse_args(["--config", str(path)])
     assert train_config(args, 1).members == tuple(args.members)
 
 
-def test_a_configuration_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml is not a readable configuration"):
         parse_args(["--config", str(tmp_path / "none.yaml")])
 
 
-def test_a_run_that_is_resumed_brings_its_own_flags_and_folder(tmp_path: Path) -> None:
+def test_a_resumed_run_uses_its_own_flags_and_folder(tmp_path: Path) -> None:
     write_flags(tmp_path / FLAGS_NAME, parse_args(["-b", "64", "-e", "9"]), 5)
     args = parse_args(["--resume", str(tmp_path), "-e", "12"])
     assert (args.batch_size, args.epochs, args.seed, args.output) == (64, 12, 5, tmp_path)
 
 
 @pytest.mark.parametrize("more", [["--output", "other"], ["--config", "other.yaml"]])
-def test_a_run_that_is_resumed_takes_no_other_place(tmp_path: Path, more: list[str]) -> None:
+def test_a_resumed_run_takes_no_other_config_or_output(tmp_path: Path, more: list[str]) -> None:
     write_flags(tmp_path / FLAGS_NAME, parse_args([]), 5)
-    with pytest.raises(UserError, match="--resume RUN goes on"):
+    with pytest.raises(UserError, match="--resume RUN continues"):
         parse_args(["--resume", str(tmp_path), *more])
 
 
-def test_a_run_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such run"):
+def test_a_missing_run_cannot_be_resumed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such run"):
         parse_args(["--resume", str(tmp_path / "none")])
     with pytest.raises(UserError, match="not a readable configuration"):
         parse_args(["--resume", str(tmp_path)])

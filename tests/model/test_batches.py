@@ -1,4 +1,4 @@
-"""Epochs over folders of known rows: nothing lost, nothing twice, negatives exact; by any number of ranks."""
+"""Epochs over known rows: none lost, none repeated, exact negatives, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def epoch(
 
 
 def popularity(rows: list[Row]) -> Candidates:
-    """Items by their number of positives."""
+    """Items weighted by their number of positives."""
     counts = np.bincount([item for _, item, label in rows if label > 0], minlength=N_ITEMS)
     return line_of(N_ITEMS, Sampling(kind="popularity"), counts, None, torch.zeros(0))
 
@@ -75,13 +75,13 @@ def user_rows(sizes: list[int], first_user: int = 0, seed: int = 0) -> list[Row]
 
 
 def check_exact_epoch(batches: list[list[Row]], rows: list[Row], batch_size: int, per_positive: int) -> None:
-    """Every row once, `per_positive` negatives for each positive, none of them a positive of its user."""
+    """Every row once, and `per_positive` negatives for each positive, none a positive of its user."""
     seen: dict[int, set[int]] = {}
     for user, item, label in rows:
         if label > 0:
             seen.setdefault(user, set()).add(item)
     sizes = [len(batch) for batch in batches]
-    # Whole groups of a positive and its negatives, where a batch can hold one.
+    # Whole groups of a positive and its negatives, if a batch has room for one.
     assert all(batch_size - per_positive <= size <= batch_size for size in sizes[:-1])
     assert 0 < sizes[-1] <= batch_size
     found = Counter(flat(batches))
@@ -114,7 +114,7 @@ FOLDERS = {
 def test_every_row_once_with_exact_negatives(train_rows: Callable, parts: list[list[Row]], in_memory: bool) -> None:
     rows = train_rows(parts, 12, N_ITEMS)
     everything = flat(parts)
-    for batch_size in (7, 10_000):  # one that does not divide, one beyond the data
+    for batch_size in (7, 10_000):  # one that does not divide the rows, one larger than the data
         batches = epoch(rows, 0, batch_size=batch_size, in_memory=in_memory)
         check_exact_epoch(batches, everything, batch_size, 4)
 
@@ -153,7 +153,7 @@ def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable, in_memory: 
         assert positives[0] != positives[1]
 
 
-def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> None:
+def test_an_epoch_can_be_iterated_repeatedly(train_rows: Callable) -> None:
     rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
     for in_memory in (False, True):
         batches = EpochBatches(rows, config(in_memory=in_memory), ALONE)
@@ -163,19 +163,19 @@ def test_one_object_gives_an_epoch_as_often_as_asked(train_rows: Callable) -> No
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
-def test_batches_made_ahead_are_the_same(
+def test_prefetching_does_not_change_the_batches(
     train_rows: Callable, monkeypatch: pytest.MonkeyPatch, in_memory: bool
 ) -> None:
     rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
     before = threading.active_count()
     found = epoch(rows, 0, in_memory=in_memory)
     assert threading.active_count() == before
-    monkeypatch.setattr(batches_module, "made_ahead", None)  # which is not called then
+    monkeypatch.setattr(batches_module, "made_ahead", None)  # must not be called
     monkeypatch.setattr(batches_module, "launches_only", lambda _: True)
     assert epoch(rows, 0, in_memory=in_memory) == found
 
 
-def test_the_order_of_parts_changes_between_epochs(train_rows: Callable) -> None:
+def test_the_order_of_partitions_changes_between_epochs(train_rows: Callable) -> None:
     parts = [user_rows([8], user) for user in range(8)]
     batches = EpochBatches(train_rows(parts, 8, N_ITEMS), config(), ALONE)
     orders = []
@@ -193,7 +193,7 @@ def test_the_rows_of_a_batch_are_mixed(train_rows: Callable) -> None:
     assert all(5 <= sum(block) <= 40 for block in blocks)  # one in five is a positive
 
 
-def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Callable) -> None:
+def test_blocks_contain_whole_users_and_respect_the_size_limit(train_rows: Callable) -> None:
     sizes = [1 + (7 * user) % 13 for user in range(60)]
     parts = [user_rows(sizes[start : start + 12], start) for start in range(0, 60, 12)]
     rows = train_rows(parts, 60, N_ITEMS)
@@ -202,7 +202,7 @@ def test_blocks_hold_whole_users_and_no_more_rows_than_they_may(train_rows: Call
     for limit in (batches.block_rows, 20, 5, 1):
         batches.block_rows = limit
         blocks = list(batches._streamed(3))
-        # What is held back is at most the part of one user's rows that came before.
+        # At most part of one user's rows is carried over from the previous block.
         assert max(map(len, blocks)) <= limit + max(sizes) - 1
         assert sum(map(len, blocks)) == sum(sizes)
         owners = [user for block in blocks for user in block.users.unique().tolist()]
@@ -214,15 +214,15 @@ def test_the_block_is_bounded_for_large_sets() -> None:
     assert EpochBatches(rows, config(), ALONE).block_rows == 1 << 20
 
 
-# How many partitions twelve users of 20 rows make, where each should have 25 rows.
+# Partitions that twelve users of 20 rows make at 25 rows per partition.
 CUTS = {"sorted in memory": 9, "row groups": 4, "row groups without statistics": 1}
 
 
 @pytest.mark.parametrize("layout", CUTS)
-def test_partitions_hold_whole_users_and_so_negatives_are_exact(
+def test_partitions_contain_whole_users_so_negatives_are_exact(
     write_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, layout: str
 ) -> None:
-    # A partition is large enough, and a row group of 30 rows ends, in the middle of a user.
+    # Both the partition size and the row groups of 30 rows end in the middle of a user.
     monkeypatch.setattr(source, "_PART_ROWS", 25)
     rows_of_user, n_users, n_items = 20, 12, 40
     folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, time_ordered=layout != "sorted in memory")
@@ -236,14 +236,14 @@ def test_partitions_hold_whole_users_and_so_negatives_are_exact(
     parts = [rows.dataset.to_ddf().partitions[part].compute() for part in range(rows.n_partitions)]
     assert len(parts) == CUTS[layout]
     owners = [user for part in parts for user in part["user"].unique()]
-    assert owners == list(range(n_users))  # each in one partition, all in order
+    assert owners == list(range(n_users))  # each user in one partition, all in order
     for number in range(2):
         everything = flat(epoch(rows, number, per_positive=2, batch_size=64))
         assert Counter(user for user, _, _ in everything) == dict.fromkeys(range(n_users), 3 * rows_of_user)
         assert all((item >= rows_of_user) == (label == 0) for _, item, label in everything)
 
 
-def test_rows_with_label_0_stay_and_get_no_negatives(train_rows: Callable) -> None:
+def test_rows_with_label_0_are_kept_and_get_no_negatives(train_rows: Callable) -> None:
     part = [(0, 1, 1.0), (0, 2, 0.0), (0, 3, 0.0), (1, 4, 0.0), (2, 5, 1.0), (2, 5, 0.0)]
     rows = train_rows([part], 3, N_ITEMS)
     for in_memory in (False, True):
@@ -251,7 +251,7 @@ def test_rows_with_label_0_stay_and_get_no_negatives(train_rows: Callable) -> No
             check_exact_epoch(epoch(rows, number, in_memory=in_memory), part, 16, 4)
 
 
-def test_a_part_of_label_0_rows_alone(train_rows: Callable) -> None:
+def test_a_partition_may_contain_only_rows_with_label_0(train_rows: Callable) -> None:
     parts = [[(0, 1, 0.0), (0, 2, 0.0)], [(1, 1, 1.0)]]
     check_exact_epoch(epoch(train_rows(parts, 2, N_ITEMS), 0), flat(parts), 16, 4)
     nothing = [[(0, 1, 0.0), (0, 2, 0.0)]]
@@ -259,14 +259,14 @@ def test_a_part_of_label_0_rows_alone(train_rows: Callable) -> None:
 
 
 @pytest.mark.parametrize("change", [{"kind": "static"}, {"per_positive": 0}, {"per_positive": 0, "kind": "uniform"}])
-def test_nothing_is_drawn_where_nothing_is_to_be(train_rows: Callable, change: dict[str, object]) -> None:
+def test_no_negatives_are_drawn_if_none_are_configured(train_rows: Callable, change: dict[str, object]) -> None:
     parts = [[(0, 1, 1.0), (0, 2, 0.0)], [(1, 1, 1.0), (1, 0, 0.0), (1, 3, 0.0)]]
     rows = train_rows(parts, 2, N_ITEMS)
     for number in range(2):
         assert sorted(flat(epoch(rows, number, **change))) == sorted(flat(parts))
 
 
-def test_a_user_who_has_seen_every_item_keeps_the_rows(train_rows: Callable) -> None:
+def test_the_rows_of_a_user_who_has_seen_every_item_are_kept(train_rows: Callable) -> None:
     everything = [(0, item, 1.0) for item in range(N_ITEMS)]
     parts = [[*everything, (1, 0, 1.0)]]
     check_exact_epoch(epoch(train_rows(parts, 2, N_ITEMS), 0), flat(parts), 16, 4)
@@ -274,12 +274,12 @@ def test_a_user_who_has_seen_every_item_keeps_the_rows(train_rows: Callable) -> 
     assert sorted(flat(alone)) == everything
 
 
-def test_a_repeated_positive_is_a_row_each_time(train_rows: Callable) -> None:
+def test_every_repeat_of_a_positive_is_a_row(train_rows: Callable) -> None:
     part = [(0, 1, 1.0), (0, 1, 1.0), (0, 2, 1.0), (1, 2, 1.0)]
     check_exact_epoch(epoch(train_rows([part], 2, N_ITEMS), 0), part, 16, 4)
 
 
-def test_exact_negatives_are_uniform_over_the_unseen(train_rows: Callable, assert_uniform: Callable) -> None:
+def test_exact_negatives_are_uniform_over_unseen_items(train_rows: Callable, assert_uniform: Callable) -> None:
     part = [(user, item, 1.0) for user in range(40) for item in (0, 7, 29)]
     batches = epoch(train_rows([part], 40, N_ITEMS), 0, per_positive=40, batch_size=4096)
     drawn = Counter(item for _, item, label in flat(batches) if not label)
@@ -289,7 +289,7 @@ def test_exact_negatives_are_uniform_over_the_unseen(train_rows: Callable, asser
 
 @pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
 @pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
-def test_popular_negatives_are_none_of_the_users_items(
+def test_popularity_negatives_are_never_the_users_own_items(
     train_rows: Callable, parts: list[list[Row]], in_memory: bool
 ) -> None:
     rows, everything = train_rows(parts, 12, N_ITEMS), flat(parts)
@@ -299,8 +299,8 @@ def test_popular_negatives_are_none_of_the_users_items(
         check_exact_epoch(batches, everything, 16, 4)
 
 
-def test_popular_negatives_come_by_their_interactions(train_rows: Callable) -> None:
-    # Two groups of users who have seen the same each, and users who make items 1 .. 20 popular.
+def test_popularity_negatives_are_weighted_by_interactions(train_rows: Callable) -> None:
+    # Two groups of users with the same history within a group, and users who make items 1 .. 20 popular.
     groups = {"few": range(30), "most of the popular": range(30, 60)}
     seen = {"few": [0, 7, 29], "most of the popular": [*range(10, 21), 25]}
     part = [(user, item, 1.0) for name, users in groups.items() for user in users for item in seen[name]]
@@ -314,13 +314,13 @@ def test_popular_negatives_come_by_their_interactions(train_rows: Callable) -> N
     for name, users in groups.items():
         weights = {item: counts[item] ** 0.75 for item in counts if item not in seen[name]}
         drawn = Counter(item for user, item, label in flat(batches) if user in users and not label)
-        assert drawn.keys() <= weights.keys()  # what nobody has chosen is nearly never drawn
+        assert drawn.keys() <= weights.keys()  # items without interactions are almost never drawn
         expected = np.array(list(weights.values())) / sum(weights.values()) * drawn.total()
         assert expected.min() >= 5
         assert stats.chisquare([drawn[item] for item in weights], expected).pvalue > 1e-6
 
 
-def test_what_nobody_has_chosen_is_drawn_where_nothing_else_is_left(train_rows: Callable) -> None:
+def test_items_without_interactions_are_drawn_if_nothing_else_is_left(train_rows: Callable) -> None:
     part = [(0, item, 1.0) for item in range(N_ITEMS - 1)]
     batches = epoch(train_rows([part], 1, N_ITEMS), 0, candidates=popularity(part), kind="popularity")
     assert Counter(row for row in flat(batches) if not row[2]) == {(0, N_ITEMS - 1, 0.0): 4 * (N_ITEMS - 1)}
@@ -335,7 +335,7 @@ def test_uniform_negatives_may_be_any_item(train_rows: Callable, assert_uniform:
 
 
 @pytest.mark.parametrize("kind", ["exact", "popularity", "uniform"])
-def test_negatives_do_not_depend_on_parts_or_blocks(train_rows: Callable, kind: str) -> None:
+def test_negatives_do_not_depend_on_partitions_or_blocks(train_rows: Callable, kind: str) -> None:
     sizes = [3, 9, 1, 14, 6, 8]
     content = [user_rows([size], user) for user, size in enumerate(sizes)]
     candidates = popularity(flat(content)) if kind == "popularity" else None
@@ -355,7 +355,7 @@ def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
             assert EpochBatches(rows, config(kind=kind), world).samples_per_epoch() == expected
 
 
-def test_samples_per_epoch_leaves_out_what_is_held_out(train_rows: Callable) -> None:
+def test_samples_per_epoch_excludes_held_out_rows(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6, 1])], 4, N_ITEMS)
     held_out = torch.tensor([3, 4, -1, -1], dtype=torch.int32)
     for kind, expected in (("exact", 50), ("uniform", 50), ("static", 10)):
@@ -375,7 +375,7 @@ def test_batch_dtypes(train_rows: Callable) -> None:
 def test_a_negative_keeps_the_side_features_of_its_positive(
     write_frames: Callable[..., Path], kind: str, in_memory: bool
 ) -> None:
-    # The hour tells the row it belongs to, and the age the user.
+    # The hour identifies the row, and the age the user.
     users = np.repeat(np.arange(6), 5)
     columns = {"user": users, "item": np.tile(np.arange(5), 6), "label": 1.0, "hour": np.arange(30), "age": users / 10}
     frame = pd.DataFrame(columns)
@@ -400,7 +400,7 @@ def test_a_negative_keeps_the_side_features_of_its_positive(
 
 @pytest.mark.parametrize("change", [{"kind": "static"}, {"per_positive": 0}])
 @pytest.mark.parametrize("label", [1.0, 0.0])
-def test_rows_of_one_label_and_no_negatives_are_refused(
+def test_rows_with_one_label_and_no_negatives_are_refused(
     train_rows: Callable, change: dict[str, object], label: float
 ) -> None:
     rows = train_rows([[(0, 1, label)], [(1, 2, label), (1, 3, label)]], 2, N_ITEMS)
@@ -418,9 +418,7 @@ def of_ranks(rows: Rows, number: int, size: int, **more: Any) -> list[list[list[
 
 @pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
 @pytest.mark.parametrize("batch_size", [7, 10_000])
-def test_ranks_that_stream_go_through_every_row_once(
-    train_rows: Callable, parts: list[list[Row]], batch_size: int
-) -> None:
+def test_streaming_ranks_read_every_row_once(train_rows: Callable, parts: list[list[Row]], batch_size: int) -> None:
     rows = train_rows(parts, 12, N_ITEMS)
     alone = Counter(flat(epoch(rows, 0, batch_size=batch_size)))
     for size in (1, 2, 3, 4):
@@ -434,7 +432,7 @@ def test_ranks_that_stream_go_through_every_row_once(
             share = batch_size * (rank + 1) // size - batch_size * rank // size
             assert all(share - 4 <= len(batch) <= share for batch in batches[:-1])
             assert all(0 < len(batch) <= share for batch in batches[-1:])
-        # Partitions are dealt out one by one.
+        # Partitions are assigned to ranks round-robin.
         assert sum(not batches for batches in ranks) == max(0, size - rows.n_partitions)
 
 
@@ -443,7 +441,7 @@ def test_ranks_that_stream_go_through_every_row_once(
     [*((name, "exact") for name in FOLDERS), *(("several parts", kind) for kind in CHOICES["negatives"])],
 )
 @pytest.mark.parametrize("batch_size", [7, 10_000])
-def test_ranks_share_the_batches_that_one_would_have_in_memory(
+def test_in_memory_ranks_split_the_batches_of_a_single_rank(
     train_rows: Callable, name: str, kind: str, batch_size: int
 ) -> None:
     parts = FOLDERS[name]
@@ -454,7 +452,7 @@ def test_ranks_share_the_batches_that_one_would_have_in_memory(
     for size in (1, 2, 3, 4):
         steps = list(zip(*of_ranks(rows, 1, size, **more), strict=True))
         assert [flat(list(shares)) for shares in steps] == alone
-        assert all(max(map(len, shares)) - min(map(len, shares)) <= 5 for shares in steps)  # a group
+        assert all(max(map(len, shares)) - min(map(len, shares)) <= 5 for shares in steps)  # one group
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -465,7 +463,7 @@ def test_ranks_share_the_batches_that_one_would_have_in_memory(
     st.booleans(),
     st.data(),
 )
-def test_ranks_leave_out_what_is_held_out(
+def test_ranks_leave_out_held_out_rows(
     write_folder: Callable[..., Path],
     parts: list[list[int]],
     size: int,
@@ -493,7 +491,7 @@ def test_ranks_leave_out_what_is_held_out(
     check_exact_epoch([list(found.elements())], kept, found.total(), 4)
 
 
-def test_ranks_have_other_partitions_every_epoch(train_rows: Callable) -> None:
+def test_ranks_get_other_partitions_every_epoch(train_rows: Callable) -> None:
     rows = train_rows([user_rows([4], user) for user in range(8)], 8, N_ITEMS)
     owners = set()
     for number in range(4):
@@ -503,7 +501,7 @@ def test_ranks_have_other_partitions_every_epoch(train_rows: Callable) -> None:
     assert len(owners) > 1
 
 
-def test_ranks_shuffle_their_rows_in_their_own_order(train_rows: Callable) -> None:
+def test_each_rank_shuffles_its_rows_differently(train_rows: Callable) -> None:
     parts = [[(user, item, 1.0) for item in range(N_ITEMS)] for user in range(2)]
     rows = train_rows(parts, 2, N_ITEMS)
     ranks = of_ranks(rows, 0, 2, kind="static", batch_size=100)
@@ -539,7 +537,7 @@ def test_a_positive_and_its_negatives_stay_together(train_rows: Callable, in_mem
     assert owners != sorted(owners)  # the groups are shuffled
 
 
-def test_rows_without_negatives_make_single_samples(train_rows: Callable) -> None:
+def test_rows_without_negatives_give_ungrouped_samples(train_rows: Callable) -> None:
     parts = [[(0, 1, 1.0), (0, 2, 0.0), (1, 4, 1.0)]]
     batches = list(EpochBatches(train_rows(parts, 3, N_ITEMS), config(in_memory=True), ALONE).epoch(0))
     assert [batch.group for batch in batches] == [1]

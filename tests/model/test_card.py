@@ -1,4 +1,4 @@
-"""The model card says what config and metrics say, and names commands that are there."""
+"""The model card matches config and metrics, and its commands exist."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def card(tmp_path: Path, config: dict[str, Any] = CONFIG, **metrics: Any) -> str
     return (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_card_says_what_config_and_metrics_say(tmp_path: Path) -> None:
+def test_the_card_reports_config_and_metrics(tmp_path: Path) -> None:
     lines = card(tmp_path).splitlines()
     assert lines[0] == "# NeuMF, trained on `/data/shop`"
     for line in (
@@ -62,7 +62,7 @@ def test_the_card_says_what_config_and_metrics_say(tmp_path: Path) -> None:
     assert "\n\n\n" not in "\n".join(lines)
 
 
-def test_other_ways_of_measuring_are_told(tmp_path: Path) -> None:
+def test_the_card_describes_other_kinds_of_evaluation(tmp_path: Path) -> None:
     none = dict.fromkeys(("hr@7", "ndcg@7", "mrr", "coverage@7", "popularity_hr@7", "popularity_ndcg@7"))
     by_rows = card(tmp_path, **none, auc=0.75, popularity_auc=0.5)
     assert "| AUC | 0.7500 | 0.5000 |" in by_rows
@@ -78,7 +78,7 @@ def test_other_ways_of_measuring_are_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a`b|c", "two\nlines", "\udcff"])
-def test_names_of_others_stay_within_their_place(tmp_path: Path, name: str) -> None:
+def test_untrusted_names_do_not_break_the_markdown(tmp_path: Path, name: str) -> None:
     config = copy.deepcopy(CONFIG)
     config["data"], config["features"]["user"] = name, name
     lines = card(tmp_path, config).splitlines()
@@ -88,7 +88,7 @@ def test_names_of_others_stay_within_their_place(tmp_path: Path, name: str) -> N
     assert users.replace("\\|", "").count("|") == 3
 
 
-def test_the_commands_are_there(tmp_path: Path) -> None:
+def test_the_commands_exist(tmp_path: Path) -> None:
     commands = card(tmp_path).split("```")[1].strip().splitlines()
     parsers = {
         "model.recommend": model.recommend.parse_args,
@@ -106,7 +106,7 @@ def test_the_commands_are_there(tmp_path: Path) -> None:
     assert used == set(parsers)
 
 
-def test_a_sum_of_members_lists_them(tmp_path: Path) -> None:
+def test_the_card_of_an_ensemble_lists_its_members(tmp_path: Path) -> None:
     config = copy.deepcopy(CONFIG)
     config["model"] |= {"arch": "gmf", "layers": [0], "row_side": [], "item_side": []}
     config["train"] |= {"members": ["softmax", "item-item"]}

@@ -1,4 +1,4 @@
-"""Steps on losses over all items against autograd of the losses as the papers write them."""
+"""Steps on losses over all items, against autograd of the losses as written in the papers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ N_USERS, N_ITEMS, FACTORS = 9, 12, 5
 def network(counts: Tensor, loss: str = "softmax") -> NeuMF:
     shape = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=FACTORS, arch="gmf")
     model = NeuMF(shape, torch.Generator().manual_seed(0))
-    with torch.no_grad():  # not near 0, where the softmax is the same for all
+    with torch.no_grad():  # away from 0, where the softmax is uniform
         for table in (model.mf_user_embed, model.mf_item_embed):
             table.weight.normal_(0.0, 0.5, generator=torch.Generator().manual_seed(1))
     start_from_popularity(model, counts, loss)
@@ -33,7 +33,7 @@ def network(counts: Tensor, loss: str = "softmax") -> NeuMF:
 
 
 def batch_of(users: list[int], seed: int) -> UserBatch:
-    """Some users with 1 to 6 weighed positives each, the first item of some of them twice."""
+    """Users with 1 to 6 weighted positives each; some have their first item twice."""
     g = torch.Generator().manual_seed(seed)
     own = [torch.randperm(N_ITEMS, generator=g)[: 1 + (user + seed) % 6] for user in users]
     own = [torch.cat((items, items[:1])) if user % 3 == 2 else items for user, items in zip(users, own, strict=True)]
@@ -48,9 +48,9 @@ COUNTS = sum((torch.bincount(batch.items, minlength=N_ITEMS) for batch in BATCHE
 
 
 def plain_loss(kind: str, model: NeuMF, batch: UserBatch, weight_decay: float) -> tuple[Tensor, Tensor]:
-    """The summed loss, positive by positive, and the same with the penalty.
+    """The summed loss, positive by positive, without and with the penalty.
 
-    softmax: -log of the softmax. bce-all: cross-entropy of all pairs, whose positives weigh as they do and others 1.
+    softmax: -log of the softmax. bce-all: cross-entropy of all pairs; positives have their own weight, others 1.
     """
     users, items = model.mf_user_embed.weight, model.mf_item_embed.weight
     loss = torch.zeros((), dtype=users.dtype)
@@ -88,7 +88,7 @@ def test_steps_are_adam_on_the_mean_loss_with_its_penalty(kind: str, weight_deca
         loss, penalised = plain_loss(kind, expected, batch, weight_decay)
         optimizer.zero_grad()
         (penalised / len(batch)).backward()
-        tables[0].grad[:, -1] = 0.0  # the users' side of an item's bias stays 1
+        tables[0].grad[:, -1] = 0.0  # the user side of the item bias stays 1
         optimizer.step()
         assert float(step(batch, len(batch))) == pytest.approx(loss.item(), rel=1e-5)
     for name, value in model.state_dict().items():
@@ -121,19 +121,19 @@ def test_bfloat16_stays_close() -> None:
         losses.append([float(step(batch, len(batch))) for batch in BATCHES])
         models.append(model)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
-    assert losses[1] != losses[0]  # it was used
+    assert losses[1] != losses[0]  # bfloat16 was used
     for exact, mixed in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert mixed.dtype is torch.float32
         torch.testing.assert_close(exact, mixed, rtol=0.0, atol=0.02)
 
 
-def test_a_step_without_users_of_this_rank_moves_items_by_the_penalty_alone() -> None:
+def test_without_users_on_this_rank_a_step_only_applies_the_item_penalty() -> None:
     nothing = BATCHES[0].take(torch.zeros(0, dtype=torch.int64))
     models = [network(COUNTS), network(COUNTS)]
     for model, batch in zip(models, (None, nothing), strict=True):
         step = CatalogueStep(model, TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3), World(CPU), COUNTS)
         before = copy.deepcopy(model.state_dict())
-        assert float(step(batch, 10)) == 0.0  # of ranks that have some
+        assert float(step(batch, 10)) == 0.0  # the positives are on other ranks
         assert torch.equal(model.mf_user_embed.weight, before["mf_user_embed.weight"])
         moved = model.mf_item_embed.weight.abs() - before["mf_item_embed.weight"].abs()
         assert (moved[:, :-1][COUNTS > 0] < 0).all()
@@ -142,7 +142,7 @@ def test_a_step_without_users_of_this_rank_moves_items_by_the_penalty_alone() ->
 
 
 def of_popularity_alone(counts: Tensor, loss: str) -> Tensor:
-    """Scores before training of a user whose factors are 0."""
+    """Scores before training for a user with zero factors."""
     model = NeuMF(NeuMFConfig(n_users=1200, n_items=12, factors=2, arch="gmf"), torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.mf_user_embed.weight.zero_()
@@ -152,16 +152,16 @@ def of_popularity_alone(counts: Tensor, loss: str) -> Tensor:
     return model(torch.full((12,), 7), torch.arange(12)).detach()
 
 
-def test_before_training_scores_say_what_popularity_does() -> None:
+def test_scores_before_training_reproduce_popularity() -> None:
     counts = torch.tensor([0, 1, 3, 7, 15, 100, 1000, 0, 2, 5, 9, 4])
     scores = of_popularity_alone(counts, "softmax")
     torch.testing.assert_close(scores.exp() / scores.exp().sum(), (counts + 1.0) / (counts + 1.0).sum())
     assert float(scores.mean()) == pytest.approx(0.0, abs=1e-6)
-    # A share of 1,200 users; nobody and everybody are not quite certain.
+    # Share of 1,200 users, smoothed away from 0 and 1.
     torch.testing.assert_close(of_popularity_alone(counts, "bce-all").sigmoid(), (counts + 1.0) / 1202.0)
 
 
-def test_items_that_users_have_several_times_start_from_numbers() -> None:
+def test_the_bias_is_finite_for_items_with_more_positives_than_users() -> None:
     counts = torch.tensor([1199, 1200, 1201, 5000, 0, 0, 0, 0, 0, 0, 0, 0])  # of 1,200 users
     scores = of_popularity_alone(counts, "bce-all")
     assert torch.isfinite(scores).all()
@@ -169,7 +169,7 @@ def test_items_that_users_have_several_times_start_from_numbers() -> None:
 
 
 @pytest.mark.parametrize("change", ["users", "final.weight", "final.bias"])
-def test_a_network_of_another_kind_is_told_apart(change: str) -> None:
+def test_a_network_of_another_form_is_recognised(change: str) -> None:
     model = network(COUNTS)
     assert has_item_bias(model)
     with torch.no_grad():
@@ -179,7 +179,7 @@ def test_a_network_of_another_kind_is_told_apart(change: str) -> None:
     assert not has_item_bias(model)
 
 
-# Each rank trains on its share of the same global batches, and prints the losses over all ranks and the network's sum.
+# Each rank trains on its share of the same global batches and prints the losses over all ranks and a network checksum.
 STEPS = """
 import json
 from pathlib import Path
@@ -206,7 +206,7 @@ model.mf_item_embed)], counts.tolist()]))
 """
 
 
-def test_two_ranks_make_the_steps_of_one(write_folder: Callable[..., Any], in_processes: Callable[..., Any]) -> None:
+def test_two_ranks_take_the_steps_of_one(write_folder: Callable[..., Any], in_processes: Callable[..., Any]) -> None:
     parts = [[(user, (user * 5 + n) % N_ITEMS, 1.0) for n in range(1 + user)] for user in range(N_USERS)]
     folder = write_folder(parts, N_USERS, N_ITEMS)
     body = STEPS.format(folder=str(folder))
@@ -215,6 +215,6 @@ def test_two_ranks_make_the_steps_of_one(write_folder: Callable[..., Any], in_pr
     for found, expected in zip(json.loads(both[0][0])[:2], json.loads(alone[0])[:2], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     losses, _, counts = json.loads(alone[0])
-    assert len(losses) == 4 * 3  # 36 pairs of a user and an item are 3 of 9 users
+    assert len(losses) == 4 * 3  # 36 user-item pairs are 3 of 9 users
     assert sum(losses[-3:]) < sum(losses[:3])  # it learns
     assert counts == [sum(row[1] == item for part in parts for row in part) for item in range(N_ITEMS)]

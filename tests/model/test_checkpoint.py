@@ -1,4 +1,4 @@
-"""Weights on disk: what comes back, and what is refused."""
+"""Weights on disk: round trips and refused files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.neumf import NeuMF, NeuMFConfig
 from workflows.errors import UserError
 
 CPU = torch.device("cpu")
-# What a run's config says beside its network, as far as it must.
+# The required keys of a run's config besides the network.
 ABOUT = {"data": "/somewhere", "feature_spec_file": "feature_spec.yaml"}
 
 
@@ -37,7 +37,7 @@ def assert_same_scores(first: NeuMF, second: NeuMF) -> None:
     torch.testing.assert_close(scores(first), scores(second), rtol=0.0, atol=0.0)
 
 
-def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_run_survives_a_round_trip(tmp_path: Path) -> None:
     model = network()
     save_model(tmp_path, model, {**ABOUT, "epoch": 3})
     run = load_run(tmp_path, CPU)
@@ -68,10 +68,10 @@ def test_weights_have_the_permissions_of_any_other_file(tmp_path: Path, mask: in
         for name in ("model.safetensors", "config.json", "model.pth"):
             assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask
     finally:
-        assert os.umask(before) == mask  # read, not changed
+        assert os.umask(before) == mask  # unchanged
 
 
-def test_the_references_file_is_a_plain_state_dict(tmp_path: Path) -> None:
+def test_the_reference_checkpoint_is_a_plain_state_dict(tmp_path: Path) -> None:
     save_reference(tmp_path / "new" / "folder", network())
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["model.pth"]
     weights = torch.load(tmp_path / "new" / "folder" / "model.pth", weights_only=True)
@@ -82,7 +82,7 @@ def test_the_references_file_is_a_plain_state_dict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("kind", [dict, OrderedDict])
-def test_the_references_weights_load_with_and_without_prefix(tmp_path: Path, prefix: str, kind: type) -> None:
+def test_reference_weights_load_with_and_without_prefix(tmp_path: Path, prefix: str, kind: type) -> None:
     model, path = network(1), tmp_path / "model.pth"
     torch.save(kind((prefix + name, value) for name, value in model.state_dict().items()), path)
     loaded = network(2)
@@ -97,7 +97,7 @@ def test_safetensors_load_as_weights(tmp_path: Path) -> None:
     assert_same_scores(loaded, network(1))
 
 
-def test_all_wrong_shapes_and_names_are_listed(tmp_path: Path) -> None:
+def test_all_mismatched_shapes_and_names_are_listed(tmp_path: Path) -> None:
     save_reference(tmp_path, network(n_users=7, factors=2, layers=(8, 5, 4)))
     with pytest.raises(UserError) as error:
         load_weights(tmp_path / "model.pth", network())
@@ -123,7 +123,7 @@ def test_a_missing_weight_is_listed(tmp_path: Path) -> None:
         load_weights(tmp_path / "model.pth", network())
 
 
-def test_what_is_no_weight_is_no_obstacle(tmp_path: Path) -> None:
+def test_entries_that_are_not_weights_are_ignored(tmp_path: Path) -> None:
     torch.save({**network(1).state_dict(), "epoch": 7}, tmp_path / "model.pth")
     loaded = network(2)
     load_weights(tmp_path / "model.pth", loaded)
@@ -150,7 +150,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path: Path, how: str
         load_weights(path, network())
     assert not touched.exists()
     torch.load(path, weights_only=False) if how == "torch" else pickle.loads(path.read_bytes())
-    assert touched.exists()  # it would have been
+    assert touched.exists()  # unsafe loading does execute it
 
 
 @pytest.mark.parametrize("name", ["model.pth", "model.safetensors"])
@@ -164,7 +164,7 @@ def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes | Non
 
 
 @pytest.mark.parametrize("value", [[1, 2], torch.ones(3), 5])
-def test_something_else_than_a_dict_is_refused(tmp_path: Path, value: object) -> None:
+def test_anything_but_a_dict_is_refused(tmp_path: Path, value: object) -> None:
     torch.save(value, tmp_path / "model.pth")
     with pytest.raises(UserError, match="expected a state dict"):
         load_weights(tmp_path / "model.pth", network())
@@ -215,7 +215,7 @@ _SHAPE = {"n_users": 5, "n_items": 6, "factors": 3, "layers": [8, 4], "dropout":
         json.dumps({**ABOUT, "model": _SHAPE, "data": 3}),
     ],
 )
-def test_a_config_that_is_none_is_refused(tmp_path: Path, config: str) -> None:
+def test_an_invalid_config_is_refused(tmp_path: Path, config: str) -> None:
     save_model(tmp_path, network(), ABOUT)
     (tmp_path / "config.json").write_text(json.dumps({**ABOUT, "model": _SHAPE}))
     load_run(tmp_path, CPU)
@@ -243,7 +243,7 @@ def side_scores(model: NeuMF) -> torch.Tensor:
     return model.eval()(ids, ids, torch.linspace(-1, 1, 5)).detach()
 
 
-def test_a_run_with_side_features_comes_back_with_its_item_tables(tmp_path: Path) -> None:
+def test_a_run_with_side_features_keeps_its_item_tables(tmp_path: Path) -> None:
     save_model(tmp_path, side_network(), ABOUT)
     config = json.loads((tmp_path / "config.json").read_text())["model"]
     assert config["row_side"] == [{"name": "age", "cardinality": None}]

@@ -1,4 +1,4 @@
-"""Roles of features with their cardinalities, and how columns are cast."""
+"""Feature roles and cardinalities, and casting of columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from model.columns import Columns, SideFeature
 from preprocessing.feature_spec import FeatureSpec
 from workflows.errors import UserError
 
-# The channels of the reference's own documentation.
+# The example channels from the reference's documentation.
 EXAMPLE: dict[str, Any] = {
     "channel_spec": {
         "numeric_inputs": ["user_age"],
@@ -40,7 +40,7 @@ def spec(cardinalities: dict[str, Any] | None = None, **channels: list[str]) -> 
     )
 
 
-def test_the_example_has_its_roles() -> None:
+def test_the_example_gets_the_documented_roles() -> None:
     gender, age = SideFeature("user_gender", 2), SideFeature("user_age")
     columns = Columns.of(spec())
     assert columns == Columns("user_id", "item_id", "label", 9, 7, (gender,), (), (age,))
@@ -59,7 +59,7 @@ def test_ids_can_be_named() -> None:
 
 
 @pytest.mark.parametrize("auto", [["user_gender"], ["item_id"], ["user_id", "item_id", "user_age"]])
-def test_auto_is_to_be_transcoded(auto: list[str]) -> None:
+def test_cardinality_auto_requires_transcoding(auto: list[str]) -> None:
     with pytest.raises(UserError, match=r"python -m preprocessing --input FOLDER --output DIR") as error:
         Columns.of(spec(dict.fromkeys(auto, "auto")))
     assert all(name in str(error.value) for name in auto)
@@ -93,6 +93,6 @@ def test_columns_are_cast_to_32_bits() -> None:
         ("user_age", ["young", "old"], "'user_age' should hold numbers"),
     ],
 )
-def test_other_values_are_refused(name: str, values: list[Any], said: str) -> None:
+def test_missing_and_mistyped_values_are_refused(name: str, values: list[Any], said: str) -> None:
     with pytest.raises(UserError, match=f"there: feature {said}"):
         Columns.of(spec()).cast(pa.table({name: values}), "there")

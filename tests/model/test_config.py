@@ -1,4 +1,4 @@
-"""Settings of a run: the reference's defaults, and one error that names every impossible value."""
+"""Settings of a run: the reference's defaults, and one error that names every invalid value."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from workflows.errors import UserError
         ("seed", 2**63),
     ],
 )
-def test_impossible_values_are_refused_by_name(name: str, value: Any) -> None:
+def test_invalid_values_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"--{name} "):
         TrainConfig(**{name: value})
 
@@ -57,7 +57,7 @@ def test_all_mistakes_are_named_at_once() -> None:
         assert flag in str(error.value)
 
 
-def test_limits_themselves_are_allowed() -> None:
+def test_limits_are_inclusive() -> None:
     TrainConfig(negative_samples=0, beta1=0.0, threshold=0.0, seed=2**63 - 1, batch_size=1, grads_accumulated=1)
 
 
@@ -67,7 +67,7 @@ def test_amp_and_full_precision_contradict(precision: str) -> None:
         TrainConfig(amp=True, precision=precision)
 
 
-def test_amp_is_the_devices_own_precision_unless_one_is_named() -> None:
+def test_amp_uses_the_devices_precision_unless_one_is_given() -> None:
     assert TrainConfig().effective_precision == "fp32"
     assert TrainConfig(amp=True).effective_precision == "amp"
     assert TrainConfig(amp=True, precision="bf16").effective_precision == "bf16"
@@ -75,7 +75,7 @@ def test_amp_is_the_devices_own_precision_unless_one_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["weight_decay", "recency"])
-def test_penalty_and_recency_go_with_losses_over_all_items(name: str) -> None:
+def test_penalty_and_recency_require_a_loss_over_all_items(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name} goes with --loss softmax or bce-all"):
         TrainConfig(**{name: 0.5})  # type: ignore[arg-type]
     for loss in ("softmax", "bce-all"):
@@ -89,7 +89,7 @@ IGNORED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("name", "value"), IGNORED.items())
-def test_flags_of_drawn_negatives_do_nothing_without_them(name: str, value: Any) -> None:
+def test_flags_for_sampled_negatives_are_refused_without_sampling(name: str, value: Any) -> None:
     TrainConfig(**{name: value})
     members: dict[str, Any] = {"members": ("softmax",), "validation": "leave-one-out"}
     for others, told in (
@@ -101,12 +101,12 @@ def test_flags_of_drawn_negatives_do_nothing_without_them(name: str, value: Any)
             TrainConfig(**{name: value}, **others)
 
 
-def test_members_are_trained_to_the_end_with_losses_of_their_own() -> None:
+def test_members_refuse_early_stopping_and_another_loss() -> None:
     members: dict[str, Any] = {"members": ("bce-all", "item-item"), "validation": "leave-one-out"}
     TrainConfig(**members)
     for change, told in (
         ({"members": ("item-item",)}, "--members should hold softmax or bce-all"),
-        ({"validation": "none"}, "--members are chosen on a validation split"),
+        ({"validation": "none"}, "--members are selected on a validation split"),
         ({"loss": "softmax"}, "--members come with their own losses"),
         ({"patience": 3}, "--patience does nothing"),
         ({"threshold": 0.5}, "--threshold does nothing"),

@@ -1,4 +1,4 @@
-"""Folders of every layout, opened: ours, NVIDIA's, and ones with faults."""
+"""Opening folders of every layout: ours, NVIDIA's, and faulty ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAIN_FLAGS = "-e 1 -b 64 -f 2 --layers 4 2 -k 2 -s 1"
 
 
 def known_rows() -> tuple[np.ndarray, np.ndarray]:
-    """Train (user, item, label) in no order, and test series (user, item, label), positive first."""
+    """Train (user, item, label), unordered, and test series (user, item, label), positive first."""
     rng = np.random.default_rng(0)
     items = [rng.permutation(N_ITEMS) for _ in range(N_USERS)]
     train_rows = [(u, i, int(place < 6)) for u in range(N_USERS) for place, i in enumerate(items[u][:9])]
@@ -71,7 +71,7 @@ def torch_folder(folder: Path) -> tuple[str, str, str]:
 
 
 def csv_folder(folder: Path) -> tuple[str, str, str]:
-    """Chunks side by side, each with its own columns and its own cuts into files; no header."""
+    """Chunks with different columns, each split into files differently; no header."""
     names, chunks = ("reader", "book", "bought"), {}
     for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
         half = len(rows) // 3
@@ -89,7 +89,7 @@ def csv_folder(folder: Path) -> tuple[str, str, str]:
 def parquet_folder(
     folder: Path, kinds: Sequence[str] = ("int64", "int64", "float64"), text: bool = False, **metadata: Any
 ) -> tuple[str, str, str]:
-    """Rows in no order unless `time_ordered`; and a column of `text` that nobody asked for."""
+    """Unordered rows unless `time_ordered`; with `text`, also an unused text column."""
     names, chunks = ("u", "i", "y"), {}
     for mapping, rows in zip(("train", "test"), known_rows(), strict=True):
         if metadata.get("time_ordered") and mapping == "train":
@@ -113,7 +113,7 @@ def test_foreign_layouts_stream_their_rows(tmp_path: Path, layout: str) -> None:
     rows = open_train(tmp_path, spec, CPU)
     assert rows.names == tuple(names)
     assert rows.n_rows == len(train_known)
-    # Users come together, and the rows of each keep their order.
+    # Rows are grouped by user, and each user's rows keep their order.
     expected = train_known[np.argsort(train_known[:, 0], kind="stable")]
     assert stream(rows) == [tuple(row) for row in expected.tolist()]
     test = open_test(tmp_path, spec, CPU)
@@ -133,21 +133,21 @@ def test_foreign_layouts_train(tmp_path: Path, layout: str, loader: str) -> None
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 1
 
 
-def test_columns_that_nobody_asked_for_are_not_read(tmp_path: Path) -> None:
+def test_unused_columns_are_not_read(tmp_path: Path) -> None:
     parquet_folder(tmp_path, text=True, time_ordered=True)
     spec, (_, test_known) = read_feature_spec(tmp_path), known_rows()
     assert len(stream(open_train(tmp_path, spec, CPU))) == N_USERS * 9
     assert stream(open_test(tmp_path, spec, CPU).rows) == [tuple(row) for row in test_known[:, :2].tolist()]
 
 
-def test_a_column_that_pandas_calls_an_index_is_a_column(tmp_path: Path) -> None:
+def test_a_pandas_index_is_read_as_a_column(tmp_path: Path) -> None:
     parquet_folder(tmp_path, time_ordered=True)
     known = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
     pd.read_parquet(tmp_path / "train.parquet").set_index("u").to_parquet(tmp_path / "train.parquet")
     assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == known
 
 
-def test_parts_may_differ_in_types_and_order_of_columns(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
+def test_parts_may_differ_in_column_types_and_order(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
     rows = train_rows([[(0, 1, 1.0)], [(1, 2, 1.0)]], 2, 5)
     other = pa.table({"label": pa.array([0.0]), "item": pa.array([3]), "user": pa.array([1])})
     pq.write_table(other, tmp_path / "prepared" / "train" / "part-00001.parquet")
@@ -170,7 +170,7 @@ KINDS = [
 
 @pytest.mark.parametrize("negatives", ["exact", "static"])
 @pytest.mark.parametrize("kinds", KINDS, ids="-".join)
-def test_ordered_parquet_of_any_number_type_trains(tmp_path: Path, kinds: tuple[str, ...], negatives: str) -> None:
+def test_ordered_parquet_of_any_numeric_type_trains(tmp_path: Path, kinds: tuple[str, ...], negatives: str) -> None:
     parquet_folder(tmp_path, kinds, time_ordered=True)
     run = tmp_path / "run"
     flags = ["--data", str(tmp_path), "--output", str(run), "--negatives", negatives, *TRAIN_FLAGS.split()]
@@ -179,7 +179,7 @@ def test_ordered_parquet_of_any_number_type_trains(tmp_path: Path, kinds: tuple[
 
 
 def test_every_layout_gives_the_same_model(tmp_path: Path) -> None:
-    # The same rows under other names, in other types and files: not one bit of the result differs.
+    # The same rows under other names, in other types and files give a bit-identical result.
     weights = []
     for layout, write in LAYOUTS.items():
         folder = tmp_path / layout
@@ -222,7 +222,7 @@ def test_partitions_can_be_read_in_another_order(train_rows: Callable[..., Rows]
     assert torch.cat([block[0] for block in blocks]).tolist() == [2, 2, 2, 0, 3, 3, 3, 3, 1, 1]
 
 
-def test_blocks_have_the_size_asked_for(train_rows: Callable[..., Rows]) -> None:
+def test_blocks_have_the_requested_size(train_rows: Callable[..., Rows]) -> None:
     rows = train_rows([[(0, item, 1.0) for item in range(size)] for size in (3, 1, 9, 2, 1)], 1, 9)
     for size, sizes in ((1, [1] * 16), (5, [5, 5, 5, 1]), (16, [16]), (99, [16])):
         assert [len(block[0]) for block in rows.stream(size, CPU)] == sizes
@@ -244,7 +244,7 @@ def open_both(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
+def test_faults_in_a_spec_are_reported(tmp_path: Path, layout: str) -> None:
     user, _, label = LAYOUTS[layout](tmp_path)
     original = (tmp_path / "feature_spec.yaml").read_text()
     faults: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
@@ -263,7 +263,7 @@ def test_faults_of_a_spec_are_told(tmp_path: Path, layout: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_without_series_to_rank_there_is_no_test(tmp_path: Path, layout: str) -> None:
+def test_without_series_to_rank_there_is_no_test_set(tmp_path: Path, layout: str) -> None:
     LAYOUTS[layout](tmp_path)
     original = (tmp_path / "feature_spec.yaml").read_text()
     changes: list[Callable[[dict[str, Any]], Any]] = [
@@ -278,7 +278,7 @@ def test_without_series_to_rank_there_is_no_test(tmp_path: Path, layout: str) ->
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_faults_of_parquet_files_are_told(tmp_path: Path, ordered: bool) -> None:
+def test_faults_in_parquet_files_are_reported(tmp_path: Path, ordered: bool) -> None:
     parquet_folder(tmp_path, time_ordered=ordered)
     file = tmp_path / "train.parquet"
     table = pq.read_table(file)
@@ -296,7 +296,7 @@ def test_faults_of_parquet_files_are_told(tmp_path: Path, ordered: bool) -> None
 
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("fault", ["text", "null", "fraction", "large"])
-def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, ordered: bool, fault: str) -> None:
+def test_ids_that_are_not_integers_are_refused(tmp_path: Path, ordered: bool, fault: str) -> None:
     parquet_folder(tmp_path, time_ordered=ordered)
     file = tmp_path / "train.parquet"
     table = pq.read_table(file)
@@ -310,7 +310,7 @@ def test_ids_that_are_no_whole_numbers_are_refused(tmp_path: Path, ordered: bool
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("label", "said"), [(5.0, "5"), (-0.5, "-0.5"), (float("nan"), "nan"), (float("inf"), "inf")])
-def test_labels_that_are_no_probabilities_are_refused(tmp_path: Path, layout: str, label: float, said: str) -> None:
+def test_labels_that_are_not_probabilities_are_refused(tmp_path: Path, layout: str, label: float, said: str) -> None:
     name = LAYOUTS[layout](tmp_path)[2]
     if layout == "torch_tensor":
         labels = torch.load(tmp_path / "train_data_1.pt", weights_only=True)
@@ -336,7 +336,7 @@ def test_chunks_of_unequal_length_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [torch.ones(72, 3, dtype=torch.int64), {"a": torch.ones(2)}, [1, 2]])
-def test_other_things_saved_by_torch_are_refused(tmp_path: Path, content: object) -> None:
+def test_torch_files_with_other_content_are_refused(tmp_path: Path, content: object) -> None:
     torch_folder(tmp_path)
     torch.save(content, tmp_path / "train_data_0.pt")
     with pytest.raises(UserError, match=r"train_data_0\.pt"):
@@ -344,7 +344,7 @@ def test_other_things_saved_by_torch_are_refused(tmp_path: Path, content: object
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.bool, torch.uint8, torch.float64])
-def test_labels_of_any_tensor_type(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_labels_may_have_any_tensor_dtype(tmp_path: Path, dtype: torch.dtype) -> None:
     torch_folder(tmp_path)
     expected = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
     path = tmp_path / "train_data_1.pt"
@@ -352,7 +352,7 @@ def test_labels_of_any_tensor_type(tmp_path: Path, dtype: torch.dtype) -> None:
     assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == expected
 
 
-def test_an_empty_csv_part_is_no_rows(tmp_path: Path) -> None:
+def test_an_empty_csv_file_adds_no_rows(tmp_path: Path) -> None:
     csv_folder(tmp_path)
     expected = stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU))
     (tmp_path / "nothing.txt").touch()
@@ -360,7 +360,7 @@ def test_an_empty_csv_part_is_no_rows(tmp_path: Path) -> None:
     assert stream(open_train(tmp_path, read_feature_spec(tmp_path), CPU)) == expected
 
 
-def test_columns_of_a_spec(tmp_path: Path) -> None:
+def test_columns_are_read_from_a_spec(tmp_path: Path) -> None:
     csv_folder(tmp_path)
     columns = Columns.of(read_feature_spec(tmp_path))
     assert columns == Columns("reader", "book", "bought", N_USERS, N_ITEMS)

@@ -1,4 +1,4 @@
-"""Evaluation against loops over the series, or over all items; by one process and by several."""
+"""Evaluation against loops over the series or over all items, with one rank and several."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 
 class Scoring(nn.Module):
-    """A function of users, items and side features of the row, as a network."""
+    """Wraps a function of users, items and row side features as a network."""
 
     def __init__(self, score: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Scoring(nn.Module):
 
 
 def on_ranks(size: int, work: Callable[[World], Result]) -> list[Result]:
-    """What each of `size` ranks comes to, all at work at once, a thread each."""
+    """The results of `size` concurrent ranks, one thread each."""
     added = [torch.empty(0)] * size
     met = threading.Barrier(size, timeout=60)
 
@@ -77,7 +77,7 @@ def on_ranks(size: int, work: Callable[[World], Result]) -> list[Result]:
 
 
 def random_series(seed: int) -> list[Row]:
-    """Consecutive series with repeats of items in them."""
+    """Consecutive series with repeated items."""
     rng = np.random.default_rng(seed)
     return [
         (int(user), int(item), float(place == 0))
@@ -103,20 +103,20 @@ def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, flo
 
 
 def ranked(scores: Scores) -> tuple[float | None, ...]:
-    """What `brute` computes."""
+    """The metrics that `brute` computes."""
     return scores.hit_rate, scores.ndcg, scores.mrr, scores.loss
 
 
-# Series in parts that need not end where a series does, one part without rows.
+# Parts need not end at a series boundary; one part has no rows.
 CUTS = {"one part": [], "whole series": [60, 120], "within series": [1, 50, 50, 101, 185]}
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS.keys())
 @pytest.mark.parametrize("batch_size", [1, 13, 60, 10**6])
-def test_metrics_are_those_of_a_loop(test_rows: Callable, cuts: list[int], batch_size: int) -> None:
+def test_metrics_match_a_plain_loop(test_rows: Callable, cuts: list[int], batch_size: int) -> None:
     rows = random_series(len(cuts))
     parts = [rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
-    table = np.random.default_rng(5).integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)  # ties abound
+    table = np.random.default_rng(5).integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)  # many ties
     scores = torch.from_numpy(table)
     streamed = test_rows(parts, N_USERS, N_ITEMS, LENGTH)
     found = Evaluation(streamed, LENGTH, 2, batch_size, ALONE)(Scoring(lambda users, items: scores[users, items]))
@@ -125,7 +125,7 @@ def test_metrics_are_those_of_a_loop(test_rows: Callable, cuts: list[int], batch
     assert found.samples_per_s == pytest.approx(len(rows) / found.seconds)
 
 
-def test_every_series_is_scored_once_the_last_partial_batch_too(test_rows: Callable) -> None:
+def test_every_series_is_scored_once_including_the_last_partial_batch(test_rows: Callable) -> None:
     rows = random_series(1)
     streamed = test_rows([rows], N_USERS, N_ITEMS, LENGTH)
     seen: list[tuple[int, int]] = []
@@ -135,11 +135,11 @@ def test_every_series_is_scored_once_the_last_partial_batch_too(test_rows: Calla
         seen.extend(zip(users.tolist(), items.tolist(), strict=True))
         return torch.zeros(len(users))
 
-    Evaluation(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples are 4 series
+    Evaluation(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples hold 4 whole series
     assert seen == [(user, item) for user, item, _ in rows]
 
 
-def test_parts_are_stacked_in_the_order_of_the_spec(write_folder: Callable[..., Path]) -> None:
+def test_parts_are_concatenated_in_spec_order(write_folder: Callable[..., Path]) -> None:
     rows = random_series(2)
     folder = write_folder([[(0, 0, 1.0)]], N_USERS, N_ITEMS, [rows[100:], rows[:100]], LENGTH)
     path = folder / "feature_spec.yaml"
@@ -151,7 +151,7 @@ def test_parts_are_stacked_in_the_order_of_the_spec(write_folder: Callable[..., 
     assert [pair for block in blocks for pair in block] == [(user, item) for user, item, _ in rows]
 
 
-def test_a_model_is_evaluated_without_dropout_and_gets_its_mode_back(test_rows: Callable) -> None:
+def test_evaluation_disables_dropout_and_restores_the_training_mode(test_rows: Callable) -> None:
     rows = random_series(3)
     streamed = test_rows([rows], N_USERS, N_ITEMS, LENGTH)
     config = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=3, layers=(8, 8), dropout=0.9)
@@ -165,7 +165,7 @@ def test_a_model_is_evaluated_without_dropout_and_gets_its_mode_back(test_rows: 
         assert model.training is training
 
 
-def test_the_mode_comes_back_after_an_error(test_rows: Callable) -> None:
+def test_the_training_mode_is_restored_after_an_error(test_rows: Callable) -> None:
     streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
     with pytest.raises(UserError, match="id 99"):
@@ -185,7 +185,7 @@ def test_popularity_counts_train_positives(train_rows: Callable) -> None:
         assert [counts.tolist() for counts in on_ranks(size, lambda world: item_popularity(train, world))] == (
             [expected] * size
         )
-    held_out = torch.tensor([3, -1, 0, 5, -1], dtype=torch.int32)  # of some users several times, of others never
+    held_out = torch.tensor([3, -1, 0, 5, -1], dtype=torch.int32)  # users may have the item several times or never
     kept = Counter(item for user, item, label in rows if label and held_out[user] != item)
     assert item_popularity(train, ALONE, held_out).tolist() == [kept[item] for item in range(8)]
     assert kept != counted
@@ -202,7 +202,7 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
 
 
 def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata: int) -> tuple[Path, pd.DataFrame]:
-    """A folder whose test rows have a label and the hour of the row."""
+    """A folder whose test rows have a label and an hour."""
     rng = np.random.default_rng(8)
     n = len(labels)
     columns = {"user": rng.integers(0, 9, n), "item": rng.integers(0, 12, n), "label": labels, "hour": np.arange(n) % 4}
@@ -220,10 +220,10 @@ def evaluation_of(folder: Path, batch_size: int) -> Evaluation:
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10**6])
-def test_rows_that_are_no_series_have_loss_and_auc(write_frames: Callable[..., Path], batch_size: int) -> None:
+def test_rows_without_series_get_loss_and_auc(write_frames: Callable[..., Path], batch_size: int) -> None:
     labels = [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0]
     folder, frame = labelled(write_frames, labels)
-    table = np.random.default_rng(5).integers(-2, 3, (9, 12, 4)).astype(np.float32)  # ties abound
+    table = np.random.default_rng(5).integers(-2, 3, (9, 12, 4)).astype(np.float32)  # many ties
     scores = torch.from_numpy(table)
     evaluation = evaluation_of(folder, batch_size)
     assert evaluation.length is None
@@ -242,7 +242,7 @@ def test_rows_that_are_no_series_have_loss_and_auc(write_frames: Callable[..., P
     assert found.samples_per_s == pytest.approx(len(labels) / found.seconds)
 
 
-def test_rows_of_one_label_have_a_loss_alone(write_frames: Callable[..., Path]) -> None:
+def test_rows_with_one_label_get_only_a_loss(write_frames: Callable[..., Path]) -> None:
     folder, _ = labelled(write_frames, [1.0] * 5)
     evaluation = evaluation_of(folder, 10)
     found = evaluation(Scoring(lambda users, *_: torch.zeros(len(users))))
@@ -264,7 +264,7 @@ def test_series_are_scored_with_the_side_features_of_their_rows(write_frames: Ca
     assert seen == frame["hour"].tolist()
 
 
-def test_popularity_ranks_rows_that_are_no_series_too(write_frames: Callable[..., Path]) -> None:
+def test_popularity_also_ranks_rows_without_series(write_frames: Callable[..., Path]) -> None:
     folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
     found = evaluation_of(folder, 100).popularity(open_train(folder, read_feature_spec(folder), CPU))
     counts = Counter(frame.loc[frame["label"] > 0, "item"])
@@ -287,7 +287,7 @@ N_HOURS = 3
 
 @dataclass(frozen=True)
 class Case:
-    """Test rows, what users have seen, and how the model scores them.
+    """Test rows, user histories and model scores.
 
     Attributes:
         rows: (user, item, label, hour), series of `length` or (None) labelled rows.
@@ -309,7 +309,7 @@ class Case:
 
     @property
     def positives(self) -> list[tuple[int, int, int]]:
-        """User, item and hour of each."""
+        """User, item and hour of each positive."""
         if self.length is not None:
             return [(user, item, hour) for user, item, _, hour in self.rows[:: self.length]]
         return [(user, item, hour) for user, item, label, hour in self.rows if label > 0]
@@ -336,7 +336,7 @@ class Case:
     ) -> Case:
         rng = np.random.default_rng(seed)
         shape = (n_users, n_items, N_HOURS)
-        # Either few distinct scores, or all of them distinct.
+        # Either few distinct scores, or all distinct.
         table = rng.integers(-2, 3, shape) if ties else rng.permutation(math.prod(shape)).reshape(shape) / 50 - 1
         seen = {
             user: set(np.flatnonzero(rng.random(n_items) < share).tolist())
@@ -355,14 +355,14 @@ class Case:
 
 
 def first_k(scores: dict[int, float], k: int) -> tuple[set[int], set[int]]:
-    """The items that are certainly, and those that may be among the first k, as ties may come in any order."""
+    """The items certainly in the top k, and those possibly in it, since ties may come in any order."""
     values = np.array(list(scores.values()))
     certain = {item for item, score in scores.items() if (values >= score).sum() <= k}
     return certain, {item for item, score in scores.items() if (values > score).sum() < k}
 
 
 def check_full(found: Scores, case: Case, table: np.ndarray, k: int) -> None:
-    """Each positive stands among all items that its user has not seen."""
+    """Each positive is ranked among all items its user has not seen."""
     ranks, losses, certain, possible = [], [], set(), set()
     for user, positive, hour in case.positives:
         candidates = [item for item in range(case.n_items) if item == positive or item not in case.seen[user]]
@@ -398,14 +398,14 @@ def check_full(found: Scores, case: Case, table: np.ndarray, k: int) -> None:
     st.integers(1, 40),
     st.booleans(),
 )
-def test_full_ranking_is_that_of_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
+def test_full_ranking_matches_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
     found = case.evaluation(k, batch_size, in_memory=in_memory)(case.model)
     check_full(found, case, case.table, k)
 
 
 @pytest.mark.parametrize("length", [None, 3])
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_full_ranking_of_a_network_is_that_of_its_own_scores(length: int | None, in_memory: bool) -> None:
+def test_full_ranking_of_a_network_matches_its_own_scores(length: int | None, in_memory: bool) -> None:
     case = Case.random(5, length, ties=False)
     side = (SideFeature("hour", N_HOURS),)
     config = NeuMFConfig(n_users=case.n_users, n_items=case.n_items, factors=3, layers=(8, 70, 4), row_side=side)
@@ -424,7 +424,7 @@ def test_full_ranking_of_a_network_is_that_of_its_own_scores(length: int | None,
 
 @pytest.mark.parametrize("length", [None, 3])
 @pytest.mark.parametrize("batch_size", [1, 7, 8, 20, 10**6])  # there are 8 items
-def test_full_ranking_scores_every_item_once_for_each_positive(length: int | None, batch_size: int) -> None:
+def test_full_ranking_scores_every_item_once_per_positive(length: int | None, batch_size: int) -> None:
     case = Case.random(4, length)
     scored: list[tuple[int, int, int]] = []
 
@@ -438,12 +438,12 @@ def test_full_ranking_scores_every_item_once_for_each_positive(length: int | Non
 
 
 def test_full_ranking_by_hand() -> None:
-    # Of items 0 .. 4 user 0 has seen 0 and 1, user 1 all but 3, user 2 all; scores fall with the item.
+    # Of items 0 .. 4, user 0 has seen 0 and 1, user 1 all but 3, user 2 all; scores decrease with the item id.
     table = np.tile(np.array([5, 4, 3, 2, 1], dtype=np.float32)[None, :, None], (3, 1, N_HOURS))
     seen = {0: {0, 1}, 1: {0, 1, 2, 4}, 2: set(range(5))}
     rows = [(0, 4, 1.0, 0), (1, 4, 1.0, 0), (2, 4, 1.0, 0)]
     found = Case(rows, 1, seen, table).evaluation(2, 100)(Case(rows, 1, seen, table).model)
-    # Behind 2 and 3; behind 3; alone.
+    # After 2 and 3; after 3; alone.
     assert found.hit_rate == pytest.approx(2 / 3)
     assert found.mrr == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
     assert found.ndcg == pytest.approx((0 + 1 / math.log2(3) + 1) / 3)
@@ -451,7 +451,7 @@ def test_full_ranking_by_hand() -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_pieces_without_a_positive_are_passed_over(in_memory: bool) -> None:
+def test_pieces_without_a_positive_are_skipped(in_memory: bool) -> None:
     whole = Case.random(5, None)
     rows = [(user, item, float(10 <= place < 13), hour) for place, (user, item, _, hour) in enumerate(whole.rows)]
     case = Case(rows, None, whole.seen, whole.table)
@@ -459,7 +459,7 @@ def test_pieces_without_a_positive_are_passed_over(in_memory: bool) -> None:
 
 
 @pytest.mark.parametrize("length", [None, 3])
-def test_popularity_ranks_all_items_too(train_rows: Callable, length: int | None) -> None:
+def test_popularity_also_ranks_all_items(train_rows: Callable, length: int | None) -> None:
     case = Case.random(6, length)
     rng = np.random.default_rng(6)
     train = sorted((int(u), int(i), float(label)) for u, i, label in rng.integers(0, [5, 8, 2], (60, 3)))
@@ -469,7 +469,7 @@ def test_popularity_ranks_all_items_too(train_rows: Callable, length: int | None
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
-def test_coverage_of_series_counts_the_first_items_of_anybody(k: int) -> None:
+def test_coverage_of_series_counts_items_in_any_top_k(k: int) -> None:
     case = Case.random(7, 4, n_series=6, n_items=20, ties=False)
     found = case.evaluation(k, 9, full=False)(case.model)
     first: set[int] = set()
@@ -484,7 +484,7 @@ MODES = {"series": (3, False), "all items": (3, True), "labelled rows": (None, T
 
 
 def exact(scores: Scores) -> tuple[float | None, ...]:
-    """The metrics that any number of ranks gives bit for bit; the loss is a sum in another order."""
+    """The metrics that are bit-identical for any number of ranks; the loss is summed in another order."""
     return scores.hit_rate, scores.ndcg, scores.mrr, scores.coverage, scores.auc
 
 
@@ -492,7 +492,7 @@ def exact(scores: Scores) -> tuple[float | None, ...]:
 @pytest.mark.parametrize("in_memory", [False, True], ids=["streamed", "memory"])
 def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bool, in_memory: bool) -> None:
     case = Case.random(9, length)
-    for batch_size in (6, 40):  # ten pieces; two, so that some ranks have none
+    for batch_size in (6, 40):  # ten pieces, and two, so that some ranks have none
         one = case.evaluation(2, batch_size, full=full)(case.model)
 
         def twice(world: World, batch_size: int = batch_size) -> list[Scores]:
@@ -507,7 +507,7 @@ def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bo
             assert everyone[0].loss == pytest.approx(one.loss, rel=1e-9)
 
 
-def test_every_rank_measures_rows_that_are_no_series() -> None:
+def test_every_rank_measures_all_rows_without_series() -> None:
     case = Case.random(9, None)
     one = case.evaluation(2, 6, full=False)(case.model)
     everyone = on_ranks(3, lambda world: case.evaluation(2, 6, world, full=False)(case.model))
@@ -516,7 +516,7 @@ def test_every_rank_measures_rows_that_are_no_series() -> None:
 
 
 @pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())
-def test_ranks_share_the_pieces_that_one_would_score(length: int | None, full: bool) -> None:
+def test_ranks_split_the_pieces_of_a_single_rank(length: int | None, full: bool) -> None:
     case = Case.random(11, length)
     scored: list[tuple[tuple[int, ...], ...]] = []
 
@@ -567,7 +567,7 @@ def test_a_constant_model_never_hits(constant: float, length: int | None, full: 
     assert math.isfinite(found.loss) == math.isfinite(constant)
 
 
-def test_scores_that_are_none_come_before_the_positive_and_are_never_recommended() -> None:
+def test_nan_scores_rank_before_the_positive_and_are_never_recommended() -> None:
     case = Case.random(16, 1, ties=False)
     table = case.table.copy()
     table[:, ::2] = math.nan  # items 0, 2, 4 and 6
@@ -583,14 +583,14 @@ def test_scores_that_are_none_come_before_the_positive_and_are_never_recommended
     assert math.isnan(found.loss)
 
 
-def test_rows_without_scores_have_no_auc_to_speak_of() -> None:
+def test_the_auc_of_nan_scores_is_zero() -> None:
     case = Case.random(17, None)
     found = case.evaluation(2, 6, full=False)(Scoring(lambda users, *_: torch.full((len(users),), math.nan)))
     assert found.auc == 0.0
     assert math.isnan(found.loss)
 
 
-def test_of_folders_takes_seen_and_the_label_where_rows_are_no_series(write_frames: Callable[..., Path]) -> None:
+def test_an_evaluation_of_a_folder_uses_labels_and_history(write_frames: Callable[..., Path]) -> None:
     folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0])
     spec = read_feature_spec(folder)
     test, train = open_test(folder, spec, CPU), open_train(folder, spec, CPU)

@@ -1,4 +1,4 @@
-"""Exported checkpoints, read by a small network of its own that knows nothing of ours."""
+"""Exported checkpoints, read by a small network that is independent of ours."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHAPE = {"n_users": 7, "n_items": 9, "factors": 3, "layers": (8, 6, 4)}
 
 
 class Theirs(nn.Module):
-    """NeuMF as its paper and the reference's parameter names say: [GMF, MLP] into one linear layer."""
+    """NeuMF as in its paper, with the reference's parameter names: [GMF, MLP] into one linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def trained(folder: Path, ours: NeuMF) -> Path:
 PAIRS = torch.cartesian_prod(torch.arange(7), torch.arange(9)).T
 
 
-def test_their_network_scores_as_ours_after_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_their_network_gives_our_scores_after_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, theirs = network(), Theirs()
     run = trained(tmp_path / "run", ours)
     model.export.main(["--run", str(run), "--format", "nvidia"])
@@ -72,7 +72,7 @@ def test_their_network_scores_as_ours_after_export(tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_our_network_scores_as_theirs_after_import(tmp_path: Path, prefix: str) -> None:
+def test_our_network_gives_their_scores_after_import(tmp_path: Path, prefix: str) -> None:
     torch.manual_seed(5)
     ours, theirs = network(), Theirs()
     torch.save({prefix + name: value for name, value in theirs.state_dict().items()}, tmp_path / "model.pth")
@@ -80,7 +80,7 @@ def test_our_network_scores_as_theirs_after_import(tmp_path: Path, prefix: str) 
     torch.testing.assert_close(ours(*PAIRS), theirs(*PAIRS).squeeze(1))
 
 
-def test_there_and_back_again(tmp_path: Path) -> None:
+def test_weights_survive_an_export_and_import(tmp_path: Path) -> None:
     ours, again = network(), network(4)
     run = trained(tmp_path / "run", ours)
     model.export.main(["--run", str(run), "--format", "nvidia", "--output", str(tmp_path / "new" / "their.pth")])
@@ -89,7 +89,7 @@ def test_there_and_back_again(tmp_path: Path) -> None:
         assert torch.equal(again.state_dict()[name], value)
 
 
-def test_a_file_is_replaced_only_when_it_may(tmp_path: Path) -> None:
+def test_a_file_is_replaced_only_with_overwrite(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", network())
     (run / "model.pth").write_bytes(b"old")
     command = ["--run", str(run), "--format", "nvidia"]
@@ -100,14 +100,14 @@ def test_a_file_is_replaced_only_when_it_may(tmp_path: Path) -> None:
     assert torch.load(run / "model.pth", map_location="cpu", weights_only=True).keys() == network().state_dict().keys()
 
 
-def test_a_network_that_the_reference_does_not_have_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_the_reference_lacks_is_refused(tmp_path: Path) -> None:
     run = trained(tmp_path / "run", network(row_side=(SideFeature("age"),)))
     with pytest.raises(UserError, match="side features age"):
         model.export.main(["--run", str(run), "--format", "nvidia"])
     assert not (run / "model.pth").exists()
 
 
-def test_what_is_no_run_or_no_file_is_told(tmp_path: Path) -> None:
+def test_a_missing_run_and_a_folder_as_output_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no trained run"):
         model.export.main(["--run", str(tmp_path), "--format", "nvidia"])
     run = trained(tmp_path / "run", network())

@@ -1,4 +1,4 @@
-"""Exported networks in the programs they are for, against the network itself."""
+"""Exported networks in their target programs, against the network itself."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def export(run: Path, name: str, *flags: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_onnx_runtime_scores_as_the_network(tmp_path: Path, shape: str) -> None:
+def test_onnx_runtime_gives_the_networks_scores(tmp_path: Path, shape: str) -> None:
     export(folder := written(tmp_path / "run", shape), "onnx")
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     names = [one.name for one in session.get_inputs()]
@@ -80,7 +80,7 @@ def test_onnx_runtime_scores_as_the_network(tmp_path: Path, shape: str) -> None:
     onnx.checker.check_model(folder / "model.onnx", full_check=True)
 
 
-def test_a_network_too_large_for_onnx_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_too_large_for_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_graph, "_MAX_BYTES", 500)
     folder = written(tmp_path / "run", "plain")
     with pytest.raises(UserError, match="torch-export"):
@@ -88,7 +88,7 @@ def test_a_network_too_large_for_onnx_is_told(tmp_path: Path, monkeypatch: pytes
     assert not (folder / "model.onnx").exists()
 
 
-# A program of somebody else's, where nothing of this project can be imported.
+# A third-party program that cannot import anything from this project.
 ELSEWHERE = """
 import sys
 
@@ -123,7 +123,7 @@ def test_the_exported_program_runs_without_this_project(tmp_path: Path) -> None:
             torch.testing.assert_close(found, network(shape)(*batch))
 
 
-def test_safetensors_hold_parameters_and_shape(tmp_path: Path) -> None:
+def test_safetensors_contain_parameters_and_shape(tmp_path: Path) -> None:
     export(folder := written(tmp_path / "run", "side features"), "safetensors")
     again = NeuMF(network("side features").config)
     load_weights(folder / "neumf.safetensors", again)
@@ -155,7 +155,7 @@ def test_the_inner_product_of_embeddings_is_the_gmf_part(data: Path) -> None:
     assert items["id"].tolist() == list(range(9))
     ours = network("plain")
     with torch.no_grad():
-        ours.final.weight[:, 3:] = 0.0  # nothing of the MLP
+        ours.final.weight[:, 3:] = 0.0  # without the MLP
         ours.final.bias.zero_()
     by_network = ours(*torch.cartesian_prod(torch.arange(7), torch.arange(9)).T).reshape(7, 9)
     found = np.stack(users["gmf"].to_list()) @ np.stack(items["gmf"].to_list()).T
@@ -166,7 +166,7 @@ def test_the_inner_product_of_embeddings_is_the_gmf_part(data: Path) -> None:
 
 
 @pytest.mark.parametrize(("arch", "width"), [("gmf", 3), ("mlp", 4)])
-def test_a_branch_that_is_not_there_has_no_embeddings(data: Path, arch: str, width: int) -> None:
+def test_a_missing_branch_has_no_embeddings(data: Path, arch: str, width: int) -> None:
     export(folder := written(data.parent / "run", arch, data), "embeddings")
     for name in ("users", "items"):
         table = pq.read_table(folder / f"embeddings/{name}.parquet")

@@ -1,6 +1,6 @@
-"""CUDA graphs without a GPU: a stand-in records operators and runs them again on the same memory, as a graph does.
+"""CUDA graphs without a GPU: a stand-in records operators and replays them on the same memory, as a graph does.
 
-What a graph would freeze (numbers, shapes, where a tensor lies) the stand-in freezes, too.
+It freezes everything that a graph would: numbers, shapes and tensor addresses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ N_USERS, N_ITEMS = 40, 30
 
 
 class Recorded(TorchDispatchMode):
-    """Operators that ran, with what they were given and gave."""
+    """Records executed operators with their arguments and results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class Recorded(TorchDispatchMode):
 
 
 class StandIn:
-    """In place of `graph_capture`: counts recordings and runs. Recording itself leaves no trace, as on a GPU."""
+    """Replaces `graph_capture`: counts captures and replays. Capturing has no side effects, as on a GPU."""
 
     def __init__(self) -> None:
         self.recordings = self.runs = 0
-        self.leaves: list[Tensor] = []  # what the work changes
+        self.leaves: list[Tensor] = []  # tensors that the work modifies
 
     def __call__(self, device: torch.device) -> Callable[..., Any]:
         return self.capture
@@ -100,7 +100,7 @@ def steps(net: NeuMF, settings: dict[str, Any], given: list[Batch], stand_in: St
     torch.manual_seed(7)
     step = Step(net, TrainConfig(batch_size=60, eps=1e-3, **settings), World(CPU), kernels=False)
     stand_in.leaves = [step._gradients]
-    # A batch may be of fewer samples than all ranks have: that number is not to be frozen either.
+    # A batch may have fewer samples than all ranks together; that total must not be frozen either.
     return [float(step(batch, len(batch) + number)) for number, batch in enumerate(given)], step
 
 
@@ -119,10 +119,10 @@ def test_training_is_the_same_with_graphs(stand_in: StandIn, precision: str, pie
     for one, other in zip(graphed.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
     assert step.scaler.state_dict() == plain_step.scaler.state_dict()
-    assert len(set(found)) == len(found)  # no loss is that of another step
+    assert len(set(found)) == len(found)  # every step has its own loss
 
 
-def test_the_loss_of_a_step_outlives_the_next_one(stand_in: StandIn) -> None:
+def test_a_loss_is_still_valid_after_the_next_step(stand_in: StandIn) -> None:
     given = batches([60] * (_WARM_UPS + 2))
     expected, _ = steps(network(), {}, given, stand_in)
     step = Step(network(), TrainConfig(batch_size=60, eps=1e-3, cuda_graphs=True), World(CPU), kernels=False)
@@ -132,7 +132,7 @@ def test_the_loss_of_a_step_outlives_the_next_one(stand_in: StandIn) -> None:
     assert [float(loss) for loss in losses] == expected
 
 
-def test_batches_are_only_read(stand_in: StandIn) -> None:
+def test_batches_are_not_modified(stand_in: StandIn) -> None:
     given = batches([60] * (_WARM_UPS + 3))
     kept = copy.deepcopy(given)
     steps(network(), {"cuda_graphs": True}, given, stand_in)
@@ -140,7 +140,7 @@ def test_batches_are_only_read(stand_in: StandIn) -> None:
         assert all(map(torch.equal, batch.columns, before.columns))
 
 
-def test_what_a_batch_holds_may_go_after_its_step(stand_in: StandIn) -> None:
+def test_a_batch_may_be_overwritten_after_its_step(stand_in: StandIn) -> None:
     given = batches([60] * (_WARM_UPS + 3))
     kept = copy.deepcopy(given)
 
@@ -159,14 +159,14 @@ def test_what_a_batch_holds_may_go_after_its_step(stand_in: StandIn) -> None:
 
 
 @pytest.mark.parametrize("first", [60, 25])
-def test_the_shape_that_comes_first_is_the_graphs(stand_in: StandIn, first: int) -> None:
-    single = [Batch(*batch.columns[:3]) for batch in batches([first] * 4)]  # as long, and no groups
+def test_the_first_shape_becomes_the_shape_of_the_graph(stand_in: StandIn, first: int) -> None:
+    single = [Batch(*batch.columns[:3]) for batch in batches([first] * 4)]  # same length, ungrouped
     given = batches([first] + [40] * 6 + [first] * (_WARM_UPS + 1))
     steps(network(), {"cuda_graphs": True}, [*given, *single], stand_in)
     assert (stand_in.recordings, stand_in.runs) == (1, 2)
 
 
-def test_a_rank_without_samples_records_nothing(stand_in: StandIn) -> None:
+def test_a_rank_without_samples_captures_nothing(stand_in: StandIn) -> None:
     step = Step(network(), TrainConfig(batch_size=60, cuda_graphs=True), World(CPU), kernels=False)
     for _ in range(_WARM_UPS + 2):
         step(None, 60)
@@ -178,6 +178,6 @@ def test_graphs_need_a_gpu() -> None:
         Step(network(), TrainConfig(cuda_graphs=True), World(CPU))
 
 
-def test_graphs_are_not_for_compiled_networks() -> None:
+def test_graphs_and_compiled_networks_are_mutually_exclusive() -> None:
     with pytest.raises(UserError, match="--cuda-graphs and --compile"):
         TrainConfig(cuda_graphs=True, compile=True)

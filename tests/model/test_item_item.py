@@ -1,4 +1,4 @@
-"""The item-item model against the textbook: a dense inverse in float64, and the SVD of all scores."""
+"""The item-item model against the textbook: a dense float64 inverse and the SVD of all scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_USERS, N_ITEMS = 60, 14
 
 
 def interactions(users: list[int], seed: int, weighed: bool) -> UserBatch:
-    """Of some users, 1 to 7 items each, the last of them twice where the user's number is even."""
+    """1 to 7 items per user; users with an even id have their last item twice."""
     g = torch.Generator().manual_seed(seed)
     own = [torch.randperm(N_ITEMS, generator=g)[: 1 + user % 7] for user in users]
     own = [torch.cat((items, items[-1:])) if user % 2 == 0 else items for user, items in zip(users, own, strict=True)]
@@ -26,12 +26,12 @@ def interactions(users: list[int], seed: int, weighed: bool) -> UserBatch:
 
 
 def blocks(weighed: bool = False) -> list[UserBatch]:
-    """Some users, not in order, in two blocks; the others have nothing."""
+    """Some users, unordered, in two blocks; the others have no interactions."""
     return [interactions(list(range(40, 3, -1)), 1, weighed), interactions(list(range(45, N_USERS)), 2, weighed)]
 
 
 def dense(weighed: bool = False) -> np.ndarray:
-    """Histories as a matrix, float64 [N_USERS, N_ITEMS]."""
+    """The histories as a matrix, float64 [N_USERS, N_ITEMS]."""
     matrix = np.zeros((N_USERS, N_ITEMS))
     for block in blocks(weighed):
         for owner, item, weight in zip(block.owners, block.items, block.weights, strict=True):
@@ -40,7 +40,7 @@ def dense(weighed: bool = False) -> np.ndarray:
 
 
 def textbook(matrix: np.ndarray, l2: float) -> np.ndarray:
-    """B = I - P diag(1 / P_jj), with P = (XᵀX + l2 I)⁻¹: the least squares whose diagonal is held at zero."""
+    """B = I - P diag(1 / P_jj), with P = (XᵀX + l2 I)⁻¹: least squares with the diagonal constrained to zero."""
     inverse = np.linalg.inv(matrix.T @ matrix + l2 * np.eye(N_ITEMS))
     return np.eye(N_ITEMS) - inverse / np.diag(inverse)
 
@@ -50,14 +50,14 @@ def weights_of(l2: float) -> Tensor:
 
 
 @pytest.mark.parametrize("l2", [0.1, 3.0, 1000.0])
-def test_weights_are_those_of_the_textbook(l2: float) -> None:
+def test_weights_match_the_textbook(l2: float) -> None:
     found = weights_of(l2)
     assert found.dtype is torch.float32
     assert (found.diagonal() == 0).all()
     np.testing.assert_allclose(found.numpy(), textbook(dense(), l2), rtol=1e-4, atol=1e-6)
 
 
-def test_weights_are_the_best_ones_without_a_diagonal() -> None:
+def test_weights_are_optimal_with_a_zero_diagonal() -> None:
     # The textbook's own derivation: the gradient of |X - XB|² + l2 |B|² is zero off the diagonal.
     matrix, found = dense(), weights_of(3.0).double().numpy()
     gradient = -matrix.T @ (matrix - matrix @ found) + 3.0 * found
@@ -76,7 +76,7 @@ def test_histories_and_their_products(weighed: bool) -> None:
     np.testing.assert_allclose(products.numpy(), matrix.T @ matrix, rtol=1e-5)
 
 
-def test_many_users_come_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_users_come_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = item_products(blocks(True), N_ITEMS, CPU)
     monkeypatch.setattr("model.item_item._USERS", 5)
     sizes = [len(ids) for ids, _ in histories(blocks(True), N_ITEMS)]
@@ -86,7 +86,7 @@ def test_many_users_come_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("width", [1, 3, N_ITEMS - 1, N_ITEMS, N_ITEMS + 5])
-def test_factors_are_the_best_of_their_width(width: int, weighed: bool) -> None:
+def test_factors_are_optimal_for_their_width(width: int, weighed: bool) -> None:
     weights, matrix = weights_of(3.0), dense(weighed)
     products = item_products(blocks(weighed), N_ITEMS, CPU)
     users, items = factors(weights, products, lambda: blocks(weighed), N_USERS, width)
@@ -101,12 +101,12 @@ def test_factors_are_the_best_of_their_width(width: int, weighed: bool) -> None:
         assert not items[:, N_ITEMS:].any()
     untouched = [*range(4), *range(41, 45)]
     assert not users[untouched].any()
-    # Both sides of a factor are alike in size.
+    # Both sides of a factor have the same scale.
     sizes = [table[:, : min(width, N_ITEMS)].square().sum(0) for table in (users / N_USERS**0.5, items)]
     torch.testing.assert_close(sizes[0].clamp(min=1e-9), sizes[1].clamp(min=1e-9), rtol=1e-3, atol=1e-6)
 
 
-def test_factors_are_the_same_whatever_the_signs_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_factors_do_not_depend_on_the_signs_of_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, products = weights_of(3.0), item_products(blocks(), N_ITEMS, CPU)
     usual = factors(weights, products, blocks, N_USERS, 4)
     eigh = torch.linalg.eigh
@@ -121,7 +121,7 @@ def test_factors_are_the_same_whatever_the_signs_of_a_library(monkeypatch: pytes
         assert torch.equal(found, expected)
 
 
-def test_items_that_nobody_has_do_no_harm() -> None:
+def test_items_without_interactions_do_no_harm() -> None:
     few = [UserBatch(torch.tensor([2]), torch.tensor([3]), torch.tensor([1, 4, 5]), torch.ones(3))]
     products = item_products(few, N_ITEMS, CPU)
     users, items = factors(weights := item_weights(products, 0.5), products, lambda: few, N_USERS, 6)

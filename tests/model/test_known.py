@@ -1,4 +1,4 @@
-"""What rows say of their users, against plain loops over the rows."""
+"""User data gathered from rows, against plain loops over the rows."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rows(rng: np.random.Generator, n: int) -> pd.DataFrame:
 
 
 def by_hand(train: pd.DataFrame, test: pd.DataFrame, user: int) -> tuple[list[int], int | None]:
-    """The items a user has interacted with, and the hour in the last row."""
+    """A user's items, and the hour of the last row."""
     items, hour = [], None
     for frame in (train, test):
         own = frame[frame["user"] == user]
@@ -55,7 +55,7 @@ def test_rows_are_gathered_by_user(
 ) -> None:
     rng = np.random.default_rng(seed)
     train, test = rows(rng, 40), rows(rng, 11)
-    train = train[~train["user"].isin([2, 5])]  # these are in test at most
+    train = train[~train["user"].isin([2, 5])]  # these users have no train rows
     if in_order:
         train = train.sort_values("user", kind="stable", ignore_index=True)
     monkeypatch.setattr("model.source._PART_ROWS", 10)
@@ -69,12 +69,12 @@ def test_rows_are_gathered_by_user(
     check(some.take(users[[0, 3]]), train, test)
     parts = list(interactions.by_part())
     assert sorted(user for part in parts for user in part.users.tolist()) == list(range(N_USERS))
-    assert len(parts) > 2 or in_order  # one file of one row group is one part
+    assert len(parts) > 2 or in_order  # a file with one row group is one part
     for part in parts:
         check(part, train, test)
 
 
-def test_lists_are_cut_in_any_order() -> None:
+def test_lists_can_be_selected_in_any_order() -> None:
     starts, elements = cut(np.array([0, 2, 2, 5]), np.array([2, 0, 1, 2]))
     assert starts.tolist() == [0, 3, 5, 5, 8]
     assert elements.tolist() == [2, 3, 4, 0, 1, 2, 3, 4]

@@ -1,4 +1,4 @@
-"""Processes that `--gpus N` starts: all end when one does, and its error is shown."""
+"""Processes started by `--gpus N`: if one fails, all are stopped and its error is shown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import sys
 from model.launch import launch
 sys.exit(launch(int(sys.argv[1]), [sys.executable, *sys.argv[2:]]))
 """
-# What the ranks are told, and what they do with it; those that wait would wait for ever.
+# Rank body that blocks until the rank is stopped.
 WAIT = "import signal\nsignal.pause()"
 
 
@@ -28,7 +28,7 @@ def launched(size: int, folder: Path, body: str) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_ranks_get_torchruns_variables_and_the_first_ones_output_is_shown(tmp_path: Path) -> None:
+def test_ranks_get_torchruns_variables_and_only_rank_0_prints(tmp_path: Path) -> None:
     body = """
 names = "RANK LOCAL_RANK WORLD_SIZE MASTER_ADDR MASTER_PORT"
 open(f"{sys.argv[0]}.{rank}", "w").write(" ".join(os.environ[name] for name in names.split()))
@@ -42,33 +42,33 @@ print("rank", rank)
 
 
 @pytest.mark.parametrize("failing", [0, 2])
-def test_a_rank_that_fails_ends_the_others_and_shows_its_error(tmp_path: Path, failing: int) -> None:
+def test_a_failing_rank_stops_the_others_and_its_error_is_shown(tmp_path: Path, failing: int) -> None:
     body = f"if rank == {failing}:\n    sys.exit('no space left')\n{WAIT}"
     started = time.monotonic()
     done = launched(3, tmp_path, body)
     assert time.monotonic() - started < 30
     assert done.returncode == 1
     assert done.stderr.count("no space left") == 1
-    assert ("rank 2 of 3 ended with status 1" in done.stderr) == (failing == 2)
+    assert ("rank 2 of 3 exited with status 1" in done.stderr) == (failing == 2)
 
 
-def test_a_killed_rank_ends_the_others(tmp_path: Path) -> None:
+def test_a_killed_rank_stops_the_others(tmp_path: Path) -> None:
     done = launched(2, tmp_path, f"import signal\nif rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n{WAIT}")
     assert done.returncode == 128 + signal.SIGKILL
-    assert "rank 1 of 2 ended with signal SIGKILL" in done.stderr
+    assert "rank 1 of 2 was killed by SIGKILL" in done.stderr
 
 
-def test_a_mistake_that_all_ranks_see_is_told_once(tmp_path: Path) -> None:
+def test_a_user_error_on_all_ranks_is_reported_once(tmp_path: Path) -> None:
     done = launched(4, tmp_path, "print('error: no such folder', file=sys.stderr)\nsys.exit(2)")
     assert (done.returncode, done.stderr) == (2, "error: no such folder\n")
 
 
-def test_ranks_that_do_not_listen_are_ended_for_good(tmp_path: Path) -> None:
+def test_ranks_that_ignore_sigterm_are_killed(tmp_path: Path) -> None:
     body = f"import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nif rank == 0:\n    sys.exit(3)\n{WAIT}"
     assert launched(2, tmp_path, body).returncode == 3
 
 
-def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+def test_ranks_exit_when_the_launcher_is_killed(tmp_path: Path) -> None:
     (tmp_path / "rank.py").write_text(
         "import os, sys\nfrom model.launch import end_with_launcher\nend_with_launcher()\n"
         f"print(os.getpid(), flush=True) if os.environ['RANK'] == '0' else None\n{WAIT}"
@@ -78,11 +78,11 @@ def test_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
         assert launcher.stdout is not None
         assert int(launcher.stdout.readline()) != launcher.pid  # it is running
         launcher.kill()
-        # Its output ends when the last process that holds it has ended.
+        # The output reaches EOF once the last process holding it has exited.
         assert launcher.stdout.read() == ""
 
 
-def test_without_a_launcher_nothing_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher_there_is_no_watchdog(monkeypatch: pytest.MonkeyPatch) -> None:
     end_with_launcher()
     monkeypatch.setenv("NEUMF_LAUNCHER_PIPE", "x")
     with pytest.raises(UserError, match="NEUMF_LAUNCHER_PIPE"):

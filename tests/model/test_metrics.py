@@ -1,4 +1,4 @@
-"""Ranks and metrics against a plain-Python count."""
+"""Ranks and metrics against plain-Python counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from model.metrics import RankMeans, auc, full_ranks, positive_ranks
 
-# Few distinct values, so that ties are common.
+# Few distinct values make ties common.
 _SCORE = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
 
 
@@ -22,7 +22,7 @@ _SCORE = st.sampled_from([-math.inf, -1.0, 0.0, 0.5, 1.0, math.inf, math.nan])
 def series(draw) -> tuple[list[list[float]], list[list[int]]]:
     length, count = draw(st.integers(1, 8)), draw(st.integers(1, 5))
     scores = draw(st.lists(st.lists(_SCORE, min_size=length, max_size=length), min_size=count, max_size=count))
-    item = st.integers(0, 5)  # fewer than a series is long: items repeat, the positive too
+    item = st.integers(0, 5)  # fewer than the series length, so items repeat, including the positive
     items = draw(st.lists(st.lists(item, min_size=length, max_size=length), min_size=count, max_size=count))
     return scores, items
 
@@ -37,7 +37,7 @@ def brute_rank(scores: list[float], items: list[int]) -> int:
 
 
 @given(series())
-def test_ranks_are_those_of_a_plain_count(case: tuple[list[list[float]], list[list[int]]]) -> None:
+def test_ranks_match_a_plain_count(case: tuple[list[list[float]], list[list[int]]]) -> None:
     scores, items = case
     found = positive_ranks(torch.tensor(scores), torch.tensor(items))
     assert found.dtype == torch.int64
@@ -45,7 +45,7 @@ def test_ranks_are_those_of_a_plain_count(case: tuple[list[list[float]], list[li
 
 
 def means(ranks: Sequence[int], k: int, n_ranks: int = 0) -> RankMeans:
-    """Of some ranks, as `Evaluation` counts them."""
+    """Means of the ranks, counted as `Evaluation` does."""
     counts = torch.bincount(torch.tensor(ranks), minlength=max(n_ranks, *ranks, 0))
     return RankMeans.of(counts.double().tolist(), k)
 
@@ -58,7 +58,7 @@ def brute_means(ranks: Sequence[int], k: int) -> RankMeans:
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=20), st.integers(1, 40), st.integers(0, 50))
-def test_means_are_those_of_the_definition(ranks: list[int], k: int, n_ranks: int) -> None:
+def test_means_match_the_definition(ranks: list[int], k: int, n_ranks: int) -> None:
     for some in (ranks, *([rank] for rank in ranks)):
         assert astuple(means(some, k, n_ranks)) == pytest.approx(astuple(brute_means(some, k)), rel=1e-12)
 
@@ -71,7 +71,7 @@ def test_means_do_not_depend_on_how_ranks_were_counted(ranks: list[int], k: int,
 
 
 def test_means_by_hand() -> None:
-    # Places 1, 2, 4 and 8 of the list: 1/log2(2), 1/log2(3), 1/log2(5), 1/log2(9).
+    # Positions 1, 2, 4 and 8 in the list: 1/log2(2), 1/log2(3), 1/log2(5), 1/log2(9).
     gains = [1.0, 0.6309297536, 0.4306765581, 0.3154648768]
     for rank, gain in zip((0, 1, 3, 7), gains, strict=True):
         assert means([rank], k=8).ndcg == pytest.approx(gain, rel=1e-9)
@@ -80,7 +80,7 @@ def test_means_by_hand() -> None:
     assert means([0, 1, 3, 7], k=7).hit_rate == 0.75
 
 
-def test_behind_k_only_the_reciprocal_rank_counts() -> None:
+def test_beyond_k_only_the_reciprocal_rank_counts() -> None:
     assert astuple(means([7], k=7)) == (0.0, 0.0, 1 / 8)
 
 
@@ -96,13 +96,13 @@ def test_a_constant_model_never_hits(constant: float) -> None:
     assert astuple(means(ranks.tolist(), 10)) == pytest.approx((0.0, 0.0, 1 / 11))
 
 
-def test_copies_count_once_and_copies_of_the_positive_not_at_all() -> None:
+def test_duplicates_count_once_and_duplicates_of_the_positive_not_at_all() -> None:
     scores = torch.tensor([[0.5, 0.9, 0.9, 0.5, 0.9, 0.7]])
     items = torch.tensor([[4, 2, 2, 4, 4, 7]])  # 2 twice, the positive 4 three times
     assert positive_ranks(scores, items).tolist() == [2]
 
 
-def test_of_copies_the_first_score_counts() -> None:
+def test_the_first_score_of_a_duplicate_counts() -> None:
     assert positive_ranks(torch.tensor([[0.5, 0.1, 0.9]]), torch.tensor([[0, 3, 3]])).tolist() == [0]
     assert positive_ranks(torch.tensor([[0.5, 0.9, 0.1]]), torch.tensor([[0, 3, 3]])).tolist() == [1]
 
@@ -113,11 +113,11 @@ def test_int32_items_and_half_precision_scores_rank_the_same() -> None:
         assert positive_ranks(scores.to(dtype), items.int()).tolist() == [1]
 
 
-def test_k_above_the_length_hits_always() -> None:
+def test_k_above_the_series_length_always_hits() -> None:
     ranks = positive_ranks(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0, 1, 2]]))
     found = means(ranks.tolist(), 10, n_ranks=3)
     assert found.hit_rate == 1.0
-    assert found.ndcg == pytest.approx(0.5)  # third place: 1 / log2(4)
+    assert found.ndcg == pytest.approx(0.5)  # third position: 1 / log2(4)
 
 
 def test_series_of_one_sample() -> None:
@@ -126,18 +126,18 @@ def test_series_of_one_sample() -> None:
 
 @st.composite
 def users_and_seen(draw) -> tuple[list[list[float]], list[int], list[tuple[int, int]]]:
-    """Scores of all items for some users, the positive of each, and (user, item) pairs that were seen."""
+    """Scores of all items for some users, each user's positive, and seen (user, item) pairs."""
     n_items, n_users = draw(st.integers(1, 7)), draw(st.integers(1, 5))
     scores = draw(st.lists(st.lists(_SCORE, min_size=n_items, max_size=n_items), min_size=n_users, max_size=n_users))
     item = st.integers(0, n_items - 1)
     positives = draw(st.lists(item, min_size=n_users, max_size=n_users))
-    # About as many as there are pairs: some users have seen all, pairs occur again, the positive is among them.
+    # About as many as possible pairs: some users have seen all items, pairs repeat and include the positive.
     seen = draw(st.lists(st.tuples(st.integers(0, n_users - 1), item), max_size=2 * n_items * n_users))
     return scores, positives, seen
 
 
 @given(users_and_seen())
-def test_full_ranks_are_those_of_a_plain_count(case: tuple) -> None:
+def test_full_ranks_match_a_plain_count(case: tuple) -> None:
     scores, positives, seen = case
     owners, others = torch.tensor(seen, dtype=torch.int64).reshape(-1, 2).unbind(1)
     given_scores = torch.tensor(scores)
@@ -154,21 +154,21 @@ def test_full_ranks_are_those_of_a_plain_count(case: tuple) -> None:
 
 
 def test_full_ranks_by_hand() -> None:
-    # Users have seen items 0; 0 and the positive 3; all.
+    # Seen by the three users: item 0; item 0 and the positive 3; all items.
     scores = torch.tensor([[0.9, 0.8, 0.5, 0.5], [0.9, 0.8, 0.7, 0.5], [0.9, 0.8, 0.7, 0.5]])
     owners, seen = torch.tensor([0, 1, 1, 2, 2, 2, 2]), torch.tensor([0, 0, 3, 0, 1, 2, 3])
     assert full_ranks(scores, torch.tensor([2, 3, 3]), owners, seen).tolist() == [2, 2, 0]
 
 
 @pytest.mark.parametrize("constant", [0.0, math.nan, math.inf, -math.inf])
-def test_of_all_items_a_constant_model_ranks_the_positive_last(constant: float) -> None:
+def test_a_constant_model_ranks_the_positive_last_of_all_items(constant: float) -> None:
     owners, seen = torch.tensor([0, 0, 1]), torch.tensor([0, 4, 1])
     ranks = full_ranks(torch.full((3, 12), constant), torch.tensor([4, 0, 11]), owners, seen)
     assert ranks.tolist() == [10, 10, 11]
     assert means(ranks.tolist(), 10).hit_rate == 0.0
 
 
-def test_a_positive_without_a_score_ranks_last() -> None:
+def test_a_positive_with_a_nan_score_ranks_last() -> None:
     scores = torch.tensor([[math.nan, -math.inf, 0.0, 1.0]])
     none = torch.zeros(0, dtype=torch.int64)
     assert full_ranks(scores, torch.tensor([0]), none, none).tolist() == [3]
@@ -176,7 +176,7 @@ def test_a_positive_without_a_score_ranks_last() -> None:
 
 
 @given(st.lists(st.tuples(_SCORE, st.booleans()), max_size=30))
-def test_auc_is_the_share_of_pairs_in_order(samples: list[tuple[float, bool]]) -> None:
+def test_auc_is_the_share_of_correctly_ordered_pairs(samples: list[tuple[float, bool]]) -> None:
     positives = [score for score, positive in samples if positive]
     negatives = [score for score, positive in samples if not positive]
     won = [
@@ -189,7 +189,7 @@ def test_auc_is_the_share_of_pairs_in_order(samples: list[tuple[float, bool]]) -
 
 
 def test_auc_by_hand() -> None:
-    # Pairs (0.8, 0.1), (0.8, 0.4) and (0.4, 0.1) are in order, (0.4, 0.4) is a tie.
+    # Pairs (0.8, 0.1), (0.8, 0.4) and (0.4, 0.1) are ordered correctly, (0.4, 0.4) is a tie.
     scores, positive = torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([False, False, True, True])
     assert auc(scores, positive) == 3.5 / 4
     assert auc(-scores, positive) == 0.5 / 4
@@ -198,7 +198,7 @@ def test_auc_by_hand() -> None:
 
 
 def test_auc_is_exact_for_many_rows() -> None:
-    # Positive number i of n lies above i + 1 of n negatives.
+    # Positive i of n scores above i + 1 of n negatives.
     n = 300_000
     scores = torch.cat((torch.arange(n) + 0.25, torch.arange(n).float())).double()
     positive = torch.arange(2 * n) < n

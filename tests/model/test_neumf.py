@@ -1,4 +1,4 @@
-"""The network against the paper's formula, written once more in NumPy."""
+"""The network against the paper's formula in NumPy."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_parameters_have_the_names_and_shapes_of_the_reference() -> None:
     }
 
 
-def test_default_shape_is_the_references() -> None:
+def test_default_shape_matches_the_reference() -> None:
     config = NeuMFConfig(n_users=1, n_items=1)
     assert (config.factors, config.layers, config.dropout) == (64, (256, 256, 128, 64), 0.5)
 
@@ -53,7 +53,7 @@ def numpy_logits(model: NeuMF, users: np.ndarray, items: np.ndarray) -> np.ndarr
 
 
 @pytest.mark.parametrize("layers", [(6, 5, 3), (2,), (8, 4), (4, 4, 4, 4, 1)])
-def test_forward_is_the_formula(layers: tuple[int, ...]) -> None:
+def test_forward_matches_the_formula(layers: tuple[int, ...]) -> None:
     model = network(small(layers=layers)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -71,7 +71,7 @@ def whole(arch: str) -> NeuMF:
 
 
 @pytest.mark.parametrize(("arch", "own"), [("gmf", slice(0, 4)), ("mlp", slice(4, 7))])
-def test_a_branch_alone_is_the_network_without_the_other(arch: str, own: slice) -> None:
+def test_a_single_branch_equals_the_network_without_the_other(arch: str, own: slice) -> None:
     both, alone = whole("neumf").eval(), whole(arch).eval()
     weights = both.state_dict()
     weights["final.weight"] = weights["final.weight"][:, own]
@@ -87,7 +87,7 @@ def test_a_branch_alone_is_the_network_without_the_other(arch: str, own: slice) 
     torch.testing.assert_close(alone(users, items), both(users, items))
 
 
-def test_a_branch_that_is_left_out_needs_no_width() -> None:
+def test_an_omitted_branch_needs_no_width() -> None:
     plain = NeuMFConfig(n_users=2, n_items=2, factors=3, layers=(4, 2))
     assert plain.arch == "neumf"
     gmf = NeuMFConfig(n_users=2, n_items=2, factors=3, layers=(7,), arch="gmf")
@@ -96,7 +96,7 @@ def test_a_branch_that_is_left_out_needs_no_width() -> None:
     assert (mlp.factors, mlp.layers) == (0, (4, 2))
 
 
-def test_dropout_acts_in_training_only() -> None:
+def test_dropout_applies_only_in_training() -> None:
     users, items = torch.arange(7), torch.arange(7)
     model = network(small())
     torch.manual_seed(0)
@@ -108,8 +108,8 @@ def test_dropout_acts_in_training_only() -> None:
     torch.testing.assert_close(without(users, items), without.eval()(users, items), rtol=0.0, atol=0.0)
 
 
-def test_dropout_leaves_the_expected_value_of_the_last_hidden_layer() -> None:
-    # One hidden layer feeds a linear head, so the mean over many masks is the value without dropout.
+def test_dropout_preserves_the_expected_value_of_the_last_hidden_layer() -> None:
+    # One hidden layer feeds a linear head, so the mean over many masks equals the value without dropout.
     model = network(NeuMFConfig(n_users=1, n_items=1, factors=1, layers=(64, 64), dropout=0.5))
     ids = torch.zeros(20_000, dtype=torch.int64)
     with torch.no_grad():
@@ -119,7 +119,7 @@ def test_dropout_leaves_the_expected_value_of_the_last_hidden_layer() -> None:
         assert abs(mean - model.eval()(ids[:1], ids[:1])[0]) < 5 * error
 
 
-def test_initial_weights_follow_the_references_distributions() -> None:
+def test_initial_weights_follow_the_distributions_of_the_reference() -> None:
     model = network(NeuMFConfig(n_users=3000, n_items=2000, factors=48, layers=(256, 200, 120)))
     weights = model.state_dict()
     for name in ("mf_user_embed", "mf_item_embed", "mlp_user_embed", "mlp_item_embed"):
@@ -127,7 +127,7 @@ def test_initial_weights_follow_the_references_distributions() -> None:
         error = 0.01 / math.sqrt(values.numel())
         assert abs(values.mean().item()) < 5 * error
         assert values.std().item() == pytest.approx(0.01, rel=0.02)
-        assert values.abs().max().item() > 0.03  # a normal distribution's tail, not a uniform one's end
+        assert values.abs().max().item() > 0.03  # the tail of a normal distribution, not the bound of a uniform one
     uniform = {
         "mlp.0.weight": math.sqrt(6 / (256 + 200)),
         "mlp.1.weight": math.sqrt(6 / (200 + 120)),
@@ -144,7 +144,7 @@ def test_initial_weights_follow_the_references_distributions() -> None:
             assert values.std().item() == pytest.approx(limit / math.sqrt(3), rel=0.03)
 
 
-def test_the_generator_alone_decides_the_weights() -> None:
+def test_only_the_generator_determines_the_weights() -> None:
     torch.manual_seed(1)
     first = network(small(), seed=5).state_dict()
     torch.manual_seed(2)
@@ -174,13 +174,13 @@ def test_the_generator_alone_decides_the_weights() -> None:
         ({"arch": "gmf", "item_side": (SideFeature("kind", 3),)}, "--arch gmf has no MLP for side features"),
     ],
 )
-def test_impossible_shapes_are_refused(change: dict[str, Any], said: str) -> None:
+def test_invalid_shapes_are_rejected(change: dict[str, Any], said: str) -> None:
     valid: dict[str, Any] = {"n_users": 2, "n_items": 2, "factors": 2, "layers": (4, 2), "dropout": 0.5}
     with pytest.raises(UserError, match=said):
         NeuMFConfig(**{**valid, **change})
 
 
-def test_all_mistakes_are_named_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     with pytest.raises(UserError) as error:
         NeuMFConfig(n_users=1, n_items=1, factors=0, layers=(3,), dropout=2.0)
     assert all(flag in str(error.value) for flag in ("--factors", "--layers", "--dropout"))
@@ -188,7 +188,7 @@ def test_all_mistakes_are_named_at_once() -> None:
 
 ROW_SIDE = (SideFeature("gender", 2), SideFeature("age"), SideFeature("type", 40))
 ITEM_SIDE = (SideFeature("kind.of[item]", 3), SideFeature("price"))
-KINDS, PRICES = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3]), torch.linspace(-1, 1, 9)  # of item 8 nothing is known
+KINDS, PRICES = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 3]), torch.linspace(-1, 1, 9)  # item 8 is unknown
 
 
 def with_side(layers: tuple[int, ...] = (6, 5, 3), dropout: float = 0.0) -> NeuMF:
@@ -201,25 +201,25 @@ def with_side(layers: tuple[int, ...] = (6, 5, 3), dropout: float = 0.0) -> NeuM
 
 
 def rows(count: int = 50) -> tuple[torch.Tensor, ...]:
-    """users, items and the side features of rows."""
+    """Users, items and side features of rows."""
     g = torch.Generator().manual_seed(4)
     ids = [torch.randint(high, (count,), generator=g, dtype=torch.int32) for high in (7, 9, 2, 40)]
     return ids[0], ids[1], ids[2], torch.randn(count, generator=g), ids[3]
 
 
 @pytest.mark.parametrize(("cardinality", "width"), [(None, 1), (1, 1), (2, 2), (3, 2), (40, 6), (10**6, 20)])
-def test_a_side_feature_gets_an_input_for_each_bit(cardinality: int | None, width: int) -> None:
+def test_a_side_feature_gets_one_input_per_bit(cardinality: int | None, width: int) -> None:
     assert side_width(SideFeature("x", cardinality)) == width
 
 
-def test_side_features_widen_the_first_layer_alone() -> None:
+def test_side_features_widen_only_the_first_layer() -> None:
     plain, wide = network(small()).state_dict(), with_side().state_dict()
     extra = 2 + 1 + 6 + 2 + 1
     added = {name: tuple(value.shape) for name, value in wide.items() if name not in plain}
     assert added == {
         "side_embed.0.weight": (2, 2),
         "side_embed.1.weight": (40, 6),
-        "side_embed.2.weight": (4, 2),  # one more than there are kinds, for items of none
+        "side_embed.2.weight": (4, 2),  # one more than the number of kinds, for unknown items
         "item_side_0": (9,),
         "item_side_1": (9,),
     }
@@ -229,7 +229,7 @@ def test_side_features_widen_the_first_layer_alone() -> None:
 
 
 @pytest.mark.parametrize("layers", [(6, 5, 3), (4,)])
-def test_with_no_weight_on_side_features_the_network_is_the_plain_one(layers: tuple[int, ...]) -> None:
+def test_with_zero_weights_on_side_features_the_network_equals_the_plain_one(layers: tuple[int, ...]) -> None:
     wide, plain = with_side(layers).eval(), network(small(layers=layers), seed=1).eval()
     weights = {name: value for name, value in wide.state_dict().items() if name in plain.state_dict()}
     first, before = ("mlp.0.weight", 0) if len(layers) > 1 else ("final.weight", 4)
@@ -243,7 +243,7 @@ def test_with_no_weight_on_side_features_the_network_is_the_plain_one(layers: tu
     torch.testing.assert_close(wide(users, items, *side), plain(users, items), rtol=0.0, atol=1e-6)
 
 
-def test_side_features_enter_behind_the_ids_in_their_order() -> None:
+def test_side_features_follow_the_ids_in_config_order() -> None:
     model = with_side().eval()
     users, items, *side = rows()
     w = model.state_dict()
@@ -259,8 +259,8 @@ def test_side_features_enter_behind_the_ids_in_their_order() -> None:
     torch.testing.assert_close(model(users, items, *side), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_reach_the_side_embeddings_of_the_categories_met() -> None:
-    model = with_side((4,))  # without a hidden layer, so that no unit is off
+def test_gradients_reach_the_side_embeddings_of_the_categories_in_the_batch() -> None:
+    model = with_side((4,))  # no hidden layer, so that no unit is inactive
     users, items, *side = rows(20)
     model(users, items, *side).sum().backward()
     for embedding, met in zip(model.side_embed, (side[0], side[2], KINDS[items]), strict=True):
@@ -269,7 +269,7 @@ def test_gradients_reach_the_side_embeddings_of_the_categories_met() -> None:
     assert not any(name.startswith("item_side") for name, _ in model.named_parameters())
 
 
-def test_the_ids_start_as_they_do_without_side_features() -> None:
+def test_id_embeddings_are_initialised_as_without_side_features() -> None:
     plain, wide = network(small()).state_dict(), with_side().state_dict()
     for name in ("mf_user_embed", "mf_item_embed", "mlp_user_embed", "mlp_item_embed"):
         assert torch.equal(plain[f"{name}.weight"], wide[f"{name}.weight"])

@@ -1,4 +1,4 @@
-"""NeuMF started from a trained GMF and MLP: the paper's formula on the scores of the two."""
+"""NeuMF initialised from a trained GMF and MLP: the paper's formula on their scores."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def written(folder: Path, model: NeuMF) -> Path:
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("first", ["gmf", "mlp"])
 @pytest.mark.parametrize("layers", [(8, 6, 4), (8,)])
-def test_scores_are_weighed_sums_of_both(tmp_path: Path, alpha: float, first: str, layers: tuple[int, ...]) -> None:
+def test_scores_are_the_weighted_sum_of_both(tmp_path: Path, alpha: float, first: str, layers: tuple[int, ...]) -> None:
     both = {arch: network(arch, seed, layers=layers) for seed, arch in enumerate(("gmf", "mlp"))}
     runs = [written(tmp_path / arch, both[arch]) for arch in (first, "mlp" if first == "gmf" else "gmf")]
     model = network("neumf", 5, layers=layers)
@@ -49,7 +49,7 @@ def test_scores_are_weighed_sums_of_both(tmp_path: Path, alpha: float, first: st
 
 
 @pytest.mark.parametrize(("arch", "others"), [("gmf", "mlp"), ("mlp", "mf_")])
-def test_with_one_of_them_the_other_branch_starts_as_usual(tmp_path: Path, arch: str, others: str) -> None:
+def test_with_one_run_the_other_branch_keeps_its_initial_weights(tmp_path: Path, arch: str, others: str) -> None:
     model, run = network("neumf", 5), network(arch)
     before = copy.deepcopy(model.state_dict())
     start_from(model, [written(tmp_path / arch, run)], 0.5)
@@ -60,12 +60,12 @@ def test_with_one_of_them_the_other_branch_starts_as_usual(tmp_path: Path, arch:
             assert torch.equal(value, run.state_dict()[name])
 
 
-def test_what_does_not_fit_is_told(tmp_path: Path) -> None:
+def test_runs_that_do_not_fit_are_rejected(tmp_path: Path) -> None:
     gmf, mlp = (written(tmp_path / arch, network(arch)) for arch in ("gmf", "mlp"))
     model = network("neumf", 5)
     for runs, told in (
-        ([gmf, gmf], f"one run of --arch gmf and one of --arch mlp; {gmf} is one, too"),
-        ([written(tmp_path / "neumf", network("neumf"))], "this is a neumf"),
+        ([gmf, gmf], f"one run of --arch gmf and one of --arch mlp; {gmf} has the same branch"),
+        ([written(tmp_path / "neumf", network("neumf"))], "got neumf"),
         (
             [written(tmp_path / "wide", network("gmf", factors=4))],
             r"mf_user_embed.weight: expected \(7, 3\), got \(7, 4\)",
@@ -95,12 +95,12 @@ def test_a_run_starts_from_both_and_is_tested_without_them(write_folder: Callabl
     torch.testing.assert_close(scores["neumf"], 0.25 * scores["gmf"] + 0.75 * scores["mlp"], rtol=1e-4, atol=1e-5)
     checkpoint = ["--load_checkpoint_path", str(runs["gmf"] / "model.safetensors")]
     for wrong, told in (
-        (checkpoint, "leave --load_checkpoint_path out"),
-        (["--arch", "mlp"], "both branches; got --arch mlp"),
+        (checkpoint, "omit --load_checkpoint_path"),
+        (["--arch", "mlp"], r"both branches \(--arch neumf\), got --arch mlp"),
     ):
         with pytest.raises(UserError, match=told):
             train.main([*start, *wrong, "--overwrite"])
-    # With the checkpoint of the run its configuration is enough; what it started from is not looked at.
+    # The run's checkpoint and configuration suffice; the pretrained runs are not read.
     for arch in ("gmf", "mlp"):
         runs[arch].rename(runs[arch].with_name(f"{arch}-moved"))
     tested, known = data.parent / "tested", str(runs["neumf"] / "config.yaml")

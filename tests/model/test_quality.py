@@ -1,4 +1,4 @@
-"""The whole pipeline must learn what is there to learn."""
+"""The whole pipeline learns the structure in the data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CLASS_USERS, CLASS_ITEMS, SEEN = 30, 30, 24
 
 
 def test_a_checkerboard_is_learned(tmp_path: Path) -> None:
-    """Two classes; a user likes the items of the own class, and has seen all but six of them.
+    """Two classes; a user likes the items of their own class and has seen all but six.
 
-    A series ranks the held-out item against all 36 items the user has not seen. Who knows the classes ranks
-    it among the first 7; popularity knows nothing of them, and by chance it is among the first 10 of 37.
+    A series ranks the held-out item against all 36 items the user has not seen. A model that has learned the classes
+    ranks it among the first 7; popularity ignores them, and the item is in the top 10 of 37 only by chance.
     """
     rng = np.random.default_rng(0)
     lines = ["user,item,time"]
@@ -40,8 +40,8 @@ def test_a_checkerboard_is_learned(tmp_path: Path) -> None:
     assert metrics["popularity_hr@10"] < 0.5
 
 
-def test_what_only_side_features_tell_is_learned_with_them(tmp_path: Path, write_frames: Callable[..., Path]) -> None:
-    """A user likes the items whose kind is the own gender; in test all users and half the items are new."""
+def test_structure_visible_only_in_side_features_is_learned(tmp_path: Path, write_frames: Callable[..., Path]) -> None:
+    """Users like items whose kind equals their gender; in test all users and half the items are new."""
     rng = np.random.default_rng(0)
 
     def rows(users: range, items: range, count: int) -> pd.DataFrame:

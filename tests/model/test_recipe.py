@@ -1,4 +1,4 @@
-"""Members: weighed by brute force, and whole runs of them on small folders, interrupted ones too."""
+"""Ensembles: weights against brute force, and whole runs on small folders, including interrupted ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _NUMBERS = itertools.count()
 
 
 def rows_of_users() -> tuple[list[list[Row]], list[Row]]:
-    """Train positives in three parts, users prefer every third item, and popular ones; series of 7 test items."""
+    """Train positives in three parts, where users prefer every third item and popular ones; series of 7 test items."""
     rng = np.random.default_rng(0)
     parts: list[list[Row]] = [[], [], []]
     series: list[Row] = []
@@ -88,12 +88,12 @@ def recipe_of(run: Path) -> dict[str, Any]:
 
 
 def tried(run: Path) -> list[str]:
-    """The names of what was measured on the validation split, in that order."""
+    """Names of the members evaluated on the validation split, in order."""
     lines = [json.loads(line.removeprefix("DLLL ")) for line in (run / "log.json").read_text().splitlines()]
     return [line["data"]["member"] for line in lines if "member" in line.get("data", {})]
 
 
-# Weights and qualities of known scores.
+# Weights and quality of known scores.
 
 
 def held_out_users(n_users: int = 40, n_items: int = 15, seed: int = 0) -> tuple[HeldOutUsers, torch.Generator]:
@@ -104,10 +104,10 @@ def held_out_users(n_users: int = 40, n_items: int = 15, seed: int = 0) -> tuple
     return HeldOutUsers(torch.arange(n_users), items, seen, drawn=4, k=3), g
 
 
-def test_quality_is_the_mean_over_all_draws_from_what_was_not_seen() -> None:
+def test_quality_is_the_mean_over_all_draws_of_unseen_items() -> None:
     users, g = held_out_users(12, 9)
     scores = torch.randint(4, (12, 9), generator=g).float()  # with ties
-    scores[3, users.items[3]] = math.nan  # no recommendation
+    scores[3, users.items[3]] = math.nan  # never recommended
     scores[4, (users.items[4] + 1) % 9] = math.nan
     hits, gains = [], []
     for user, own in enumerate(users.items.tolist()):
@@ -126,8 +126,8 @@ def likelihood(users: HeldOutUsers, features: list[Tensor], weights: Tensor) -> 
     return chances.gather(1, users.items[:, None]).mean()
 
 
-def test_weights_are_the_most_likely_ones() -> None:
-    users, g = held_out_users(700)  # more than are computed at a time
+def test_weights_maximise_the_likelihood() -> None:
+    users, g = held_out_users(700)  # more than one chunk
     features = [torch.randn(700, 15, generator=g) * scale for scale in (1.0, 100.0, 0.01)]
     features[0][torch.arange(700), users.items] += 1.0
     weights = torch.tensor(users.weights(features), dtype=torch.float64, requires_grad=True)
@@ -135,11 +135,11 @@ def test_weights_are_the_most_likely_ones() -> None:
     scales = torch.tensor([1.0, 100.0, 0.01])
     assert (gradient / scales).abs().max() < 1e-4
     best = likelihood(users, features, weights)
-    for change in (1.1, 0.9):  # it is the maximum, not some other place without a slope
+    for change in (1.1, 0.9):  # the maximum, not another stationary point
         assert likelihood(users, features, weights * change) < best
 
 
-def test_weights_that_made_the_choices_are_found() -> None:
+def test_weights_that_generated_the_choices_are_recovered() -> None:
     g, n_users = torch.Generator().manual_seed(1), 20_000
     features = [torch.randn(n_users, 8, generator=g) * scale for scale in (2.0, 0.5)]
     known = [0.7, -1.5]
@@ -152,7 +152,7 @@ def test_weights_that_made_the_choices_are_found() -> None:
     assert users.weights(features) == pytest.approx(known, abs=0.1)
 
 
-def test_weights_are_numbers_where_features_say_nothing_or_everything() -> None:
+def test_weights_are_finite_for_uninformative_and_for_perfect_features() -> None:
     users, g = held_out_users()
     same = torch.full((40, 15), 3.0)
     certain = torch.zeros(40, 15)
@@ -160,7 +160,7 @@ def test_weights_are_numbers_where_features_say_nothing_or_everything() -> None:
     for features in ([same, torch.randn(40, 15, generator=g)], [certain], [certain, same, certain]):
         scales = [float(feature.std()) or 1.0 for feature in features]
         found = [weight * scale for weight, scale in zip(users.weights(features), scales, strict=True)]
-        assert max(map(abs, found)) < 1e3  # numbers, and none that would drown all others
+        assert max(map(abs, found)) < 1e3  # finite, and none dominates the others
     assert users.weights([certain])[0] > 5.0
     assert users.quality(users.weights([certain])[0] * certain)[0] == 1.0
 
@@ -171,14 +171,14 @@ def members_of(rows: Rows, folder: Path, held_out: Tensor | None = None, **chang
 
 
 def last_of_users(rows: list[Row], leave: int = 5) -> Tensor:
-    """The last train item of all but the first few users."""
+    """The last train item of each user except the first `leave`."""
     held_out = torch.full((N_USERS,), -1, dtype=torch.int32)
     for user, item, _ in rows:
         held_out[user] = item if user >= leave else -1
     return held_out
 
 
-def test_held_out_users_and_what_they_have_seen(
+def test_held_out_users_and_their_seen_items(
     train_rows: Callable[..., Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts, _ = rows_of_users()
@@ -192,7 +192,7 @@ def test_held_out_users_and_what_they_have_seen(
     for user, item, _ in rows:
         expected[user, item] = item != held_out[user]
     assert torch.equal(found.seen, expected[5:])
-    # Where there are too many, some are drawn.
+    # Above the limit, users are sampled.
     monkeypatch.setattr("model.recipe._VALIDATION_PAIRS", 20 * N_ITEMS + 1)
     draws = [HeldOutUsers.of(members, held_out, 6, 3, seed) for seed in (0, 0, 1)]
     assert [len(draw.users) for draw in draws] == [20] * 3
@@ -200,7 +200,7 @@ def test_held_out_users_and_what_they_have_seen(
     assert torch.equal(draws[2].seen, expected[draws[2].users])
 
 
-def test_members_are_trained_once_for_the_same_settings(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
+def test_members_with_equal_settings_are_trained_once(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
     parts, _ = rows_of_users()
     rows, folder = train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages"
     choices = [Choice(kind, 5, 4, penalty, 0.0) for kind, penalty in (("softmax", 0.5), ("item-item", 4.0))]
@@ -213,7 +213,7 @@ def test_members_are_trained_once_for_the_same_settings(train_rows: Callable[...
         assert torch.equal(known.users, factors.users)
         assert torch.equal(known.items, factors.items)
     assert again.samples == 0
-    for path in files:  # of a run that was killed, or by somebody else
+    for path in files:  # as left by a killed run or another program
         path.write_bytes(path.read_bytes()[:100])
     assert torch.equal(again.factors(choices[0]).users, first[0].users)
     assert again.samples == 2 * sum(map(len, parts))
@@ -226,7 +226,7 @@ def test_members_are_trained_once_for_the_same_settings(train_rows: Callable[...
 
 
 class KnownMembers:
-    """Stands in for `Members`: the quality of a choice is a function of its penalty and recency."""
+    """Stub of `Members`: the quality of a choice is a function of its penalty and recency."""
 
     def __init__(self, best: tuple[float, float]) -> None:
         self.best, self.asked = best, list[Choice]()
@@ -242,7 +242,7 @@ class KnownMembers:
 
 @pytest.mark.parametrize("time_ordered", [True, False])
 @pytest.mark.parametrize("best", [(0.5, 0.5), (4.0, 0.0), (0.125, 1.0)])
-def test_the_search_goes_on_for_as_long_as_it_helps(best: tuple[float, float], time_ordered: bool) -> None:
+def test_the_search_continues_while_quality_improves(best: tuple[float, float], time_ordered: bool) -> None:
     members: Any = KnownMembers(best)
     users: Any = type("Users", (), {"users": None, "quality": members.quality})()
     told: list[str] = []
@@ -255,7 +255,7 @@ def test_the_search_goes_on_for_as_long_as_it_helps(best: tuple[float, float], t
 
 
 @pytest.mark.parametrize("best", [1e-9, 1e9])
-def test_the_search_does_not_go_on_for_ever(best: float) -> None:
+def test_the_search_is_bounded(best: float) -> None:
     members: Any = KnownMembers((best, 0.0))
     users: Any = type("Users", (), {"users": None, "quality": members.quality})()
     found = _searched(members, users, Choice("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
@@ -264,7 +264,7 @@ def test_the_search_does_not_go_on_for_ever(best: float) -> None:
 
 
 @pytest.mark.parametrize("kinds", list(itertools.permutations(["softmax", "bce-all", "item-item"])))
-def test_the_sum_of_members_scores_as_they_do_together(
+def test_the_fused_model_scores_like_the_sum_of_its_members(
     train_rows: Callable[..., Rows], tmp_path: Path, kinds: tuple[str, ...]
 ) -> None:
     parts, _ = rows_of_users()
@@ -288,7 +288,7 @@ def test_the_sum_of_members_scores_as_they_do_together(
 
 @pytest.mark.parametrize("loader", ["merlin", "memory"])
 @pytest.mark.parametrize("time_ordered", [True, False])
-def test_a_run_is_repeated_byte_for_byte(
+def test_a_run_is_reproducible_byte_for_byte(
     write_folder: Callable[..., Path], loader: str, time_ordered: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     parts, series = rows_of_users()
@@ -312,13 +312,13 @@ def test_a_run_is_repeated_byte_for_byte(
     assert f"expected HR@3 {metrics['validation_hr@3']:.4f}" in capsys.readouterr().out
 
 
-def test_other_seeds_make_other_runs(data: Path) -> None:
+def test_other_seeds_give_other_runs(data: Path) -> None:
     runs = [trained(data, f"run-{seed}", "--members", "softmax", "-s", str(seed)) for seed in (1, 2)]
     assert (runs[0] / "model.safetensors").read_bytes() != (runs[1] / "model.safetensors").read_bytes()
 
 
 def killed(run: Path, pattern: str, n_files: int, *flags: str) -> None:
-    """Start a run, and kill it once so many of its members are on disk."""
+    """Start a run and kill it once `n_files` of its members are on disk."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "train.py", *flags]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -329,23 +329,23 @@ def killed(run: Path, pattern: str, n_files: int, *flags: str) -> None:
     assert not (run / "metrics.json").exists()
 
 
-def test_a_run_that_is_killed_resumes_to_the_same_end(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_run_resumes_to_the_same_result(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--members", "softmax", "item-item", "-e", "8"]
     whole, run = trained(data, "whole", *flags), data.parent / "run"
     killed(run, "validation-*", 5, "--data", str(data), "--output", str(run), *FLAGS, *flags)
     killed(run, "all-*", 1, "--resume", str(run))
-    for _ in range(2):  # the second time it is finished already
+    for _ in range(2):  # the second time it is already finished
         capsys.readouterr()
         train.main(["--resume", str(run)])
         assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
         assert metrics_of(run) == metrics_of(whole)
         assert tried(run) == tried(whole)
         assert not (run / "stages").exists()
-        (run / "stages").mkdir()  # as where it is killed between its last two deeds
+        (run / "stages").mkdir()  # as if killed between its last two steps
     assert capsys.readouterr().out == f"{run} is finished\n"
 
 
-def test_a_run_of_members_is_an_ordinary_run(data: Path) -> None:
+def test_an_ensemble_run_is_an_ordinary_run(data: Path) -> None:
     checkpoints = data.parent / "checkpoints"
     run = trained(data, "run", *MEMBERS, "--checkpoint_dir", str(checkpoints))
     network = load_run(run, CPU).model
@@ -377,7 +377,7 @@ def test_a_run_of_members_is_an_ordinary_run(data: Path) -> None:
         assert list(ranking.items) == left[:4]
 
 
-def test_flags_of_a_run_of_members(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flags_of_an_ensemble_run(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exact = trained(data, "exact", *MEMBERS)
     mixed = trained(data, "mixed", *MEMBERS, "--precision", "bf16")
     assert (exact / "model.safetensors").read_bytes() != (mixed / "model.safetensors").read_bytes()
@@ -389,14 +389,14 @@ def test_flags_of_a_run_of_members(data: Path, capsys: pytest.CaptureFixture[str
     assert {path.name for path in run.iterdir()} == {
         "README.md", "config.json", "config.yaml", "metrics.json", "model.safetensors",
     }  # fmt: skip
-    assert len(capsys.readouterr().out.splitlines()) == 2  # HR and NDCG, and where the results are
+    assert len(capsys.readouterr().out.splitlines()) == 2  # HR and NDCG, and the location of the results
 
 
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.integers(0, 5), max_size=7), min_size=2, max_size=6), st.booleans())
-@example([[0, 0, 0, 1]], False)  # an item that has more positives than there are users
-@example([[0, 1], [0, 1]], True)  # nothing tells the users apart
-def test_runs_on_next_to_nothing_end(write_folder: Callable[..., Path], users: list[list[int]], order: bool) -> None:
+@example([[0, 0, 0, 1]], False)  # an item with more positives than there are users
+@example([[0, 1], [0, 1]], True)  # indistinguishable users
+def test_runs_on_tiny_data_finish(write_folder: Callable[..., Path], users: list[list[int]], order: bool) -> None:
     rows = [(user, item, 1.0) for user, items in enumerate(users) for item in items]
     series = [(user, item, float(not item)) for user in range(len(users)) for item in range(3)]
     name = f"folder{next(_NUMBERS)}"
@@ -408,7 +408,7 @@ def test_runs_on_next_to_nothing_end(write_folder: Callable[..., Path], users: l
     assert all(torch.isfinite(weight).all() for weight in weights)
 
 
-def test_validation_is_enough(data: Path) -> None:
+def test_a_validation_split_suffices_without_test_rows(data: Path) -> None:
     spec = yaml.safe_load((data / "feature_spec.yaml").read_text())
     del spec["source_spec"]["test"]
     (data / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
@@ -417,7 +417,7 @@ def test_validation_is_enough(data: Path) -> None:
     assert 0 < metrics["validation_hr@3"] < 1
 
 
-def test_an_item_item_member_of_too_many_items_is_left_out(
+def test_an_item_item_member_is_skipped_for_too_many_items(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(item_item, "MAX_ITEMS", N_ITEMS - 1)
@@ -450,17 +450,17 @@ for again in range(2):
 """
 
 
-def test_ranks_agree_without_a_common_disk(data: Path, in_processes: Callable[..., list[list[str]]]) -> None:
+def test_ranks_agree_without_a_shared_disk(data: Path, in_processes: Callable[..., list[list[str]]]) -> None:
     body = WORLDS.format(folder=str(data), loader="merlin")
     first, second = ([json.loads(line) for line in lines] for lines in in_processes(2, body))
-    assert first == second  # bit for bit
+    assert first == second  # bit-identical
     softmax, item_item, *again = first
     assert [samples for samples, _ in first] == [softmax[0], softmax[0], 0, 0]
     assert softmax[0] == 2 * sum(map(len, rows_of_users()[0]))
     assert [scores for _, scores in again] == [softmax[1], item_item[1]]
 
 
-def test_several_processes_make_a_run(data: Path) -> None:
+def test_several_processes_train_one_run(data: Path) -> None:
     members = ["--members", "softmax", "item-item"]
     alone, both = trained(data, "alone", *members, "--loader", "memory"), data.parent / "both"
     flags = ["--data", str(data), "--output", str(both), *FLAGS, *members, "--loader", "memory", "--gpus", "2"]
@@ -481,22 +481,22 @@ def test_several_processes_make_a_run(data: Path) -> None:
         ("--members item-item", "--members should hold softmax or bce-all at least once"),
         ("--members softmax --loss softmax", "--members come with their own losses; leave --loss out"),
         ("--members softmax --validation none", "add --validation leave-one-out"),
-        ("--members softmax --weight_decay 0.1", "leave --weight_decay and --recency out"),
-        ("--members softmax --arch neumf", "--members is for --arch gmf"),
-        ("--members softmax softmax item-item -f 5", "--arch gmf of 6 --factors or more.*got --arch gmf --factors 5"),
+        ("--members softmax --weight_decay 0.1", "leave out --weight_decay and --recency"),
+        ("--members softmax --arch neumf", "--members needs --arch gmf"),
+        ("--members softmax softmax item-item -f 5", "--arch gmf with --factors 6 or more.*got --arch gmf --factors 5"),
         ("--members softmax --patience 2 -t 0.5", "--patience does nothing with --members.*--threshold does nothing"),
-        ("--members softmax --load_checkpoint_path x.pth", "leave --load_checkpoint_path out"),
-        ("--members softmax --pretrained x", "--pretrained starts a network of both branches; got --arch gmf"),
+        ("--members softmax --load_checkpoint_path x.pth", "omit --load_checkpoint_path"),
+        ("--members softmax --pretrained x", "--pretrained needs a network with both branches .*got --arch gmf"),
         ("--members softmax --cuda-graphs", "--cuda-graphs does nothing with --members"),
     ],
 )
-def test_members_that_cannot_be_are_told(data: Path, flags: str, told: str) -> None:
+def test_invalid_member_flags_are_rejected(data: Path, flags: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         trained(data, "run", *flags.split())
     assert not (data.parent / "run").exists()
 
 
-def test_members_have_no_side_features(write_frames: Callable[..., Path]) -> None:
+def test_members_reject_side_features(write_frames: Callable[..., Path]) -> None:
     rows = [row for part in rows_of_users()[0] for row in part]
     frame = pd.DataFrame(rows, columns=["user", "item", "label"]).assign(age=1.5)
     channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_context": ["age"]}

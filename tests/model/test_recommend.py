@@ -1,4 +1,4 @@
-"""Recommendations against a ranking of every unseen item by hand."""
+"""Recommendations against a brute-force ranking of all unseen items."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 4, 12
 ITEM_NAMES = [f"item-{number * 7 % 12}" for number in range(N_ITEMS)]
 USER_NAMES = [1007, 3, 55, 20]
-# Each user's train positives; user 3 has seen all but the held-out one.
+# Each user's train positives; user 3 has seen all but the held-out item.
 TRAIN = [{0, 4, 5}, {2}, {1, 3, 9}, set(range(11))]
 HELD_OUT = [7, 0, 11, 11]
 
@@ -35,7 +35,7 @@ HELD_OUT = [7, 0, 11, 11]
 @pytest.fixture
 def prepared(write_folder: Callable[..., Path]) -> Path:
     train = [[(user, item, 1.0) for item in sorted(TRAIN[user])] for user in range(N_USERS)]
-    train[0].append((0, 8, 0.0))  # a negative on disk is no interaction
+    train[0].append((0, 8, 0.0))  # a negative on disk is not an interaction
     test = [[(user, HELD_OUT[user], 1.0), (user, 6, 0.0), (user, 10, 0.0)] for user in range(N_USERS)]
     folder = write_folder(train, N_USERS, N_ITEMS, test, 3)
     (folder / "categories").mkdir()
@@ -70,10 +70,10 @@ def test_recommendations_are_all_unseen_items_by_score(prepared: Path, run: Path
     assert found.items == [item for item, _ in expected]
     assert found.scores == pytest.approx([score for _, score in expected])
     if user == 3:
-        assert found.items == []  # nothing is left to recommend
+        assert found.items == []  # nothing left to recommend
 
 
-def test_several_users_are_asked_in_any_order_and_more_than_once(prepared: Path, run: Path) -> None:
+def test_users_may_be_requested_in_any_order_and_repeatedly(prepared: Path, run: Path) -> None:
     order = [2, 0, 3, 0, 1]
     found = Recommender(load_run(run, CPU), prepared).recommend([str(USER_NAMES[user]) for user in order], 4)
     for user, ranked in zip(order, found, strict=True):
@@ -106,12 +106,12 @@ def test_the_folder_may_have_moved(prepared: Path, run: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize("user", ["4", "03", "", "nobody", "3.0"])
-def test_an_unknown_user_is_told_with_examples(prepared: Path, run: Path, user: str) -> None:
+def test_the_error_for_an_unknown_user_lists_examples(prepared: Path, run: Path, user: str) -> None:
     with pytest.raises(UserError, match=r"not among the 4 users.*1007, 3, 55"):
         Recommender(load_run(run, CPU), prepared).recommend(["3", user], 3)
 
 
-def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_id_is_printed_verbatim(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = ["[red]", "[/x]", "a[1]", "ü"]
     table = pa.table({"id": pa.array(range(4), pa.int32()), "original": names})
     pq.write_table(table, prepared / "categories" / "user.parquet")
@@ -120,19 +120,19 @@ def test_a_user_id_is_printed_as_it_is(prepared: Path, run: Path, capsys: pytest
     assert all(f"user {name}\n" in out for name in names)
 
 
-def test_a_folder_without_categories_has_its_own_ids(prepared: Path, run: Path) -> None:
+def test_a_folder_without_categories_uses_its_own_ids(prepared: Path, run: Path) -> None:
     shutil.rmtree(prepared / "categories")
     found = Recommender(load_run(run, CPU), prepared).recommend(["1"], 100)[0]
     assert [ITEM_NAMES[int(str(item))] for item in found.items] == [item for item, _ in expected_ranking(run, 1)]
 
 
-def test_another_folder_is_refused(prepared: Path, run: Path, write_folder: Callable[..., Path]) -> None:
+def test_another_folder_is_rejected(prepared: Path, run: Path, write_folder: Callable[..., Path]) -> None:
     other = write_folder([[(0, 0, 1.0)]], N_USERS + 1, N_ITEMS, name="other")
     with pytest.raises(UserError, match=r"5 users and 12 items.*4 and 12"):
         recommend.main(["--run", str(run), "--user", "3", "--data", str(other)])
 
 
-def test_categories_that_do_not_fit_are_refused(prepared: Path, run: Path) -> None:
+def test_categories_that_do_not_fit_are_rejected(prepared: Path, run: Path) -> None:
     table = pa.table({"id": pa.array(range(3), pa.int32()), "original": USER_NAMES[:3]})
     pq.write_table(table, prepared / "categories" / "user.parquet")
     with pytest.raises(UserError, match="categories"):
@@ -140,7 +140,7 @@ def test_categories_that_do_not_fit_are_refused(prepared: Path, run: Path) -> No
 
 
 @pytest.mark.parametrize("missing", ["data", "feature_spec_file"])
-def test_a_config_without_its_data_is_told(run: Path, missing: str) -> None:
+def test_a_config_without_data_is_rejected(run: Path, missing: str) -> None:
     path = run / "config.json"
     config = json.loads(path.read_text())
     del config[missing]
@@ -149,12 +149,12 @@ def test_a_config_without_its_data_is_told(run: Path, missing: str) -> None:
         recommend.main(["--run", str(run), "--user", "3"])
 
 
-def test_k_below_one_is_refused(run: Path) -> None:
+def test_k_below_one_is_rejected(run: Path) -> None:
     with pytest.raises(UserError, match="-k"):
         recommend.main(["--run", str(run), "--user", "3", "-k", "0"])
 
 
-# User 2 has no train row; ages and hours change from row to row, and the last train row counts.
+# User 2 has no train row; ages and hours vary between rows, and the last train row counts.
 SIDE_TRAIN = pd.DataFrame(
     {
         "reader": [1, 0, 0, 1, 0],
@@ -208,7 +208,7 @@ def side_run(write_frames: Callable[..., Path]) -> Path:
     ("user", "hour", "age", "unseen"),
     [(0, 1, 0.5, [0, 1, 5]), (1, 3, 0.4, [0, 1, 2, 3]), (2, 2, 0.9, [1, 3, 4, 5])],
 )
-def test_side_features_are_those_of_the_last_train_row(
+def test_side_features_come_from_the_last_train_row(
     side_run: Path, user: int, hour: int, age: float, unseen: list[int]
 ) -> None:
     run = load_run(side_run, CPU)
@@ -222,22 +222,22 @@ def test_side_features_are_those_of_the_last_train_row(
     assert found.scores == pytest.approx([score for score, _ in expected])
 
 
-def test_a_user_whose_side_features_nobody_knows_is_told(side_run: Path) -> None:
+def test_a_user_with_unknown_side_features_is_rejected(side_run: Path) -> None:
     with pytest.raises(UserError, match=r"no row of user 3.*hour, age"):
         recommend.main(["--run", str(side_run), "--user", "3"])
 
 
-def test_a_folder_without_the_side_features_of_the_run_is_refused(
+def test_a_folder_without_the_side_features_of_the_run_is_rejected(
     side_run: Path, write_frames: Callable[..., Path]
 ) -> None:
     channels = {**SIDE_CHANNELS, "categorical_item_inputs": ["book"]}
-    sizes = {"reader": 4, "book": 6, "hour": 4, "kind": 2}  # the kind is in no channel
+    sizes = {"reader": 4, "book": 6, "hour": 4, "kind": 2}  # kind is in no channel
     other = write_frames({"train": SIDE_TRAIN, "test": SIDE_TEST}, channels, sizes, name="other")
     with pytest.raises(UserError, match=r"side feature 'kind' \(cardinality 2\), which .*other does not have"):
         recommend.main(["--run", str(side_run), "--user", "1", "--data", str(other)])
 
 
-def test_a_file_of_users_and_candidates(prepared: Path, run: Path, tmp_path: Path) -> None:
+def test_users_and_candidates_from_files(prepared: Path, run: Path, tmp_path: Path) -> None:
     (tmp_path / "users.txt").write_text("\ufeff55\n\n1007\r\nnobody\n", encoding="utf-8", newline="")
     (tmp_path / "items.txt").write_text("\n".join(ITEM_NAMES[:7]))
     flags = f"--users-file {tmp_path}/users.txt --candidates {tmp_path}/items.txt --unknown-users popular -k 2"
@@ -253,7 +253,9 @@ def test_a_file_of_users_and_candidates(prepared: Path, run: Path, tmp_path: Pat
         assert [ranked["item"] for ranked in one["items"]] == by_hand[:2]
 
 
-def test_all_users_go_to_a_file(prepared: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_users_are_written_to_a_file(
+    prepared: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command = ["--run", str(run), "--all", "-k", "3", "--output", str(tmp_path / "recs.parquet")]
     recommend.main(command)
     assert f"wrote {tmp_path}/recs.parquet for 4 users\n" in capsys.readouterr().out
@@ -266,11 +268,11 @@ def test_all_users_go_to_a_file(prepared: Path, run: Path, tmp_path: Path, capsy
         recommend.main(command)
 
 
-def test_seen_items_may_be_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_seen_items_can_be_included(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recommend.main(["--run", str(run), "--user", "20", "--no-exclude-seen", "-k", "100"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + N_ITEMS
     recommend.main(["--run", str(run), "--user", "nobody", "--unknown-users", "popular"])
-    assert "user nobody: unknown, so these are popular items\n" in capsys.readouterr().out
+    assert "user nobody: unknown, showing popular items\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -285,7 +287,7 @@ def test_seen_items_may_be_shown(run: Path, capsys: pytest.CaptureFixture[str]) 
         ("--user 3 --output {tmp}/empty.txt/recs.csv", "empty.txt is a file"),
     ],
 )
-def test_files_that_will_not_do_are_told(run: Path, tmp_path: Path, flags: str, message: str) -> None:
+def test_invalid_files_are_rejected(run: Path, tmp_path: Path, flags: str, message: str) -> None:
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "other.txt").write_text("item-1\nitem-99\n")
@@ -294,7 +296,7 @@ def test_files_that_will_not_do_are_told(run: Path, tmp_path: Path, flags: str, 
 
 
 @pytest.mark.parametrize("flags", ["", "--user 3 --all", "--all --users-file f"])
-def test_whom_to_recommend_to_is_said_once(run: Path, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exactly_one_way_to_select_users_is_required(run: Path, flags: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         recommend.main(["--run", str(run), *flags.split()])
     assert ended.value.code == 2

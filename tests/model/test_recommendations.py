@@ -1,4 +1,4 @@
-"""Rankings as columns, and the best of many scores against Python's own sort."""
+"""Rankings stored as columns, and top-k against Python's sort."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ few_values = st.sampled_from([-math.inf, -1.5, 0.0, 0.25, 3.0])
 @given(
     st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(few_values, min_size=n, max_size=n), min_size=1)), st.data()
 )
-def test_the_best_of_equal_ones_are_the_lower_columns(rows: list[list[float]], data: st.DataObject) -> None:
+def test_ties_are_ordered_by_column(rows: list[list[float]], data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 12))
     found, columns = best(torch.tensor(rows), k)
     for row, scores, places in zip(rows, found.tolist(), columns.tolist(), strict=True):
@@ -52,7 +52,7 @@ def test_rankings_are_a_sequence() -> None:
         FOUND[3]
 
 
-def test_a_table_has_a_row_for_each_recommendation() -> None:
+def test_a_table_has_one_row_per_recommendation() -> None:
     table = FOUND.to_table()
     assert table.schema.types == [pa.int64(), pa.int32(), pa.string(), pa.float32(), pa.string()]
     assert table.to_pydict() == {

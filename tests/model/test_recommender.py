@@ -1,4 +1,4 @@
-"""A run in use, against the network's own forward over all pairs and a ranking by hand."""
+"""`Recommender` against the network's forward pass over all pairs and a brute-force ranking."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from workflows.errors import UserError
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS, PARTS = 1000, 90, 3
 rng = np.random.default_rng(5)
-# Original ids in the order of their numbers: text for users, integers for items.
+# Original ids in the order of internal ids: text for users, integers for items.
 USERS = [f"u{number:04d}" for number in range(N_USERS)]
 ITEMS = (np.arange(N_ITEMS) * 7 + 3).tolist()
 TRAIN = [rng.permutation(N_ITEMS)[: rng.integers(1, 40)].tolist() for _ in range(N_USERS)]
-TRAIN[10] = []  # held out alone
-TRAIN[11] = list(range(N_ITEMS - 1))  # nothing but the held-out one is left
+TRAIN[10] = []  # only the held-out item
+TRAIN[11] = list(range(N_ITEMS - 1))  # everything but the held-out item
 HELD_OUT = [next(item for item in rng.permutation(N_ITEMS).tolist() if item not in seen) for seen in TRAIN]
 
 
@@ -38,7 +38,7 @@ def network() -> NeuMF:
     with torch.no_grad():
         for name, weights in model.named_parameters():
             if "embed" in name:
-                weights *= 50.0  # scores that are told apart
+                weights *= 50.0  # distinct scores
     return model.eval()
 
 
@@ -50,11 +50,11 @@ def write_run(folder: Path, data: Path, model: NeuMF) -> Path:
 
 @pytest.fixture
 def run(write_folder: Callable[..., Path]) -> Path:
-    # Users are spread over parts as a hash would, each part in the order of users.
+    # Users are spread over parts as by a hash, and sorted within each part.
     parts = [
         [(user, item, 1.0) for user in range(part, N_USERS, PARTS) for item in TRAIN[user]] for part in range(PARTS)
     ]
-    parts[0].append((999, 5, 0.0))  # a negative on disk is no interaction
+    parts[0].append((999, 5, 0.0))  # a negative on disk is not an interaction
     test = [[(user, HELD_OUT[user], 1.0), (user, 0, 0.0)] for user in range(N_USERS)]
     data = write_folder(parts, N_USERS, N_ITEMS, [list(chain(*test))], 2)
     (data / "categories").mkdir()
@@ -91,24 +91,24 @@ def check_against_brute_force(
 
 
 @pytest.mark.parametrize("k", [1, 10, 500])
-def test_a_thousand_users_get_what_brute_force_gives(recommender: Recommender, k: int) -> None:
+def test_a_thousand_users_match_brute_force(recommender: Recommender, k: int) -> None:
     check_against_brute_force(recommender.recommend(USERS, k), k)
 
 
-def test_seen_items_may_stay(recommender: Recommender) -> None:
+def test_seen_items_can_be_included(recommender: Recommender) -> None:
     check_against_brute_force(recommender.recommend(USERS, 5, exclude_seen=False), 5, exclude_seen=False)
 
 
 @pytest.mark.parametrize("exclude_seen", [True, False])
-def test_candidates_are_all_there_is_to_choose_from(recommender: Recommender, exclude_seen: bool) -> None:
+def test_only_candidates_are_recommended(recommender: Recommender, exclude_seen: bool) -> None:
     chosen = [40, 7, 7, 89, 0, 21, 33]
-    originals = [str(ITEMS[item]) for item in chosen]  # integers may come as text
+    originals = [str(ITEMS[item]) for item in chosen]  # integer ids may be given as text
     found = recommender.recommend(USERS, 4, candidates=originals, exclude_seen=exclude_seen)
     check_against_brute_force(found, 4, exclude_seen, chosen)
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_all_users_get_what_each_gets_alone(run: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
+def test_all_users_get_the_same_as_each_alone(run: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
     monkeypatch.setattr(module, "_BLOCK_SCORES", 7 * N_ITEMS)
     recommender = Recommender.load(run, device="cpu", in_memory=in_memory)
     rankings = {one.user: one for part in recommender.recommend_all(10) for one in part}
@@ -120,7 +120,7 @@ def test_all_users_get_what_each_gets_alone(run: Path, monkeypatch: pytest.Monke
     check_against_brute_force(alone, 10)
 
 
-def test_of_equal_scores_the_lower_item_comes_first(run: Path) -> None:
+def test_ties_are_ordered_by_item(run: Path) -> None:
     model = network()
     with torch.no_grad():
         for table in (model.mf_item_embed.weight, model.mlp_item_embed.weight):
@@ -135,7 +135,7 @@ def test_of_equal_scores_the_lower_item_comes_first(run: Path) -> None:
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_unknown_users_are_an_error_or_get_popular_items(run: Path, in_memory: bool) -> None:
+def test_unknown_users_raise_or_get_popular_items(run: Path, in_memory: bool) -> None:
     recommender = Recommender.load(run, device="cpu", in_memory=in_memory)
     with pytest.raises(UserError, match=r"users 'nobody', '7' are not among the 1,000 users"):
         recommender.recommend(["u0001", "nobody", "7"])
@@ -170,7 +170,7 @@ def test_the_probability_of_pairs(recommender: Recommender) -> None:
         (["u0001"], ["03"], "03"),
     ],
 )
-def test_pairs_that_are_none_are_told(
+def test_invalid_pairs_are_rejected(
     recommender: Recommender, users: list[str], items: list[int | str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -178,7 +178,7 @@ def test_pairs_that_are_none_are_told(
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_a_history_is_in_the_order_of_time(run: Path, in_memory: bool) -> None:
+def test_a_history_is_ordered_by_time(run: Path, in_memory: bool) -> None:
     recommender = Recommender.load(run, device="cpu", in_memory=in_memory)
     for user in (0, 10, 11, 999):
         assert recommender.history(USERS[user]) == [ITEMS[item] for item in [*TRAIN[user], HELD_OUT[user]]]
@@ -192,7 +192,7 @@ def test_a_history_is_in_the_order_of_time(run: Path, in_memory: bool) -> None:
         ({"candidates": [3, 4]}, "item 4 is not among the 90 items"),
     ],
 )
-def test_impossible_wishes_are_refused(recommender: Recommender, wrong: dict, message: str) -> None:
+def test_invalid_arguments_are_rejected(recommender: Recommender, wrong: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         recommender.recommend(["u0001"], **wrong)
     with pytest.raises(UserError, match=message):
@@ -204,10 +204,10 @@ def test_no_users_get_no_rankings(recommender: Recommender) -> None:
     assert recommender.recommend([]).to_table().num_rows == 0
 
 
-def test_scores_that_are_no_numbers_are_told(run: Path) -> None:
+def test_nan_scores_are_reported(run: Path) -> None:
     model = network()
     with torch.no_grad():
         model.final.bias.fill_(torch.nan)
     broken = write_run(run.parent / "broken", Path(load_run(run, CPU).config["data"]), model)
-    with pytest.raises(UserError, match="broken gives scores that are no numbers"):
+    with pytest.raises(UserError, match="broken are NaN"):
         Recommender.load(broken, device="cpu").recommend(["u0001"])

@@ -1,4 +1,4 @@
-"""Which folders are runs; `tests/test_train.py` looks at what a run writes."""
+"""Detection of run folders; `tests/test_train.py` checks their contents."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ THEIRS = ["", "{}", "[]", '{"model": {}, "train": {}}', '{"seed": 1}', '{"DLLL":
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_each_of_our_files_marks_a_run(tmp_path: Path, name: str) -> None:
+def test_each_of_our_files_identifies_a_run(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(OURS[name])
     assert is_run(tmp_path)
 
 
 @pytest.mark.parametrize("content", THEIRS)
-def test_files_of_the_same_names_do_not(tmp_path: Path, content: str) -> None:
+def test_other_files_of_the_same_names_do_not(tmp_path: Path, content: str) -> None:
     for name in OURS:
         (tmp_path / name).write_text(content)
     assert not is_run(tmp_path)

@@ -17,14 +17,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("DLLL ")) for line in lines]
 
 
-def test_lines_are_those_of_dllogger(tmp_path: Path) -> None:
+def test_lines_follow_the_dllogger_format(tmp_path: Path) -> None:
     path = tmp_path / "some" / "log.json"
     with closing(RunLog(path)) as log:
         log.parameters({"epochs": 2, "data": "there"})
         log.epoch(0, {"hr@10": 0.5})
         log.epoch(1, {"hr@10": 0.25})
         log.summary({"best_epoch": 0, "time_to_target": None})
-        lines = read_lines(path)  # each line is there at once
+        lines = read_lines(path)  # each line is flushed at once
     assert lines == read_lines(path)
     for line in lines:
         assert isinstance(line["timestamp"], str)
@@ -52,7 +52,7 @@ def test_lines_are_those_of_dllogger(tmp_path: Path) -> None:
     assert (summary["step"], summary["data"]) == ([], {"best_epoch": 0, "time_to_target": None})
 
 
-def test_a_log_begins_anew(tmp_path: Path) -> None:
+def test_an_existing_log_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     for run in range(2):
         with closing(RunLog(path)) as log:
@@ -60,7 +60,7 @@ def test_a_log_begins_anew(tmp_path: Path) -> None:
     assert [line["data"] for line in read_lines(path) if line["type"] == "LOG"] == [{"run": 1}]
 
 
-def test_a_log_goes_on_where_it_was_saved(tmp_path: Path) -> None:
+def test_a_log_continues_from_its_saved_length(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     with closing(RunLog(path)) as log:
         log.parameters({"run": 0})
@@ -76,7 +76,7 @@ def test_a_log_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     assert logged == [("PARAMETER", {"run": 0}), ([0], {"loss": 1.0}), ([1], {"loss": 0.25})]
 
 
-def test_a_log_that_is_gone_begins_anew(tmp_path: Path) -> None:
+def test_a_missing_log_is_started_anew(tmp_path: Path) -> None:
     with closing(RunLog(tmp_path / "log.json", 1000)) as log:
         log.epoch(3, {})
     lines = read_lines(tmp_path / "log.json")

@@ -1,4 +1,4 @@
-"""Scores from projections against the network's own forward, pair by pair."""
+"""Scores from cached projections against the network's forward pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SHAPES = [(2,), (6, 5), (8, 64, 16), (4, 130, 70, 3), (256, 256, 128, 64)]
 
 
 def network(layers: tuple[int, ...], side: str = "none", seed: int = 0, arch: str = "neumf") -> NeuMF:
-    """With weights that make logits of about one and leave some units at zero."""
+    """A network whose weights give logits of about 1 and leave some units inactive."""
     g = torch.Generator().manual_seed(seed)
     shape = NeuMFConfig(n_users=13, n_items=37, factors=5, layers=layers, dropout=0.5, arch=arch, **SIDES[side])
     model = NeuMF(shape, g)
@@ -56,7 +56,7 @@ def pairs(model: NeuMF, n: int, seed: int = 1) -> list[Tensor]:
 
 @torch.no_grad()
 def plain(model: NeuMF, columns: list[Tensor]) -> Tensor:
-    """The network's own scores, in float64."""
+    """The network's forward pass in float64."""
     exact = copy.deepcopy(model).double().eval()
     return exact(*(column.double() if column.is_floating_point() else column for column in columns))
 
@@ -66,14 +66,14 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 
 def scorers(model: NeuMF) -> list[Scorer]:
-    """Of both kinds, the one that is quicker first."""
+    """Both kinds, the faster one first."""
     return [Scorer(model), Scorer(model, kernels=False)]
 
 
 @given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 90), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=60)
-def test_scores_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
-    model = network(layers, side, seed).train()  # dropout never acts
+def test_scores_match_the_network(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
+    model = network(layers, side, seed).train()  # dropout must be ignored
     columns = pairs(model, n, seed)
     for scorer in scorers(model):
         found = scorer(*columns)
@@ -83,7 +83,7 @@ def test_scores_are_the_networks(layers: tuple[int, ...], side: str, n: int, see
 
 @given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 19), st.integers(0, 2**31))
 @settings(deadline=None, max_examples=60)
-def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
+def test_scores_of_all_items_match_the_network(layers: tuple[int, ...], side: str, n: int, seed: int) -> None:
     model = network(layers, side, seed)
     users, _, *row_side = pairs(model, n, seed)
     for scorer, items in product(scorers(model), (None, torch.tensor([3, 36, 3]), torch.arange(0))):
@@ -95,7 +95,7 @@ def test_scores_of_all_items_are_the_networks(layers: tuple[int, ...], side: str
 
 
 @pytest.mark.parametrize("arch", ["gmf", "mlp"])
-def test_networks_of_one_branch_score_as_they_are(arch: str) -> None:
+def test_single_branch_networks_are_scored_correctly(arch: str) -> None:
     model = network((8, 64, 16), arch=arch)
     columns, everything = pairs(model, 90), torch.cartesian_prod(torch.arange(13), torch.arange(37))
     for scorer in scorers(model):
@@ -106,7 +106,9 @@ def test_networks_of_one_branch_score_as_they_are(arch: str) -> None:
 @pytest.mark.parametrize("side", sorted(SIDES))
 @pytest.mark.parametrize("size", [1, 7, 32])
 @pytest.mark.parametrize("held", [False, True])
-def test_chunks_and_threads_change_nothing(side: str, size: int, held: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_and_threads_do_not_change_scores(
+    side: str, size: int, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = network((8, 64, 16), side)
     columns = pairs(model, 90)
     users, _, *row_side = columns
@@ -127,12 +129,12 @@ def test_chunks_and_threads_change_nothing(side: str, size: int, held: bool, mon
         assert_close(scorer.all_items(users, *row_side, items=some), of_all[:, some].double())
 
 
-def test_units_that_are_mostly_positive_are_folded_away() -> None:
+def test_mostly_positive_units_are_folded() -> None:
     model = network((8, 64, 64, 16))
     with torch.no_grad():
         for layer in model.mlp:
             layer.weight.abs_()
-            layer.bias.fill_(20.0)  # so large that all are positive
+            layer.bias.fill_(20.0)  # large enough to make all units positive
     folded = fold(model)
     inputs = torch.cat((model.mlp_user_embed.weight[:9], model.mlp_item_embed.weight[:9]), dim=1)
     units = inputs @ folded.entry.T + folded.bias
@@ -144,7 +146,7 @@ def test_units_that_are_mostly_positive_are_folded_away() -> None:
 
 
 @pytest.mark.parametrize("name", ["mlp_user_embed", "mlp_item_embed", "mf_user_embed", "mlp.0", "mlp.1", "final"])
-def test_weights_that_are_no_numbers_make_scores_that_are_none(name: str) -> None:
+def test_nan_weights_give_nan_scores(name: str) -> None:
     model = network((8, 64, 16))
     with torch.no_grad():
         model.get_submodule(name).weight[0] = torch.nan
@@ -158,7 +160,7 @@ def test_weights_that_are_no_numbers_make_scores_that_are_none(name: str) -> Non
 
 
 @pytest.mark.parametrize(("user", "item"), [(13, 0), (-1, 0), (0, 37), (0, -1)])
-def test_ids_that_the_network_does_not_have_are_refused(user: int, item: int) -> None:
+def test_out_of_range_ids_are_rejected(user: int, item: int) -> None:
     for scorer in scorers(network((8, 64, 16))):
         with pytest.raises(IndexError):
             scorer(torch.tensor([0, user]), torch.tensor([0, item]))
@@ -167,7 +169,7 @@ def test_ids_that_the_network_does_not_have_are_refused(user: int, item: int) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_scores_have_the_networks_type(dtype: torch.dtype) -> None:
+def test_scores_have_the_dtype_of_the_network(dtype: torch.dtype) -> None:
     model = network((8, 64, 16)).to(dtype)
     columns = pairs(model, 30)
     found = Scorer(model)(*columns)
@@ -176,7 +178,7 @@ def test_scores_have_the_networks_type(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.double(), plain(model, columns), rtol=tolerance, atol=tolerance)
 
 
-def test_a_scorer_needs_no_gradients_and_changes_no_weights() -> None:
+def test_a_scorer_tracks_no_gradients_and_changes_no_weights() -> None:
     model = network((6, 5), "both")
     before = copy.deepcopy(model.state_dict())
     columns = pairs(model, 30)

@@ -1,4 +1,4 @@
-"""What users have seen, against dicts."""
+"""Seen items against plain dicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NUMBERS = itertools.count()
 
 
 def brute(parts: list[list[Row]]) -> dict[int, list[int]]:
-    """The train positives of each user, ascending."""
+    """Train positives by user, ascending."""
     found: dict[int, list[int]] = {user: [] for user in range(N_USERS)}
     for user, item, label in itertools.chain(*parts):
         if label > 0:
@@ -50,7 +50,7 @@ def check_users(seen: Seen, expected: dict[int, list[int]], users: torch.Tensor)
 
 @st.composite
 def folders(draw) -> list[list[Row]]:
-    """Whole users in parts, in any order; rows of label 0 and repeats among theirs."""
+    """Whole users in parts, in any order, with label-0 rows and duplicates."""
     users = draw(st.lists(st.integers(0, N_USERS - 1), min_size=1, unique=True))
     pairs = st.tuples(st.integers(0, N_ITEMS - 1), st.sampled_from([0.0, 0.5, 1.0]))
     blocks = [[(user, *pair) for pair in draw(st.lists(pairs, min_size=1, max_size=12))] for user in users]
@@ -60,7 +60,7 @@ def folders(draw) -> list[list[Row]]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(folders(), st.lists(st.integers(0, N_USERS - 1), max_size=10), st.integers(1, 5))
-def test_seen_is_what_a_loop_over_the_rows_finds(
+def test_seen_matches_a_loop_over_the_rows(
     write_folder: Callable[..., Path], parts: list[list[Row]], users: list[int], block_rows: int
 ) -> None:
     folder = write_folder(parts, N_USERS, N_ITEMS, name=f"folder{next(_NUMBERS)}")
@@ -74,21 +74,21 @@ def test_seen_is_what_a_loop_over_the_rows_finds(
                 check_users(seen, expected, torch.tensor(users, dtype=dtype))
 
 
-def test_users_may_lie_in_any_part(train_rows: Callable[..., Rows]) -> None:
+def test_users_may_be_in_any_part(train_rows: Callable[..., Rows]) -> None:
     parts = [[(4, 8, 1.0), (4, 0, 1.0), (5, 3, 1.0)], [], [(0, 2, 1.0), (3, 1, 1.0)], [(1, 7, 1.0)]]
     seen = Seen.of(train_rows(parts, N_USERS, N_ITEMS), CPU)
     assert seen.starts.tolist() == [0, 1, 2, 2, 3, 5, 6, 6]
     assert seen.items.tolist() == [2, 7, 1, 8, 0, 3]  # each user's in order
 
 
-def test_rows_of_label_0_were_not_seen(train_rows: Callable[..., Rows]) -> None:
+def test_label_0_rows_are_not_seen(train_rows: Callable[..., Rows]) -> None:
     rows = train_rows([[(1, 2, 0.0), (1, 3, 1.0), (1, 2, 0.0), (2, 5, 0.0)]], N_USERS, N_ITEMS)
     check(Seen.of(rows, CPU), brute([[(1, 3, 1.0)]]))
     nothing = train_rows([[(1, 2, 0.0)], [(0, 5, 0.0)]], N_USERS, N_ITEMS, name="nothing")
     check(Seen.of(nothing, CPU), brute([]))
 
 
-def test_users_may_be_asked_again_out_of_order_or_not_at_all(train_rows: Callable[..., Rows]) -> None:
+def test_queried_users_may_repeat_be_unordered_or_empty(train_rows: Callable[..., Rows]) -> None:
     seen = Seen.of(train_rows([[(1, 2, 1.0), (1, 5, 1.0), (4, 0, 1.0), (4, 0, 1.0)]], N_USERS, N_ITEMS), CPU)
     owners, items = seen.of_users(torch.tensor([4, 6, 1, 0, 1]))
     assert owners.tolist() == [0, 0, 2, 2, 4, 4]

@@ -1,4 +1,4 @@
-"""Test rows without a declared length of series: what is taken for series, and what is not."""
+"""Test rows without a declared series length: which rows form series, and which do not."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opened(write_frames: Callable[..., Path], rows: list[Row], labelled: bool = 
 
 
 def length_of(rows: list[Row], labelled: bool) -> int | None:
-    """The definition, on lists."""
+    """The definition, on lists; None if the rows do not form series."""
     runs = [list(run) for _, run in itertools.groupby(rows, key=lambda row: row[0])]
     length = len(runs[0])
     equal = length > 1 and all(len(run) == length for run in runs)
@@ -46,7 +46,7 @@ def length_of(rows: list[Row], labelled: bool) -> int | None:
 
 @st.composite
 def nearly_series(draw) -> list[Row]:
-    """Series, or nearly."""
+    """Series or near-series."""
     length, users = draw(st.integers(1, 4)), draw(st.lists(st.integers(0, N_USERS - 1), min_size=1, max_size=5))
     rows = [(user, float(place == 0)) for user in users for place in range(length)]
     for place in draw(st.lists(st.integers(0, len(rows) - 1), max_size=1)):
@@ -56,7 +56,7 @@ def nearly_series(draw) -> list[Row]:
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(nearly_series(), st.booleans(), st.sampled_from([1, 3, 1 << 20]))
-def test_series_are_equal_runs_of_one_user(
+def test_series_are_runs_of_equal_length_by_user(
     write_frames: Callable[..., Path], rows: list[Row], labelled: bool, block_rows: int
 ) -> None:
     expected = length_of(rows, labelled)
@@ -80,31 +80,31 @@ def test_series_are_equal_runs_of_one_user(
     ("rows", "why"),
     [
         ([(0, 1.0), (1, 0.0), (2, 0.0)], "only one test row"),
-        ([(0, 1.0), (0, 0.0), (1, 1.0)], "the 3 test rows are no equal runs of one user"),
-        ([(0, 1.0), (0, 0.0), (1, 1.0), (2, 0.0)], "the test rows are no equal runs of one user"),
+        ([(0, 1.0), (0, 0.0), (1, 1.0)], "the 3 test rows are not runs of equal length"),
+        ([(0, 1.0), (0, 0.0), (1, 1.0), (2, 0.0)], "the test rows are not runs of equal length"),
         ([(0, 0.0), (0, 1.0)], "one positive first"),
         ([(0, 1.0), (0, 0.0), (1, 1.0), (1, 1.0)], "one positive first"),
     ],
 )
-def test_why_rows_are_no_series_is_told(write_frames: Callable[..., Path], rows: list[Row], why: str) -> None:
+def test_the_note_says_why_rows_are_not_series(write_frames: Callable[..., Path], rows: list[Row], why: str) -> None:
     assert why in opened(write_frames, rows).note
 
 
-def test_a_declared_length_is_taken_at_its_word(write_frames: Callable[..., Path]) -> None:
+def test_a_declared_length_is_trusted(write_frames: Callable[..., Path]) -> None:
     rows = [(0, 0.0), (1, 0.0), (1, 0.0), (2, 1.0)]
     assert (opened(write_frames, rows, test_samples_per_series=2).length) == 2
     with pytest.raises(UserError, match="no whole series of 3"):
         opened(write_frames, rows, test_samples_per_series=3)
 
 
-def test_folders_may_have_series_of_any_length(write_frames: Callable[..., Path]) -> None:
+def test_series_may_have_any_length(write_frames: Callable[..., Path]) -> None:
     for length in (2, 3, 8, 51):
         rows = [(user, float(place == 0)) for user in range(N_USERS) for place in range(length)]
         for metadata in ({}, {"test_samples_per_series": length}):
             assert opened(write_frames, rows, **metadata).length == length
 
 
-def test_without_test_rows_there_is_nothing_to_open(write_frames: Callable[..., Path]) -> None:
+def test_without_test_rows_the_result_is_none(write_frames: Callable[..., Path]) -> None:
     folder = write_frames(
         {"train": pd.DataFrame({"user": [0], "item": [0], "label": [1.0]})},
         {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
@@ -113,6 +113,6 @@ def test_without_test_rows_there_is_nothing_to_open(write_frames: Callable[..., 
     assert open_test(folder, read_feature_spec(folder), CPU) is None
     spec = yaml.safe_load((folder / "feature_spec.yaml").read_text())
     spec["source_spec"]["test"] = spec["source_spec"]["train"]
-    spec["metadata"] = {"test_samples_per_series": 1}  # the positive alone
+    spec["metadata"] = {"test_samples_per_series": 1}  # only the positive
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
     assert open_test(folder, read_feature_spec(folder), CPU) is None

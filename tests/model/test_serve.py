@@ -1,4 +1,4 @@
-"""The service as a process: what a hostile client sends, how it stops, and flags that cannot be."""
+"""The service as a process: hostile clients, shutdown, and invalid flags."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD = b'{"users": [3], "k": 2}'
 
 
 class Service:
-    """A process with the service of a run."""
+    """A process that serves a run."""
 
     def __init__(self, run: Path) -> None:
         command = [sys.executable, "-m", "model.serve", "--run", str(run), "--port", "0"]
@@ -38,7 +38,7 @@ class Service:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def exchange(self, *parts: bytes) -> int:
-        """The status of what comes back on a connection that is sent these parts and then kept open; 0: nothing."""
+        """Send these parts and keep the connection open; returns the response's status, 0 for none."""
         with self.connect() as connection:
             for part in parts:
                 connection.sendall(part)
@@ -48,7 +48,7 @@ class Service:
         return self.exchange(b"POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body), body)
 
     def stop(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit status and errors after a signal."""
+        """Exit status and stderr after a signal."""
         self.process.send_signal(number)
         errors = self.process.communicate(timeout=60)[1]
         return self.process.returncode, errors
@@ -106,14 +106,14 @@ _BODIES = {
 }
 
 
-def test_whatever_is_sent_gets_its_status_and_the_service_stays_up(service: Service) -> None:
+def test_every_request_gets_its_status_and_the_service_stays_up(service: Service) -> None:
     assert {body: service.post(body) for body in _BODIES} == _BODIES
     head = b"POST /recommend HTTP/1.1\r\nHost: x\r\n"
     chunk = b"10000\r\n" + b" " * 0x10000 + b"\r\n"
     large = b" " * 10_000_000
     assert service.post(large) == 413
     assert service.exchange(head, b"Transfer-Encoding: chunked\r\n\r\n", chunk * 150, b"0\r\n\r\n") == 413
-    # Before they are there: announced, or more than enough of it.
+    # Rejected before the body is complete: by its announced length, or once too much has arrived.
     assert service.exchange(head, b"Content-Length: 10000000\r\n\r\n") == 413
     assert service.exchange(head, b"Transfer-Encoding: chunked\r\n\r\n", chunk * 2) == 413
     for method, path, status in (
@@ -129,7 +129,7 @@ def test_whatever_is_sent_gets_its_status_and_the_service_stays_up(service: Serv
         assert service.exchange(method, b" ", path, b" HTTP/1.1\r\nHost: x\r\n\r\n") == status, (method, path)
     assert service.exchange(b"no HTTP\r\n\r\n") == 400
     assert service.exchange(head, b"Content-Length: -1\r\n\r\n") == 400
-    with service.connect() as gone:  # and leaves half-way
+    with service.connect() as gone:  # disconnects half-way
         gone.sendall(head + b"Content-Length: 100\r\n\r\n{")
     assert service.post(GOOD) == 200
     status, errors = service.stop(signal.SIGINT)
@@ -137,13 +137,13 @@ def test_whatever_is_sent_gets_its_status_and_the_service_stays_up(service: Serv
     assert "Traceback" not in errors
 
 
-def test_a_request_in_flight_is_answered_before_the_end(service: Service, titled_run: Path) -> None:
+def test_a_request_in_flight_is_answered_before_shutdown(service: Service, titled_run: Path) -> None:
     assert service.greeting == f"serving {titled_run} at http://127.0.0.1:{service.port}"
     with service.connect() as connection:
         head = b"POST /recommend HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n"
         connection.sendall(head % len(GOOD))
         interim = b"HTTP/1.1 100 Continue\r\n\r\n"
-        assert connection.recv(len(interim), socket.MSG_WAITALL) == interim  # the body is waited for
+        assert connection.recv(len(interim), socket.MSG_WAITALL) == interim  # the server waits for the body
         service.process.send_signal(signal.SIGTERM)
         given_up_s = time.monotonic() + 60
         while service.listens():
@@ -153,7 +153,7 @@ def test_a_request_in_flight_is_answered_before_the_end(service: Service, titled
     assert service.process.wait(60) == 0
 
 
-def test_flags_that_cannot_be_are_told(titled_run: Path, tmp_path: Path) -> None:
+def test_invalid_flags_are_rejected(titled_run: Path, tmp_path: Path) -> None:
     def error(*flags: str) -> str:
         with pytest.raises(UserError) as caught:
             serve.main(["--run", str(titled_run), "--device", "cpu", *flags])

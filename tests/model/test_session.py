@@ -1,4 +1,4 @@
-"""Whole runs on small folders: validation, full ranking, resumption, outputs, several processes."""
+"""Whole runs on small folders: validation, full ranking, resuming, outputs, several processes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_r
 
 
 def rows_of_users() -> tuple[list[list[tuple[int, int, float]]], list[tuple[int, int, float]]]:
-    """Train positives in three parts of different lengths, and a series of 6 test items for each user."""
+    """Train positives in three parts of different lengths, and a series of 6 test items per user."""
     rng = np.random.default_rng(0)
     parts: list[list[tuple[int, int, float]]] = [[], [], []]
     series = []
@@ -92,7 +92,7 @@ def test_the_epoch_is_chosen_on_interactions_held_out_of_train(data: Path, loade
     hits = [epoch["validation_hr@3"] for epoch in epochs]
     assert metrics["best_epoch"] == hits.index(max(hits))
     assert metrics["validation_hr@3"] == max(hits) == summary["best_accuracy"]
-    assert not any("hr@3" in epoch for epoch in epochs)  # test is not looked at
+    assert not any("hr@3" in epoch for epoch in epochs)  # test is not evaluated
     assert samples_of(run) == pytest.approx([5 * (N_TRAIN - N_USERS)] * 4)
     tested = data.parent / "tested"
     places = ["--data", str(data), "--output", str(tested), "--load_checkpoint_path", str(run / "model.safetensors")]
@@ -102,7 +102,7 @@ def test_the_epoch_is_chosen_on_interactions_held_out_of_train(data: Path, loade
     assert (summary["hr@3"], summary["mrr"]) == (metrics["hr@3"], metrics["mrr"])
 
 
-def test_validation_works_where_there_is_nothing_to_test(data: Path) -> None:
+def test_validation_works_without_test_rows(data: Path) -> None:
     spec = yaml.safe_load((data / "feature_spec.yaml").read_text())
     del spec["source_spec"]["test"]
     (data / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
@@ -112,7 +112,7 @@ def test_validation_works_where_there_is_nothing_to_test(data: Path) -> None:
     assert 0 < metrics["validation_hr@3"] <= 1
 
 
-def test_full_ranking_leaves_out_what_was_seen(data: Path) -> None:
+def test_full_ranking_excludes_seen_items(data: Path) -> None:
     run = trained(data, "run", "-e", "2", "--eval", "full")
     parts, series = rows_of_users()
     seen: dict[int, set[int]] = {}
@@ -134,17 +134,17 @@ def test_full_ranking_needs_no_test_negatives(write_folder: Callable[..., Path])
     alone = write_folder(parts, N_USERS, N_ITEMS, [series[::6]], 1, name="alone")
     first, second = (trained(folder, f"{folder.name}-run", "-e", "1", "--eval", "full") for folder in (whole, alone))
     assert repeatable(first) == repeatable(second)
-    trained(alone, "long", "-e", "1", "--eval", "full", "-k", "25")  # above any series
+    trained(alone, "long", "-e", "1", "--eval", "full", "-k", "25")  # longer than any series
 
 
 @pytest.mark.parametrize("kind", ["popularity", "exact", "uniform"])
-def test_each_kind_of_negatives_trains(data: Path, kind: str) -> None:
+def test_training_works_with_each_kind_of_negatives(data: Path, kind: str) -> None:
     run = trained(data, "run", "-e", "1", "--negatives", kind, "-n", "7")
     assert samples_of(run) == pytest.approx([8 * N_TRAIN])
 
 
 def interrupted_after(epochs: int) -> Callable[..., None]:
-    """`RunWriter.epoch` that is killed behind so many epochs, as `kill -9` would: nothing more is written."""
+    """A `RunWriter.epoch` that is interrupted after `epochs` epochs, as by `kill -9`: nothing more is written."""
     keep = RunWriter.epoch
 
     def write(self: RunWriter, training: Training, states: Sequence[torch.Tensor]) -> None:
@@ -168,16 +168,16 @@ def interrupted_after(epochs: int) -> Callable[..., None]:
     ids=["plain", "validation", "scaled gradients", "patience", "schedule", "softmax"],
 )
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_an_interrupted_run_resumes_to_the_same_end(
+def test_an_interrupted_run_resumes_to_the_same_result(
     data: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], epochs: int
 ) -> None:
     whole = trained(data, "whole", "-e", "5", *flags)
     with monkeypatch.context() as patched:
         patched.setattr(RunWriter, "epoch", interrupted_after(epochs))
-        with suppress(KeyboardInterrupt):  # patience may end it before
+        with suppress(KeyboardInterrupt):  # patience may end it earlier
             trained(data, "run", "-e", "5", *flags)
     run = data.parent / "run"
-    torch.manual_seed(99)  # what else drew from the global generator must not matter
+    torch.manual_seed(99)  # other draws from the global generator must not matter
     train.main(["--resume", str(run)])
     assert repeatable(run) == repeatable(whole)
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -186,7 +186,7 @@ def test_an_interrupted_run_resumes_to_the_same_end(
     assert losses[0] == losses[1]
 
 
-def test_a_run_that_was_killed_before_its_first_epoch_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_killed_before_its_first_epoch_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = trained(data, "whole", "-e", "2")
     run = data.parent / "run"
     run.mkdir()
@@ -205,12 +205,12 @@ def test_a_finished_run_resumes_with_more_epochs(data: Path) -> None:
     assert repeatable(run) == repeatable(whole)
 
 
-def test_what_cannot_be_resumed_is_told(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_be_resumed_is_rejected(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(data, "run", "-e", "1")
     before = (run / LAST_NAME).read_bytes()
     (data.parent / "empty").mkdir()
     assert "not a readable configuration" in fails(capsys, "--resume", str(data.parent / "empty"))
-    assert "leave --mode test out" in fails(capsys, "--resume", str(run), "--mode", "test")
+    assert "omit --mode test" in fails(capsys, "--resume", str(run), "--mode", "test")
     assert "does not fit the network" in fails(capsys, "--resume", str(run), "-f", "5")
     for broken in (b"", before[:1000], before.replace(b"history", b"histery", 1)):
         (run / LAST_NAME).write_bytes(broken)
@@ -231,7 +231,7 @@ def test_a_saved_configuration_repeats_the_run(data: Path, monkeypatch: pytest.M
 
 
 def events_of(folder: Path) -> list[tuple[str, int, float]]:
-    """What TensorBoard reads: length, checksum, event, checksum; again and again."""
+    """Parse TensorBoard's records: length, checksum, event, checksum, repeated."""
     found = []
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
@@ -255,7 +255,7 @@ def test_tensorboard_has_the_metrics_of_each_epoch(data: Path) -> None:
 
 
 @pytest.mark.parametrize("left_out", ["log", "tensorboard", "curves", "progress"])
-def test_each_output_can_be_left_out(data: Path, capsys: pytest.CaptureFixture[str], left_out: str) -> None:
+def test_each_output_can_be_disabled(data: Path, capsys: pytest.CaptureFixture[str], left_out: str) -> None:
     run = trained(data, "run", "-e", "1", "--without", left_out)
     files = {"log": "log.json", "tensorboard": "tensorboard", "curves": "curves.png"}
     there = {path.name for path in run.iterdir()}
@@ -266,7 +266,7 @@ def test_each_output_can_be_left_out(data: Path, capsys: pytest.CaptureFixture[s
     assert metrics_of(run)["epochs"] == 2
 
 
-def test_all_outputs_can_be_left_out(data: Path) -> None:
+def test_all_outputs_can_be_disabled(data: Path) -> None:
     run = trained(data, "run", "-e", "1", *["--without", "progress", "log", "tensorboard", "curves"])
     assert {path.name for path in run.iterdir()} == {
         "README.md", "config.json", "config.yaml", "last", "metrics.json", "model.safetensors",
@@ -280,7 +280,7 @@ def test_the_curves_of_a_validated_run_are_drawn(data: Path) -> None:
         assert image.width > 2 * image.height  # loss, HR and NDCG
 
 
-def test_mode_test_writes_metrics_and_the_log_and_nothing_else(data: Path) -> None:
+def test_mode_test_writes_only_metrics_and_the_log(data: Path) -> None:
     run = trained(data, "run", "-e", "1", "--checkpoint_dir", str(data.parent / "checkpoints"))
     tested = data.parent / "tested"
     checkpoint = data.parent / "checkpoints" / "model.pth"
@@ -293,7 +293,7 @@ def test_mode_test_writes_metrics_and_the_log_and_nothing_else(data: Path) -> No
     assert metrics_of(tested)["hr@3"] == metrics_of(run)["hr@3"]
 
 
-def test_more_processes_than_samples_in_a_batch_are_told(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_samples_per_batch_are_rejected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from model.arguments import parse_args
     from model.session import run
     from model.world import World
@@ -303,12 +303,12 @@ def test_more_processes_than_samples_in_a_batch_are_told(data: Path, monkeypatch
             return number
 
     args = parse_args(["--data", str(data), "--output", str(data.parent / "run"), *FLAGS, "-b", "3"])
-    with pytest.raises(UserError, match="--batch_size 3 is less than one sample for each of 4 processes"):
+    with pytest.raises(UserError, match="--batch_size should be at least 4, the number of processes, got 3"):
         run(args, Many(CPU, 0, 4))
 
 
 def test_a_compiled_network_trains_the_same(data: Path) -> None:
-    flags = ["-e", "1", "--dropout", "0"]  # each would draw its masks in its own way
+    flags = ["-e", "1", "--dropout", "0"]  # they would draw different masks
     plain, compiled = trained(data, "plain", *flags), trained(data, "compiled", *flags, "--compile")
     losses = [metrics_of(run)["train_loss"] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -320,7 +320,7 @@ def hits_of(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("loader", ["merlin", "memory"])
 @pytest.mark.parametrize("loss", ["softmax", "bce-all"])
-def test_losses_over_all_items_train_a_gmf(data: Path, loss: str, loader: str) -> None:
+def test_all_items_losses_train_a_gmf(data: Path, loss: str, loader: str) -> None:
     flags = ["-e", "3", "--arch", "gmf", "--loss", loss, "--loader", loader, "-l", "0.05"]
     run, again = trained(data, "run", *flags), trained(data, "again", *flags)
     assert (run / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
@@ -337,7 +337,7 @@ def test_losses_over_all_items_train_a_gmf(data: Path, loss: str, loader: str) -
     assert more[0] < losses[0]
 
 
-def test_each_way_of_the_softmax_trains(data: Path) -> None:
+def test_each_variant_of_the_softmax_trains(data: Path) -> None:
     flags = ["-e", "2", "--arch", "gmf", "--loss", "softmax", "-l", "0.05"]
     runs = {"plain": trained(data, "plain", *flags)}
     for name, more in {
@@ -352,29 +352,29 @@ def test_each_way_of_the_softmax_trains(data: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ("--loss softmax", "--loss softmax is for --arch gmf of 2 --factors or more.*got --arch neumf --factors 4"),
-        ("--loss bce-all --arch mlp", "--loss bce-all is for --arch gmf"),
+        ("--loss softmax", "--loss softmax needs --arch gmf with --factors 2 or more.*got --arch neumf --factors 4"),
+        ("--loss bce-all --arch mlp", "--loss bce-all needs --arch gmf"),
         ("--loss softmax --arch gmf -f 1", "got --arch gmf --factors 1"),
         ("--loss softmax --arch gmf --negatives popularity -n 3", "--negatives does.*--negative_samples does nothing"),
         ("--arch gmf --recency 0.5", "--recency goes with --loss softmax or bce-all"),
-        ("--arch gmf --loss softmax --load_checkpoint_path {gmf}", "no item's bias"),
+        ("--arch gmf --loss softmax --load_checkpoint_path {gmf}", "its last factor is not an item bias"),
     ],
 )
-def test_losses_over_all_items_that_cannot_be_are_told(data: Path, flags: str, told: str) -> None:
+def test_invalid_flags_of_all_items_losses_are_rejected(data: Path, flags: str, told: str) -> None:
     gmf = trained(data, "gmf", "--arch", "gmf", "-e", "1") / "model.safetensors" if "{gmf}" in flags else None
     with pytest.raises(UserError, match=told):
         trained(data, "run", *flags.format(gmf=gmf).split())
     assert not (data.parent / "run").exists()
 
 
-def test_rows_without_order_or_positives_are_told(write_folder: Callable[..., Path]) -> None:
+def test_rows_without_time_order_or_positives_are_rejected(write_folder: Callable[..., Path]) -> None:
     parts, series = rows_of_users()
     softmax = ["--arch", "gmf", "--loss", "softmax"]
     unordered = write_folder(parts, N_USERS, N_ITEMS, [series], 6, time_ordered=False, name="unordered")
-    with pytest.raises(UserError, match=r"--recency 0\.5: .* in no order of time"):
+    with pytest.raises(UserError, match=r"--recency 0\.5: .* not ordered by time"):
         trained(unordered, "run", *softmax, "--recency", "0.5")
     zeros = [[(user, item, 0.0) for user, item, _ in part] for part in parts]
     nothing = write_folder(zeros, N_USERS, N_ITEMS, [series], 6, name="nothing")
-    with pytest.raises(UserError, match="all of label 0, so there is nothing to learn"):
+    with pytest.raises(UserError, match="have label 0, so there is nothing to learn"):
         trained(nothing, "run", *softmax)
     assert not (unordered.parent / "run").exists()

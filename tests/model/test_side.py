@@ -1,4 +1,4 @@
-"""Whose a side feature is, against a plain count of the values of each user and item."""
+"""Owners of side features, against a plain count of the values of each user and item."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _ROW = st.tuples(st.integers(0, N_USERS - 1), st.integers(0, N_ITEMS - 1), st.in
     st.booleans(),
     st.sampled_from([1, 3, 1 << 20]),
 )
-def test_the_owner_is_who_has_one_value(
+def test_the_owner_has_a_single_value(
     write_frames: Callable[..., Path],
     train: list[tuple[int, int, int, int]],
     test: list[tuple[int, int, int, int]],
@@ -93,7 +93,7 @@ def test_the_owner_is_who_has_one_value(
         assert tables["x"].dtype == (torch.float32 if numeric else torch.int32)
 
 
-def test_declared_sides_stay_and_the_table_has_test_items_too(write_frames: Callable[..., Path]) -> None:
+def test_declared_owners_are_kept_and_the_table_includes_test_items(write_frames: Callable[..., Path]) -> None:
     train = frame([(0, 1), (1, 2), (1, 3)], kind=[0, 1, 1], price=[0.5, -1.0, 2.0], mood=[0, 1, 0])
     test = frame([(0, 4), (0, 2)], kind=[2, 1], price=[9.0, -1.0], mood=[1, 1])
     channels = {**CHANNELS, "categorical_item_inputs": ["kind"], "item_numbers": ["price"], "user_mood": ["mood"]}
@@ -101,12 +101,12 @@ def test_declared_sides_stay_and_the_table_has_test_items_too(write_frames: Call
     folder = write_frames({"train": train, "test": test}, channels, sizes, test_samples_per_series=2)
     columns, tables = settled(folder)
     assert columns.item_side == (SideFeature("kind", 3), SideFeature("price"))
-    assert columns.row_side == (SideFeature("mood", 2),)  # contradicts itself, which rows may
+    assert columns.row_side == (SideFeature("mood", 2),)  # values may vary between rows
     assert tables["kind"].tolist() == [3, 0, 1, 1, 2]
     assert tables["price"].tolist() == [0.0, 0.5, -1.0, 2.0, 9.0]
 
 
-def test_an_item_with_two_values_is_told(write_frames: Callable[..., Path]) -> None:
+def test_an_item_with_two_values_is_rejected(write_frames: Callable[..., Path]) -> None:
     sizes = {"user": N_USERS, "item": N_ITEMS, "kind": 7}
     channels = {**CHANNELS, "categorical_item_inputs": ["kind"]}
     rows, same, other = [(0, 1), (1, 2), (2, 2)], [4, 5, 5], [4, 5, 6]
@@ -118,7 +118,7 @@ def test_an_item_with_two_values_is_told(write_frames: Callable[..., Path]) -> N
             settled(folder)
 
 
-def test_test_may_lack_the_features_of_items_but_not_those_of_rows(write_frames: Callable[..., Path]) -> None:
+def test_test_rows_may_lack_item_features_but_not_row_features(write_frames: Callable[..., Path]) -> None:
     rows, test = [(0, 1), (0, 2), (1, 2), (1, 1)], frame([(0, 3), (0, 4)])
     sizes = {"user": N_USERS, "item": N_ITEMS}
     values = {"items": [7.0, 8.0, 8.0, 7.0], "rows": [1.0, 2.0, 3.0, 4.0]}
@@ -139,7 +139,7 @@ def test_without_side_features_nothing_is_read(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])
-def test_numbers_that_are_none_are_refused(write_frames: Callable[..., Path], bad: float) -> None:
+def test_non_finite_numbers_are_rejected(write_frames: Callable[..., Path], bad: float) -> None:
     train = frame([(0, 1), (1, 2)], x=[0.5, bad])
     sizes = {"user": N_USERS, "item": N_ITEMS}
     folder = write_frames({"train": train}, {**CHANNELS, "numeric_inputs": ["x"]}, sizes, time_ordered=True)
@@ -147,7 +147,7 @@ def test_numbers_that_are_none_are_refused(write_frames: Callable[..., Path], ba
         settled(folder)
 
 
-def test_categories_outside_their_cardinality_are_refused(write_frames: Callable[..., Path]) -> None:
+def test_categories_outside_their_cardinality_are_rejected(write_frames: Callable[..., Path]) -> None:
     sizes = {"user": N_USERS, "item": N_ITEMS, "kind": 2}
     channels = {**CHANNELS, "categorical_item_inputs": ["kind"]}
     folder = write_frames({"train": frame([(0, 1), (1, 2)], kind=[0, 2])}, channels, sizes)

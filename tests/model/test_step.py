@@ -1,4 +1,4 @@
-"""Steps: both implementations against autograd on the same samples and masks, and Adam against torch's."""
+"""Steps: both implementations against autograd on equal samples and masks, and Adam against torch's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def samples(n: int, group: int = 1, seed: int = 2, **side: Any) -> Batch:
 
 
 def reference(model: NeuMF, batch: Batch, masks: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-    """Summed loss, and gradients of its mean, by autograd; `masks` are factors of the hidden units, in a row."""
+    """Summed loss and gradients of its mean by autograd; `masks` are multipliers of all hidden units, concatenated."""
     users, items = batch.users.long(), batch.items.long()
     side = [column.to(model.final.weight.dtype) if column.is_floating_point() else column for column in batch.side]
     if masks is None:
@@ -88,7 +88,7 @@ LAYERS = [(16, 8), (16, 12, 8), (256, 256, 128, 64), (10, 7, 5, 3), (70, 130, 65
 @pytest.mark.parametrize("layers", LAYERS, ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.5, 0.3])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_compiled_loops_find_the_gradients_of_autograd(layers: tuple[int, ...], dropout: float, threads: int) -> None:
+def test_compiled_gradients_match_autograd(layers: tuple[int, ...], dropout: float, threads: int) -> None:
     model, batch = network(layers, dropout), samples(500, 5)
     torch.manual_seed(7)
     loss, gradients = KernelStep(model, threads).gradients(batch, 1.0 / len(batch))
@@ -102,12 +102,12 @@ def test_compiled_loops_find_the_gradients_of_autograd(layers: tuple[int, ...], 
     assert_equal(dense(model, gradients), expected, 2e-5)
 
 
-def test_compiled_loops_keep_the_share_of_units_that_they_should() -> None:
+def test_compiled_masks_keep_the_configured_share_of_units() -> None:
     widths = np.array([256, 70], dtype=np.int64)
     for share in (0.5, 0.7, 0.05):
         masks = kernels.dropout_masks(3, 0, 4000, widths, round(share * kernels.KEEP_ALL))
         assert masks.mean() == pytest.approx(share, abs=5 * (share * (1 - share) / masks.size) ** 0.5)
-        # No unit, and no pair of neighbours, is kept more often than others.
+        # No unit or pair of neighbours is kept more often than others.
         spread = (share * (1 - share) / 4000) ** 0.5
         assert abs(masks.mean(axis=0) - share).max() < 5 * spread
         both = (masks[:, 1:] & masks[:, :-1]).mean(axis=0)
@@ -125,7 +125,7 @@ def test_masks_do_not_depend_on_threads() -> None:
     assert_equal(found[2], found[0], 1e-5)
 
 
-def test_products_in_bfloat16_stay_close() -> None:
+def test_bfloat16_products_stay_close() -> None:
     model, batch = network((16, 12, 8)), samples(500)
     _, exact = KernelStep(model, 1).gradients(batch, 1.0 / 500)
     _, mixed = KernelStep(model, 1, torch.bfloat16).gradients(batch, 1.0 / 500)
@@ -138,7 +138,7 @@ def test_products_in_bfloat16_stay_close() -> None:
 @pytest.mark.parametrize("row_side", [(), (KIND, AGE)], ids=["", "row"])
 @pytest.mark.parametrize("item_side", [(), (GENRE,)], ids=["", "item"])
 @pytest.mark.parametrize(("group", "chunk"), [(1, None), (5, None), (5, 12), (1, 7)])
-def test_torch_finds_the_gradients_of_autograd(
+def test_torch_gradients_match_autograd(
     layers: tuple[int, ...], row_side: tuple[SideFeature, ...], item_side: tuple[SideFeature, ...],
     group: int, chunk: int | None,
 ) -> None:  # fmt: skip
@@ -154,7 +154,7 @@ def test_torch_finds_the_gradients_of_autograd(
 
 
 @pytest.mark.parametrize("layers", [(16, 12, 8), (16, 8)], ids=str)
-def test_compiled_loops_train_an_mlp_alone(layers: tuple[int, ...]) -> None:
+def test_compiled_loops_train_a_plain_mlp(layers: tuple[int, ...]) -> None:
     model, batch = network(layers, arch="mlp"), samples(500, 5)
     loss, gradients = KernelStep(model, 1).gradients(batch, 1.0 / len(batch))
     expected_loss, expected = reference(model, batch)
@@ -167,7 +167,7 @@ def test_compiled_loops_train_an_mlp_alone(layers: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("arch", ["gmf", "mlp"])
 @pytest.mark.parametrize(("group", "chunk"), [(1, None), (5, 12)])
-def test_torch_trains_one_branch_alone(arch: str, group: int, chunk: int | None) -> None:
+def test_torch_trains_a_single_branch(arch: str, group: int, chunk: int | None) -> None:
     model, batch = network((16, 12, 8), arch=arch).double(), samples(55, group)
     expected_loss, expected = reference(model, batch)
     for parameter in model.parameters():
@@ -179,7 +179,7 @@ def test_torch_trains_one_branch_alone(arch: str, group: int, chunk: int | None)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.65, 0.1])
-def test_masks_of_torch_keep_their_share(share: float) -> None:
+def test_torch_masks_keep_the_configured_share(share: float) -> None:
     torch.manual_seed(3)
     mask = keep_mask((3000, 77), share, torch.empty(0)).double()
     spread = (share * (1 - share)) ** 0.5
@@ -190,10 +190,10 @@ def test_masks_of_torch_keep_their_share(share: float) -> None:
 
 
 @pytest.mark.parametrize("kernels_used", [True, False])
-def test_ten_steps_are_those_of_torchs_adam(kernels_used: bool) -> None:
+def test_ten_steps_match_torchs_adam(kernels_used: bool) -> None:
     model = network((16, 12, 8))
     plain = copy.deepcopy(model)
-    # A larger epsilon keeps Adam from blowing rounding errors of tiny gradients up to whole steps.
+    # A larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps.
     config = TrainConfig(batch_size=60, eps=1e-3)
     step = Step(model, config, World(CPU), kernels=kernels_used)
     optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate, betas=(0.25, 0.5), eps=1e-3)
@@ -215,7 +215,7 @@ WAITS = {"item", "_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "ma
 
 
 class Watched(torch.utils._python_dispatch.TorchDispatchMode):
-    """Refuses whatever would wait for a device, or has a shape that depends on values; counts operators."""
+    """Rejects operators that synchronise with a device or have data-dependent shapes; counts operators."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -224,9 +224,9 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")
         self.seen.add(name)
-        assert name not in WAITS, f"{name} waits for the device"
+        assert name not in WAITS, f"{name} synchronises with the device"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
-            assert all(index is None or index.dtype is not torch.bool for index in args[1]), "a mask of booleans"
+            assert all(index is None or index.dtype is not torch.bool for index in args[1]), "a boolean mask"
         if name in ("_to_copy", "copy_"):
             devices = {value.device for value in args if isinstance(value, Tensor)}
             assert (kwargs or {}).get("device") in (None, *devices), "a copy to another device"
@@ -235,18 +235,18 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("row_side", [(), (KIND, AGE)], ids=["", "row"])
-def test_the_torch_step_never_waits_for_the_device(precision: str, row_side: tuple[SideFeature, ...]) -> None:
+def test_the_torch_step_never_synchronises_with_the_device(precision: str, row_side: tuple[SideFeature, ...]) -> None:
     model = network((16, 12, 8), 0.5, row_side=row_side)
     config = TrainConfig(batch_size=60, precision=precision)
     step = Step(model, config, World(CPU), kernels=False)
     batch = samples(60, 5, row_side=row_side)
-    step(batch, len(batch))  # the optimiser sets itself up in its first step
+    step(batch, len(batch))  # the optimiser initialises its state in the first step
     with Watched() as watched:
         step(batch, len(batch))
     assert {"index_select", "index_add_", "random_", "_fused_adam_"} <= watched.seen
 
 
-def test_a_watched_wait_is_seen() -> None:
+def test_synchronisation_is_detected() -> None:
     for waiting in (
         lambda x: x.sum().item(),
         lambda x: x[x > 0],

@@ -1,4 +1,4 @@
-"""Recommendations in files, read back by other readers."""
+"""Recommendation files, read back by other readers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROWS = [  # user, rank, item, score, basis, title
 
 
 def parts() -> Iterator[Recommendations]:
-    """Two parts: of the second user nothing is left."""
+    """Two parts; the second user has no recommendations."""
     users = np.array(["a,b", "none"], dtype=object)
     first = np.array([30, 10]), np.array([0.75, 0.5], dtype=np.float32)
     yield Recommendations(users, np.zeros(2, dtype=bool), np.array([0, 2, 2]), *first)
@@ -34,7 +34,7 @@ def parts() -> Iterator[Recommendations]:
 
 
 @pytest.mark.parametrize("titles", [None, TITLES])
-def test_parquet_and_csv_have_a_row_for_each(tmp_path: Path, titles: dict[str, str] | None) -> None:
+def test_parquet_and_csv_have_one_row_per_recommendation(tmp_path: Path, titles: dict[str, str] | None) -> None:
     for suffix in (".csv", ".parquet"):
         write_recommendations(tmp_path / f"new/recs{suffix}", parts(), titles, overwrite=False)
     width = 6 if titles else 5
@@ -48,7 +48,7 @@ def test_parquet_and_csv_have_a_row_for_each(tmp_path: Path, titles: dict[str, s
     assert lines == [["" if value is None else str(value) for value in row[:width]] for row in ROWS]
 
 
-def test_json_has_an_object_for_each_user(tmp_path: Path) -> None:
+def test_json_has_one_object_per_user(tmp_path: Path) -> None:
     write_recommendations(tmp_path / "recs.json", parts(), TITLES, overwrite=False)
     items = [{"item": item, "score": score, "title": title} for _, _, item, score, _, title in ROWS]
     assert json.loads((tmp_path / "recs.json").read_text(encoding="utf-8")) == [
@@ -59,7 +59,7 @@ def test_json_has_an_object_for_each_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".json"])
-def test_a_file_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
+def test_files_are_written_atomically(tmp_path: Path, suffix: str) -> None:
     def failing() -> Iterator[Recommendations]:
         yield next(parts())
         raise KeyboardInterrupt
@@ -75,7 +75,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_recommendations(target, failing(), None, overwrite=True)
     write_recommendations(target, parts(), None, overwrite=True)
-    assert target.read_bytes() == before  # byte for byte
+    assert target.read_bytes() == before  # unchanged
     assert list(tmp_path.iterdir()) == [target]
 
 

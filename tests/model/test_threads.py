@@ -1,4 +1,4 @@
-"""How many threads training takes follows from the work of a step, and is torch's own number again afterwards."""
+"""The number of training threads depends on the work of a step, and is restored afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_each_thread_has_enough_to_do(work: int, threads: int) -> None:
     assert worthwhile_threads(work, 100) == threads
 
 
-def test_torch_has_its_threads_again() -> None:
+def test_the_number_of_threads_is_restored() -> None:
     with torch_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 4
@@ -43,7 +43,7 @@ def test_torch_has_its_threads_again() -> None:
     assert torch.get_num_threads() == 4
 
 
-def test_small_steps_take_one_thread_and_large_ones_all() -> None:
+def test_small_steps_use_one_thread_and_large_ones_all() -> None:
     small = NeuMF(NeuMFConfig(n_users=900, n_items=1700, factors=16, layers=(64, 32, 16)))
     large = NeuMF(NeuMFConfig(n_users=900, n_items=1700, factors=64, layers=(256, 256, 128, 64)))
     assert Step(small, TrainConfig(batch_size=8192), WORLD).threads == 1
@@ -52,13 +52,15 @@ def test_small_steps_take_one_thread_and_large_ones_all() -> None:
 
 
 @pytest.mark.parametrize(("n_items", "width", "batch_size", "threads"), [(1700, 64, 100_000, 1), (3700, 128, 10**6, 4)])
-def test_steps_on_all_items_by_their_scores(n_items: int, width: int, batch_size: int, threads: int) -> None:
+def test_threads_of_all_items_steps_depend_on_the_number_of_scores(
+    n_items: int, width: int, batch_size: int, threads: int
+) -> None:
     model = NeuMF(NeuMFConfig(n_users=900, n_items=n_items, factors=width, arch="gmf"))
     config = TrainConfig(batch_size=batch_size, loss="softmax")
     assert CatalogueStep(model, config, WORLD, torch.ones(n_items, dtype=torch.int64)).threads == threads
 
 
-def test_an_epoch_is_trained_on_the_threads_of_its_step() -> None:
+def test_an_epoch_uses_the_number_of_threads_of_its_step() -> None:
     seen: list[int] = []
 
     class Recording(Step):
@@ -68,7 +70,7 @@ def test_an_epoch_is_trained_on_the_threads_of_its_step() -> None:
 
     def epoch(_: int) -> Iterator[Batch]:
         for _ in range(3):
-            seen.append(torch.get_num_threads())  # batches are made beside the steps
+            seen.append(torch.get_num_threads())  # batches are produced in parallel with the steps
             yield Batch(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.0]))
 
     model, config = NeuMF(NeuMFConfig(n_users=2, n_items=2, factors=2, layers=(4, 2))), TrainConfig(epochs=1)

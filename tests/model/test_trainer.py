@@ -1,4 +1,4 @@
-"""Steps against plain torch, and the loop around them."""
+"""Steps against plain torch, and the training loop."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ def plain_steps(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[flo
     return model, losses
 
 
-# A larger epsilon keeps Adam from blowing rounding errors of tiny gradients up to whole steps.
+# A larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps.
 CONFIG = TrainConfig(eps=1e-3)
 
 
-def test_steps_are_adam_on_the_mean_loss() -> None:
+def test_steps_match_adam_on_the_mean_loss() -> None:
     data = batches(5)
     (model, losses), (expected, expected_losses) = train(CONFIG, data), plain_steps(CONFIG, data)
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -91,8 +91,8 @@ def test_steps_are_adam_on_the_mean_loss() -> None:
 
 
 @pytest.mark.parametrize("pieces", [2, 3, 7, 50])
-def test_accumulated_gradients_are_those_of_the_whole_batch(pieces: int) -> None:
-    data = batches(5) + batches(1, 13)  # pieces need not divide a batch
+def test_accumulated_gradients_match_the_whole_batch(pieces: int) -> None:
+    data = batches(5) + batches(1, 13)  # the last batch is not divisible
     whole, losses = train(CONFIG, data)
     parts, losses_of_parts = train(TrainConfig(eps=1e-3, grads_accumulated=pieces), data)
     assert losses_of_parts == pytest.approx(losses, rel=1e-5)
@@ -101,25 +101,25 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(pieces: int) -> None
 
 @pytest.mark.parametrize("how", [{"amp": True}, {"precision": "bf16"}, {"precision": "fp16"}])
 def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
-    monkeypatch.setattr(model.step, "multiplies_bfloat16", lambda _: True)  # as on a processor where it pays
+    monkeypatch.setattr(model.step, "multiplies_bfloat16", lambda _: True)  # as on a processor with fast bfloat16
     data = batches(5)
     exact, losses = train(CONFIG, data)
     mixed, mixed_losses = train(TrainConfig(eps=1e-3, **how), data)
     assert mixed_losses == pytest.approx(losses, rel=0.02)
-    assert mixed_losses != losses  # it was used
+    assert mixed_losses != losses  # bfloat16 was used
     for value in mixed.state_dict().values():
         assert value.dtype == torch.float32
     assert_close(exact, mixed, atol=0.02)
 
 
-def test_where_bfloat16_does_not_pay_amp_stays_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amp_uses_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model.step, "multiplies_bfloat16", lambda _: False)
     data = batches(5)
     assert train(TrainConfig(eps=1e-3, amp=True), data)[1] == train(CONFIG, data)[1]
 
 
 class FixedBatches:
-    """Stands in for `EpochBatches`."""
+    """Stub of `EpochBatches`."""
 
     def __init__(self, data: list[Batch]) -> None:
         self.data = data
@@ -134,8 +134,9 @@ class FixedBatches:
 def fit_with(
     scores: list[Scores] | None, data: list[Batch] | None = None, **config: Any
 ) -> tuple[History, list[tuple[int, bool]]]:
-    """Train with given scores after each epoch (None: no evaluation); the history, and of each epoch whether it was
-    the best when it was told."""
+    """Train with given scores after each epoch (None: no evaluation).
+
+    Returns the history, and for each epoch whether it was the best so far."""
     coming, told = iter(scores or []), []
     settings = TrainConfig(**{"epochs": len(scores or []), **config})
     source: Any = FixedBatches(data or batches(2) + batches(1, 7))
@@ -183,7 +184,7 @@ def test_the_learning_rate_follows_its_schedule(
         return step(self, batch, samples)
 
     monkeypatch.setattr(Step, "__call__", watched)
-    data = batches(2) + batches(1, 25)  # 125 samples an epoch, of 4 epochs
+    data = batches(2) + batches(1, 25)  # 125 samples per epoch, 4 epochs
     fit_with(hits(*[0.1] * 4), data, schedule=schedule, learning_rate=0.1, patience=until)
     shares = [(epoch * 125 + done) / 500 for epoch in range(1 + until if until else 4) for done in (0, 50, 100)]
     half_turns = [0.5 * (1 + math.cos(math.pi * share)) for share in shares]
@@ -211,10 +212,10 @@ def test_an_epoch_reports_its_samples_and_mean_loss() -> None:
     epoch = report.epochs[0]
     assert epoch.train_samples == 107
     assert epoch.train_throughput == pytest.approx(107 / epoch.train_s)
-    assert epoch.train_loss == pytest.approx(math.log(2), abs=0.1)  # near-zero weights: every sample is even odds
+    assert epoch.train_loss == pytest.approx(math.log(2), abs=0.1)  # near-zero weights: all probabilities are about 1/2
 
 
-def test_a_loss_that_is_no_number_is_told() -> None:
+def test_a_nan_loss_is_reported() -> None:
     for bad in (math.nan, math.inf):
         broken = batches(2)
         broken[1].labels[3] = bad
@@ -236,11 +237,11 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
         report = training.fit(EpochBatches(rows, sampling, world), evaluation, config, lambda _: None, progress)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
-    # Users without a sample do not move: their gradient is zero from the first step on.
+    # Users without samples do not move: their gradient is zero from the first step on.
     assert torch.equal(before["mf_user_embed.weight"][3:], model.state_dict()["mf_user_embed.weight"][3:])
 
 
-def test_epochs_are_compared_by_auc_where_there_are_no_series() -> None:
+def test_without_series_epochs_are_compared_by_auc() -> None:
     areas = [Scores(None, None, 0.5, 1.0, 1.0, auc=area) for area in (0.4, 0.7, 0.6, 0.8)]
     report, told = fit_with(areas, threshold=0.75)
     assert [best for _, best in told] == [True, True, False, True]
@@ -248,7 +249,7 @@ def test_epochs_are_compared_by_auc_where_there_are_no_series() -> None:
     assert report.time_to_target_s is not None
 
 
-def test_where_only_the_loss_is_known_the_last_epoch_is_kept() -> None:
+def test_with_only_the_loss_the_last_epoch_is_kept() -> None:
     report, _ = fit_with([Scores(None, None, 0.5, 1.0, 1.0)] * 3, threshold=0.0)
     assert report.best_epoch.epoch == 2
 
@@ -262,12 +263,12 @@ def test_where_only_the_loss_is_known_the_last_epoch_is_kept() -> None:
         ((0.1, 0.2, 0.3), 1, 3),
     ],
 )
-def test_patience_ends_training_that_does_not_get_better(rates: tuple[float, ...], patience: int, epochs: int) -> None:
+def test_patience_stops_training_without_improvement(rates: tuple[float, ...], patience: int, epochs: int) -> None:
     report, told = fit_with(hits(*rates), patience=patience)
     assert len(report.epochs) == len(told) == epochs
 
 
-def test_a_history_survives_json() -> None:
+def test_a_history_round_trips_through_json() -> None:
     history, _ = fit_with(hits(0.1, 0.7, 0.3), threshold=0.6)
     assert len(history.epochs) == 2
     assert History.of_json(json.loads(json.dumps(history.to_json()))) == history
@@ -275,7 +276,7 @@ def test_a_history_survives_json() -> None:
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
-def test_a_step_takes_the_side_features_of_its_rows(pieces: int) -> None:
+def test_a_step_uses_the_side_features_of_its_rows(pieces: int) -> None:
     side = (SideFeature("kind", 5), SideFeature("age"))
     model = NeuMF(NeuMFConfig(n_users=20, n_items=30, factors=4, layers=(16, 8), dropout=0.0, row_side=side))
     plain = copy.deepcopy(model)
@@ -293,7 +294,7 @@ def test_a_step_takes_the_side_features_of_its_rows(pieces: int) -> None:
     assert_close(model, plain, atol=1e-5)
 
 
-# Each rank trains on its share of the same global batches, and prints the loss of each step over all ranks.
+# Each rank trains on its share of the same global batches and prints the loss of each step over all ranks.
 STEPS = """
 from pathlib import Path
 from model.batches import EpochBatches, SamplingConfig
@@ -320,13 +321,13 @@ CASES = {("float64", 1, 50): 1e-10, ("float64", 3, 50): 1e-10, ("float32", 1, 10
 
 
 def positives(seed: int) -> list[list[tuple[int, int, float]]]:
-    """Interactions of 20 users in parts of very different lengths, one of them empty."""
+    """Interactions of 20 users in parts of very different lengths, including an empty one."""
     g = torch.Generator().manual_seed(seed)
     users = [[(u, int(i), 1.0) for i in torch.randperm(30, generator=g)[: 3 + u % 9].tolist()] for u in range(20)]
     return [[row for rows in users[start:end] for row in rows] for start, end in ((0, 1), (1, 1), (1, 14), (14, 20))]
 
 
-def test_any_number_of_ranks_makes_the_same_steps(write_folder: Callable, in_processes: Callable) -> None:
+def test_any_number_of_ranks_takes_the_same_steps(write_folder: Callable, in_processes: Callable) -> None:
     folder = write_folder(positives(0), 20, 30)
     body = STEPS.format(folder=str(folder), batch_size=37, in_memory=True, cases=list(CASES), epochs=5)
     alone, *several = (in_processes(size, f"import json{body}") for size in (1, 2, 4))
@@ -336,13 +337,13 @@ def test_any_number_of_ranks_makes_the_same_steps(write_folder: Callable, in_pro
                 (losses, _), (expected_losses, _) = json.loads(line), json.loads(expected)
                 assert len(losses) == steps
                 assert losses == pytest.approx(expected_losses, rel=tolerance)
-                assert losses[-1] < losses[0]  # it learns
-    # Ranks of one run have the same network, bit for bit.
+                assert losses[-1] < losses[0]  # training makes progress
+    # Ranks of one run have bit-identical networks.
     assert all(rank == ranks[0] for ranks in several for rank in ranks)
 
 
 def test_ranks_without_samples_take_part(write_folder: Callable, in_processes: Callable) -> None:
-    # Streamed, the third of three ranks has no partition, and the others have different numbers of batches.
+    # When streaming, the third rank has no partition, and the others have different numbers of batches.
     parts = [positives(1)[0], positives(1)[2]]
     folder = write_folder(parts, 20, 30)
     cases = [("float32", 1, 10_000)]
@@ -350,5 +351,5 @@ def test_ranks_without_samples_take_part(write_folder: Callable, in_processes: C
     ranks = in_processes(3, f"import json{body}")
     assert all(rank == ranks[0] for rank in ranks)
     losses, _ = json.loads(ranks[0][0])
-    assert len(losses) == 2 * len(parts[1])  # each rank takes 4 samples a step, and each positive is 4
+    assert len(losses) == 2 * len(parts[1])  # each rank takes 4 samples per step, and each positive makes 4
     assert len(parts[0]) < len(parts[1])

@@ -1,4 +1,4 @@
-"""Batches of whole users over folders of known rows: every positive once, weighed by age; by any number of ranks."""
+"""Batches of whole users: every positive occurs once, weighted by age, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NUMBERS = itertools.count()
 
 
 def config(n_users: int = 2, **change: object) -> TrainConfig:
-    """Of batches of so many users."""
+    """A config with batches of `n_users` users."""
     values = {"loss": "softmax", "loader": "memory", "batch_size": n_users * N_ITEMS, "seed": 1}
     return TrainConfig(**{**values, **change})  # type: ignore[arg-type]
 
@@ -38,7 +38,7 @@ def flat(parts: Iterable[list[Row]]) -> list[Row]:
 
 
 def user_rows(sizes: list[int], first_user: int = 0) -> list[Row]:
-    """Distinct positives: sizes[i] items of user first_user + i, and an item that was shown in vain before the last."""
+    """Distinct positives: sizes[i] items of user first_user + i, with a label-0 item before the last."""
     rng = np.random.default_rng(first_user)
     rows = []
     for user, size in enumerate(sizes, first_user):
@@ -49,7 +49,7 @@ def user_rows(sizes: list[int], first_user: int = 0) -> list[Row]:
 
 
 def histories(rows: list[Row], held_out: torch.Tensor | None = None) -> dict[int, list[int]]:
-    """The positives of each user in their order, but for those that are held out."""
+    """Positives of each user in order, excluding held-out items."""
     found: dict[int, list[int]] = {}
     for user, item, label in rows:
         if label > 0 and (held_out is None or held_out[user] != item):
@@ -58,7 +58,7 @@ def histories(rows: list[Row], held_out: torch.Tensor | None = None) -> dict[int
 
 
 def of_batch(batch: UserBatch) -> dict[int, list[int]]:
-    """What a batch says of its users."""
+    """User histories in a batch."""
     assert (batch.users.dtype, batch.counts.dtype, batch.items.dtype) == (torch.int64,) * 3
     assert batch.weights.dtype is torch.float32
     assert len(batch) == len(batch.items) == len(batch.weights) == int(batch.counts.sum())
@@ -71,7 +71,7 @@ def of_batch(batch: UserBatch) -> dict[int, list[int]]:
 
 
 def of_epoch(batches: Iterable[UserBatch]) -> dict[int, list[int]]:
-    """What all batches say of their users, none of whom comes twice."""
+    """User histories in all batches; no user may occur twice."""
     found: dict[int, list[int]] = {}
     for batch in batches:
         own = of_batch(batch)
@@ -92,7 +92,7 @@ FOLDERS = {
 
 @pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
 @pytest.mark.parametrize("loader", LOADERS)
-def test_every_positive_once_and_nothing_else(
+def test_every_positive_occurs_once_and_nothing_else(
     train_rows: Callable[..., Rows], parts: list[list[Row]], loader: str
 ) -> None:
     rows = train_rows(parts, 12, N_ITEMS)
@@ -100,7 +100,7 @@ def test_every_positive_once_and_nothing_else(
         batches = list(UserBatches(rows, config(n_users, loader=loader), ALONE).epoch(0))
         assert of_epoch(batches) == histories(flat(parts))
         assert max(len(batch.users) for batch in batches) <= n_users
-        if loader == "memory":  # nearly equal, so that no step is of few users alone
+        if loader == "memory":  # nearly equal, so that no step has only a few users
             sizes = [len(batch.users) for batch in batches]
             assert max(sizes) - min(sizes) <= 1
 
@@ -113,7 +113,7 @@ def test_every_positive_once_and_nothing_else(
     st.integers(1, 4),
     st.data(),
 )
-def test_ranks_share_the_users_and_leave_out_what_is_held_out(
+def test_ranks_share_the_users_and_skip_held_out_items(
     write_folder: Callable[..., Path],
     parts: list[list[int]],
     n_users: int,
@@ -132,14 +132,14 @@ def test_ranks_share_the_users_and_leave_out_what_is_held_out(
     worlds = [World(CPU, rank, size) for rank in range(size)]
     ranks = [list(UserBatches(rows, config(n_users, loader=loader), world, held_out).epoch(3)) for world in worlds]
     assert of_epoch(itertools.chain.from_iterable(ranks)) == histories(flat(content), held_out)
-    if loader == "memory":  # steps are of the same users as those of one rank
+    if loader == "memory":  # each step has the same users as on one rank
         alone = UserBatches(rows, config(n_users, loader=loader), ALONE, held_out).epoch(3)
         for whole, *shares in zip(alone, *ranks, strict=True):
             assert torch.equal(torch.cat([share.users for share in shares]), whole.users)
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable[..., Rows], loader: str) -> None:
+def test_epochs_differ_and_are_reproducible_by_seed(train_rows: Callable[..., Rows], loader: str) -> None:
     rows = train_rows([user_rows([2] * 20), user_rows([3] * 20, 20)], 40, N_ITEMS)
 
     def order(number: int, seed: int, again: int = 0) -> list[list[int]]:
@@ -150,7 +150,7 @@ def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable[..., Rows], 
 
     first = order(0, seed=1)
     assert first == order(0, seed=1)
-    assert first == order(0, seed=1, again=2)  # whatever has been read before
+    assert first == order(0, seed=1, again=2)  # independent of earlier reads
     orders = [first, order(1, seed=1), order(0, seed=2)]
     assert len({tuple(map(tuple, each)) for each in orders}) == 3
     assert flat(first) != sorted(flat(first))  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_weights_are_powers_of_age(train_rows: Callable[..., Rows], loader: str,
     parts = FOLDERS["several parts"]
     held_out = torch.full((12,), -1, dtype=torch.int32)
     kept = histories(flat(parts))
-    for user in (0, 3, 8):  # the latest one: the one before it takes its place
+    for user in (0, 3, 8):  # the latest item; the one before it becomes the latest
         held_out[user] = kept[user][-1]
     batches = UserBatches(train_rows(parts, 12, N_ITEMS), config(recency=power, loader=loader), ALONE, held_out)
     for batch in batches.epoch(0):
@@ -171,7 +171,7 @@ def test_weights_are_powers_of_age(train_rows: Callable[..., Rows], loader: str,
             assert weights.tolist() == pytest.approx((ages**-power / (ages**-power).sum() * len(ages)).tolist())
 
 
-def test_users_whose_rows_go_on_in_the_next_block_stay_whole(
+def test_users_that_continue_in_the_next_block_stay_whole(
     train_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(users_module, "BLOCK_ROWS", 4)

@@ -33,7 +33,7 @@ def flat(parts: Iterable[list[Row]]) -> list[Row]:
 
 
 def items_of(rows: list[Row]) -> dict[int, list[int]]:
-    """The distinct items each user has in positives, in the order in which they first came."""
+    """Distinct positive items of each user, in order of first occurrence."""
     found: dict[int, list[int]] = {}
     for user, item, label in rows:
         own = found.setdefault(user, [])
@@ -43,7 +43,7 @@ def items_of(rows: list[Row]) -> dict[int, list[int]]:
 
 
 def series_of(validation: Validation) -> dict[int, tuple[int, ...]]:
-    """The series of each user, the positive first."""
+    """Series of each user, positive first."""
     found: dict[int, tuple[int, ...]] = {}
     length = validation.series.length
     assert length is not None
@@ -56,7 +56,7 @@ def series_of(validation: Validation) -> dict[int, tuple[int, ...]]:
 
 
 def check(validation: Validation, rows: list[Row], time_ordered: bool, negatives: int, n_items: int = N_ITEMS) -> None:
-    """Who can holds one item out, and the others nothing; series are the item and what the user has not touched."""
+    """One item is held out of each eligible user; series hold it and items the user has not interacted with."""
     held_out, series = validation.held_out, series_of(validation)
     assert (held_out.dtype, validation.series.length) == (torch.int32, 1 + negatives)
     own = items_of(rows)
@@ -73,7 +73,7 @@ def check(validation: Validation, rows: list[Row], time_ordered: bool, negatives
 
 @st.composite
 def folders(draw) -> list[list[Row]]:
-    """Whole users in parts, in any order; rows of label 0 and repeats among theirs; one user of two items at least."""
+    """Whole users in parts, in any order, with label-0 rows and duplicates; at least one user has two items."""
     users = draw(st.lists(st.integers(0, N_USERS - 1), min_size=1, unique=True))
     pairs = st.tuples(st.integers(0, N_ITEMS - 1), st.sampled_from([0.0, 0.5, 1.0]))
     blocks = [[(user, *pair) for pair in draw(st.lists(pairs, min_size=1, max_size=25))] for user in users]
@@ -84,7 +84,7 @@ def folders(draw) -> list[list[Row]]:
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(folders(), st.booleans(), st.integers(1, 8), st.integers(0, 2**62))
-def test_whoever_can_holds_one_item_out(
+def test_one_item_is_held_out_of_each_eligible_user(
     write_folder: Callable[..., Path], parts: list[list[Row]], time_ordered: bool, negatives: int, seed: int
 ) -> None:
     folder = write_folder(parts, N_USERS, N_ITEMS, name=f"folder{next(_NUMBERS)}")
@@ -99,7 +99,7 @@ def test_whoever_can_holds_one_item_out(
     assert series_of(again) == series_of(found)
 
 
-def test_the_last_item_is_held_out_where_rows_are_in_order_of_time(train_rows: Callable[..., Rows]) -> None:
+def test_the_last_item_is_held_out_if_rows_are_ordered_by_time(train_rows: Callable[..., Rows]) -> None:
     rows = [(0, 5, 1.0), (0, 2, 1.0), (0, 3, 1.0), (2, 6, 1.0), (2, 0, 1.0), (2, 4, 0.0), (4, 1, 1.0)]
     for seed in range(5):
         train = train_rows([rows], N_USERS, N_ITEMS, name=f"seed{seed}")
@@ -108,12 +108,12 @@ def test_the_last_item_is_held_out_where_rows_are_in_order_of_time(train_rows: C
         check(found, rows, True, 3)
 
 
-def test_of_a_pair_that_occurs_again_the_first_row_counts(train_rows: Callable[..., Rows]) -> None:
+def test_the_first_row_of_a_duplicate_pair_counts(train_rows: Callable[..., Rows]) -> None:
     train = train_rows([[(0, 5, 1.0), (0, 2, 1.0), (0, 5, 1.0), (1, 4, 1.0), (1, 4, 1.0)]], 2, N_ITEMS)
     assert leave_one_out(train, True, 2, 1, CPU).held_out.tolist() == [2, -1]
 
 
-def test_users_with_all_items_or_one_hold_nothing_out(train_rows: Callable[..., Rows]) -> None:
+def test_nothing_is_held_out_of_users_with_all_items_or_one(train_rows: Callable[..., Rows]) -> None:
     everything = [(0, item, 1.0) for item in range(N_ITEMS)]
     nearly = [(1, item, 1.0) for item in range(N_ITEMS - 1)]
     rows = [*everything, *nearly, (2, 3, 1.0), (2, 4, 0.0), (3, 3, 0.0)]
@@ -123,7 +123,7 @@ def test_users_with_all_items_or_one_hold_nothing_out(train_rows: Callable[..., 
         check(found, rows, time_ordered, 4)
         assert (found.held_out >= 0).tolist() == [False, True, False, False, False, False]
         (_, *drawn) = series_of(found)[1]
-        assert drawn == [N_ITEMS - 1] * 4  # all there is
+        assert drawn == [N_ITEMS - 1] * 4  # the only unseen item
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_users_with_all_items_or_one_hold_nothing_out(train_rows: Callable[..., 
     ],
     ids=["one row each", "repeats and label 0", "no positive", "all items"],
 )
-def test_where_nobody_can_hold_an_item_out_there_is_no_split(train_rows: Callable[..., Rows], rows: list[Row]) -> None:
+def test_a_split_without_eligible_users_is_rejected(train_rows: Callable[..., Rows], rows: list[Row]) -> None:
     train = train_rows([rows], N_USERS, N_ITEMS)
     for time_ordered in (True, False):
         with pytest.raises(UserError, match="--validation leave-one-out: no user has two"):
@@ -144,14 +144,14 @@ def test_where_nobody_can_hold_an_item_out_there_is_no_split(train_rows: Callabl
 
 
 def even_users(n_users: int, per_user: int, n_items: int) -> list[list[Row]]:
-    """The rows of each user: some distinct items, in any order."""
+    """Rows of each user: distinct items in random order."""
     rng = np.random.default_rng(n_users)
     return [
         [(user, int(item), 1.0) for item in rng.choice(n_items, per_user, replace=False)] for user in range(n_users)
     ]
 
 
-def test_draws_are_even(train_rows: Callable[..., Rows], assert_uniform: Callable) -> None:
+def test_draws_are_uniform(train_rows: Callable[..., Rows], assert_uniform: Callable) -> None:
     users = even_users(2000, 5, 12)
     found = leave_one_out(train_rows([flat(users)], 2000, 12), False, 3, 1, CPU)
     held_out = found.held_out.numpy()
@@ -164,7 +164,7 @@ def test_draws_are_even(train_rows: Callable[..., Rows], assert_uniform: Callabl
     assert_uniform(np.bincount(drawn, minlength=12))
 
 
-def test_a_seed_repeats_the_draw_and_another_changes_it(train_rows: Callable[..., Rows]) -> None:
+def test_draws_are_reproducible_by_seed_and_differ_between_seeds(train_rows: Callable[..., Rows]) -> None:
     train = train_rows([flat(even_users(200, 6, 15))], 200, 15)
     first, again, other = (leave_one_out(train, False, 4, seed, CPU) for seed in (1, 1, 2))
     assert torch.equal(first.held_out, again.held_out)
@@ -191,7 +191,7 @@ def test_the_split_does_not_depend_on_partitions(train_rows: Callable[..., Rows]
 
 
 @pytest.mark.parametrize("time_ordered", [True, False])
-def test_large_blocks_hold_out_what_small_ones_do(
+def test_large_and_small_blocks_hold_out_the_same_items(
     train_rows: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch, time_ordered: bool
 ) -> None:
     users = even_users(400, 100, 150)  # enough rows for the compiled loops
@@ -205,11 +205,11 @@ def test_large_blocks_hold_out_what_small_ones_do(
 
 
 @pytest.mark.parametrize("time_ordered", [True, False])
-def test_series_have_the_side_features_of_the_row_held_out(
+def test_series_have_the_side_features_of_the_held_out_row(
     write_frames: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, time_ordered: bool
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK_ROWS", 20)
-    # The hour tells the row, the age the user; the last row of each user has label 0.
+    # The hour identifies the row, the age the user; the last row of each user has label 0.
     users = np.repeat([3, 0, 5, 1, 4], 6)
     rng = np.random.default_rng(3)
     items = np.concatenate([rng.permutation(9)[:6] for _ in range(5)])
@@ -234,7 +234,7 @@ def test_series_have_the_side_features_of_the_row_held_out(
         assert hour % 6 == 4 or not time_ordered
 
 
-def test_of_a_repeated_pair_the_series_has_the_first_row(write_frames: Callable[..., Path]) -> None:
+def test_the_series_uses_the_first_row_of_a_repeated_pair(write_frames: Callable[..., Path]) -> None:
     frame = pd.DataFrame({"user": 0, "item": [1, 2, 2, 1], "label": [1.0, 0.0, 1.0, 1.0], "hour": [0, 1, 2, 3]})
     channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_context": ["hour"]}
     folder = write_frames({"train": frame}, channels, {"user": 1, "item": 5, "hour": 4}, time_ordered=True)
@@ -254,7 +254,7 @@ def trained_on(train: Rows, held_out: torch.Tensor, in_memory: bool, kind: str =
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(folders(), st.booleans(), st.booleans())
-def test_all_rows_but_the_pairs_held_out_are_trained_on_once(
+def test_all_rows_except_held_out_pairs_are_trained_on_once(
     write_folder: Callable[..., Path], parts: list[list[Row]], time_ordered: bool, in_memory: bool
 ) -> None:
     folder = write_folder(parts, N_USERS, N_ITEMS, name=f"folder{next(_NUMBERS)}")
@@ -276,7 +276,7 @@ def test_all_rows_but_the_pairs_held_out_are_trained_on_once(
 
 
 @pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
-def test_copies_of_the_pair_held_out_leave_train_and_its_label_0_rows_stay(
+def test_duplicates_of_the_held_out_pair_leave_train_but_its_label_0_rows_stay(
     train_rows: Callable[..., Rows], in_memory: bool
 ) -> None:
     rows = [(0, 1, 1.0), (0, 2, 1.0), (0, 2, 0.5), (0, 2, 0.0), (0, 2, 1.0), (1, 2, 1.0), (1, 2, 1.0)]

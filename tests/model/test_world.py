@@ -1,4 +1,4 @@
-"""Several processes that train together: real ones, over Gloo, on this machine."""
+"""The process group, with real local processes over Gloo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workflows.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_ranks_tell_each_other(in_processes: Callable) -> None:
+def test_collectives_agree_on_all_ranks(in_processes: Callable) -> None:
     body = """
 print(world.sum(torch.tensor([1.0, world.rank])).tolist())
 print(world.start_sum(10 + world.rank)(), world.same(world.rank + 7))
@@ -30,7 +30,7 @@ print(mine.tolist(), world.share(10), world.is_first)
 
 
 def test_ranks_with_different_numbers_of_batches_stay_in_step(in_processes: Callable) -> None:
-    # Rank r has r * 2 batches, of r + 1 samples; rank 0 has none.
+    # Rank r has 2 * r batches of r + 1 samples; rank 0 has none.
     body = """
 batches = iter([[0] * (world.rank + 1)] * (2 * world.rank))
 for batch, samples in world.aligned(batches):
@@ -42,7 +42,7 @@ for batch, samples in world.aligned(batches):
     assert third == ["3 5 3.0"] * 2 + ["3 3 3.0"] * 2
 
 
-def test_alone_nothing_is_exchanged() -> None:
+def test_a_single_process_needs_no_communication() -> None:
     world = World(CPU)
     with joined(Place(), CPU) as alone:
         assert (alone.rank, alone.size, alone.is_first) == (0, 1, True)
@@ -55,7 +55,7 @@ def test_alone_nothing_is_exchanged() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("total", [0, 1, 6, 7, 100])
-def test_shares_cover_everything_once(size: int, total: int) -> None:
+def test_shares_cover_every_element_once(size: int, total: int) -> None:
     shares = [World(CPU, rank, size).share(total) for rank in range(size)]
     assert [place for share in shares for place in range(total)[share]] == list(range(total))
     sizes = [share.stop - share.start for share in shares]
@@ -83,7 +83,7 @@ PLACES: dict[str, tuple[Mapping[str, str], Place | None]] = {
 
 
 @pytest.mark.parametrize(("environment", "place"), PLACES.values(), ids=PLACES.keys())
-def test_the_launcher_tells_the_place(environment: Mapping[str, str], place: Place | None) -> None:
+def test_the_place_is_read_from_the_launchers_variables(environment: Mapping[str, str], place: Place | None) -> None:
     assert Place.of_environment(environment) == place
 
 
@@ -96,7 +96,7 @@ def test_the_launcher_tells_the_place(environment: Mapping[str, str], place: Pla
         {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-3"},
     ],
 )
-def test_an_impossible_place_is_told(environment: Mapping[str, str]) -> None:
+def test_an_invalid_place_is_rejected(environment: Mapping[str, str]) -> None:
     with pytest.raises(UserError, match=r"rank|launcher"):
         Place.of_environment(environment)
 

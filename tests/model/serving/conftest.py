@@ -1,4 +1,4 @@
-"""A service in a thread of the test, at a free port."""
+"""A service in a thread of the test, on a free port."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Client:
         return f"http://127.0.0.1:{self.port}"
 
     def __call__(self, method: str, path: str, body: Any = None) -> Response:
-        """One request on a connection of its own; a body that is no bytes is sent as JSON."""
+        """Send one request on a new connection; a body other than bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection.request(method, path, data)
@@ -52,7 +52,7 @@ class Client:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Client]]:
-    """`start(answers, refuses_unknown=True)`: a client of a service with those answers."""
+    """`start(answers, refuses_unknown=True)` returns a client of a service with those answers."""
     running = []
 
     def serve(answers: Any, refuses_unknown: bool = True) -> Client:

@@ -20,7 +20,7 @@ from model.serving import app
 from model.serving.answers import Answers, Asked
 from model.serving.messages import UserAnswer
 
-TITLES = {f"item-{number}": f"<b>Title</b> & item-{number}" for number in range(11)}  # the last one has none
+TITLES = {f"item-{number}": f"<b>Title</b> & item-{number}" for number in range(11)}  # the last item has none
 
 
 def item_of(item: object) -> dict[str, Any]:
@@ -36,23 +36,23 @@ def expected(recommender: Recommender, user: str, k: int, history: int) -> dict[
 
 
 def metrics(client: Callable[..., Any]) -> dict[tuple[str, ...], float]:
-    """Values by name and labels."""
+    """Metric values by name and labels."""
     families = text_string_to_metric_families(client("GET", "/metrics").body.decode())
     return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples}
 
 
 @pytest.mark.parametrize(("k", "history"), [(3, 2), (10, 0), (1000, 1000)])
-def test_answers_are_the_recommenders_with_titles(
+def test_answers_match_the_recommender_with_titles(
     start: Callable[..., Any], answers: Answers, recommender: Recommender, k: int, history: int
 ) -> None:
     client = start(answers)
-    users = ["55", 1007, "20", "55"]  # ids are taken as text and as numbers, and more than once
+    users = ["55", 1007, "20", "55"]  # ids as text and as numbers, with duplicates
     response = client("POST", "/recommend", {"users": users, "k": k, "history": history})
     assert response.status == 200
     assert response.json == {"users": [expected(recommender, str(user), k, history) for user in users]}
 
 
-def test_requests_at_once_that_want_different_things_get_them(
+def test_concurrent_requests_with_different_options_are_answered_correctly(
     start: Callable[..., Any], answers: Answers, recommender: Recommender
 ) -> None:
     client = start(answers)
@@ -67,12 +67,12 @@ def test_requests_at_once_that_want_different_things_get_them(
             assert answer == {"users": [expected(recommender, *one)]}
 
 
-def test_unknown_users_are_refused_by_their_places(start: Callable[..., Any], answers: Answers) -> None:
+def test_unknown_users_are_rejected_by_index(start: Callable[..., Any], answers: Answers) -> None:
     response = start(answers)("POST", "/recommend", {"users": ["3", "Nobody", "55", "<b>"]})
-    assert (response.status, response.json) == (404, {"detail": "not known, by their place in users: 1, 3"})
+    assert (response.status, response.json) == (404, {"detail": "unknown users, by index in users: 1, 3"})
 
 
-def test_unknown_users_get_popular_items_that_are_called_so(
+def test_unknown_users_get_items_marked_as_popular(
     start: Callable[..., Any], answers: Answers, recommender: Recommender
 ) -> None:
     client = start(answers, refuses_unknown=False)
@@ -84,7 +84,7 @@ def test_unknown_users_get_popular_items_that_are_called_so(
 
 
 class Blocked:
-    """Answers nothing before it is let go."""
+    """Blocks all answers until released."""
 
     def __init__(self) -> None:
         self.began, self.let_go = threading.Event(), threading.Event()
@@ -95,7 +95,7 @@ class Blocked:
         return [UserAnswer(basis="model", items=[], history=[]) for _ in batch]
 
 
-def test_more_than_can_wait_is_turned_away_and_the_rest_answered(
+def test_requests_beyond_the_queue_get_503_and_the_rest_are_answered(
     start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(app, "MAX_WAITING", 3)
@@ -119,7 +119,7 @@ def test_more_than_can_wait_is_turned_away_and_the_rest_answered(
     assert seen["neumf_request_seconds_count", "/recommend"] == 3
 
 
-def test_every_response_has_the_security_headers_and_none_a_traceback(start: Callable[..., Any]) -> None:
+def test_every_response_has_security_headers_and_no_traceback(start: Callable[..., Any]) -> None:
     def broken(batch: Sequence[Asked]) -> list[UserAnswer]:
         raise RuntimeError("secret")
 
@@ -142,7 +142,7 @@ def test_every_response_has_the_security_headers_and_none_a_traceback(start: Cal
             assert not re.search(rb"secret|script|Traceback", response.body)
 
 
-def test_the_pages_load_nothing_from_elsewhere(start: Callable[..., Any], answers: Answers) -> None:
+def test_the_pages_load_no_external_resources(start: Callable[..., Any], answers: Answers) -> None:
     client = start(answers)
     for page in ("/", "/docs"):
         links = re.findall(r'(?:src|href)="([^"]+)"', client("GET", page).body.decode())
@@ -152,7 +152,7 @@ def test_the_pages_load_nothing_from_elsewhere(start: Callable[..., Any], answer
             assert client("GET", f"/{link.lstrip('/')}").status == 200, link
 
 
-def test_the_description_names_what_there_is(start: Callable[..., Any], answers: Answers) -> None:
+def test_the_openapi_description_matches_the_service(start: Callable[..., Any], answers: Answers) -> None:
     client = start(answers)
     described = client("GET", "/openapi.json").json
     assert list(described["paths"]) == ["/recommend", "/health", "/metrics"]
@@ -175,7 +175,7 @@ _ANYTHING = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200) | st.builds(lambda value: json.dumps(value).encode(), _ANYTHING))
-def test_no_body_is_answered_by_an_error_of_the_service(shared_client: Callable[..., Any], body: bytes) -> None:
+def test_no_body_causes_a_server_error(shared_client: Callable[..., Any], body: bytes) -> None:
     assert shared_client("POST", "/recommend", body).status in (200, 404, 422)
 
 

@@ -1,4 +1,4 @@
-"""Batches whose makeup is known: the first call is held until everything else waits."""
+"""Batches of known composition: the first call is blocked until all other queries wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.serving.batching import Batcher, QueueFullError
 
 
 class Held:
-    """Answers 10 times each query once it is let go; remembers the batches."""
+    """Answers 10 times each query once released; records the batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -44,14 +44,14 @@ def with_batcher(
 
 
 async def first_call(batcher: Batcher[int, int], held: Held) -> asyncio.Task[list[int]]:
-    """Ask for 0 and come back when its call has begun."""
+    """Ask for 0 and return once its call has begun."""
     task = asyncio.create_task(batcher.ask([0]))
     assert await asyncio.to_thread(held.began.wait, 60)
     return task
 
 
 @pytest.mark.parametrize(("max_batch", "expected"), [(100, [[0], [1, 2, 3, 4]]), (3, [[0], [1, 2, 3], [4]])])
-def test_what_waits_is_answered_together(max_batch: int, expected: list[list[int]]) -> None:
+def test_waiting_queries_are_answered_together(max_batch: int, expected: list[list[int]]) -> None:
     async def body(batcher: Batcher[int, int], held: Held) -> None:
         first = await first_call(batcher, held)
         others = [asyncio.create_task(batcher.ask(queries)) for queries in ([1], [2, 3], [4])]
@@ -63,7 +63,7 @@ def test_what_waits_is_answered_together(max_batch: int, expected: list[list[int
     assert with_batcher(body, max_batch).batches == expected
 
 
-def test_more_than_may_wait_is_refused_whole_and_nothing_else_is_harmed() -> None:
+def test_queries_beyond_the_queue_are_rejected_as_a_whole() -> None:
     async def body(batcher: Batcher[int, int], held: Held) -> None:
         first = await first_call(batcher, held)
         second = asyncio.create_task(batcher.ask([1, 2]))
@@ -76,7 +76,7 @@ def test_more_than_may_wait_is_refused_whole_and_nothing_else_is_harmed() -> Non
     assert [query for batch in with_batcher(body, max_waiting=3).batches for query in batch] == [0, 1, 2, 5]
 
 
-def test_a_call_that_fails_fails_its_batch_alone() -> None:
+def test_a_failing_call_fails_only_its_batch() -> None:
     async def body(batcher: Batcher[int, int], held: Held) -> None:
         held.let_go.set()
         with pytest.raises(ValueError, match="13"):
@@ -86,12 +86,12 @@ def test_a_call_that_fails_fails_its_batch_alone() -> None:
     with_batcher(body)
 
 
-def test_who_has_gone_is_not_answered() -> None:
+def test_cancelled_queries_are_not_answered() -> None:
     async def body(batcher: Batcher[int, int], held: Held) -> None:
         first = await first_call(batcher, held)
         gone, second = asyncio.create_task(batcher.ask([1])), asyncio.create_task(batcher.ask([2]))
         await asyncio.sleep(0)
-        for task in (gone, first):  # one that waits, and one whose call has begun
+        for task in (gone, first):  # one waiting, and one whose call has begun
             task.cancel()
         await asyncio.gather(gone, first, return_exceptions=True)
         held.let_go.set()

@@ -1,4 +1,4 @@
-"""The page in a real browser. It needs Chromium and its driver: Debian's packages chromium and chromium-driver."""
+"""The page in a real browser. Needs Chromium and its driver: Debian's packages chromium and chromium-driver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from model.serving.answers import Answers
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium with its driver here (Debian: apt-get install chromium-driver)"
+    not (CHROMIUM and DRIVER),
+    reason="Chromium or its driver is not installed (Debian: apt-get install chromium-driver)",
 )
 
 
@@ -43,7 +44,7 @@ class Page:
 
     @property
     def errors(self) -> list[str]:
-        """What the console says, violations of the content security policy among it."""
+        """Console messages, including violations of the content security policy."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
@@ -53,7 +54,7 @@ def page() -> Iterator[Page]:
     options.binary_location = str(CHROMIUM)
     for flag in ("--headless=new", "--disable-dev-shm-usage", "--window-size=1000,900"):
         options.add_argument(flag)
-    if os.geteuid() == 0:  # Chromium's sandbox refuses root, as in containers
+    if os.geteuid() == 0:  # Chromium's sandbox refuses to run as root, as in containers
         options.add_argument("--no-sandbox")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
@@ -61,7 +62,7 @@ def page() -> Iterator[Page]:
     driver.quit()
 
 
-def test_a_person_sees_recommendations_next_to_the_history(
+def test_recommendations_are_shown_next_to_the_history(
     page: Page, start: Callable[..., Any], answers: Answers, recommender: Recommender
 ) -> None:
     page.driver.get(start(answers).address)
@@ -74,7 +75,7 @@ def test_a_person_sees_recommendations_next_to_the_history(
     ranking = recommender.recommend(["55"], 3)[0]
     assert page.texts("#recommended .score") == [f"{score:.3f}" for score in ranking.scores]
     shown = [f"<b>Title</b> & {item}" if item != "item-11" else item for item in ranking.items]
-    assert page.texts("#recommended .name") == shown  # titles are text, whatever they hold
+    assert page.texts("#recommended .name") == shown  # titles are shown as text, never as HTML
     latest = list(reversed(recommender.history("55")))
     assert page.texts("#history .name") == [f"<b>Title</b> & {item}" for item in latest]
 
@@ -85,7 +86,7 @@ def test_a_person_sees_recommendations_next_to_the_history(
     assert page.errors == []
 
 
-def test_an_unknown_user_is_told_and_the_next_one_answered(
+def test_an_unknown_user_is_reported_and_the_next_one_answered(
     page: Page, start: Callable[..., Any], answers: Answers
 ) -> None:
     page.driver.get(start(answers).address)
@@ -97,7 +98,7 @@ def test_an_unknown_user_is_told_and_the_next_one_answered(
     assert page.find("#results").is_displayed()
 
 
-def test_popular_items_are_called_popular(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_popular_items_are_labelled_popular(page: Page, start: Callable[..., Any], answers: Answers) -> None:
     page.driver.get(f"{start(answers, refuses_unknown=False).address}/#user=new")
     page.until(lambda: "popular, not personal" in page.find("#status").text)
     assert "most popular" in page.find("#meaning").text
@@ -105,7 +106,7 @@ def test_popular_items_are_called_popular(page: Page, start: Callable[..., Any],
     assert page.errors == []
 
 
-def test_the_page_can_be_used_without_seeing_it(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_the_page_is_accessible(page: Page, start: Callable[..., Any], answers: Answers) -> None:
     page.driver.get(f"{start(answers).address}/#user=3")
     page.until(lambda: page.find("#status").text == "User 3")
     assert [page.find(name).accessible_name for name in ("#user", "#k")] == ["User id", "How many"]
@@ -113,11 +114,11 @@ def test_the_page_can_be_used_without_seeing_it(page: Page, start: Callable[...,
     assert page.texts("h1, h2") == ["Recommendations", "Recommended", "History"]
     body = page.find("body")
     page.find("#user").click()
-    body.send_keys(Keys.TAB)  # keyboard alone: from the user id to the button by way of the number
+    body.send_keys(Keys.TAB)  # keyboard only: tab from the user id to the number field
     assert page.driver.switch_to.active_element.get_attribute("id") == "k"
 
 
-def test_the_description_can_be_read_offline(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_the_openapi_page_works_offline(page: Page, start: Callable[..., Any], answers: Answers) -> None:
     page.driver.get(f"{start(answers).address}/docs")
     page.until(lambda: page.texts(".opblock-summary-path") == ["/recommend", "/health", "/metrics"])
     assert page.errors == []
