@@ -1,1 +1,1 @@
-"""Measurements and the demo, which is the first of them; nothing of the product imports this."""
+"""Benchmarks, starting with the demo; product code does not import this package."""

@@ -1,4 +1,4 @@
-"""`python -m benchmark NAME`: run one of the measurements."""
+"""`python -m benchmark NAME`: run one benchmark."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 from workflows.errors import run_command
 
-# Each is a module of this package with `add_arguments` and `main`. Only the one that is named is imported: others may
-# need what a machine that is measured does not have.
+# Each benchmark is a module with `add_arguments` and `main`. Only the selected one is imported: the others may need
+# packages that are missing on the machine being measured.
 _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "cost-model": (
-        "what GPUs could reach at most, from counted operators and datasheets",
+        "upper bounds on GPU throughput, from operator counts and datasheets",
         lambda: import_module("benchmark.cost_model"),
     ),
     "demo": (
@@ -22,31 +22,31 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: import_module("benchmark.demo"),
     ),
     "gpu-check": (
-        "all that only a GPU can tell: tests, parity with a CPU, traces, speed",
+        "all checks that need a GPU: tests, parity with the CPU, traces, speed",
         lambda: import_module("benchmark.gpu_check"),
     ),
     "inference": (
-        "scoring by batch size: torch, compiled, ONNX Runtime and projections",
+        "scoring speed by batch size: torch, compiled, ONNX Runtime, projections",
         lambda: import_module("benchmark.inference"),
     ),
     "pipeline": (
-        "raw log to prepared folder, against plain pandas: time, memory, growth",
+        "raw log to prepared folder, against plain pandas: time, memory, scaling",
         lambda: import_module("benchmark.pipeline"),
     ),
     "quality": (
-        "HR@10 and NDCG@10 of the recipe, its parts, plain NeuMF and closed forms",
+        "HR@10 and NDCG@10 of the recipe, ablations, plain NeuMF and baselines",
         lambda: import_module("benchmark.quality"),
     ),
     "recommend": (
-        "recommendations, against a plain forward over all items: users/s, memory",
+        "recommendation, against a plain forward over all items: users/s, memory",
         lambda: import_module("benchmark.recommend"),
     ),
     "serve": (
-        "a service under load from many clients: requests/s, latency",
+        "load test of the service with many clients: requests/s, latency",
         lambda: import_module("benchmark.serve"),
     ),
     "training": (
-        "training, against the reference's way of it: samples/s, memory, bounds",
+        "training, against the reference's method: samples/s, memory, bounds",
         lambda: import_module("benchmark.training"),
     ),
 }
@@ -60,7 +60,7 @@ def main() -> None:
         for name, (explanation, _) in _MEASUREMENTS.items()
     }
     if len(sys.argv) < 2 or sys.argv[1] not in parsers:
-        parser.parse_args()  # says what is wrong, or helps
+        parser.parse_args()  # prints the error or the help text
     name = sys.argv[1]
     measurement = _MEASUREMENTS[name][1]()
     measurement.add_arguments(parsers[name])

@@ -1,9 +1,9 @@
 """`python -m benchmark.baseline_pipeline CSV OUT`: the reference's preparation as plain, vectorised pandas.
 
-What `python -m preprocessing` is measured against: the steps of NVIDIA's `convert.py` in their order (read the log,
-number both ids, sort by time, drop repeated pairs, each user's last row to test, the others by user and item to train,
-negatives by rejection), with the vectorised pandas call for each where that script has Python loops or
-`groupby.apply`. Prints its steps in seconds as JSON.
+The baseline for `python -m preprocessing`. It follows the steps of NVIDIA's `convert.py` in order (read the log, encode
+both ids, sort by time, drop duplicate pairs, each user's last row to test, the rest sorted by user and item to train,
+negatives by rejection), with vectorised pandas calls in place of that script's Python loops and `groupby.apply`. Prints
+the seconds of each step as JSON.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TEST_NEGATIVES = 100
 
 
 def run(log: Path, output: Path, seed: int = 1) -> dict[str, float]:
-    """Write `train.parquet` and `test.parquet` (user, item: int32, label: float32); returns seconds of each step."""
+    """Write `train.parquet` and `test.parquet` (user, item: int32, label: float32); returns the seconds per step."""
     steps_s: dict[str, float] = {}
 
     @contextmanager
@@ -59,10 +59,10 @@ def run(log: Path, output: Path, seed: int = 1) -> dict[str, float]:
 
 
 def _negatives(users: np.ndarray, positives: np.ndarray, n_items: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw items and draw those again that the user knows.
+    """Draw negatives by rejection: items the user has already seen are redrawn.
 
     Args:
-        users: int64 [T], each with an unknown item left.
+        users: int64 [T], each with at least one unseen item.
         positives: int64, `user * n_items + item` of all interactions, ascending.
     Returns:
         int64 [T, _TEST_NEGATIVES].
@@ -79,7 +79,7 @@ def _negatives(users: np.ndarray, positives: np.ndarray, n_items: int, rng: np.r
 
 
 def _write(users: np.ndarray, items: np.ndarray, path: Path) -> None:
-    """Rows of [N, series] items: the first of each series is the positive."""
+    """Write the rows of items [N, series]; the first item of each series is the positive."""
     label = np.zeros(items.shape, dtype=np.float32)
     label[:, 0] = 1
     columns = {"user": users.astype(np.int32), "item": items.ravel().astype(np.int32), "label": label.ravel()}

@@ -1,9 +1,9 @@
-"""`python -m benchmark.checker CSV FOLDER`: is a prepared folder what its log says? Prints violations as JSON.
+"""`python -m benchmark.checker CSV FOLDER`: check a prepared folder against its log; prints violations as JSON.
 
-Written apart from the product, none of whose data code it uses: it works the answer out again from the raw log, in
-plain NumPy and in memory. Ends with status 2 where a rule is broken.
+Independent of the product: it uses none of its data code and recomputes the expected result from the raw log in plain
+NumPy, in memory. Exits with status 2 if a rule is broken.
 
-Pairs are held as keys, `user * n_items + item`, int64. T series of equal length L, each positive first.
+Pairs are stored as int64 keys, `user * n_items + item`. There are T series of equal length L, positive first.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _COLUMNS = ("userId", "movieId", "timestamp")
 
 @dataclass
 class Report:
-    """`violations`: each broken rule, with how often and the first case; `counts`: what was looked at."""
+    """`violations`: broken rules, each with its count and first case; `counts`: size of the checked data."""
 
     violations: dict[str, str] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
     def forbid(self, what: str, broken: np.ndarray, *shown: np.ndarray) -> None:
-        """Note `what` where `broken` (bool) is True, with the first case out of the arrays `shown`."""
+        """Record `what` if any of `broken` (bool) is True, with the count and the first case from arrays `shown`."""
         if broken.any():
             first = int(np.argmax(broken))
             case = ", ".join(str(values[first]) for values in shown)
             self.violations[what] = f"{int(broken.sum()):,} times" + (f", first: {case}" if shown else "")
 
     def expect(self, what: str, found: object, expected: object) -> bool:
-        """Note `what` unless the two are equal; returns whether they are."""
+        """Record `what` unless the two are equal; returns whether they are."""
         if found != expected:
             self.violations[what] = f"found {found}, expected {expected}"
         return found == expected
@@ -49,8 +49,8 @@ class Report:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What must come out of a log: its pairs, ascending; the train pairs by user, time, item; each user's held-out
-    item, -1 without one; the distinct original ids in the order of their encoding."""
+    """The expected result for a log: its pairs, ascending; the train pairs by user, time, item; each user's held-out
+    item, -1 if none; the distinct original ids in encoding order."""
 
     pairs: np.ndarray
     train: np.ndarray
@@ -61,7 +61,7 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Rows:
-    """A mapping: users, items int64 [N], label float32 [N]; file int64 [N], the number of the file of each row."""
+    """A mapping: users, items int64 [N], label float32 [N]; file int64 [N], the index of each row's file."""
 
     users: np.ndarray
     items: np.ndarray
@@ -70,7 +70,7 @@ class _Rows:
 
 
 def check(log: Path, folder: Path, columns: Sequence[str] = _COLUMNS) -> Report:
-    """Check a prepared folder against its log, a CSV with a user, an item and an (integer) time in `columns`."""
+    """Check a prepared folder against its log, a CSV with user, item and (integer) time in `columns`."""
     report = Report()
     answer = _work_out(log, columns)
     spec = yaml.safe_load((folder / "feature_spec.yaml").read_text(encoding="utf-8"))
@@ -100,12 +100,12 @@ def _work_out(log: Path, columns: Sequence[str]) -> _Answer:
     items, item_ids = _encode(table.column(columns[1]))
     times = table.column(columns[2]).to_numpy()
     pairs = users * len(item_ids) + items
-    # Of a pair that occurs again the earliest time counts.
+    # Duplicate pairs keep their earliest time.
     order = np.lexsort((times, pairs))
     pairs, times = pairs[order], times[order]
     first = np.diff(pairs, prepend=-1) != 0
     pairs, times = pairs[first], times[first]
-    # Of equal times the greater item is the later one: lexsort keeps the order of pairs.
+    # At equal times the greater item is the later one: lexsort is stable and pairs are sorted.
     by_time = pairs[np.lexsort((times, pairs // len(item_ids)))]
     counts = np.bincount(pairs // len(item_ids), minlength=len(user_ids))
     last = np.cumsum(counts) - 1
@@ -115,7 +115,7 @@ def _work_out(log: Path, columns: Sequence[str]) -> _Answer:
 
 
 def _encode(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(int64 number of each row's id, the distinct ids): numbers in order of value, text by code point."""
+    """(int64 code of each row's id, the distinct ids), numbers sorted by value, text by code point."""
     encoded = column.dictionary_encode().combine_chunks()
     distinct = encoded.dictionary.to_numpy(zero_copy_only=False)
     order = np.argsort(distinct)
@@ -128,7 +128,7 @@ def _read_mapping(folder: Path, spec: dict[str, Any], name: str) -> _Rows:
     paths = [folder / file for chunk in spec["source_spec"].get(name, []) for file in chunk["files"]]
     outside = [path for path in paths if not path.resolve().is_relative_to(folder.resolve())]
     if outside:
-        raise UserError(f"{folder}: its spec names {outside[0]}, which lies outside it; prepare the folder again")
+        raise UserError(f"{folder}: its spec lists {outside[0]}, which is outside the folder; prepare the folder again")
     parts = [pq.read_table(path, columns=["user", "item", "label"]) for path in paths]
     column = {
         key: np.concatenate([np.empty(0, kind), *(part.column(key).to_numpy() for part in parts)])
@@ -149,7 +149,7 @@ def _check_ids(report: Report, folder: Path, spec: dict[str, Any], answer: _Answ
 
 
 def _check_rows(report: Report, name: str, rows: _Rows, answer: _Answer) -> bool:
-    """Check what is true of both mappings; returns whether all ids exist."""
+    """Check the rules common to both mappings; returns whether all ids are in range."""
     outside = (rows.users < 0) | (rows.users >= len(answer.users))
     outside |= (rows.items < 0) | (rows.items >= len(answer.items))
     report.forbid(f"{name} id beyond its cardinality", outside, rows.users, rows.items)
@@ -199,7 +199,7 @@ def _check_test(report: Report, rows: _Rows, length: int, train: np.ndarray, ans
 
 
 def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
-    """Whether each value is one of `ascending`."""
+    """Whether each value occurs in `ascending`."""
     if not len(ascending):
         return np.zeros(len(values), dtype=bool)
     return ascending[np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)] == values
@@ -208,13 +208,13 @@ def _among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.checker", allow_abbrev=False)
     parser.add_argument("log", type=Path, metavar="CSV", help="the raw log")
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="what `python -m preprocessing` made of it")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the folder that `python -m preprocessing` wrote")
     parser.add_argument("--columns", nargs=3, default=_COLUMNS, metavar=("USER", "ITEM", "TIME"))
     args = parser.parse_args()
     report = check(args.log, args.folder, args.columns)
     print(json.dumps(asdict(report), indent=2))
     if report.violations:
-        raise UserError(f"{args.folder} breaks {len(report.violations)} rules of a folder made from {args.log}")
+        raise UserError(f"{args.folder} breaks {len(report.violations)} rules for a folder prepared from {args.log}")
 
 
 if __name__ == "__main__":

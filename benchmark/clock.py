@@ -1,4 +1,4 @@
-"""Seconds by stage, where stages are methods of some class."""
+"""Time per stage, where a stage is a set of functions or methods."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any
 
 @dataclass
 class Clock:
-    """Seconds by stage, of calls by the thread that made this; what a stage's calls call of another counts there."""
+    """Exclusive seconds per stage, on the creating thread only: time in a nested stage counts for that stage alone."""
 
     seconds: dict[str, float] = field(default_factory=dict)
-    _within: list[float] = field(default_factory=list)  # of each stage under way: what others had of it
+    _within: list[float] = field(default_factory=list)  # per active stage: seconds in nested stages
     _thread: int = field(default_factory=threading.get_ident)
 
     def timed(self, work: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """`work`, whose calls are charged to a stage."""
+        """Wrap `work` so that its calls are charged to a stage."""
 
         @functools.wraps(work)
         def timed(*args: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m benchmark cost-model`: samples/s that GPUs could reach, from counted operators and datasheets.
+"""`python -m benchmark cost-model`: upper bounds on GPU samples/s, from operator counts and datasheets.
 
 A model, not a measurement: nothing here runs on a GPU.
 """
@@ -37,19 +37,19 @@ _PROGRAMS = {
     "evaluation": "evaluation",
     "preprocessing": "preprocessing, rows",
 }
-_UNSHOWN = {("evaluation", "tf32"), ("preprocessing", "tf32")}  # in float32 always; no products
-_QUICK = {"size": 512, "mib": 16}  # of what rates are measured with
-_LEAST = 1000  # samples of a device
+_UNSHOWN = {("evaluation", "tf32"), ("preprocessing", "tf32")}  # always float32; no matrix products
+_QUICK = {"size": 512, "mib": 16}  # matrix size and memory used to measure rates
+_LEAST = 1000  # samples per device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
     parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N", help="over all devices"
+        "--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N", help="total over all devices"
     )
-    parser.add_argument("--quick", action="store_true", help="a small shape and batch, to see that it works")
+    parser.add_argument("--quick", action="store_true", help="smoke test with a small shape and batch")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/cost-model"), metavar="DIR")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -66,11 +66,11 @@ def main(args: argparse.Namespace) -> None:
     write_json(target, result)
     draw_cost_model(result, target.with_suffix(".png"))
     _show(result)
-    console.print(f"wrote {target} and its picture")
+    console.print(f"wrote {target} and its plot")
 
 
 def _result(shape: Shape, batch_sizes: Sequence[int], quick: bool) -> dict[str, Any]:
-    from benchmark.cost_model_check import check_on_this_machine  # it loads torch
+    from benchmark.cost_model_check import check_on_this_machine  # imports torch
 
     programs = list(_programs(shape, batch_sizes))
     return {
@@ -94,11 +94,11 @@ def _result(shape: Shape, batch_sizes: Sequence[int], quick: bool) -> dict[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class _Program:
-    """What was counted, per unit, on one of some devices.
+    """Costs per unit, counted on one device.
 
     Attributes:
         precision: "fp32" or "amp".
-        batch_size: over all devices; None where there is none.
+        batch_size: total over all devices; None if not applicable.
     """
 
     program: str
@@ -110,7 +110,7 @@ class _Program:
     unit: str = "sample"
 
     def to_json(self) -> dict[str, Any]:
-        """With the sum of each stage."""
+        """Adds the total of each stage."""
         known = asdict(self)
         for stage, operators in self.stages.items():
             total = asdict(Cost.sum(operators.values()))
@@ -149,7 +149,7 @@ def _programs(shape: Shape, batch_sizes: Sequence[int]) -> Iterator[_Program]:
 
 
 def _bounds(program: _Program) -> Iterator[dict[str, Any]]:
-    """On every machine; products of float32 also as TF32."""
+    """Bounds on every machine; float32 products also as TF32."""
     name, size, devices = program.program, program.batch_size, program.devices
     for precision in PRECISIONS:
         if (precision == "amp") == (program.precision == "amp"):
@@ -166,7 +166,7 @@ def _bounds(program: _Program) -> Iterator[dict[str, Any]]:
 
 
 def _show(result: Mapping[str, Any]) -> None:
-    """The bounds at the largest batch size, one operator after the other, and how the model does on this machine."""
+    """Print the serial bounds at the largest batch size, and the model's accuracy on this machine."""
     size = max(each["batch_size"] or 0 for each in result["bounds"])
     rows: dict[tuple[str, str, str], list[str]] = {}
     for found in result["bounds"]:
@@ -177,7 +177,7 @@ def _show(result: Mapping[str, Any]) -> None:
     for program, precision, devices in sorted(rows, key=lambda what: (list(_PROGRAMS).index(what[0]), what[2])):
         table.add_row(_PROGRAMS[program], precision, devices, *rows[program, precision, devices])
     console.print(table)
-    console.print(f"Not measured: {result['label']}. In brackets: what NVIDIA published for its program.")
+    console.print(f"Not measured: {result['label']}. In brackets: NVIDIA's published figures for its own program.")
     for name in ("torch step", "plain step"):
         found = result["this_machine"][name]
         console.print(

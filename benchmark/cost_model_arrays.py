@@ -1,4 +1,4 @@
-"""Bytes of NumPy's functions, counted while real array code runs, by the rule of `benchmark.cost_model_counter`."""
+"""Counts the memory traffic of NumPy functions in real array code, by the rule of `benchmark.cost_model_counter`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from benchmark.cost_model_counter import Counter
 
 
 class CountedArray(np.ndarray):
-    """An array that counts what NumPy does with it; so is every array made of it.
+    """An array whose NumPy operations are counted, as are those of every array derived from it.
 
-    Arrays made of nothing (`arange`, `zeros`) are counted when they meet one of these.
+    Arrays created from scratch (`arange`, `zeros`) are counted once they are combined with one of these.
     """
 
     counter: Counter
@@ -57,7 +57,7 @@ class CountedArray(np.ndarray):
     def _counted(self, name: str, inputs: Any, run: Callable[[], Any]) -> Any:
         out = run()
         read, written = float(_nbytes(inputs)), float(_nbytes(out))
-        if name == "take":  # rows of the first array, one for each of the second
+        if name == "take":  # rows of the first array at the indices in the second
             table = next(_arrays(inputs))
             row = table.nbytes / max(1, len(table))
             read += written * max(1.0, SECTOR_BYTES / row if row else 1.0) - table.nbytes
@@ -90,7 +90,7 @@ def _arrays(value: Any) -> Iterator[np.ndarray]:
 
 
 def _nbytes(value: Any) -> int:
-    """Bytes of all arrays in a value; those of an array that was expanded count once."""
+    """Bytes of all arrays in a value; elements of a broadcast array count once."""
     return sum(
         prod(n for n, stride in zip(array.shape, array.strides, strict=True) if stride or not n) * array.itemsize
         for array in _arrays(value)

@@ -1,4 +1,4 @@
-"""Machines by their datasheets, and the samples/s that follow for a program whose operators were counted. No torch."""
+"""Machine datasheets, and the upper bounds on samples/s that they imply for counted operators. No torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 from benchmark.cost_model_cost import Cost
 
 PRECISIONS = ("fp32", "tf32", "amp")
-LAYERS_STAGES = {"forward", "backward"}  # of the network, without gathers
+LAYERS_STAGES = {"forward", "backward"}  # the network without gathers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a datasheet, or a measurement, says that a device can do.
+    """Rates of a device, from its datasheet or measured.
 
     Attributes:
-        memory_gb_per_s: of its own memory, reading and writing together.
-        fp32_tflops, tf32_tflops, half_tflops: of matrix products, dense (without sparsity).
-        host_gb_per_s: from the host to the device.
-        link_gb_per_s: from one device to the others, in one direction.
-        draws_per_s: random numbers; on a GPU their bytes take longer.
-        source: where the figures are from.
+        memory_gb_per_s: device memory bandwidth, reads plus writes.
+        fp32_tflops, tf32_tflops, half_tflops: dense matrix products (without sparsity).
+        host_gb_per_s: host to device.
+        link_gb_per_s: one device to the others, in one direction.
+        draws_per_s: random numbers; on a GPU their memory traffic takes longer.
+        source: source of the figures.
     """
 
     memory_gb_per_s: float
@@ -36,7 +36,7 @@ class Machine:
     draws_per_s: float = math.inf
 
     def seconds(self, cost: Cost, precision: str) -> float:
-        """The least time of an operator: that of its bytes or of its operations."""
+        """Minimum time of an operator: its memory or its arithmetic time, whichever is longer."""
         return max(self.memory_s(cost), self.arithmetic_s(cost, precision))
 
     def memory_s(self, cost: Cost) -> float:
@@ -48,8 +48,8 @@ class Machine:
         return products_s + cost.draws / self.draws_per_s
 
 
-# NVLink's and PCI Express' datasheets count both directions; these are one. Products that are given "with sparsity"
-# are halved.
+# Datasheets count both directions of NVLink and PCI Express; these figures are for one. Rates given "with sparsity" are
+# halved.
 MACHINES = {
     "A100": Machine(
         memory_gb_per_s=1555,
@@ -89,7 +89,7 @@ MACHINES = {
     ),
 }
 
-# Samples/s that NVIDIA published for its own program (NCF for PyTorch, DGX A100 with devices of 40 GB).
+# Samples/s that NVIDIA published for its own program (NCF for PyTorch, DGX A100 with 40 GB devices).
 REFERENCE: dict[tuple[str, str, int | None, int, str], float] = {
     ("plain training", "A100", 1 << 20, 1, "tf32"): 22.6e6,
     ("plain training", "A100", 1 << 20, 1, "amp"): 34.1e6,
@@ -102,7 +102,7 @@ REFERENCE: dict[tuple[str, str, int | None, int, str], float] = {
 
 @dataclass(frozen=True)
 class Streams:
-    """Bytes per sample that leave or enter a device: from the host, and to other devices."""
+    """Link traffic of a device in bytes per sample: from the host, and to other devices."""
 
     host_bytes: float = 0.0
     exchanged_bytes: float = 0.0
@@ -111,12 +111,12 @@ class Streams:
 def bound(
     stages: Mapping[str, Mapping[str, Cost]], streams: Streams, machine: Machine, precision: str, devices: int = 1
 ) -> dict[str, Any]:
-    """Samples/s of all devices that the program cannot exceed.
+    """Upper bounds on the program's samples/s over all devices.
 
-    serial: one operator after the other, each at the slower of its bytes and its operations, and the links wait
-    their turn. overlapped: the memory, the arithmetic and the links of a device each work without a pause, all at
-    once; the busiest of them is the bound. fused: serial, if the operators of the network's layers that are no
-    products were part of the products, whose inputs and results alone go through memory.
+    serial: operators and link transfers run one after another, each operator limited by memory or by arithmetic.
+    overlapped: memory, arithmetic and links of a device all run concurrently without stalls; the busiest is the bound.
+    fused: serial, with the other operators of the network's layers fused into its matrix products, so that only the
+    products' inputs and results go through memory.
 
     Args:
         stages: costs per sample of a device.
@@ -151,6 +151,5 @@ def bound(
 
 
 def all_reduce_bytes(size_bytes: float, devices: int) -> float:
-    """Bytes that each device sends to add a tensor up over all of them in a ring, the least there is: as many as it
-    receives."""
+    """Bytes that each device sends, and receives, in a ring all-reduce of a tensor; this is the minimum."""
     return 2.0 * size_bytes * (devices - 1) / devices

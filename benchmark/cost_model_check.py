@@ -1,6 +1,6 @@
-"""The cost model held against this machine: samples/s that follow from counts and measured rates, and those measured.
+"""Validates the cost model on this machine: samples/s predicted from counts and measured rates against measured ones.
 
-One thread and its CPU seconds, so that other programs on the machine disturb little.
+Runs a single thread and measures CPU seconds, so that other programs on the machine have little effect.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CPU = torch.device("cpu")
 
 
 def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: int = 256) -> dict[str, Any]:
-    """Steps of the product and of the reference's way on this CPU, in float32: predicted and measured.
+    """Predicted and measured samples/s of the product's and the reference's steps on this CPU, in float32.
 
     Args:
-        size, mib: of what the rates are measured with, as `measure_rates` takes them.
+        size, mib: see `measure_rates`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -40,7 +40,7 @@ def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: 
         chunk = model.step.CHUNK_SAMPLES
         programs = {
             "torch step": (count_training(shape, n, "fp32", chunk=chunk), "copy_gb_per_s", _torch_step_s(shape, n)),
-            # Its operators give arrays too large for the allocator to keep: each time new pages.
+            # Its operators return arrays too large for the allocator to cache: each one takes new pages.
             "plain step": (count_training(shape, n, "fp32", plain=True), "new_gb_per_s", _plain_step_s(shape, n)),
         }
     finally:
@@ -57,10 +57,10 @@ def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: 
 
 
 def predict(counted: Counted, rates: dict[str, float], memory: str) -> float:
-    """Samples/s of a CPU, one operator after the other.
+    """Samples/s of a CPU that runs one operator after another.
 
     Args:
-        rates: measured; gathers are served at their own, everything else at that named `memory`.
+        rates: measured rates; gathers use their own rate, everything else the one named `memory`.
     """
     seconds = 0.0
     for stage, operators in counted.stages.items():
@@ -79,7 +79,7 @@ def predict(counted: Counted, rates: dict[str, float], memory: str) -> float:
 
 
 def _rates(size: int, mib: int) -> dict[str, float]:
-    """`measure_rates`, a copy into new memory (GB/s, read plus written), and random numbers per second."""
+    """`measure_rates`, plus a copy into new memory (GB/s, read plus written) and random numbers per second."""
     source, mask = torch.ones(mib << 18), torch.empty(mib << 14)
     copy_s = median_s(source.clone, time.process_time)
     draw_s = median_s(lambda: mask.bernoulli_(0.5), time.process_time)
@@ -105,6 +105,6 @@ def _plain_step_s(shape: Shape, n: int) -> float:
 
 
 def _samples(shape: Shape, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random groups of one user: users, items and labels."""
+    """Users, items and labels of random groups, each of a single user."""
     users = torch.randint(shape.users, (n // _GROUP,)).repeat_interleave(_GROUP)
     return users, torch.randint(shape.items, (n,)), (torch.arange(n) % _GROUP == 0).float()

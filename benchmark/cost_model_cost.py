@@ -1,4 +1,4 @@
-"""What an operator costs: bytes of memory and operations of matrix products. No torch."""
+"""Operator costs: memory traffic and floating-point operations of matrix products. No torch."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
 
-SECTOR_BYTES = 32  # what a GPU's memory is read and written by: of a shorter row as much is moved
+SECTOR_BYTES = 32  # granularity of GPU memory access: a shorter row still moves this much
 POSITION_BYTES = 8
-_SORTED_INSIDE = 4096  # so long an array, or row of one, is sorted inside a core, and moved once
+_SORTED_INSIDE = 4096  # arrays, or rows, up to this length are sorted within a core and moved once
 
 
 @dataclass
 class Cost:
-    """Of all calls of an operator in a stage: bytes read and written, and operations of products by their precision.
+    """Total of an operator's calls in a stage: bytes read and written, and matrix-product operations by precision.
 
     Attributes:
-        calls: how often it was called; on a GPU each is a kernel at least.
-        fp32_flops, half_flops: of products of float32, and of float16 or bfloat16.
-        draws: random numbers, which cost a CPU time.
+        calls: number of calls; on a GPU each is at least one kernel.
+        fp32_flops, half_flops: of matrix products in float32, and in float16 or bfloat16.
+        draws: random numbers, which take time on a CPU.
     """
 
     calls: int = 0
@@ -40,11 +40,11 @@ class Cost:
         return Cost(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def times(self, factor: float) -> Cost:
-        """For another number of samples; the calls stay what they are."""
+        """Scaled to another number of samples; the number of calls stays the same."""
         return Cost(self.calls, *(value * factor for name, value in vars(self).items() if name != "calls"))
 
 
 def sort_bytes(n: int, length: int, key_bytes: int) -> float:
-    """Bytes read and written to sort `n` keys, in rows of `length`, with their positions: a radix sort by bytes."""
+    """Bytes read and written by a bytewise radix sort of `n` keys with their positions, in rows of `length`."""
     passes = 1 if length <= _SORTED_INSIDE else key_bytes
     return float(2 * n * (key_bytes + POSITION_BYTES) * passes)

@@ -1,9 +1,9 @@
-"""Bytes and floating-point operations of torch's operators, counted while real code runs.
+"""Counts the memory traffic and floating-point operations of torch operators in real code.
 
-The rule: every array that an operator takes is read once from memory, every array that it gives is written once, and
-views cost nothing. Exceptions are those operators that touch a part of an array (rows of a table) or go through it
-several times (sorts). So these are the bytes of a program that runs one operator after the other, as a GPU does
-unless operators are fused. Operations are those of matrix products.
+The rule: an operator reads each input from memory once and writes each output once; views are free. Exceptions are
+operators that touch only part of an array (rows of a table) or make several passes over it (sorts). The result is the
+traffic of a program that runs one operator after another, as a GPU does unless operators are fused. Only matrix
+products count as operations.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "l
 _RANDOM = {"random_", "normal_", "uniform_", "bernoulli_"}
 _OVERWRITES = {"copy_", "zero_", "fill_", *_RANDOM}
 _TAKES_ROWS = {"index_select", "embedding", "index", "gather", "take"}
-_ADDS_ROWS = {"index_add_": 3, "scatter_add_": 3}  # the position of what is added
+_ADDS_ROWS = {"index_add_": 3, "scatter_add_": 3}  # argument index of the added values
 _PUTS_ROWS = {"index_put_": 2, "scatter_": 3}
 
 
 class Counter:
-    """Costs by stage and operator of what runs inside `torch_operators`, and of arrays (`benchmark.cost_model_arrays`).
+    """Costs by stage and operator of code inside `torch_operators`, and of arrays (`benchmark.cost_model_arrays`).
 
-    A stage lasts as long as a `with stage(…)`, or as calls of methods given to `watch`.
+    A stage lasts for a `with stage(…)` block, or for the calls of a method passed to `watch`.
     """
 
     def __init__(self, stage_of: Mapping[str, str] | None = None) -> None:
         """
         Args:
-            stage_of: operators that belong to one stage, wherever they are called.
+            stage_of: operators that always belong to one stage, wherever they are called.
         """
         self.costs: dict[str, dict[str, Cost]] = {}
         self._stage, self._stage_of = "", stage_of or {}
@@ -76,7 +76,7 @@ class Counter:
 
     @contextmanager
     def torch_operators(self, backward: str = "backward") -> Iterator[None]:
-        """Count torch's operators of this thread; those that autograd calls belong to the stage `backward`."""
+        """Count torch operators on this thread; those that autograd calls belong to the stage `backward`."""
         with _Dispatch(self, backward):
             yield
 
@@ -91,7 +91,7 @@ class _Dispatch(TorchDispatchMode):
         if not func._schema.name.startswith("aten::"):
             return func(*args, **kwargs)
         if func._overloadpacket not in flop_registry and _has_kernel(func.name(), _COMPOSITE):
-            with self:  # it is made of other operators, which are counted
+            with self:  # it decomposes into other operators, which are counted
                 return func._op_dk(_COMPOSITE, *args, **kwargs)
         out = func(*args, **kwargs)
         name = func._overloadpacket.__name__
@@ -132,7 +132,7 @@ def _corrected(
     read: float,
     written: float,
 ) -> tuple[float, float]:
-    """Bytes read and written, of operators that do not go through each array once."""
+    """Bytes read and written, corrected for operators that do not pass over each array exactly once."""
     if name in _TAKES_ROWS and not any(tensor.dtype is torch.bool for tensor in taken[1:]):
         read += _rows(args[0], given[0]) - _size(args[0])
     elif name in _ADDS_ROWS or name in _PUTS_ROWS:
@@ -140,15 +140,15 @@ def _corrected(
         touched = _rows(args[0], values) if isinstance(values, Tensor) and values.ndim else _size(args[0])
         read += (touched if name in _ADDS_ROWS else 0.0) - _size(args[0])
         written += touched - _size(args[0])
-    elif name == "embedding_dense_backward":  # the gradient of the whole table is set to zero, then rows are added to
+    elif name == "embedding_dense_backward":  # zeroes the whole table's gradient, then adds rows
         touched = _rows(given[0], args[0])
         read, written = read + touched, written + touched
-    elif name == "_fused_adam_":  # it could scale the gradients, and does not write them
+    elif name == "_fused_adam_":  # may scale the gradients, but does not write them here
         written -= sum(map(_size, args[1]))
     elif name in ("sort", "argsort"):
         dim = kwargs.get("dim", next((arg for arg in args[1:] if type(arg) is int), -1))
         read = written = sort_bytes(args[0].numel(), args[0].shape[dim], args[0].element_size()) / 2
-    elif name == "randperm":  # on a GPU a sort of random keys
+    elif name == "randperm":  # on a GPU, a sort of random keys
         read = written = sort_bytes(given[0].numel(), given[0].numel(), POSITION_BYTES) / 2
     return read, written
 
@@ -158,12 +158,12 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _size(tensor: Tensor) -> float:
-    """Bytes of the elements that differ in memory: those of a tensor that was expanded count once."""
+    """Bytes of the distinct elements in memory: those of an expanded tensor count once."""
     lengths = (n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride or not n)
     return float(prod(lengths) * tensor.element_size())
 
 
 def _rows(table: Tensor, values: Tensor) -> float:
-    """Bytes that are moved to take or to put `values`, rows of a table, each at least a sector."""
+    """Bytes moved to gather or scatter `values`, rows of a table, each at least one sector."""
     row = prod(table.shape[1:]) * table.element_size()
     return values.numel() * values.element_size() * max(1.0, SECTOR_BYTES / row) if row else 0.0

@@ -1,4 +1,4 @@
-"""The picture of `cost-model.json`: bytes of a sample by stage, and bounds on every machine. From the JSON alone."""
+"""Plots `cost-model.json`: memory traffic per sample by stage, and bounds on every machine. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
-_BARS = {  # program, precision: what it is called, and its colour
+_BARS = {  # (program, precision): (label, colour)
     ("plain training", "tf32"): ("reference's way, TF32", "silver"),
     ("plain training", "amp"): ("reference's way, AMP", "tab:gray"),
     ("training", "tf32"): ("torch step, TF32", "lightgreen"),
@@ -49,7 +49,7 @@ def draw_cost_model(result: dict[str, Any], path: Path) -> None:
 
 
 def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:
-    """Stacked bars: kilobytes that a sample of each program moves through memory, by stage."""
+    """Stacked bars: kilobytes of memory traffic per sample of each program, by stage."""
     programs = [("plain training", "fp32"), ("plain training", "amp"), ("training", "fp32"), ("training", "amp")]
     for place, (program, precision) in enumerate(programs):
         (stages,) = (
@@ -75,7 +75,7 @@ def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:
 
 
 def _bounds(axes: Axes, bounds: list[dict[str, Any]]) -> None:
-    """Bars of each program and precision on each machine."""
+    """Bars for each program and precision on each machine."""
     machines = list(dict.fromkeys(each["machine"] for each in bounds))
     for number, ((program, precision), (label, colour)) in enumerate(_BARS.items()):
         for place, machine in enumerate(machines):

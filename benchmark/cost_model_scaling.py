@@ -1,6 +1,6 @@
-"""What a step costs where tables are too large for a device, or devices stand in several machines: bytes, by formula.
+"""Traffic of a step with tables too large for one device, or devices in several machines, by formula.
 
-Nothing of the product shards its tables or exchanges rows; the formulas say what it would bring. No torch.
+The product neither shards tables nor exchanges rows; the formulas show what that would gain. No torch.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from itertools import pairwise
 from benchmark import training_variants as settings
 from benchmark.cost_model_bounds import all_reduce_bytes
 
-NETWORK_GB_PER_S = 50  # of a device, in one direction: a network card of 400 Gb/s for each
-CLUSTERS = ((1 << 20, 8), (1 << 23, 64))  # samples of a step over all devices, devices
+NETWORK_GB_PER_S = 50  # per device, in one direction: a 400 Gb/s network card each
+CLUSTERS = ((1 << 20, 8), (1 << 23, 64))  # samples per step over all devices, devices
 SIZES = {  # users, items
     "MovieLens-20M": (138_493, 26_744),
     "10 million users": (10_000_000, 1_000_000),
@@ -20,27 +20,27 @@ SIZES = {  # users, items
 
 _FLOAT, _ID = 4, 4  # bytes
 _ADAM_PASSES = 7  # parameter, gradient and two moments read; parameter and moments written
-_ROW = settings.LAYERS[0] // 2 + settings.FACTORS  # floats of a user's or an item's embeddings
+_ROW = settings.LAYERS[0] // 2 + settings.FACTORS  # floats in the embeddings of a user or item
 
 
 def scaling(users: int, items: int, batch_size: int, devices: int) -> dict[str, float]:
-    """Bytes per sample of a device that enter it over the network in a step, and what it holds.
+    """Network bytes that a device receives in a step, per sample of its own, and the size of the training state.
 
-    dense: tables on every device, the gradient of all parameters added up, as the product does. rows: tables on every
-    device, of each table the rows with a gradient sent to all others, or where that is less, dense. sharded: each row
-    on one device; rows go to the devices whose samples have them, and their gradients back.
+    dense: replicated tables, all-reduce of all gradients, as in the product. rows: replicated tables; for each table,
+    rows with a gradient are sent to all other devices, or dense if that is less. sharded: each row on one device; rows
+    go to the devices whose samples need them, and their gradients back.
 
-    Rows are distinct as far as the table allows: negatives are drawn from all items, and users are many.
+    Rows are as distinct as the table allows: negatives are drawn from all items, and there are many users.
 
     Args:
         batch_size: samples over all devices.
     Returns:
-        state_gb: of parameters, gradients and Adam's moments, the whole. The bytes per sample of the three ways;
-        adam_bytes of the pass over all rows where they are replicated, adam_sharded_bytes where they are not.
+        state_gb: total size of parameters, gradients and Adam's moments; bytes per sample of the three schemes;
+        adam_bytes: Adam's pass over all rows if they are replicated, adam_sharded_bytes if sharded.
     """
     own = batch_size / devices
     layers = sum(a * b + b for a, b in pairwise(settings.LAYERS)) + settings.FACTORS + settings.LAYERS[-1] + 1
-    tables = ((users, min(users, own / (1 + settings.NEGATIVES))), (items, min(items, own)))  # rows, and those touched
+    tables = ((users, min(users, own / (1 + settings.NEGATIVES))), (items, min(items, own)))  # rows, rows touched
     parameters = (users + items) * _ROW + layers
     always = all_reduce_bytes(_FLOAT * layers, devices)
     rows = sum(

@@ -1,8 +1,8 @@
-"""The product's own code, stage by stage, under the counter: bytes and operations per sample.
+"""Runs the product's own code under the counter, stage by stage: memory traffic and operations per sample.
 
-The training step and inference run on tensors without memory (torch's fake tensors), which have the shapes of the
-reference; batches, evaluation and preprocessing depend on values, and run on a small log with as many interactions of
-a user, and as many items. Array code is that of a GPU: compiled loops take over only larger arrays.
+The training step and inference run on torch's fake tensors, which use no memory, with the reference's shapes. Batches,
+evaluation and preprocessing depend on values, so they run on a small log with the same interactions per user and number
+of items. Array code takes the GPU's path: compiled loops only take over larger arrays.
 """
 
 from __future__ import annotations
@@ -55,17 +55,17 @@ _OPTIMIZER = (
 )
 _STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(_OPTIMIZER, "optimizer")
 _LOG = ("user", "item", "time")
-_SECONDS = 1 << 30  # of time that the log spans
+_SECONDS = 1 << 30  # time span of the log
 
 Stages = dict[str, dict[str, Cost]]
 
 
 @dataclass(frozen=True)
 class Counted:
-    """Costs per unit of some stages, by operator.
+    """Costs per unit, by stage and operator.
 
     Attributes:
-        unit: what they are counted per.
+        unit: "sample" or "interaction".
         host_bytes: between host and device, per unit.
     """
 
@@ -75,19 +75,19 @@ class Counted:
 
 
 def count_training(shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int = 0) -> Counted:
-    """A step of training on whole groups: gather, forward, backward, optimizer.
+    """Count a training step on whole groups: gather, forward, backward, optimizer.
 
     Args:
-        batch_size: of one device.
-        precision: "fp32" (TF32 takes the same operators) or "amp".
-        plain: the reference's way (`benchmark.plain_training`), instead of the product's torch step.
+        batch_size: per device.
+        precision: "fp32" (TF32 uses the same operators) or "amp".
+        plain: the reference's method (`benchmark.plain_training`) instead of the product's torch step.
         chunk: samples computed at a time; 0 for all, as on a GPU.
     """
     n, amp = batch_size // _GROUP * _GROUP, precision == "amp"
     counter = Counter(_STAGE_OF)
     with FakeTensorMode(), _chunks(chunk or n):
         run = (_plain_step if plain else _torch_step)(shape, n, amp)
-        run()  # makes the state of Adam and of the gradients' scale
+        run()  # creates the state of Adam and of the gradient scaler
         with counter.torch_operators(), counter.stage("forward"):
             run()
     return Counted(_per(counter, n))
@@ -117,12 +117,12 @@ def _torch_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
 
 
 def _autocast(amp: bool) -> AbstractContextManager:
-    """float16 on a CPU stands for float16 on a GPU: it moves the same bytes."""
+    """float16 on a CPU stands in for float16 on a GPU: the memory traffic is the same."""
     return torch.autocast("cpu", torch.float16) if amp else nullcontext()
 
 
 def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
-    """The network's forward without dropout: gather and the layers."""
+    """Count a forward pass without dropout: gather and the layers."""
     counter = Counter(_STAGE_OF)
     with FakeTensorMode(), torch.inference_mode():
         network = NeuMF(network_config(shape.users, shape.items)).eval()
@@ -133,13 +133,13 @@ def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
 
 
 def count_batches(shape: Shape) -> Counted:
-    """An epoch's batches: the loader's blocks, shuffled and cut, and their negatives."""
+    """Count an epoch's batches: the loader's blocks, shuffled and cut, and their negatives."""
     log = small_log(shape)
     columns = Columns("user", "item", "label", len(np.unique(log["user"])), shape.items)
     rows = _rows(
         columns, ("user", "item", "label"), log["user"].to_numpy(), log["item"].to_numpy(), np.ones(len(log), "float32")
     )
-    # Batches smaller than the users, as the reference's are, keep groups.
+    # As in the reference, batches are small compared with the number of users, so groups are kept.
     config = SamplingConfig(batch_size=1000, per_positive=settings.NEGATIVES, kind="exact", in_memory=False, seed=1)
     batches, counter = EpochBatches(rows, config, World(_CPU)), Counter()
     with (
@@ -152,7 +152,7 @@ def count_batches(shape: Shape) -> Counted:
 
 
 def count_plain_batches(shape: Shape) -> Counted:
-    """An epoch of the reference's way: any items as negatives, all samples in one random order, on the device."""
+    """Count an epoch of the reference's method: any items as negatives, all samples permuted, on the device."""
     log, counter = small_log(shape), Counter()
     users, items = (torch.from_numpy(log[name].to_numpy(dtype="int64")) for name in ("user", "item"))
     with counter.torch_operators(), counter.stage("negative sampling"):
@@ -161,7 +161,7 @@ def count_plain_batches(shape: Shape) -> Counted:
 
 
 def count_evaluation(shape: Shape) -> Counted:
-    """Scoring and ranking a piece of the test series, in float32, with projections of all items at hand."""
+    """Count scoring and ranking part of the test series, in float32, with precomputed projections of all items."""
     series = (1 << 16) // _SERIES
     columns = Columns("user", "item", "label", series, shape.items)
     random = np.random.default_rng(1)
@@ -177,7 +177,7 @@ def count_evaluation(shape: Shape) -> Counted:
 
 
 def count_preprocessing(shape: Shape) -> Counted:
-    """Ids to numbers, histories, the held-out items and their negatives, of one partition: per interaction."""
+    """Count id encoding, histories, held-out items and their negatives of one partition, per interaction."""
     log, counter = small_log(shape), Counter()
     frame = _Frame({name: CountedArray.of(log[name].to_numpy(), counter) for name in _LOG})
     numbers = {name: pd.Series(np.arange(size)) for name, size in (("user", shape.users), ("item", shape.items))}
@@ -191,9 +191,9 @@ def count_preprocessing(shape: Shape) -> Counted:
 
 
 def small_log(shape: Shape) -> pd.DataFrame:
-    """Interactions of some whole users, in random order: distinct items, with times; int32 columns user, item, time.
+    """Complete histories of some users, in random order: distinct items, with times; int32 columns user, item, time.
 
-    As many of a user as the shape has on average, and as many users as array code takes without compiled loops.
+    Each user has the shape's average number of interactions; as many users as array code takes without compiled loops.
     """
     each = max(2, shape.rows // shape.users)
     users = max(1, min(shape.users, (KERNEL_ROWS - 1) // each))
@@ -207,7 +207,7 @@ def small_log(shape: Shape) -> pd.DataFrame:
 
 
 def parameters(shape: Shape) -> int:
-    """How many the network has, all of which have a gradient that devices add up."""
+    """Number of parameters of the network; devices all-reduce the gradients of all."""
     with FakeTensorMode():
         return sum(parameter.numel() for parameter in NeuMF(network_config(shape.users, shape.items)).parameters())
 
@@ -218,14 +218,14 @@ class _Column:
 
 
 class _Frame(dict):
-    """As much of a dataframe as the operators use; its arrays stay what they are."""
+    """The part of a dataframe's interface that the operators use; arrays keep their type."""
 
     def __init__(self, columns: dict[str, Any]) -> None:
         super().__init__({name: c if isinstance(c, _Column) else _Column(c) for name, c in columns.items()})
 
 
 def _rows(columns: Columns, names: tuple[str, ...], *values: np.ndarray) -> Rows:
-    """Rows in memory, ordered by the first of them, with ids from 0."""
+    """Rows in memory, sorted by the first column, whose ids are renumbered from 0."""
     order = np.argsort(values[0], kind="stable")
     arrays = [np.unique(values[0][order], return_inverse=True)[1], *(array[order] for array in values[1:])]
     table = pa.table(dict(zip(names, arrays, strict=True)))
@@ -233,7 +233,7 @@ def _rows(columns: Columns, names: tuple[str, ...], *values: np.ndarray) -> Rows
 
 
 def _row_bytes(rows: Rows) -> float:
-    """Bytes of a row on its way to the device."""
+    """Bytes per row sent to the device."""
     return sum(values.element_size() for values in next(iter(rows.stream(1, _CPU))))
 
 
@@ -249,7 +249,7 @@ def network_config(users: int, items: int) -> NeuMFConfig:
 
 @contextmanager
 def _chunks(samples: int) -> Iterator[None]:
-    """Steps made meanwhile compute so many samples at a time, where they are made for a CPU."""
+    """Set the chunk size, in samples, of steps created for a CPU within this context."""
     before, model.step.CHUNK_SAMPLES = model.step.CHUNK_SAMPLES, samples
     try:
         yield

@@ -1,4 +1,4 @@
-"""The main job end to end on real data, by the commands a user would type."""
+"""The whole workflow on real data, with the commands a user would type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workflows.progress import console, human
 DATA, RUN = Path("data/ml-100k"), Path("runs/ml-100k")
 _USER = "196"
 # Settings that suit 100,000 interactions; the flags' defaults suit 20 million. Many negatives, a small network and
-# dropout: more of anything else overfits. As in the reference the best epoch is chosen on the test series.
+# dropout: more of anything else overfits. As in the reference, the best epoch is chosen on the test series.
 SETTINGS = (
     "--epochs 14 --batch_size 8192 --factors 16 --layers 64 32 16 --dropout 0.35 --negative_samples 16 "
     "--learning_rate 0.004 --beta1 0.9 --beta2 0.999"
@@ -30,7 +30,7 @@ _STAGES = {
 
 
 def add_arguments(_: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """No arguments."""
 
 
 def main(_: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The product's torch step without one of its means, to see what that gives: the first layer is not factorised."""
+"""Ablation of the product's torch step: the first layer is not factorised."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from model.torch_step import TorchStep, embedding_rows
 
 
 class DenseFirstLayer(TorchStep):
-    """Multiplies each sample's [user; item] by the first layer's weights; for networks without side features."""
+    """Applies the first layer to each sample's [user; item]; for networks without side features."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._width = 0  # of what is multiplied once for a group of samples
+        self._width = 0  # of the part multiplied once per group of samples
 
     def gradients(self, batch: Batch, weight: float | Tensor) -> Tensor:
         no_table = torch.zeros(0, device=batch.labels.device)

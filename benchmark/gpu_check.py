@@ -1,7 +1,7 @@
-"""`python -m benchmark gpu-check`: all that only a machine with a GPU can tell, one report; rehearsed on a CPU.
+"""`python -m benchmark gpu-check`: all checks that need a GPU, in one report; can be rehearsed on a CPU.
 
-Each check is a process of its own with a time limit, and the report is written after each, so that a crash or a hang
-costs no more than that check.
+Each check runs in its own process with a time limit, and the report is rewritten after each, so that a crash or a hang
+costs only that check.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LAST_LINES = 25
 
 @dataclass(frozen=True)
 class Check:
-    """One check: the module that makes it, what it shows, and the most seconds it may take."""
+    """One check: its module, its description, and its time limit in seconds."""
 
     module: str
     what: str
@@ -45,7 +45,7 @@ CHECKS = {
     "environment": Check("benchmark.gpu_check_machine", "GPU, driver, versions; torch computes on the device", 120),
     "tests": Check("benchmark.gpu_check_machine", "the tests marked gpu", 600),
     "arrays": Check("benchmark.gpu_check_arrays", "splits, negatives, ids: array code on CuPy against NumPy", 300),
-    "sampling": Check("benchmark.gpu_check_arrays", "negatives of training: on torch's tensors against NumPy", 300),
+    "sampling": Check("benchmark.gpu_check_arrays", "training negatives: torch tensors against NumPy", 300),
     "preprocessing": Check(
         "benchmark.gpu_check_arrays", "one log prepared with cuDF and with pandas, file by file", 600
     ),
@@ -54,33 +54,33 @@ CHECKS = {
         "benchmark.gpu_check_training", "losses and HR@10 of train.py: each precision against the CPU", 1200
     ),
     "ranks": Check("benchmark.gpu_check_training", "train.py --gpus N against one process", 1200),
-    "trace": Check("benchmark.gpu_check_trace", "profiles of steps; share of the time in which the GPU idles", 600),
+    "trace": Check("benchmark.gpu_check_trace", "profiles of steps; share of time the GPU is idle", 600),
     "throughput": Check("benchmark.gpu_check_speed", "samples/s of training from memory and of scoring", 900),
     "pipeline": Check("benchmark.gpu_check_speed", "log to folder, Loader, train.py: rows/s and samples/s", 1800),
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse it without a GPU")
-    parser.add_argument("--small", action="store_true", help="small data and networks, to see that all works")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse without a GPU")
+    parser.add_argument("--small", action="store_true", help="smoke test with small data and networks")
     parser.add_argument(
         "--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME", help=", ".join(CHECKS)
     )
     parser.add_argument("--output", type=Path, default=Path("gpu-report"), metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help="replace a report that exists")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
 
 
 def main(args: argparse.Namespace) -> None:
     """
     Raises:
-        UserError: no GPU is there, or the report may not be written; nothing is.
+        UserError: there is no GPU, or the report may not be written; nothing has been written then.
     """
     rehearsal = args.device == "cpu"
     try:
         torch_device(args.device, None)
     except UserError:
         raise UserError(
-            "gpu-check needs an NVIDIA GPU that torch can use, and there is none; what can be rehearsed on a CPU is by "
+            "gpu-check needs an NVIDIA GPU that torch can use, and there is none; to rehearse it on a CPU, run "
             "`python -m benchmark gpu-check --device cpu --small` (make gpu-check DEVICE=cpu)"
         ) from None
     check_output(args.output, args.overwrite, _is_report)
@@ -124,7 +124,7 @@ def _tell(name: str, result: dict[str, Any]) -> None:
 
 
 def _made(name: str, flags: Sequence[str], output: Path) -> dict[str, Any]:
-    """Make a check in a process: its status, reason, seconds and findings."""
+    """Run a check in its own process: its status, reason, seconds and findings."""
     check, log = CHECKS[name], output / f"{name}.log"
     with tempfile.TemporaryDirectory(prefix="neumf-gpu-check-") as folder:
         work, result = Path(folder) / "work", Path(folder) / "result.json"
@@ -135,14 +135,14 @@ def _made(name: str, flags: Sequence[str], output: Path) -> dict[str, Any]:
         found = read_json(result)
         if not found or ended:
             last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:]
-            found |= {"status": FAILED, "reason": "\n".join([ended or "it told no result", *last])}
+            found |= {"status": FAILED, "reason": "\n".join([ended or "it reported no result", *last])}
         if not log.stat().st_size:
             log.unlink()
         return {**found, "seconds": time.perf_counter() - started}
 
 
 def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
-    """Run a command and all that it starts, to its end or the limit; what was wrong with that, empty for nothing."""
+    """Run a command until it exits or hits the limit, then kill its children; returns the error, or an empty string."""
     with log.open("wb") as file:
         process = subprocess.Popen(
             command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
@@ -150,11 +150,11 @@ def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
         try:
             status = process.wait(limit_s)
         except subprocess.TimeoutExpired:
-            return f"it took longer than {limit_s:g} s and was ended"
+            return f"it took longer than {limit_s:g} s and was killed"
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # it is a session of its own, whatever it started
+                os.killpg(process.pid, signal.SIGKILL)  # it has its own session: this reaches its children
             process.wait()
     if status < 0:
-        return f"it was ended by signal {signal.Signals(-status).name}"
-    return f"it ended with status {status}" if status else ""
+        return f"it was killed by signal {signal.Signals(-status).name}"
+    return f"it exited with status {status}" if status else ""

@@ -1,4 +1,4 @@
-"""Checks that preparing data gives on a GPU what it gives on a CPU: array code, samples of training, whole folders."""
+"""Checks that data preparation gives the same results on GPU and CPU: array code, training samples, whole folders."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PREPARED = {"exact": (), "popularity": ("--negatives", "popularity", "--time-aw
 
 
 def arrays(settings: Settings, found: Findings) -> None:
-    """Splits, test and train negatives, ids: array code on CuPy against NumPy (in a rehearsal NumPy's own)."""
+    """Splits, test and train negatives, ids: array code on CuPy against NumPy (NumPy itself in a rehearsal)."""
     if not settings.rehearsal:
         need("cupy", "CuPy")
     xp = FrameDevice(on_cpu=settings.rehearsal).arrays
@@ -43,13 +43,13 @@ def arrays(settings: Settings, found: Findings) -> None:
     log = _log(settings)
     _compare_all(found, log, xp.asarray)
     if find_spec("nvtabular") is None:
-        found.left_out["numbers of ids"] = "NVTabular, which the encoding is an operator of, is not installed"
+        found.left_out["numbers of ids"] = "NVTabular, which the encoding needs, is not installed"
     else:
         _compare_numbers(found, log, xp.asarray)
 
 
 def sampling(settings: Settings, found: Findings) -> None:
-    """Negatives of training: array code on torch's tensors against NumPy."""
+    """Training negatives: array code on torch tensors against NumPy."""
     import torch
 
     from workflows.device import torch_device
@@ -69,7 +69,7 @@ def sampling(settings: Settings, found: Findings) -> None:
 
 
 def _log(settings: Settings) -> dict[str, np.ndarray]:
-    """int64 users, items and times of a log by user; of one pair in ten there is a second row."""
+    """int64 users, items and times of a log, sorted by user; one pair in ten has a second row."""
     shape = settings.scale.parity_shape
     rows = np.concatenate(list(row_blocks(shape.users, shape.items, shape.rows, 2)))
     rows = np.sort(np.concatenate([rows, rows[::10]]), order="user", kind="stable")
@@ -109,7 +109,7 @@ def _line(log: dict[str, np.ndarray], kind: Sampling, to: Callable[[np.ndarray],
 
 
 def _compare_numbers(found: Findings, log: dict[str, np.ndarray], there: Callable[[np.ndarray], Any]) -> None:
-    """Numbers of original ids, known and unknown, by the table that the encoding uses for ids close together."""
+    """Compare codes of known and unknown original ids, using the encoding's lookup table for dense ids."""
     import pandas as pd
 
     from workflows.encode import IdTable
@@ -121,7 +121,7 @@ def _compare_numbers(found: Findings, log: dict[str, np.ndarray], there: Callabl
 
 
 def preprocessing(settings: Settings, found: Findings) -> None:
-    """One log prepared on both devices: the same split, ids and negatives, file by file."""
+    """A log prepared on both devices gives the same split, ids and negatives, file by file."""
     need("nvtabular", "NVTabular")
     try:
         frames = frame_device(settings.device)
@@ -152,7 +152,7 @@ def preprocessing(settings: Settings, found: Findings) -> None:
 
 
 def _differing(one: Any, other: Any) -> int:
-    """How many columns of two Arrow tables differ in values or type."""
+    """Number of columns of two Arrow tables that differ in values or type."""
     if one.column_names != other.column_names:
         return max(one.num_columns, other.num_columns)
     return sum(not one.column(name).equals(other.column(name)) for name in one.column_names)

@@ -1,6 +1,6 @@
-"""What a check of `python -m benchmark gpu-check` is told and what it finds, and the process that runs one check.
+"""Settings and findings of one check of `python -m benchmark gpu-check`, and the entry point of its process.
 
-Nothing here imports torch: a check has to come to a result on a machine where that fails.
+Nothing here imports torch: a check must report a result even if that import fails.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ _NEED_GPU = ("tf32", "CUDA graphs")
 
 
 class NotPossibleError(Exception):
-    """A check cannot be made here; says why."""
+    """A check cannot run here; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the checks are.
+    """Size of the checks.
 
     Attributes:
-        shape: of the log that speed is measured on.
-        factors, layers, batch_size: of the network that speed is measured with.
-        parity_shape, parity_batch, steps: of what is computed twice, on both devices, and compared.
-        training: the flags of `python -m preprocessing` that tell what whole trainings are of.
-        epochs: of whole trainings.
-        scored: pairs scored at a time, and how often.
+        shape: log for speed measurements.
+        factors, layers, batch_size: network for speed measurements.
+        parity_shape, parity_batch, steps: computations compared between the two devices.
+        training: flags of `python -m preprocessing` that choose the data of full training runs.
+        epochs: of full training runs.
+        scored: pairs scored at a time, and repetitions.
     """
 
     shape: Shape
@@ -85,9 +85,9 @@ FULL = Scale(
 class Settings:
     """
     Attributes:
-        device: "cuda", or "cpu" in a rehearsal, where what runs on a GPU is compared with itself.
-        output: the report's folder, where a check may leave files.
-        work: an empty folder that goes afterwards.
+        device: "cuda", or "cpu" in a rehearsal, in which the CPU is compared with itself.
+        output: the report's folder; a check may leave files there.
+        work: an empty folder, deleted afterwards.
     """
 
     device: str
@@ -98,13 +98,13 @@ class Settings:
 
     @property
     def comparable(self) -> bool:
-        """Whether figures may stand beside published ones."""
+        """Whether figures are comparable with published ones."""
         return not self.rehearsal and self.scale is FULL
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two results that should be one, to within a tolerance (None: exactly)."""
+    """Two results that should agree to within a tolerance (None: exactly)."""
 
     what: str
     found: Any
@@ -115,7 +115,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured value, and what is published of the reference on other hardware (None: nothing is)."""
+    """A measured value, and the reference's published value on other hardware (None: unpublished)."""
 
     what: str
     value: float
@@ -126,14 +126,14 @@ class Figure:
 
 @dataclass
 class Findings:
-    """What a check has found so far; it fails where a comparison does not hold.
+    """Findings of a check so far; the check fails if any comparison does not hold.
 
     Attributes:
-        path: where that is kept as JSON after each comparison and figure, so that a crash or a hang loses none of it.
-        left_out: what of the check could not be made here, and why.
-        facts: whatever else is to be told.
+        path: JSON file updated after each comparison and figure, so that a crash or a hang loses nothing.
+        left_out: parts of the check that could not run here, and why.
+        facts: anything else to report.
         curves: losses by step.
-        files: what lies in the report's folder.
+        files: files left in the report's folder.
     """
 
     path: Path | None = None
@@ -145,19 +145,19 @@ class Findings:
     files: list[str] = field(default_factory=list)
 
     def equal(self, what: str, found: np.ndarray, expected: np.ndarray) -> None:
-        """Compare two arrays value by value."""
+        """Compare two arrays element by element."""
         same_kind = found.shape == expected.shape and found.dtype == expected.dtype
         wrong = int((found != expected).sum()) if same_kind else max(found.size, expected.size)
         told, wanted = (f"{values.size:,} values ({values.dtype})" for values in (found, expected))
         self._compared(Comparison(f"{what}: {wrong:,} differ", told, wanted, None, same_kind and not wrong))
 
     def close(self, what: str, found: float, expected: float, tolerance: float, relative: bool = True) -> None:
-        """Compare two numbers; the tolerance is a share of what is expected, or where not relative a difference."""
+        """Compare two numbers; the tolerance is relative to the expected value, or absolute if not `relative`."""
         error = abs(found - expected) / (abs(expected) if relative and expected else 1.0)
         self._compared(Comparison(what, _shown(found), _shown(expected), tolerance, error <= tolerance))
 
     def curves_close(self, what: str, found: Sequence[float], expected: Sequence[float], tolerance: float) -> None:
-        """Compare two series of losses where they are farthest apart."""
+        """Compare two loss curves at the step where they differ most."""
         if len(found) != len(expected):
             self._compared(Comparison(f"{what}: length", len(found), len(expected), None, False))
             return
@@ -165,7 +165,7 @@ class Findings:
         self.close(f"{what}, at step {worst} of {len(found)}", found[worst], expected[worst], tolerance)
 
     def below(self, what: str, found: float, bound: float) -> None:
-        """Hold a number against a bound; one that is none is not below it."""
+        """Check that a number is below a bound; NaN is not."""
         self._compared(Comparison(what, _shown(found), f"below {bound:g}", None, found < bound))
 
     def measured(self, figure: Figure) -> None:
@@ -177,7 +177,7 @@ class Findings:
         self._save_so_far()
 
     def _save_so_far(self) -> None:
-        self.save(FAILED, "it did not come to its end")
+        self.save(FAILED, "it did not finish")
 
     def save(self, status: str, reason: str) -> None:
         if self.path is None:
@@ -187,7 +187,7 @@ class Findings:
         write_json(self.path, {"status": status, "reason": reason, **known})
 
     def possible(self, names: Iterable[str], settings: Settings) -> Iterator[str]:
-        """Those of some variants that can be run: what needs a GPU is left out of a rehearsal."""
+        """The variants that can run: a rehearsal leaves out those that need a GPU."""
         for name in names:
             if settings.rehearsal and any(word in name for word in _NEED_GPU):
                 self.left_out[name] = "needs an NVIDIA GPU"
@@ -200,7 +200,7 @@ def _none_or(value: float) -> float | None:
 
 
 def _shown(value: float) -> float | str:
-    """As JSON can hold it, which has no word for what is no number."""
+    """The value in a form that JSON can hold: it has neither NaN nor infinity."""
     return value if math.isfinite(value) else str(value)
 
 
@@ -210,30 +210,30 @@ def _distance(found: float, expected: float) -> float:
 
 
 def need(module: str, name: str) -> None:
-    """Raises NotPossibleError where a Python module is not installed."""
+    """Raise NotPossibleError if a Python module is not installed."""
     if find_spec(module) is None:
         raise NotPossibleError(f"{name} is not installed")
 
 
 def ours(*argv: str | Path) -> Usage:
-    """Run one of our programs to its end.
+    """Run one of our programs to completion.
 
     Raises:
-        UserError: it ended badly; the message has its last lines.
+        UserError: it failed; the message includes the last lines of its output.
     """
     return measure([sys.executable, *argv], _ROOT)
 
 
 def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:
-    """Prepare a log that `preprocessing.synthetic` wrote."""
+    """Prepare a log written by `preprocessing.synthetic`."""
     columns = ("--user", "userId", "--item", "movieId", "--time", "timestamp")
     return ours("-m", "preprocessing", "--input", log, *columns, "--device", device, "--output", folder, *flags)
 
 
 def run_check(checks: Mapping[str, Callable[[Settings, Findings], None]], argv: Sequence[str] | None = None) -> None:
-    """The command line of a process that makes one of some checks and writes what it found, as JSON, to `--result`.
+    """Command line of a process that runs one of `checks` and writes its findings as JSON to `--result`.
 
-    Whatever else goes wrong ends the process, and is for the one that started it to tell.
+    Any other error ends the process and is reported by the parent.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("name", choices=checks)

@@ -1,4 +1,4 @@
-"""Checks of the machine: what it is, and the tests that only a GPU can run."""
+"""Checks of the machine: its hardware and software, and the tests that need a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PACKAGES = ("cupy-cuda13x", "cudf-cu13", "dask-cudf-cu13", "rmm-cu13", "dask-cu
 
 
 def environment(settings: Settings, found: Findings) -> None:
-    """GPUs, driver, versions; and that torch computes on the device."""
+    """Report GPUs, driver and versions; check that torch computes on the device."""
     import torch
 
     from workflows.device import torch_device
@@ -30,7 +30,7 @@ def environment(settings: Settings, found: Findings) -> None:
         told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
         found.facts["GPUs"] = told.strip().splitlines()
     except (OSError, subprocess.SubprocessError) as err:
-        found.left_out["GPUs"] = f"nvidia-smi tells nothing ({err})"
+        found.left_out["GPUs"] = f"nvidia-smi failed ({err})"
     device = torch_device(settings.device, None)
     numbers = torch.arange(1000, device=device)
     found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
@@ -44,9 +44,9 @@ def _version(package: str) -> str | None:
 
 
 def tests(settings: Settings, found: Findings) -> None:
-    """The tests marked `gpu`."""
+    """Run the tests marked `gpu`."""
     need("pytest", "pytest")
-    if not (_ROOT / _TESTS).is_dir():  # as in an image, which has no tests
+    if not (_ROOT / _TESTS).is_dir():  # container images have no tests
         raise NotPossibleError(f"there is no {_TESTS} in {_ROOT}")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", _TESTS, "--gpu-device", settings.device, "-rsf"]
     done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""The report of `python -m benchmark gpu-check`: JSON, two pictures and a page, the latter from the JSON alone."""
+"""The report of `python -m benchmark gpu-check`: JSON, two plots, and a page that needs only the JSON."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from workflows.pages import templates, write_picture
 
 RESULT_NAME, REPORT_NAME = "report.json", "report.html"
 _SPEED_NAME, _LOSS_NAME = "throughput.png", "losses.png"
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """Write what is known so far, each file whole.
+    """Write the results so far, each file atomically.
 
     Args:
-        report: as `report.json` is to hold it.
+        report: the contents of `report.json`.
     """
 
     write_json(folder / RESULT_NAME, report)
@@ -53,7 +53,7 @@ def _number(value: Any) -> str:
 
 
 def _draw_speeds(folder: Path, speeds: list[dict[str, Any]]) -> bool:
-    """Bars of samples/s, each with a mark where the reference's published figure lies."""
+    """Bars of samples/s, each with a mark at the reference's published figure."""
     if not speeds:
         return False
     figure = Figure(figsize=(10, 0.9 + 0.35 * len(speeds)), layout="constrained")
@@ -76,7 +76,7 @@ def _draw_speeds(folder: Path, speeds: list[dict[str, Any]]) -> bool:
 
 
 def _draw_losses(folder: Path, report: dict[str, Any]) -> bool:
-    """A panel for each check that trained: the loss by step or epoch."""
+    """A panel for each check that trained: loss by step or epoch."""
     checks = {name: check["curves"] for name, check in report["checks"].items() if check.get("curves")}
     if not checks:
         return False

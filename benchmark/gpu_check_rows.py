@@ -1,4 +1,4 @@
-"""Made-up interactions for checks that need no prepared folder, and so no Merlin: arrays, rows on a device, batches."""
+"""Synthetic interactions for checks without a prepared folder, and hence without Merlin: arrays, rows, batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from preprocessing.synthetic import Shape
 from preprocessing.synthetic_rows import row_blocks
 
 _SEED = 1
-WARM_UPS = 5  # steps; graphs are recorded in the fourth
+WARM_UPS = 5  # steps; CUDA graphs are captured in the fourth
 CONFIGS: dict[str, dict[str, Any]] = {
     "fp32": {"precision": "fp32"},
     "tf32": {"precision": "tf32"},
@@ -33,13 +33,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def interactions(shape: Shape) -> np.ndarray:
-    """A log by user, then time: `preprocessing.synthetic_rows.ROW`, shape [rows]."""
+    """A log sorted by user, then time: `preprocessing.synthetic_rows.ROW`, shape [rows]."""
     return np.concatenate(list(row_blocks(shape.users, shape.items, shape.rows, _SEED)))
 
 
 @dataclass(frozen=True)
 class ResidentRows:
-    """Positives on a device, as `EpochBatches` asks for rows."""
+    """Positives on a device, with the interface that `EpochBatches` expects of rows."""
 
     shape: Shape
     block: list[Tensor]
@@ -64,7 +64,7 @@ class ResidentRows:
 
 
 def epochs(rows: Any, batch_size: int, world: World, in_memory: bool = True) -> EpochBatches:
-    """Epochs over some rows with exact negatives."""
+    """Epochs over `rows` with exact negatives."""
     sampling = SamplingConfig(
         batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=in_memory, seed=_SEED
     )
@@ -72,7 +72,7 @@ def epochs(rows: Any, batch_size: int, world: World, in_memory: bool = True) -> 
 
 
 def parity_batches(scale: Scale) -> list[Batch]:
-    """The same batches for every device, on the host: each of one shape, but for the last."""
+    """The same batches for every device, on the host; all but the last have the same shape."""
     cpu = torch.device("cpu")
     found: list[Batch] = []
     batches = epochs(ResidentRows.of(scale.parity_shape, cpu), scale.parity_batch, World(cpu))
@@ -88,7 +88,7 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def network(shape: Shape, scale: Scale, device: torch.device, dropout: float) -> NeuMF:
-    """The same one on every device."""
+    """The same network on every device."""
     config = NeuMFConfig(
         n_users=shape.users, n_items=shape.items, factors=scale.factors, layers=scale.layers, dropout=dropout
     )
@@ -96,5 +96,5 @@ def network(shape: Shape, scale: Scale, device: torch.device, dropout: float) ->
 
 
 def train_config(batch_size: int, **more: Any) -> TrainConfig:
-    """The reference's settings of a step."""
+    """The reference's settings for a step."""
     return TrainConfig(batch_size=batch_size, learning_rate=LEARNING_RATE, beta1=BETA1, beta2=BETA2, **more)

@@ -1,4 +1,4 @@
-"""Measurements of a GPU: rows/s and samples/s, beside what NVIDIA published."""
+"""GPU measurements: rows/s and samples/s, alongside NVIDIA's published figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNTRAINED_LOSS = 0.7
 
 
 def throughput(settings: Settings, found: Findings) -> None:
-    """Samples/s of training from memory (negatives, shuffle and steps of an epoch), and of scoring."""
+    """Samples/s of in-memory training (negatives, shuffle and steps of an epoch) and of scoring."""
     device = torch_device(settings.device, None)
     net = network(settings.scale.shape, settings.scale, device, DROPOUT).eval()
     for name in found.possible(("fp32", "tf32", "fp16"), settings):
@@ -47,13 +47,13 @@ def throughput(settings: Settings, found: Findings) -> None:
 
 
 def _samples_per_s(settings: Settings, what: str, value: float, published: dict[str, float]) -> Figure:
-    """A figure, beside what is published of the precision that its name ends with."""
+    """A figure with the published value for the precision at the end of its name."""
     known = published.get(what.rpartition(", ")[2]) if settings.comparable else None
     return Figure(what, value, "samples/s", known, _A100 if known else "")
 
 
 def _train(settings: Settings, rows: ResidentRows, config: dict[str, Any], device: torch.device) -> tuple[float, float]:
-    """Samples/s of a whole epoch, after some steps to warm up, and its mean loss."""
+    """Samples/s of a whole epoch, after some warm-up steps, and its mean loss."""
     scale, world = settings.scale, World(device)
     net = network(scale.shape, scale, device, DROPOUT)
     step = Step(net, train_config(scale.batch_size, **config), world)
@@ -71,7 +71,7 @@ def _train(settings: Settings, rows: ResidentRows, config: dict[str, Any], devic
 
 @torch.inference_mode()
 def _score(settings: Settings, score: Callable[[Tensor, Tensor], Tensor], device: torch.device) -> float:
-    """Pairs scored per second, of any users and items, as the reference's inference does it."""
+    """Random user-item pairs scored per second, as in the reference's inference."""
     scale = settings.scale
     pairs, repeats = scale.scored
     users = torch.randint(scale.shape.users, (pairs,), device=device)
@@ -87,7 +87,7 @@ def _score(settings: Settings, score: Callable[[Tensor, Tensor], Tensor], device
 
 
 def pipeline(settings: Settings, found: Findings) -> None:
-    """Raw log to prepared folder, rows/s of the Loader, and samples/s of `train.py`, which streams them."""
+    """Rows/s from raw log to prepared folder and of the Loader, and samples/s of `train.py`, which streams the rows."""
     need("nvtabular", "NVTabular")
     shape = settings.scale.shape
     log, data = settings.work / "log.csv", settings.work / "data"
@@ -107,7 +107,7 @@ def pipeline(settings: Settings, found: Findings) -> None:
 
 
 def _loaded(settings: Settings, data: Path) -> float:
-    """Train rows per second that arrive on the device, in the second pass over them."""
+    """Train rows per second that reach the device, in the second pass over the data."""
     from model.data import open_train
     from preprocessing.feature_spec import read_feature_spec
 
@@ -124,7 +124,7 @@ def _loaded(settings: Settings, data: Path) -> float:
 
 
 def _streamed(settings: Settings, data: Path, extra: Sequence[str], name: str) -> float:
-    """Mean samples/s of the epochs of a run, as `metrics.json` has them."""
+    """Mean samples/s over the epochs of a run, from `metrics.json`."""
     scale, run = settings.scale, settings.work / f"run-{name}"
     sizes = (
         "--batch_size",

@@ -1,4 +1,4 @@
-"""Profiles of training steps, and how much of the time the GPU idles."""
+"""Profiles of training steps, and the share of time the GPU is idle."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from model.world import World
 from preprocessing.synthetic import write_log
 from workflows.device import synchronize, torch_device
 
-_TRACED, _STREAMED = 5, 16  # steps; as many as two blocks of the Loader's rows are cut into
+_TRACED, _STREAMED = 5, 16  # steps; 16 batches cover two blocks of the Loader's rows
 _ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)
 
 
 def trace(settings: Settings, found: Findings) -> None:
-    """A profile of some steps in each precision, alone and as the Loader feeds them."""
+    """Profile some steps in each precision, alone and fed by the Loader."""
     device, scale = torch_device(settings.device, None), settings.scale
     rows, world = ResidentRows.of(scale.parity_shape, device), World(device)
     alone = {size: next(epochs(rows, size, world).epoch(0)) for size in (scale.parity_batch, scale.batch_size)}
@@ -42,7 +42,7 @@ def trace(settings: Settings, found: Findings) -> None:
 
 
 def _streamed(settings: Settings, world: World) -> EpochBatches:
-    """Epochs over a prepared folder, as `train.py` goes through it."""
+    """Epochs over a prepared folder, streamed as in `train.py`."""
     from model.data import open_train
     from preprocessing.feature_spec import read_feature_spec
 
@@ -62,7 +62,7 @@ def _trace(
     batches: Iterator[Batch],
     steps: int,
 ) -> None:
-    """Profile steps behind some to warm up into a Chrome trace; the figure is the time without work, in per cent."""
+    """Profile steps after a warm-up into a Chrome trace; the figure is the idle time in per cent."""
     device, scale = torch_device(settings.device, None), settings.scale
     net = network(scale.parity_shape, scale, device, DROPOUT)
     step = Step(net, train_config(size, **config), World(device), kernels=False)
@@ -82,7 +82,7 @@ def _trace(
 
 
 def idle_share(traced: dict[str, Any], categories: Iterable[str]) -> float:
-    """The share of the time from the first to the last event of some categories in which there is none.
+    """Share of the time between the first and the last event of the given categories in which none is running.
 
     Args:
         traced: a Chrome trace.

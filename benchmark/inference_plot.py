@@ -1,4 +1,4 @@
-"""The picture of `inference.json`: samples/s and latency over the batch size. Drawn from the JSON alone."""
+"""Plots `inference.json`: samples/s and latency over the batch size. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
 _COLOURS = {"eager": "tab:gray", "compiled": "tab:blue", "onnx": "tab:orange", "projections": "tab:green"}
 
 
 def draw_inference(result: dict[str, Any], path: Path) -> None:
-    """A line for each engine; beside its median latency the band up to the 99th percentile."""
+    """A line for each engine, with a band from the median latency to the 99th percentile."""
     sizes = [int(size) for size in result["num_batches"]]
     figure = Figure(figsize=(11.5, 4.4), layout="constrained")
     speed, latency = figure.subplots(1, 2)

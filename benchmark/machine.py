@@ -1,4 +1,4 @@
-"""Where figures come from: processor, cores, memory, versions and commit, for the head of every result."""
+"""The machine behind a result: processor, cores, memory, versions and commit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROOT = Path(__file__).parents[1]
 
 
 def describe_machine() -> dict[str, Any]:
-    """Facts as JSON values; what this system does not tell is None."""
+    """Facts as JSON values; None for those that this system does not report."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -45,7 +45,7 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with `-dirty` where files differ from it."""
+    """The commit of this checkout, with `-dirty` if files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(command, cwd=_ROOT, capture_output=True, check=True, text=True).stdout.strip()

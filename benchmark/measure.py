@@ -1,4 +1,4 @@
-"""What a whole process costs: wall and CPU seconds, and the peak memory of it and all its children."""
+"""Cost of a whole process: wall and CPU seconds, and peak memory including all its children."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ import psutil
 from workflows.errors import UserError
 
 _INTERVAL_S = 0.05
-_MAX_SHARE = 0.05  # of the time may go into sampling: reading a PSS walks the page tables of a process
+_MAX_SHARE = 0.05  # maximum share of time spent sampling: reading PSS walks a process's page tables
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What one run of a command took.
+    """Resources used by one run of a command.
 
     Attributes:
-        wall_s, cpu_s: from start to exit; CPU of user and system, children that were waited for included.
-        peak_rss_bytes: the largest sum of resident memory; pages that processes share count in each of them.
-        peak_pss_bytes: the same with shared pages counted once; the RSS where the system tells no PSS.
-        output: what the command printed, standard output and errors together.
+        wall_s, cpu_s: from start to exit; CPU is user plus system time, including children that were waited for.
+        peak_rss_bytes: peak of the summed resident memory; pages shared by processes count in each.
+        peak_pss_bytes: the same with shared pages counted once; RSS if the system reports no PSS.
+        output: the command's standard output and standard error, combined.
     """
 
     wall_s: float
@@ -39,10 +39,10 @@ class Usage:
 
 
 def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
-    """Run a command to its end and watch it.
+    """Run a command to completion and measure it.
 
     Raises:
-        UserError: it ended with another status than 0; the message has its last lines.
+        UserError: it exited with a status other than 0; the message includes the last lines of its output.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         started = time.perf_counter()
@@ -66,7 +66,7 @@ def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
 
 
 class _Sampler:
-    """A thread that looks at a process and its descendants every `_INTERVAL_S`, or less often where looking is slow."""
+    """A thread that samples a process and its descendants every `_INTERVAL_S`, or less often if sampling is slow."""
 
     def __init__(self, pid: int) -> None:
         self.peak_rss = self.peak_pss = 0
@@ -83,7 +83,7 @@ class _Sampler:
         pause_s = 0.0
         while not self._ended.wait(pause_s):
             began = time.perf_counter()
-            with suppress(psutil.Error):  # the process ended meanwhile
+            with suppress(psutil.Error):  # the process has exited meanwhile
                 self._sample()
             pause_s = max(_INTERVAL_S, (time.perf_counter() - began) / _MAX_SHARE)
 

@@ -1,4 +1,4 @@
-"""`python -m benchmark pipeline`: raw log → prepared folder, our process against a pandas process, then the picture."""
+"""`python -m benchmark pipeline`: raw log → prepared folder, our process against a pandas process, then the plot."""
 
 from __future__ import annotations
 
@@ -50,15 +50,13 @@ CASES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each command; medians count")
-    parser.add_argument(
-        "--quick", action="store_true", help="a small log, two kinds and one run, to see that all works"
-    )
-    parser.add_argument("--growth", action="store_true", help="also a tenth and ten times the rows, with their users")
-    parser.add_argument("--memory-limit", metavar="SIZE", help="handed on to the pipeline (1GiB)")
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the generated logs here (default: nowhere)")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each command; reports medians")
+    parser.add_argument("--quick", action="store_true", help="smoke test with a small log, two kinds and one run")
+    parser.add_argument("--growth", action="store_true", help="also measure a tenth and ten times the rows and users")
+    parser.add_argument("--memory-limit", metavar="SIZE", help="passed to the pipeline (1GiB)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the generated logs here (default: not kept)")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/pipeline"), metavar="DIR")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,12 +83,12 @@ def main(args: argparse.Namespace) -> None:
     target = args.output / "pipeline.json"
     write_json(target, result)
     draw_pipeline(result, target.with_suffix(".png"))
-    console.print(f"wrote {target} and its picture")
+    console.print(f"wrote {target} and its plot")
 
 
 @contextmanager
 def _cache(folder: Path | None) -> Iterator[Path]:
-    """The folder of generated logs: the given one, or one that goes away."""
+    """The folder of generated logs: the given one, or a temporary one."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="neumf-benchmark-") as temporary:
             yield Path(temporary)
@@ -113,7 +111,7 @@ def _ours(log: Path, output: Path, flags: Sequence[str]) -> list[str]:
 
 
 def _compare(case: Case, shape: Shape, repeats: int, flags: Sequence[str], cache: Path, work: Path) -> dict[str, Any]:
-    """Both pipelines in turn on one log, and what the checker says of ours."""
+    """Run both pipelines in turn on one log, and the checker on our output."""
     log = _log(shape, case, cache)
     prepared = work / "ours"
     commands = {
@@ -147,7 +145,7 @@ def _grown(shape: Shape) -> list[Shape]:
 
 
 def _grow(shapes: Sequence[Shape], repeats: int, flags: Sequence[str], cache: Path, work: Path) -> dict[str, Any]:
-    """Our pipeline on shuffled logs of three sizes; what a further row costs from one to the next."""
+    """Run our pipeline on shuffled logs of three sizes; includes the marginal cost per row between sizes."""
     points = []
     for shape in shapes:
         log = _log(shape, CASES[1], cache)
@@ -181,7 +179,7 @@ def _stages_of_baseline(output: str) -> dict[str, float]:
 
 
 def _summary(runs: Sequence[dict[str, Any]], rows: int, size: int) -> dict[str, Any]:
-    """Medians over runs (of each stage too), rates by the median wall time, and the runs themselves."""
+    """Medians over runs (also of each stage), rates from the median wall time, and the runs themselves."""
     medians = {name: statistics.median(run[name] for run in runs) for name in _MEASURED}
     stages = {name: statistics.median(run["stages_s"][name] for run in runs) for name in runs[0]["stages_s"]}
     rates = {"rows_per_s": rows / medians["wall_s"], "bytes_per_s": size / medians["wall_s"]}

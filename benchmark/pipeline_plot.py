@@ -1,4 +1,4 @@
-"""The picture of `pipeline.json`: time, memory and, where it was measured, growth. Drawn from the JSON alone."""
+"""Plots `pipeline.json`: time, memory and, if measured, growth. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
 _COLOURS = {"baseline": "tab:gray", "ours": "tab:green"}
 _LABELS = {"baseline": "pandas", "ours": "this pipeline"}
@@ -19,7 +19,7 @@ _PANELS = (("wall_s", 1.0, "wall time, seconds"), ("peak_pss_bytes", float(1 << 
 
 
 def draw_pipeline(result: dict[str, Any], path: Path) -> None:
-    """Bars of wall time and peak memory of each case; below them, over the number of rows."""
+    """Bars of wall time and peak memory for each case; below them, growth with the number of rows."""
     growth = result.get("growth")
     figure = Figure(figsize=(11.5, 7.6 if growth else 4.2), layout="constrained")
     panels = figure.subplots(2 if growth else 1, 2, squeeze=False)
@@ -41,7 +41,7 @@ def draw_pipeline(result: dict[str, Any], path: Path) -> None:
 
 
 def _bars(axes: Axes, cases: list[dict[str, Any]], measured: str, unit: float, title: str) -> None:
-    """A pair of bars for each case; ours says how many times as much pandas takes."""
+    """A pair of bars for each case; ours is labelled with the ratio of pandas to it."""
     for offset, name in ((-0.2, "baseline"), (0.2, "ours")):
         places = [index + offset for index in range(len(cases))]
         values = [case[name][measured] / unit for case in cases]
@@ -51,7 +51,7 @@ def _bars(axes: Axes, cases: list[dict[str, Any]], measured: str, unit: float, t
             axes.text(value, place, f" {value:,.3g}{ratio}", va="center", fontsize=8)
     axes.set_yticks(range(len(cases)), [case["name"] for case in cases])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the texts
+    axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the labels
     axes.set_title(title[0].upper() + title[1:])
 
 

@@ -1,7 +1,7 @@
-"""NeuMF trained as in the reference, written plainly and without the product's model code: what we measure against.
+"""The training baseline: NeuMF trained as in the reference, written plainly and without the product's model code.
 
 An epoch: draw any items as negatives of all positives, append them, permute all samples, cut batches. A step: gather
-four embeddings a sample, the dense network, mean loss, backward, Adam over all parameters.
+four embeddings per sample, dense network, mean loss, backward, Adam over all parameters.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class PlainNeuMF(nn.Module):
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples in the order they are trained on: int64 ids and float32 labels, shape [N]."""
+    """Samples in training order: int64 ids and float32 labels, shape [N]."""
 
     users: Tensor
     items: Tensor
@@ -82,25 +82,25 @@ def prepare_epoch(users: Tensor, items: Tensor, n_items: int, negatives: int) ->
 
 
 class PlainStep:
-    """Steps of Adam on the mean loss of a batch."""
+    """Adam steps on the mean loss of a batch."""
 
     def __init__(self, network: nn.Module, piece: int | None = None) -> None:
         """
         Args:
-            piece: samples whose gradients are computed at a time and added up; None for the whole batch.
+            piece: samples per piece when gradients are accumulated; None for the whole batch.
         """
         self.network, self._piece = network, piece
         self.optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE, betas=(BETA1, BETA2), fused=True)
 
     def __call__(self, batch: Samples) -> Tensor:
-        """The mean loss, a scalar."""
+        """Train on a batch; returns the mean loss, a scalar."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.gradients(batch)
         self.optimizer.step()
         return loss
 
     def gradients(self, batch: Samples) -> Tensor:
-        """Add the gradient of the mean loss to `grad`; the mean loss."""
+        """Add the gradient of the mean loss to `grad`; returns the mean loss."""
         total = torch.zeros(())
         for start in range(0, len(batch), self._piece or len(batch)):
             piece = batch.cut(start, start + (self._piece or len(batch)))

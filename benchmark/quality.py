@@ -1,4 +1,4 @@
-"""`python -m benchmark quality`: HR@10 and NDCG@10 of the recipe, its parts, plain NeuMF and closed forms."""
+"""`python -m benchmark quality`: HR@10 and NDCG@10 of the recipe, its ablations, plain NeuMF and baselines."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ Values = dict[str, npt.NDArray[np.float64]]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder with test series")
-    what.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+    what.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5], metavar="S")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help=", ".join(ROWS))
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark/results/quality"), metavar="DIR",
-        help="its runs/ keeps all runs; those that are there are not run again",
+        help="its runs/ keeps all runs; existing runs are reused",
     )  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
         redraw(args.draw, _NAME, {"machine", "data", "seeds", "results"}, draw_quality)
         return
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
-        raise UserError(f"--seeds should be 0 or more, each once, got {' '.join(map(str, args.seeds))}")
+        raise UserError(f"--seeds should be 0 or more, without duplicates, got {' '.join(map(str, args.seeds))}")
     names, data, runs = list(dict.fromkeys(args.rows)), Data.of(args.data), args.output.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     done: dict[str, list[Done]] = {name: [] for name in names}
@@ -78,11 +78,11 @@ def main(args: argparse.Namespace) -> None:
     write_json(target, result)
     draw_quality(result, target.with_suffix(".png"))
     console.print(_table(result))
-    console.print(f"wrote {target} and its picture")
+    console.print(f"wrote {target} and its plot")
 
 
 def _first_of(row: Row) -> str:
-    """The first row with the same program: the run is one."""
+    """The first row with the same program; they share a run."""
     return next(name for name, other in ROWS.items() if other.program == row.program)
 
 
@@ -97,7 +97,7 @@ def _ranks(row: Row, folder: Path, data: Data) -> Ranks:
 
 
 def _of(values: Values) -> float:
-    """What models are compared by where one is to be chosen; the least of chance is in it."""
+    """Criterion for choosing between models: the expected metrics, which have the least noise."""
     return float(sum(values[f"expected {metric}"].mean() for metric in METRICS))
 
 

@@ -1,7 +1,7 @@
-"""`python -m benchmark.quality_baselines`: scores of models in closed form, their settings chosen on validation.
+"""`python -m benchmark.quality_baselines`: scores of closed-form models, with settings chosen on validation.
 
-What is chosen is chosen on the split of `--validation leave-one-out`, by expected HR@10 and NDCG@10 together; then the
-model is fitted to all of train. A process of its own, so that its time is its own.
+Settings are chosen on the split of `--validation leave-one-out`, by the sum of expected HR@10 and NDCG@10; then the
+model is fitted to all of train. Runs in its own process, so that its time is measured separately.
 
 Shapes: U users, I items, D factors.
 """
@@ -27,19 +27,19 @@ SCORES_NAME, CHOICE_NAME = "scores.safetensors", "choice.json"
 _SWEEPS = 16  # of alternating least squares, as in the paper
 
 Settings = dict[str, float]
-# What is tried first, and the factor between one value that is tried and the next.
+# Initial settings, and the factor between successive values tried.
 _STARTS: dict[str, Settings] = {
     "popularity": {},
     "ease": {"l2": 300.0},
     "ials": {"l2": 0.01, "unobserved": 0.25, "factors": 64.0},
 }
 _STEPS = {"l2": 2.0**0.5, "unobserved": 2.0, "factors": 2.0}
-_MOST = {"factors": 256.0}  # where chance leads on and on, each further step would take eight times as long
+_MOST = {"factors": 256.0}  # noise may favour ever more factors, and each further step takes eight times as long
 _RECENCIES = (0.5, 1.0)
 
 
 class Split:
-    """A part of train to fit to: all of it, or what is left without the held-out items."""
+    """The data to fit: all of train, or train without the held-out items."""
 
     def __init__(self, data: Data, held_out: Tensor | None, seed: int) -> None:
         self._data, self._held_out, self._seed = data, held_out, seed
@@ -52,11 +52,11 @@ class Split:
 
     @cached_property
     def products(self) -> Matrix:
-        """Of the histories without weights, [I, I]."""
+        """XᵀX of the unweighted histories X, [I, I]."""
         return self.histories(0.0).T @ self.histories(0.0)
 
     def scores(self, model: str, settings: Mapping[str, float]) -> Matrix:
-        """Of all users for all items, [U, I]."""
+        """Scores of all users for all items, [U, I]."""
         weights = self.histories(settings.get("recency", 0.0))
         if model == "ease":
             return weights @ ease(self.products, settings["l2"])
@@ -69,11 +69,11 @@ class Split:
 
 
 def ease(products: Matrix, l2: float) -> Matrix:
-    """Weights of all items for each other that foretell the histories best, none for an item itself (Steck 2019).
+    """Item-item weights that best predict the histories, with a zero diagonal (EASE, Steck 2019).
 
     Args:
         products: XᵀX of the histories X, [I, I].
-        l2: the penalty of the squared weights.
+        l2: penalty on the squared weights.
     """
     inverse = np.linalg.inv(products + l2 * np.eye(len(products)))
     weights = -inverse / np.diag(inverse)
@@ -82,11 +82,11 @@ def ease(products: Matrix, l2: float) -> Matrix:
 
 
 def ials(weights: Matrix, factors: int, l2: float, unobserved: float, sweeps: int, seed: int) -> tuple[Matrix, Matrix]:
-    """Factors of users [U, D] and of items [I, D] by alternating least squares (Hu et al. 2008).
+    """User factors [U, D] and item factors [I, D] by alternating least squares (Hu et al. 2008).
 
-    The loss of Rendle et al. 2021, "Revisiting the performance of iALS": squared errors of the interactions, by their
-    weights, to 1; squared scores of all pairs, by `unobserved`; and the penalty `l2` of each vector, by how much of the
-    first two it takes part in.
+    The loss is that of Rendle et al. 2021, "Revisiting the performance of iALS": weighted squared errors of the
+    interactions against a target of 1; squared scores of all pairs, times `unobserved`; and a penalty on each vector,
+    `l2` times its total weight in the first two terms.
     """
     generator = np.random.default_rng(seed)
     items = generator.normal(0.0, 0.1 / np.sqrt(factors), (weights.shape[1], factors))
@@ -97,7 +97,7 @@ def ials(weights: Matrix, factors: int, l2: float, unobserved: float, sweeps: in
 
 
 def _solved(weights: Matrix, fixed: Matrix, l2: float, unobserved: float) -> Matrix:
-    """The best vector of each row of `weights` [R, C], those of the columns [C, D] being fixed."""
+    """The optimal vector of each row of `weights` [R, C], given fixed column vectors [C, D]."""
     n_columns, width = fixed.shape
     found, everything, identity = np.empty((len(weights), width)), unobserved * fixed.T @ fixed, np.eye(width)
     for row, own in enumerate(weights):
@@ -110,7 +110,7 @@ def _solved(weights: Matrix, fixed: Matrix, l2: float, unobserved: float) -> Mat
 
 
 def climbed(start: Settings, quality: Callable[[Settings], float]) -> Settings:
-    """The best settings around, going up or down with one of them at a time for as long as anything helps."""
+    """Hill climbing: scale one setting at a time up or down until no change improves `quality`."""
 
     def is_better(settings: Settings) -> bool:
         return all(settings[name] <= most for name, most in _MOST.items() if name in settings) and (
@@ -128,7 +128,7 @@ def climbed(start: Settings, quality: Callable[[Settings], float]) -> Settings:
 
 
 class Validated:
-    """What settings of a model come to on validation; each is fitted once."""
+    """Validation metrics of a model by its settings; each combination is fitted once."""
 
     def __init__(self, model: str, data: Data, seed: int) -> None:
         held_out = data.held_out(seed)
@@ -146,7 +146,7 @@ class Validated:
         return self._known[key]
 
     def quality(self, settings: Settings) -> float:
-        """What settings are chosen by."""
+        """The criterion for choosing settings."""
         return sum(self.metrics(settings))
 
 
@@ -154,14 +154,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.quality_baselines", allow_abbrev=False)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="prepared folder")
     parser.add_argument("--model", choices=_STARTS, required=True)
-    parser.add_argument("--recency", action="store_true", help="try weights that fall with an interaction's age, too")
+    parser.add_argument("--recency", action="store_true", help="also try weights that decay with an interaction's age")
     parser.add_argument("--seed", type=int, default=1, metavar="S")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote there")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier output of this command")
     args = parser.parse_args()
     data = Data.of(args.data)
     if args.recency and not data.time_ordered:
-        raise UserError(f"--recency: the train rows of {args.data} are in no order of time; leave it out")
+        raise UserError(f"--recency needs train rows in time order, and those of {args.data} are not; leave it out")
     validated = Validated(args.model, data, args.seed)
     settings = climbed(_STARTS[args.model], validated.quality)
     for recency in _RECENCIES if args.recency else ():

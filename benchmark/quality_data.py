@@ -1,4 +1,4 @@
-"""A prepared folder, as the models of `python -m benchmark quality` are trained on it and compared."""
+"""A prepared folder as training and test data for the models of `python -m benchmark quality`."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _BLOCK_SERIES = 1024
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where the positives of S test series rank, from 0.
+    """Ranks, from 0, of the positives of S test series.
 
     Attributes:
-        sampled: int64 [S], in the series.
+        sampled: int64 [S], within the series.
         full: int64 [S], among all items without a train interaction of the user.
-        others: int64 [S], how many those are, the positive left out.
-        drawn: negatives of a series.
+        others: int64 [S], number of those items, excluding the positive.
+        drawn: negatives per series.
     """
 
     sampled: Tensor
@@ -50,7 +50,7 @@ class Ranks:
     drawn: int
 
     def metrics(self) -> dict[str, npt.NDArray[np.float64]]:
-        """HR@10 and NDCG@10 of each series: in the series itself, as expected over all draws of its negatives, and
+        """HR@10 and NDCG@10 of each series: within the series, in expectation over all draws of its negatives, and
         among all items; float64 [S]."""
         ways = {
             "sampled": (self.sampled, torch.full_like(self.sampled, self.drawn), self.drawn),
@@ -76,7 +76,7 @@ class Data:
     def of(folder: Path) -> Data:
         """
         Raises:
-            UserError: it has no test series, side features, or more items than a closed form takes.
+            UserError: the folder has no test series, has side features, or has too many items for a closed form.
         """
         spec = read_feature_spec(folder)
         columns = Columns.of(spec)
@@ -95,11 +95,11 @@ class Data:
         return self.test.length - 1
 
     def held_out(self, seed: int) -> Tensor:
-        """An item of each user to choose settings by, as `--validation leave-one-out` has it; -1 for none."""
+        """One item per user for choosing settings, as with `--validation leave-one-out`; -1 for none."""
         return leave_one_out(self.train, self.time_ordered, self.drawn, seed, _WORLD.device).held_out
 
     def histories(self, recency: float = 0.0, held_out: Tensor | None = None) -> Matrix:
-        """The weight of each train interaction, 1 without recency, see `UserBatches`; [n_users, n_items]."""
+        """Weight of each train interaction, 1 without recency (see `UserBatches`); [n_users, n_items]."""
         columns = self.train.columns
         found = np.zeros((columns.n_users, columns.n_items))
         batches = UserBatches(self.train, TrainConfig(loss="softmax", recency=recency), _WORLD, held_out)
@@ -108,7 +108,7 @@ class Data:
         return found
 
     def validation(self, held_out: Tensor) -> Callable[[Matrix], tuple[float, float]]:
-        """Expected HR@10 and NDCG@10 of the held-out items by the scores of all users for all items."""
+        """Expected HR@10 and NDCG@10 of the held-out items, as a function of all users' scores for all items."""
         users = (held_out >= 0).nonzero().squeeze(1)
         seen = torch.from_numpy(self.histories(held_out=held_out)[users.numpy()] > 0)
         of_users = HeldOutUsers(users, held_out[users].long(), seen, self.drawn, K)
@@ -118,7 +118,7 @@ class Data:
         """Rank the test positives.
 
         Args:
-            all_items: the scores of some users for all items: int64 [B] -> float [B, n_items].
+            all_items: scores of the given users for all items: int64 [B] -> float [B, n_items].
         """
         columns, length = self.train.columns, self.drawn + 1
         seen, found = Seen.of(self.train, _WORLD.device), []

@@ -1,4 +1,4 @@
-"""`train.py` whose members are not tried with recency, for the ablation: it has no flag for that."""
+"""Ablation: `train.py` without trying recency for its members, for which it has no flag."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _found = Recipe.found
 
 
 def _found_without(*args: Any, **kwargs: Any) -> Recipe:
-    """`Recipe.found`, told that the rows are in no order of time."""
+    """`Recipe.found`, with rows treated as not time-ordered."""
     given = inspect.signature(_found).bind(*args, **kwargs)
     given.arguments["time_ordered"] = False
     return _found(*given.args, **given.kwargs)

@@ -1,4 +1,4 @@
-"""A run of several members (`model.recipe`) with a part of what was weighed left out, for the ablation."""
+"""Ablation: a run of several members (`model.recipe`) without part of their weighting."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ PARTS = ("popularity", "weights")
 
 @torch.no_grad()
 def leave_out(part: str, run: Run, item_counts: Tensor) -> None:
-    """Take the popularity out of the sum of the members again, and for "weights" their weights, too.
+    """Remove popularity from the sum of the members and, for "weights", their weights as well.
 
     Args:
         part: one of `PARTS`.
-        run: its network is changed.
-        item_counts: train positives of each item, [n_items].
+        run: its network is changed in place.
+        item_counts: train positives per item, [n_items].
     """
     recipe, items = run.config["recipe"], run.model.mf_item_embed.weight
     members = recipe["members"]
     ends = list(accumulate(member["width"] for member in members))
-    # The popularity stands where the first member that was trained has its items' bias.
+    # Popularity was added to the item bias of the first trained member.
     bias = next(end for member, end in zip(members, ends, strict=True) if member["kind"] != "item-item") - 1
     items[:, bias] -= recipe["by_popularity"] * (item_counts.float() + 1.0).log()
     if part == "weights":

@@ -1,4 +1,4 @@
-"""The picture of `quality.json`: HR@10 and NDCG@10 of each model, with standard errors. Drawn from the JSON alone."""
+"""Plots `quality.json`: HR@10 and NDCG@10 of each model, with standard errors. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from matplotlib.figure import Figure
 
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
 _COLOURS = {"baseline": "tab:gray", "plain": "tab:blue", "recipe": "tab:green", "ablation": "tab:olive"}
 
 
 def draw_quality(result: dict[str, Any], path: Path) -> None:
-    """A bar for each row and metric: in the test series; a mark is what is expected over all draws of negatives."""
+    """A bar for each row and metric on the test series; marks show the expectation over all draws of negatives."""
     results = result["results"]
     figure = Figure(figsize=(11.5, 1.3 + 0.33 * len(results)), layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2, sharey=True), ("hr@10", "ndcg@10"), strict=True):
@@ -41,10 +41,10 @@ def _bars(axes: Axes, results: list[dict[str, Any]], metric: str) -> None:
     for place, (value, error) in enumerate(zip(values, errors, strict=True)):
         axes.text(value + error, place, f"  {value:.3f}", va="center", fontsize=8)
     axes.set_yticks(places, [each["row"] for each in results], fontsize=8)
-    if not axes.yaxis_inverted():  # the panels share it
+    if not axes.yaxis_inverted():  # the panels share the axis
         axes.invert_yaxis()
     axes.margins(y=0.01)
-    axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the texts
+    axes.set_xlim(0, 1.15 * axes.get_xlim()[1])  # room for the labels
     axes.set_title(metric.upper(), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""What `python -m benchmark quality` compares: a row each, with the command that it is the result of."""
+"""The rows that `python -m benchmark quality` compares, each with the command that produces it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _RECIPE = ("--config", "configs/ml-100k.yaml")
 
 @dataclass(frozen=True)
 class Row:
-    """A model that is compared.
+    """A model in the comparison.
 
     Attributes:
         kind: "baseline" (a closed form), "plain" (settings of `make demo`), "recipe" or "ablation" (of the recipe).
-        what: for people.
-        program: what Python runs, with its flags; --data, --output and --seed are added.
+        what: description for people.
+        program: Python program with its flags; --data, --output and --seed are added.
         seeded: whether the seed makes a difference.
-        part: of several members' sum, what is left out, see `benchmark.quality_parts`.
+        part: part of the members' weighting that is left out, see `benchmark.quality_parts`.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""The runs behind the table: a process for each row and seed, kept, so that a run that is there is not run again."""
+"""The runs behind the table: one process per row and seed, kept so that existing runs are reused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Done:
     """A finished run.
 
     Attributes:
-        command: for people, without --data and --output.
-        wall_s, cpu_s: of the whole process: choosing, training and its own evaluation.
+        command: for display, without --data and --output.
+        wall_s, cpu_s: of the whole process: choosing settings, training and its own evaluation.
     """
 
     folder: Path
@@ -31,10 +31,10 @@ class Done:
 
 
 def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
-    """Run a program of ours for a folder of results, or take those of the same command.
+    """Run one of our programs into a result folder, or reuse the results of the same command.
 
     Raises:
-        UserError: it failed; the message has its last lines.
+        UserError: it failed; the message includes the last lines of its output.
     """
     given, source, facts = [*program, "--seed", str(seed)], str(data.resolve()), folder.with_suffix(".json")
     known, found = {"program": given, "data": source, **_configuration(program)}, read_json(facts)
@@ -48,7 +48,7 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
 
 
 def _configuration(program: Sequence[str]) -> dict[str, str]:
-    """What the file of --config says, which is part of the command."""
+    """The contents of the --config file, which are part of the command."""
     if "--config" not in program:
         return {}
     return {"config": (_ROOT / program[program.index("--config") + 1]).read_text(encoding="utf-8")}

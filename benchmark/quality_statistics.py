@@ -1,7 +1,7 @@
-"""Means over seeds and users, and how sure they are.
+"""Means over seeds and users, with standard errors.
 
-There are two sources of chance: which users there are, and the seed. The first is alike for all models, since all rank
-the same series: differences are taken user by user. Both go into a standard error.
+There are two sources of randomness: the sample of users and the seed. All models rank the same series and so share the
+first: differences are paired by user. Both contribute to the standard error.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def estimate(values: npt.NDArray[np.float64]) -> Estimate:
     """The mean of one metric of one model.
 
     Args:
-        values: of each seed and user, [seeds, users].
+        values: per seed and user, [seeds, users].
     """
     return Estimate(float(values.mean()), _error(values.mean(0), values))
 
 
 def difference(values: npt.NDArray[np.float64], others: npt.NDArray[np.float64]) -> Estimate:
-    """How much more `values` come to than `others`: of the same users, [seeds, users] each."""
+    """Mean of `values` minus mean of `others`, paired by user; [seeds, users] each."""
     by_user = values.mean(0) - others.mean(0)
     return Estimate(float(by_user.mean()), _error(by_user, values, others))
 
 
 def spread(values: npt.NDArray[np.float64]) -> float:
-    """The standard deviation between seeds; 0 where there is one."""
+    """The standard deviation between seeds; 0 for a single seed."""
     return float(values.mean(1).std(ddof=1)) if len(values) > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmark recommend`: users/s and memory of recommendations, the product against a plain forward."""
+"""`python -m benchmark recommend`: users/s and memory of recommendation, the product against a plain forward."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _MEASURED = ("users_per_s", "read_s", "peak_rss_mib")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
-    parser.add_argument("--users", type=int, default=2000, metavar="N", help="that the product recommends to")
+    parser.add_argument("--users", type=int, default=2000, metavar="N", help="users for the product")
+    parser.add_argument("--all", action="store_true", help="all users for the product, like --all of the command")
+    parser.add_argument("--plain-users", type=int, default=50, metavar="N", help="users for the plain forward")
     parser.add_argument(
-        "--all", action="store_true", help="let it recommend to all users, as --all of the command does"
+        "--repeats", type=int, default=3, metavar="N", help="runs of each variant, in turn; reports medians"
     )
-    parser.add_argument("--plain-users", type=int, default=50, metavar="N", help="that the plain way recommends to")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each way, in turn; medians count")
-    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: as many as cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: one per core)")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/recommend.json"), metavar="FILE")
 
 
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
         table.add_row(name, f"{n_users:,}", *(f"{result[key]:,.1f}" for key in _MEASURED))
     console.print(table)
     over_plain = results["product"]["users_per_s"] / results["plain"]["users_per_s"]
-    console.print(f"{over_plain:.1f} times as many users/s as the plain way")
+    console.print(f"{over_plain:.1f} times as many users/s as the plain forward")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     command = f"python -m benchmark {shlex.join(sys.argv[1:])}"
     write_json(
@@ -69,5 +69,5 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _figures(*flags: str) -> dict[str, Any]:
-    """The last line that `benchmark.recommend_run` prints, as a process of its own."""
+    """The last line printed by `benchmark.recommend_run`, run in its own process."""
     return json.loads(measure([sys.executable, "-m", "benchmark.recommend_run", *flags]).output.splitlines()[-1])

@@ -1,6 +1,6 @@
-"""`python -m benchmark.recommend_run`: one way to recommend items to users; its figures as one line of JSON.
+"""`python -m benchmark.recommend_run`: run one recommendation variant; prints its figures as one line of JSON.
 
-A process of its own, so that its peak of resident memory is its own.
+Runs in its own process, so that the peak RSS is its own.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from workflows.errors import run_command
 VARIANTS = ("product", "plain")
 _K = 10
 _CPU = torch.device("cpu")
-_PAIRS = 1 << 16  # that the plain way scores at a time
+_PAIRS = 1 << 16  # scored at a time by the plain variant
 _SEED = 1
 
 
 def product(run: Path, size: int | None) -> dict[str, Any]:
-    """What `python -m model.recommend` does, to a file: for `size` users one pass over train, then their rankings.
+    """Recommend to a file, like `python -m model.recommend`: for `size` users, one pass over train, then the rankings.
 
-    For all users, where there is no size, train is read part by part between the rankings, and counts as part of them.
+    Without a size, for all users, train is read part by part between the rankings, and reading counts as ranking.
     """
     recommender = Recommender.load(run, device="cpu")
     users = recommender.users.originals(sample(len(recommender.users), size)).tolist()
-    recommender.recommend(users[:1], _K)  # to warm up
+    recommender.recommend(users[:1], _K)  # warm-up
     clock = Clock()
     clock.watch(Interactions, "of_users", "read")
     started = time.perf_counter()
@@ -52,7 +52,7 @@ def product(run: Path, size: int | None) -> dict[str, Any]:
 
 @torch.inference_mode()
 def plain(run: Path, size: int | None) -> dict[str, Any]:
-    """The network's own forward over all items, some users at a time, then the best of those not seen."""
+    """The network's own forward over all items, some users at a time, then the top unseen items."""
     loaded = load_run(run, _CPU)
     data = RunData.of(loaded)
     started = time.perf_counter()
@@ -61,7 +61,7 @@ def plain(run: Path, size: int | None) -> dict[str, Any]:
     model, items = loaded.model, torch.arange(len(data.items))
     n_users = max(1, _PAIRS // len(items))
     for number, start in enumerate((0, *range(0, len(known.users), n_users))):
-        if number == 1:  # the first ones twice, to warm up
+        if number == 1:  # the first block runs twice, as a warm-up
             started = time.perf_counter()
         block = known.take(known.users[start : start + n_users])
         columns = [torch.from_numpy(values).repeat_interleave(len(items)) for values in (block.users, *block.row_side)]
@@ -73,7 +73,7 @@ def plain(run: Path, size: int | None) -> dict[str, Any]:
 
 
 def sample(n_users: int, size: int | None) -> np.ndarray:
-    """Some users by number, ascending; all where there is no size."""
+    """Encoded ids of a random sample of users, ascending; of all users if there is no size."""
     return np.sort(np.random.default_rng(_SEED).permutation(n_users)[:size])
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.recommend_run", allow_abbrev=False)
     parser.add_argument("--variant", choices=VARIANTS, required=True)
     parser.add_argument("--run", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--users", type=int, metavar="N", help="a sample of them (default: all)")
+    parser.add_argument("--users", type=int, metavar="N", help="size of a random sample (default: all)")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:

@@ -1,4 +1,4 @@
-"""Results that were written before, to draw them again."""
+"""Reads and redraws existing results."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from workflows.progress import console
 
 
 def read_result(path: Path, name: str, keys: Iterable[str]) -> dict[str, Any]:
-    """A result of the command that writes `name`, which has at least these keys.
+    """Read a result of the command that writes `name`; it must have at least these keys.
 
     Raises:
-        UserError: the file is none.
+        UserError: the file is not such a result.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise UserError(f"{path} is no JSON ({err}); name the {name} that this command wrote") from None
+        raise UserError(f"{path} is not valid JSON ({err}); pass the {name} that this command wrote") from None
     if not isinstance(result, dict) or not set(keys) <= result.keys():
-        raise UserError(f"{path} is no result of this command; name the {name} that it wrote")
+        raise UserError(f"{path} is not a result of this command; pass the {name} that it wrote")
     return result
 
 
 def redraw(path: Path, name: str, keys: Iterable[str], draw: Callable[[dict[str, Any], Path], None]) -> None:
-    """`--draw`: draw the picture of a result beside it. See `read_result`."""
+    """`--draw`: write the plot of a result next to it. See `read_result`."""
     picture = path.with_suffix(".png")
     draw(read_result(path, name, keys), picture)
     console.print(f"wrote {picture}")

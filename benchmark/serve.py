@@ -1,4 +1,4 @@
-"""`python -m benchmark serve`: a service under load from many clients at once, by wrk."""
+"""`python -m benchmark serve`: load test of the service with many concurrent clients, using wrk."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workflows.folders import write_json
 from workflows.progress import console
 
 _STOP_S = 60
-# Each request asks for one user, drawn anew. wrk counts what failed, and reports times in microseconds.
+# Each request asks for one user, drawn at random. wrk counts failures, and reports times in microseconds.
 _SCRIPT = """
 local users = {%s}
 wrk.method = "POST"
@@ -44,7 +44,7 @@ end
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
-    parser.add_argument("--clients", type=int, default=100, metavar="N", help="connections that ask all the time")
+    parser.add_argument("--clients", type=int, default=100, metavar="N", help="concurrent connections, always busy")
     parser.add_argument("--seconds", type=int, default=60, metavar="N")
     parser.add_argument("-k", type=int, default=10, metavar="K", help="items per user")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/serve.json"), metavar="FILE")
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if shutil.which("wrk") is None:
-        raise UserError("the load comes from wrk, which is not installed (Debian, Ubuntu: apt-get install wrk)")
+        raise UserError("wrk, which generates the load, is not installed (Debian, Ubuntu: apt-get install wrk)")
     users = _users(args.run)
     with _service(args.run) as (process, address):
         _load(address, users, args.k, args.clients, seconds=2)  # warm-up
@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _users(run: Path) -> list[str]:
     """Original ids of all users a run was trained on, as text."""
-    from model.recommender import Recommender  # torch and Merlin, which other measurements need not have
+    from model.recommender import Recommender  # torch and Merlin, which not all benchmarks need
 
     users = Recommender.load(run, device="cpu").users
     return [str(user) for user in users.originals(np.arange(len(users)))]
@@ -86,7 +86,7 @@ def _users(run: Path) -> list[str]:
 
 @contextmanager
 def _service(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service of the run at a free port of this machine: its process and address; stopped in the end."""
+    """Serve the run on a free local port: the process and its address; stopped on exit."""
     command = [sys.executable, "-m", "model.serve", "--run", str(run), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -103,9 +103,9 @@ def _service(run: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 def _load(address: str, users: Sequence[str], k: int, clients: int, seconds: int) -> dict[str, Any]:
-    """What wrk reports of a load."""
+    """Generate load; returns wrk's report."""
     with tempfile.NamedTemporaryFile("w", suffix=".lua", encoding="utf-8") as script:
-        # A JSON text within a Lua string: both escape by backslashes, and JSON's ASCII form needs nothing else.
+        # JSON within a Lua string: both escape with backslashes, and ASCII JSON needs nothing else.
         bodies = (json.dumps(json.dumps(user)) for user in users)
         script.write(_SCRIPT % (", ".join(bodies), k))
         script.flush()
@@ -117,7 +117,7 @@ def _load(address: str, users: Sequence[str], k: int, clients: int, seconds: int
 
 
 def _counters(address: str) -> np.ndarray:
-    """What the service has done so far: scoring calls, users of them, CPU seconds."""
+    """Totals of the service so far: scoring calls, users scored, CPU seconds."""
     with urllib.request.urlopen(f"{address}/metrics") as response:
         lines = dict(line.rsplit(" ", 1) for line in response.read().decode().splitlines() if line[:1] != "#")
     names = ("neumf_batch_users_count", "neumf_batch_users_sum", "process_cpu_seconds_total")

@@ -1,4 +1,4 @@
-"""`python -m benchmark training`: samples/s and memory of training, the product against the reference's way of it."""
+"""`python -m benchmark training`: samples/s and memory of training, the product against the reference's method."""
 
 from __future__ import annotations
 
@@ -34,17 +34,15 @@ _MEASURED = ("samples_per_s", "start_s", "start_share_s", "train_s", "peak_rss_m
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N")
-    parser.add_argument("--steps", type=int, metavar="N", help="batches of each run (default: by --seconds)")
-    parser.add_argument("--seconds", type=float, default=15.0, metavar="S", help="batches of a run begin within these")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; medians count")
-    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: as many as cores)")
+    parser.add_argument("--steps", type=int, metavar="N", help="batches per run (default: by --seconds)")
+    parser.add_argument("--seconds", type=float, default=15.0, metavar="S", help="start new batches for this long")
+    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; reports medians")
+    parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: one per core)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    parser.add_argument(
-        "--quick", action="store_true", help="small data, batch and number of steps, to see that it works"
-    )
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the prepared data here (default: nowhere)")
+    parser.add_argument("--quick", action="store_true", help="smoke test with small data, batch and number of steps")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the prepared data here (default: not kept)")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/training"), metavar="DIR")
-    parser.add_argument("--draw", type=Path, metavar="JSON", help="only draw the picture of a result")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -88,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
     target = args.output / "training.json"
     write_json(target, result)
     draw_training(result, target.with_suffix(".png"))
-    console.print(f"wrote {target} and its picture")
+    console.print(f"wrote {target} and its plot")
 
 
 def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int | None) -> None:
@@ -101,7 +99,7 @@ def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int |
 
 
 def _prepared(shape: Shape, cache: Path) -> Path:
-    """A prepared folder of synthetic data, made where the cache has none."""
+    """A prepared folder of synthetic data, created if the cache has none."""
     folder = cache / f"{shape}-seed{_SEED}"
     if not (folder / "feature_spec.yaml").exists():
         cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +109,7 @@ def _prepared(shape: Shape, cache: Path) -> Path:
 
 
 def _compare(names: Sequence[str], size: int, repeats: int, flags: Sequence[str]) -> list[dict[str, Any]]:
-    """All variants in turn, again and again; medians of each, and its ratio to `plain`."""
+    """Run all variants in turn, repeatedly; medians of each, and its ratio to `plain`."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(repeats):
         for name in names:
@@ -125,7 +123,7 @@ def _compare(names: Sequence[str], size: int, repeats: int, flags: Sequence[str]
 
 
 def _summary(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over runs, of each stage too, and the runs themselves."""
+    """Medians over runs (also of each stage), and the runs themselves."""
     return {
         "variant": name,
         "what": VARIANTS[name].what,
@@ -139,7 +137,7 @@ def _summary(name: str, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _bounds(size: int, shape: Shape, limits: dict[str, float], results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and bounds at a batch size, with the active units that the runs found there."""
+    """Counts and bounds at a batch size, with the active units measured by its runs."""
     found = [result["active_units"] for result in results if result["batch_size"] == size]
     active = [statistics.median(layer) for layer in zip(*found, strict=True)]
     counted = counts(
@@ -149,15 +147,15 @@ def _bounds(size: int, shape: Shape, limits: dict[str, float], results: Sequence
 
 
 def _json_of(module: str, *flags: str) -> dict[str, Any]:
-    """The last line that a program of ours prints."""
+    """The last line printed by one of our programs."""
     return json.loads(_run(module, *flags).splitlines()[-1])
 
 
 def _run(module: str, *flags: str) -> str:
-    """Run one of our programs, nothing beside it: what it prints.
+    """Run one of our programs, with nothing else running; returns its output.
 
     Raises:
-        UserError: it failed; the message has its last lines.
+        UserError: it failed; the message includes the last lines of its output.
     """
     command = [sys.executable, "-m", module, *flags]
     done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)

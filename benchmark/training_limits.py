@@ -1,4 +1,4 @@
-"""What the machine can do, and the samples/s that follow for each algorithm from its operations and bytes per sample.
+"""Measured rates of the machine, and roofline bounds on samples/s from each algorithm's operations and bytes.
 
 `python -m benchmark.training_limits` measures the rates and prints them as JSON. The counts need no torch.
 """
@@ -16,8 +16,8 @@ from typing import Any
 from workflows.errors import run_command
 
 _FLOAT = 4  # bytes
-_ROW_FLOATS = 256  # of the gathered rows: 1 KB
-_PASSES = 3  # a product forward, and two of the same size backward: for the inputs and for the weights
+_ROW_FLOATS = 256  # per gathered row: 1 KB
+_PASSES = 3  # one product forward and two of the same size backward, for the inputs and the weights
 _ADAM_PASSES = 7  # parameter, gradient and two moments read; parameter and moments written
 
 
@@ -31,17 +31,17 @@ def counts(
     active: Sequence[float],
     dropout: float,
 ) -> dict[str, dict[str, float]]:
-    """Floating-point operations and bytes of memory per sample that each algorithm cannot avoid.
+    """Minimum floating-point operations and memory traffic of each algorithm, per sample.
 
     dense: all layers on each sample. factorised: the first layer once for each group's user and each item of the
-    table, the others on each sample. active: the same, the layers after the first only between units that are not
-    zero (forward: from such units to those that dropout keeps; backward: between such units).
+    table, the others on each sample. active: factorised, with the layers after the first computed only between
+    non-zero units (forward: from those to the units that dropout keeps; backward: between non-zero units).
 
-    Bytes are those of the embeddings' rows, read once and their gradients read and written once, by gathers, and of
-    Adam's pass over all parameters, `_ADAM_PASSES` floats each. What a layer hands to the next may stay in a cache.
+    Bytes include gathers of embedding rows, read once with gradients read and written once, and Adam's pass over all
+    parameters, `_ADAM_PASSES` floats each. Activations passed between layers may stay in a cache.
 
     Args:
-        active: the share of units that are not zero, of each hidden layer.
+        active: share of non-zero units of each hidden layer.
     """
     half, first = layers[0] // 2, layers[1]
     head = 2 * _PASSES * (factors + layers[-1])
@@ -80,12 +80,12 @@ def bounds(counted: dict[str, dict[str, float]], rates: dict[str, float]) -> dic
 
 
 def measure_rates(size: int, mib: int, clock: Callable[[], float] = time.perf_counter) -> dict[str, float]:
-    """Rates of all threads of torch.
+    """Rates with all of torch's threads.
 
     Args:
-        size: of the square matrices.
-        mib: of the memory that is copied, and of the table that rows are gathered from.
-        clock: seconds.
+        size: side of the square matrices.
+        mib: size of the memory copied, and of the table that rows are gathered from.
+        clock: returns seconds.
     Returns:
         GFLOP/s of matrix products; GB/s of a copy and of a gather of random 1 KB rows, bytes read plus bytes written.
     """
@@ -108,7 +108,7 @@ def measure_rates(size: int, mib: int, clock: Callable[[], float] = time.perf_co
 
 
 def median_s(work: Callable[[], Any], clock: Callable[[], float] = time.perf_counter) -> float:
-    """The median of three, after one to warm up."""
+    """Median of three calls, after one warm-up call."""
     taken = []
     for _ in range(4):
         started = clock()
@@ -119,8 +119,8 @@ def median_s(work: Callable[[], Any], clock: Callable[[], float] = time.perf_cou
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmark.training_limits", allow_abbrev=False)
-    parser.add_argument("--size", type=int, default=4096, help="of the square matrices")
-    parser.add_argument("--mib", type=int, default=512, help="of the memory copied and gathered from")
+    parser.add_argument("--size", type=int, default=4096, help="side of the square matrices")
+    parser.add_argument("--mib", type=int, default=512, help="size of the memory copied and gathered from")
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:

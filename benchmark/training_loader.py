@@ -1,4 +1,4 @@
-"""`python -m benchmark.training_loader`: batches of an epoch that nobody trains on; its figures as one line of JSON."""
+"""`python -m benchmark.training_loader`: load an epoch without training; prints its figures as one line of JSON."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ _SEED = 1
 
 
 def measure_loader(folder: Path, batch_size: int) -> dict[str, Any]:
-    """Wall and CPU seconds of one epoch each: rows read in blocks of whole users; negatives of such blocks drawn; all
-    batches, streamed and from memory (`--loader`), with the seconds until the first one."""
+    """Wall and CPU seconds for one epoch of each: reading rows in blocks of whole users; drawing their negatives; all
+    batches, streamed and from memory (`--loader`), with the seconds to the first batch."""
     rows = open_train(folder, read_feature_spec(folder), _CPU)
     found: dict[str, Any] = {"rows": rows.n_rows, "threads": torch.get_num_threads()}
     found["read"] = _timed(partial(_samples, whole_users(rows, _BLOCK_ROWS, _CPU)), "rows")
@@ -46,7 +46,7 @@ def measure_loader(folder: Path, batch_size: int) -> dict[str, Any]:
         )
         batches = EpochBatches(rows, sampling, World(_CPU))
         if sampling.in_memory:
-            _samples(batches.epoch(0))  # rows are read once a run
+            _samples(batches.epoch(0))  # rows are read once per run
         epoch = batches.epoch(1)
         first = _timed(partial(_samples, islice(epoch, 1)), "samples")
         rest = _timed(partial(_samples, epoch), "samples")
@@ -65,7 +65,7 @@ def _samples(batches: Iterable[Batch]) -> int:
 
 
 def _timed(work: Callable[[], int], what: str) -> dict[str, float]:
-    """How many things some work makes, in what time of the wall and of all threads, and at which rate."""
+    """Number of things that `work` produces, its wall and CPU seconds (all threads), and the rate."""
     started, cpu_started = time.perf_counter(), time.process_time()
     number = work()
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started

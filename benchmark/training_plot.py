@@ -1,4 +1,4 @@
-"""The picture of `training.json`: samples/s and peak memory of each variant. Drawn from the JSON alone."""
+"""Plots `training.json`: samples/s and peak memory of each variant. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from matplotlib.figure import Figure
 
 from workflows.pages import write_picture
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it tells of the cache it builds once
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
 _COLOURS = {"plain": "tab:gray", "compiled": "tab:green", "torch": "tab:blue"}
 _PANELS = (("samples_per_s", "Samples trained on per second"), ("peak_rss_mib", "Peak resident memory, MiB"))
 
 
 def draw_training(result: dict[str, Any], path: Path) -> None:
-    """A row for each batch size: bars of samples/s, and of peak memory beside them."""
+    """A row for each batch size: bars of samples/s, and next to them of peak memory."""
     sizes = [bound["batch_size"] for bound in result["bounds"]]
     figure = Figure(figsize=(11.5, 0.9 + 3.3 * len(sizes)), layout="constrained")
     panels = figure.subplots(len(sizes), 2, squeeze=False)
@@ -37,7 +37,7 @@ def draw_training(result: dict[str, Any], path: Path) -> None:
 
 
 def _bars(axes: Axes, results: list[dict[str, Any]], measured: str) -> None:
-    """A bar for each variant; those of speed say how many times as quick as plain they are."""
+    """A bar for each variant; speed bars are labelled with the speed-up over plain."""
     values = [each[measured] for each in results]
     colours = [_COLOURS[each["variant"].split()[0].rstrip(",")] for each in results]
     axes.barh(range(len(values)), values, height=0.7, color=colours)
@@ -46,7 +46,7 @@ def _bars(axes: Axes, results: list[dict[str, Any]], measured: str) -> None:
         axes.text(value, place, f" {value:,.0f}{ratio}", va="center", fontsize=8)
     axes.set_yticks(range(len(results)), [each["variant"] for each in results], fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the texts
+    axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the labels
     axes.locator_params(axis="x", nbins=5)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)

@@ -1,8 +1,8 @@
-"""`python -m benchmark.training_run`: one variant trains for some batches; its figures as one line of JSON.
+"""`python -m benchmark.training_run`: train one variant for some batches; prints its figures as one line of JSON.
 
-A process of its own, so that its peak of resident memory is its own. Batches come as in training, the product's made
-ahead by its own thread. The time to the first one is charged by the sample to those that it got ready: all of the
-epoch, or where rows are streamed, of a block. From then on all is timed that training does, waits for batches included.
+Runs in its own process, so that the peak RSS is its own. Batches arrive as in training: the product prefetches them in
+its own thread. The time to the first batch is amortised over the samples it made ready: the whole epoch or, if rows are
+streamed, a block. From then on all of training is timed, including waits for batches.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from preprocessing.feature_spec import read_feature_spec
 from workflows.errors import UserError, run_command
 
 _CPU = torch.device("cpu")
-_PROBE = 8192  # samples that the share of active units is counted on
+_PROBE = 8192  # samples for measuring the share of active units
 _SEED = 1
 
 
@@ -60,9 +60,9 @@ class Trainer:
     """A variant, ready to train.
 
     Attributes:
-        batches: of an epoch, in order; nothing has been done for the first one.
+        batches: of an epoch, in order; no work has been done yet for the first one.
         got_ready: samples that are ready when the first batch is.
-        step: trains on a batch and gives the loss of a sample.
+        step: trains on a batch; returns the mean loss per sample.
     """
 
     network: nn.Module
@@ -132,13 +132,13 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     if not variant.factorised:
         model.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
     if not variant.chunked:
-        model.step.CHUNK_SAMPLES = batch_size  # what the step reads when it is made
+        model.step.CHUNK_SAMPLES = batch_size  # read when the step is created
     if not variant.grouped:
-        setattr(EpochBatches, "_few_users", True)  # noqa: B010 - a property; samples are then shuffled one by one
+        setattr(EpochBatches, "_few_users", True)  # noqa: B010 - a property; samples are then shuffled individually
     if not variant.ahead:
         model.batches.launches_only = lambda device: True
     step = model.step.Step(network, config, world, kernels=variant.kind == "kernels")
-    if variant.in_memory:  # rows are read once a run, like the plain one's
+    if variant.in_memory:  # rows are read once per run, as in the plain variant
         with closing(batches.epoch(0)) as first:
             next(first)
 
@@ -153,10 +153,10 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
 
 
 def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: float) -> dict[str, Any]:
-    """The figures of one variant.
+    """Figures of one variant.
 
     Args:
-        steps: batches to train on; None for as many as begin within so many seconds.
+        steps: batches to train on; None to start new batches for `seconds` seconds.
 
     Raises:
         UserError: there is no such variant, or an epoch has fewer batches.
@@ -176,17 +176,17 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
         started = time.perf_counter()
         batch = next(trainer.batches)
         start_s = time.perf_counter() - started
-        trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))  # to warm up
+        trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))  # warm-up
         clock.seconds = dict.fromkeys(clock.seconds, 0.0) | {"loader wait": 0.0}
         loss, samples, number = torch.zeros(()), 0, 0
         following = clock.timed(lambda: next(trainer.batches, None), "loader wait")
         started = time.perf_counter()
         while (number < steps) if steps is not None else (not number or time.perf_counter() - started < seconds):
-            if number:  # the first one has been got for the warm-up already
+            if number:  # the first batch was already fetched for the warm-up
                 batch = following()
             if batch is None or len(batch) < batch_size // (1 + NEGATIVES) * (1 + NEGATIVES):
                 raise UserError(
-                    f"an epoch of {folder} has no {steps or number + 1} whole batches of {batch_size:,}; lower "
+                    f"an epoch of {folder} has fewer than {steps or number + 1} full batches of {batch_size:,}; lower "
                     "--steps, --seconds or --batch_sizes"
                 )
             loss = trainer.step(batch)
@@ -212,7 +212,7 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
 
 @torch.no_grad()
 def active_units(network: nn.Module, batch: Batch | Samples) -> list[float]:
-    """The share of the units of each hidden layer that ReLU and dropout leave, expected over dropout's draws."""
+    """Expected share of units in each hidden layer that stay active after ReLU and dropout."""
     hidden = network.hidden if isinstance(network, PlainNeuMF) else network.mlp
     assert isinstance(hidden, nn.Module)
     shares: list[float] = []

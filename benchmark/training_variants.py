@@ -1,11 +1,11 @@
-"""What `python -m benchmark training` compares: names, and what each run is made of. Nothing here imports torch."""
+"""The variants that `python -m benchmark training` compares, and their settings. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-PIECE = 65_536  # samples of a piece where gradients are accumulated
+PIECE = 65_536  # samples per piece when gradients are accumulated
 
 FACTORS = 64
 LAYERS = (256, 256, 128, 64)
@@ -19,16 +19,16 @@ class Variant:
     """One way to train the same network.
 
     Attributes:
-        kind: "plain" is the reference's way (`benchmark.plain_training`), "kernels" and "torch" are the product's two
-            steps.
-        precision: as `model.config.TrainConfig.precision` takes it; "amp" is the flag of that name.
+        kind: "plain" is the reference's method (`benchmark.plain_training`); "kernels" and "torch" are the product's
+            two steps.
+        precision: as in `model.config.TrainConfig.precision`; "amp" is the flag of that name.
         in_memory: batches from memory, else streamed.
-        grouped: a positive and its negatives stay together; else samples go in random order.
-        factorised: the first layer is applied to users and items, not to each sample's pair; the torch step alone.
+        grouped: a positive and its negatives stay together; else samples are shuffled individually.
+        factorised: the first layer is applied to users and items, not to each sample's pair; torch step only.
         loops: negatives come from a compiled loop; else from array code.
         chunked: the torch step computes a few thousand samples at a time; else the whole batch.
-        ahead: a thread makes batches ahead of their steps.
-        accumulated: the gradients of pieces of `PIECE` samples are added up.
+        ahead: a thread prefetches batches.
+        accumulated: gradients are accumulated over pieces of `PIECE` samples.
     """
 
     kind: Literal["plain", "kernels", "torch"]
@@ -63,5 +63,5 @@ VARIANTS = {
 
 
 def applies(name: str, batch_size: int) -> bool:
-    """Whether a variant differs from the others at a batch size: accumulating needs more than one piece."""
+    """Whether a variant makes a difference at a batch size: accumulation needs more than one piece."""
     return not VARIANTS[name].accumulated or batch_size > PIECE

@@ -1,12 +1,12 @@
 # shellcheck shell=bash disable=SC2034 # its variables are for the scripts that source it
-# Sourced by the scripts beside it: --help, mistakes, and this project's modules from wherever the user stands.
+# Sourced by the scripts in this folder: --help, errors, and this project's modules from any working directory.
 
 root=$(realpath -- "$(dirname -- "${BASH_SOURCE[0]}")/..")
 python=${PYTHON:-python}
-# What is installed in the image needs no path; a checkout does.
+# In the image the modules are installed; a checkout needs the path.
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-# Where the first argument asks for help: show the comment at the head of the script.
+# If the first argument asks for help, print the header comment of the script.
 help_if_asked() {
   if [[ ${1:-} == --help || ${1:-} == -h ]]; then
     sed -n '2,${/^#/!q;s/^# \{0,1\}//p}' "$0"
@@ -19,8 +19,8 @@ fail() {
   exit 2
 }
 
-# [NAME] [RAW] [CACHE] before the first flag, as prepare_dataset.sh explains them: sets name, raw, cache, and
-# `further`, the arguments behind them.
+# Parses [NAME] [RAW] [CACHE] before the first flag, see prepare_dataset.sh: sets name, raw, cache, and `further`, the
+# arguments after them.
 read_places() {
   local places=()
   while (($#)) && [[ $1 != -* ]]; do

@@ -3,7 +3,7 @@
 #   docker/prepare_dataset.sh [NAME] [RAW] [CACHE] [further flags of python -m preprocessing]
 # NAME:  ml-20m (default), ml-1m, or any other: a folder with ratings.csv (header with user_id, item_id, timestamp).
 # RAW:   folder of the raw data or of its zip (default /data/NAME).
-# CACHE: the prepared folder to write (default /data/cache/NAME); one that is there already is kept.
+# CACHE: the prepared folder to write (default /data/cache/NAME); an existing one is kept.
 set -euo pipefail
 # shellcheck source=docker/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -15,7 +15,7 @@ if [[ -f $cache/stats.json ]]; then
   exit 0
 fi
 
-# The first of these that is there; where none is, python -m preprocessing says so.
+# The first of these that exists; if none does, python -m preprocessing reports it.
 input=$raw
 for place in "$raw"/ratings.{csv,dat} "$raw/$name"/ratings.{csv,dat} "$raw/$name.zip" "$raw.zip"; do
   if [[ -f $place ]]; then

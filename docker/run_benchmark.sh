@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Measure this machine: preparing, training, inference, one after the other.
-#   docker/run_benchmark.sh [NAME ...] [flags for each of them]
-# NAME: pipeline, training, inference; by default those of them that `python -m benchmark --help` lists.
-# Flags: what `python -m benchmark NAME --help` lists, such as --quick to see that all works.
+# Benchmark this machine: preparation, training and inference, one after another.
+#   docker/run_benchmark.sh [NAME ...] [flags for each]
+# NAME: pipeline, training, inference (default: those that `python -m benchmark --help` lists).
+# Flags: see `python -m benchmark NAME --help`; --quick is a smoke test.
 set -euo pipefail
 # shellcheck source=docker/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 help_if_asked "$@"
 
 listed=$("$python" -m benchmark --help)
-listed=${listed#*\{} # {demo,pipeline,...} and more behind it
+listed=${listed#*\{} # {demo,pipeline,...} and the rest
 listed=,${listed%%\}*},
 
 names=()

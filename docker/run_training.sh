@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Train as the reference's containers do: python train.py --amp --gpus 8, and the flags given here after it.
+# Train as the reference's containers do: python train.py --amp --gpus 8, followed by the flags given here.
 #   docker/run_training.sh [flags of train.py; python train.py --help lists them]
-# A --gpus or --device among them takes the place of --gpus 8 (docker/run_training.sh --device cpu).
+# A --gpus or --device flag replaces --gpus 8 (docker/run_training.sh --device cpu).
 set -euo pipefail
 # shellcheck source=docker/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Train on several machines by torchrun: start it on each of them, with the same arguments but for RANK.
+# Train on several machines with torchrun: start this on each machine, with the same arguments except RANK.
 #   docker/torchrun_multinode.sh NODES RANK ADDRESS [flags of train.py]
-# NODES:   how many machines.
-# RANK:    which of them this one is, 0 to NODES - 1.
-# ADDRESS: host name or IP address of machine 0, the same on all.
-# Environment: PROCESSES_PER_NODE (default: one per GPU; name it where train.py gets --device cpu),
+# NODES:   number of machines.
+# RANK:    index of this machine, 0 to NODES - 1.
+# ADDRESS: host name or IP address of machine 0, the same on all machines.
+# Environment: PROCESSES_PER_NODE (default: one per GPU; set it if train.py gets --device cpu),
 #   MASTER_PORT (default 29500, open on machine 0), GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME (the network
-#   interface between the machines, such as eth0; needed where a machine's own name leads to 127.x.x.x).
+#   interface between the machines, such as eth0; needed if a machine's own name resolves to 127.x.x.x).
 set -euo pipefail
 # shellcheck source=docker/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"

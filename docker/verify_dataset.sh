@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Verify a data set: GroupLens' archive by its checksum, the prepared folder by its spec and all of its rows.
+# Verify a data set: GroupLens' archive by its checksum, the prepared folder by its spec and all its rows.
 #   docker/verify_dataset.sh [NAME] [RAW] [CACHE]
-# NAME, RAW, CACHE: as for docker/prepare_dataset.sh. What is not there is not looked at; one of them has to be.
-# The exit status is 0 where all that was looked at is right, else 2.
+# NAME, RAW, CACHE: as for docker/prepare_dataset.sh. A missing archive or folder is skipped; one of them must exist.
+# The exit status is 0 if everything checked is valid, else 2.
 set -euo pipefail
 # shellcheck source=docker/common.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
@@ -10,7 +10,7 @@ help_if_asked "$@"
 read_places "$@"
 ((${#further[@]} == 0)) || fail "expected [NAME] [RAW] [CACHE], got ${further[*]}"
 
-# As GroupLens publishes them beside each archive (NAME.zip.md5).
+# As published by GroupLens next to each archive (NAME.zip.md5).
 declare -A md5=(
   [ml-100k]=0e33842e24a9c977be4e0107933c0723
   [ml-1m]=c4d9eecfca2ab87c1945afe126590906
@@ -27,12 +27,12 @@ for place in "$raw/$name.zip" "$raw.zip"; do
     break
   fi
 done
-[[ $archive || -d $cache ]] || fail "neither $raw/$name.zip nor the folder $cache is there; name RAW and CACHE"
+[[ $archive || -d $cache ]] || fail "neither $raw/$name.zip nor the folder $cache exists; pass RAW and CACHE"
 
 if [[ ! $archive ]]; then
   echo "$name: there is no $name.zip with a checksum to compare"
 elif [[ ! ${md5[$name]:-} ]]; then
-  echo "$archive: no checksum of it is known"
+  echo "$archive: no known checksum"
 else
   found=$(md5sum <"$archive")
   [[ ${found%% *} == "${md5[$name]}" ]] ||

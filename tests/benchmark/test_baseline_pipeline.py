@@ -1,4 +1,4 @@
-"""The baseline does the reference's steps: checked against a plain loop over each user's interactions."""
+"""The baseline follows the reference's steps, checked against a plain loop over each user's interactions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _N_ITEMS = 150
 
 
 def _write_log(path: Path) -> pd.DataFrame:
-    """Repeated pairs, times that never tie, one user with one interaction and one who knows every item."""
+    """Duplicate pairs, times without ties, one user with a single interaction and one who has seen every item."""
     rng = np.random.default_rng(0)
     users = np.concatenate([rng.integers(10, 30, 900), [1], np.full(_N_ITEMS, 2)])
     items = np.concatenate([rng.integers(0, _N_ITEMS, 901), np.arange(_N_ITEMS)]) * 7
@@ -27,7 +27,7 @@ def _write_log(path: Path) -> pd.DataFrame:
     return log
 
 
-def test_train_and_test_are_what_a_loop_finds(tmp_path: Path) -> None:
+def test_train_and_test_match_a_plain_loop(tmp_path: Path) -> None:
     log = _write_log(tmp_path / "log.csv")
     steps = run(tmp_path / "log.csv", tmp_path)
     assert min(steps.values()) >= 0
@@ -39,7 +39,7 @@ def test_train_and_test_are_what_a_loop_finds(tmp_path: Path) -> None:
             history.append(row.movieId)
     pairs = train[["user", "item"]].to_numpy()
     assert (np.lexsort((pairs[:, 1], pairs[:, 0])) == np.arange(len(pairs))).all()
-    # Ids are numbered as they first occur in the file.
+    # Ids are numbered by first occurrence in the file.
     user_of, item_of = (dict(enumerate(log[name].unique())) for name in ("userId", "movieId"))
     train = train.assign(user=train["user"].map(user_of), item=train["item"].map(item_of))
     test = test.assign(user=test["user"].map(user_of), item=test["item"].map(item_of))
@@ -58,7 +58,7 @@ def test_train_and_test_are_what_a_loop_finds(tmp_path: Path) -> None:
     assert len(np.unique(series[:, 1:, 1])) > 0.9 * _N_ITEMS
 
 
-def test_as_a_process_it_tells_its_steps(tmp_path: Path) -> None:
+def test_as_a_process_it_prints_the_seconds_per_step(tmp_path: Path) -> None:
     _write_log(tmp_path / "log.csv")
     command = [sys.executable, "-m", "benchmark.baseline_pipeline", str(tmp_path / "log.csv"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)
@@ -67,7 +67,7 @@ def test_as_a_process_it_tells_its_steps(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"train.parquet", "test.parquet"}
 
 
-def test_a_missing_log_is_one_message(tmp_path: Path) -> None:
+def test_a_missing_log_gives_an_error_without_a_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmark.baseline_pipeline", str(tmp_path / "no.csv"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

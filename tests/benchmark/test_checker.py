@@ -1,4 +1,4 @@
-"""The checker passes a good folder and finds each thing that can be wrong with one."""
+"""The checker accepts a valid folder and detects every kind of violation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ALONE, _KEEN = 1, 2  # one interaction; every item
 
 
 def _log() -> pd.DataFrame:
-    """Repeated pairs, times that tie, and users at both ends."""
+    """Duplicate pairs, ties in time, and users at both extremes."""
     rng = np.random.default_rng(3)
     users = np.concatenate([rng.integers(10, 40, 700), [_ALONE], np.full(_N_ITEMS, _KEEN), np.full(50, 50)])
     items = np.concatenate([rng.integers(0, _N_ITEMS, 701), np.arange(_N_ITEMS), np.arange(50)])
@@ -37,7 +37,7 @@ def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """(log, prepared folder)."""
     folder = tmp_path_factory.mktemp("good")
     log = _log()
-    if request.param == "text":  # so that "u10" comes before "u2"
+    if request.param == "text":  # so that "u10" sorts before "u2"
         log = log.assign(u="u" + log["u"].astype(str), i="é" + log["i"].astype(str))
     log.to_csv(folder / "log.csv", index=False)
     columns = ["--user", "u", "--item", "i", "--time", "t"]
@@ -46,7 +46,7 @@ def good(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "log.csv", folder / "out"
 
 
-def test_a_good_folder_has_no_violation(good: tuple[Path, Path]) -> None:
+def test_a_valid_folder_has_no_violations(good: tuple[Path, Path]) -> None:
     report = check(*good, _COLUMNS)
     assert report.violations == {}
     log = _log()
@@ -60,7 +60,7 @@ Edit = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 def _first_user(rows: pd.DataFrame, enough: int = 4) -> np.ndarray:
-    """Places of the positives of the first user with enough of them."""
+    """Row positions of the positives of the first user with enough positives."""
     positives = rows[rows["label"] == 1]
     counts = positives.groupby("user").size()
     return np.flatnonzero((rows["user"] == counts[counts >= enough].index[0]) & (rows["label"] == 1))
@@ -98,7 +98,7 @@ def _foreign_item(rows: pd.DataFrame) -> pd.DataFrame:
     return _set(rows, place, "item", rows["item"][place + 1])  # a negative of the user
 
 
-# name → (mapping whose first file is edited, the edit, violations that must be among those found)
+# name → (mapping whose first file is edited, the edit, violations expected among those found)
 _EDITS: dict[str, tuple[str, Edit, list[str]]] = {
     "lost row": (
         "train",
@@ -124,7 +124,7 @@ _EDITS: dict[str, tuple[str, Edit, list[str]]] = {
     "two series": ("test", lambda rows: pd.concat([rows.iloc[:_LENGTH], rows]), ["user with a series too many"]),
     "series of a user with one interaction": (
         "test",
-        lambda rows: rows.assign(user=rows["user"].where(rows.index >= _LENGTH, 0)),  # _ALONE is the first of all ids
+        lambda rows: rows.assign(user=rows["user"].where(rows.index >= _LENGTH, 0)),  # _ALONE is the lowest id
         ["user with a series too many", "user without a series"],
     ),
     "mixed series": (
@@ -141,7 +141,7 @@ _EDITS: dict[str, tuple[str, Edit, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", _EDITS)
-def test_an_edited_part_is_found(good: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+def test_an_edited_file_is_detected(good: tuple[Path, Path], tmp_path: Path, name: str) -> None:
     mapping, edit, expected = _EDITS[name]
     log, folder = good[0], tmp_path / "out"
     shutil.copytree(good[1], folder)
@@ -159,8 +159,8 @@ def _test_and_train(folder: Path) -> tuple[Path, pd.DataFrame, pd.DataFrame]:
     return path, pd.read_parquet(path), train[train["label"] == 1]
 
 
-def test_another_interaction_held_out_is_found(good: tuple[Path, Path], tmp_path: Path) -> None:
-    # The last but one is held out and the last trained on: nothing but the order of times can tell.
+def test_a_wrong_held_out_interaction_is_detected(good: tuple[Path, Path], tmp_path: Path) -> None:
+    # The second to last is held out and the last trained on: only the order of times reveals it.
     shutil.copytree(good[1], tmp_path / "out")
     path, test, _ = _test_and_train(tmp_path / "out")
     for part in sorted((tmp_path / "out" / "train").iterdir()):
@@ -175,7 +175,7 @@ def test_another_interaction_held_out_is_found(good: tuple[Path, Path], tmp_path
     assert "pair of the log is lost" not in found
 
 
-def test_a_held_out_pair_left_in_train_is_found(good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_held_out_pair_left_in_train_is_detected(good: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(good[1], tmp_path / "out")
     path, test, train = _test_and_train(tmp_path / "out")
     known = train[train["user"] == test["user"][0]]["item"].iloc[0]
@@ -185,7 +185,7 @@ def test_a_held_out_pair_left_in_train_is_found(good: tuple[Path, Path], tmp_pat
 
 
 @pytest.mark.parametrize("known", ["train", "held out"])
-def test_a_known_negative_is_found(good: tuple[Path, Path], tmp_path: Path, known: str) -> None:
+def test_a_seen_item_among_the_negatives_is_detected(good: tuple[Path, Path], tmp_path: Path, known: str) -> None:
     shutil.copytree(good[1], tmp_path / "out")
     path, test, train = _test_and_train(tmp_path / "out")
     trained = train[train["user"] == test["user"][0]]["item"].iloc[0]
@@ -194,7 +194,7 @@ def test_a_known_negative_is_found(good: tuple[Path, Path], tmp_path: Path, know
 
 
 @pytest.mark.parametrize("column", ["user", "item"])
-def test_wrong_ids_are_found(good: tuple[Path, Path], tmp_path: Path, column: str) -> None:
+def test_wrong_ids_are_detected(good: tuple[Path, Path], tmp_path: Path, column: str) -> None:
     folder = tmp_path / "out"
     shutil.copytree(good[1], folder)
     path = folder / "categories" / f"{column}.parquet"
@@ -212,20 +212,20 @@ def _edit_spec(folder: Path, edit: Callable[[dict], None]) -> None:
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
 
 
-def test_a_wrong_cardinality_is_found(good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_wrong_cardinality_is_detected(good: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(good[1], tmp_path / "out")
     _edit_spec(tmp_path / "out", lambda spec: spec["feature_spec"]["item"].update(cardinality=_N_ITEMS + 1))
     assert set(check(good[0], tmp_path / "out", _COLUMNS).violations) == {"item cardinality"}
 
 
-def test_a_file_outside_the_folder_is_refused(good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_file_outside_the_folder_is_rejected(good: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(good[1], tmp_path / "out")
     _edit_spec(tmp_path / "out", lambda spec: spec["source_spec"]["train"][0].update(files=["../else.parquet"]))
     with pytest.raises(UserError, match="outside"):
         check(good[0], tmp_path / "out", _COLUMNS)
 
 
-def test_as_a_process_it_prints_json_and_a_status(good: tuple[Path, Path], tmp_path: Path) -> None:
+def test_as_a_process_it_prints_json_and_sets_the_exit_status(good: tuple[Path, Path], tmp_path: Path) -> None:
     shutil.copytree(good[1], tmp_path / "out")
     command = [sys.executable, "-m", "benchmark.checker", str(good[0]), str(tmp_path / "out"), "--columns", *_COLUMNS]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What a clock charges to which stage, by a clock that stands still."""
+"""Time is charged to the right stage, tested with a fake clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cost model: counters against operators known by construction, formulas by hand, the command once for real."""
+"""The cost model: counters on operators of known cost, formulas checked by hand, and one real run of the command."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _WIDTH = settings.LAYERS[0] // 2
 
 
 def _cost(operator, *, stage: str = "s") -> Cost:
-    """Of all that `operator` calls."""
+    """Total of everything that `operator` calls."""
     counter = Counter()
     with counter.torch_operators(), counter.stage(stage):
         operator()
@@ -71,13 +71,13 @@ def test_a_product_reads_both_matrices_and_writes_one() -> None:
     assert _cost(lambda: batched @ torch.empty(4, 7, 2)).fp32_flops == 2 * 4 * 5 * 7 * 2
 
 
-def test_a_gather_touches_its_rows_alone() -> None:
+def test_a_gather_touches_only_its_rows() -> None:
     table, rows = torch.ones(1000, 16), torch.tensor([3, 4, 999])
     expected = Cost(1, 3 * 8 + 3 * 64, 3 * 64)
     assert _cost(lambda: table.index_select(0, rows)) == expected
     assert _cost(lambda: nn.functional.embedding(rows, table)) == expected
     assert _cost(lambda: table[rows]) == expected
-    # Of a row shorter than a sector, 32 bytes are moved.
+    # A row shorter than a sector still moves 32 bytes.
     column = torch.ones(1000)
     assert _cost(lambda: column.index_select(0, rows)) == Cost(1, 3 * 8 + 3 * 32, 3 * 4)
 
@@ -93,7 +93,7 @@ def test_the_gradient_of_an_embedding_is_as_large_as_its_table() -> None:
     with counter.torch_operators():
         nn.functional.embedding(rows, table).sum().backward()
     found = counter.costs["backward"]["embedding_dense_backward"]
-    # The gradient of a sum is one number for all; zeros are written, then rows of them read and written.
+    # The gradient of a sum is a single expanded value; zeros are written, then some of their rows read and written.
     assert found == Cost(1, 3 * 8 + 4 + 3 * 64, 1000 * 64 + 3 * 64)
 
 
@@ -102,7 +102,7 @@ def test_a_mask_reads_everything() -> None:
     assert _cost(lambda: values[mask]) == Cost(1, 400 + 100, 40)
 
 
-def test_views_are_free_and_what_is_overwritten_is_not_read() -> None:
+def test_views_are_free_and_overwritten_tensors_are_not_read() -> None:
     values = torch.ones(6, 4)
     assert _cost(lambda: (values.view(4, 6), values.t(), values[1:3], values.detach(), values.add_(1)[:])).bytes == 192
     assert _cost(values.zero_) == Cost(1, 0, 96)
@@ -111,18 +111,18 @@ def test_views_are_free_and_what_is_overwritten_is_not_read() -> None:
     assert _cost(lambda: values.add_(other)) == Cost(1, 192, 96)
     assert _cost(lambda: torch.add(values, other, out=values)) == Cost(1, 192, 96)
     assert _cost(lambda: values.bernoulli_(0.5)) == Cost(1, 0, 96, draws=24)
-    # A row for all rows is read once.
+    # A row broadcast to all rows is read once.
     assert _cost(lambda: values + torch.as_strided(other, (6, 4), (0, 1))).read_bytes == 96 + 16
 
 
-def test_sorts_go_through_long_arrays_once_a_byte() -> None:
+def test_sorting_a_long_array_takes_one_pass_per_key_byte() -> None:
     short, long = torch.ones(50, 100), torch.ones(5000)
     assert _cost(lambda: short.sort(dim=1)) == Cost(1, 5000 * 12, 5000 * 12)
     assert _cost(lambda: long.sort()).bytes == sort_bytes(5000, 5000, 4) == 2 * 5000 * 12 * 4
     assert _cost(lambda: torch.randperm(5000)).bytes == 2 * 5000 * 16 * 8
 
 
-def test_what_autograd_calls_is_backward() -> None:
+def test_operators_called_by_autograd_are_backward() -> None:
     weight = torch.ones(7, 3, requires_grad=True)
     inputs = torch.ones(5, 7)
     counter = Counter()
@@ -132,7 +132,7 @@ def test_what_autograd_calls_is_backward() -> None:
     assert flops == {"forward": 2 * 5 * 7 * 3, "backward": 2 * 5 * 7 * 3}
 
 
-def test_without_autograd_composite_operators_are_what_they_are_made_of() -> None:
+def test_without_autograd_composite_operators_are_decomposed() -> None:
     with torch.inference_mode():
         layer, inputs = nn.Linear(7, 3), torch.ones(5, 7)
         dropout = nn.Dropout().eval()
@@ -142,7 +142,7 @@ def test_without_autograd_composite_operators_are_what_they_are_made_of() -> Non
     assert counter.costs["s"] == {"addmm": Cost(1, 4 * (35 + 21 + 3), 60, fp32_flops=2 * 5 * 7 * 3)}
 
 
-def test_stages_of_methods_and_of_operators() -> None:
+def test_stages_are_set_by_method_and_by_operator() -> None:
     class Work:
         def double(self, values):
             return values * 2
@@ -160,7 +160,7 @@ def test_stages_of_methods_and_of_operators() -> None:
     assert Work.double is original
 
 
-def test_tensors_without_memory_count_the_same() -> None:
+def test_fake_tensors_give_the_same_counts() -> None:
     def work() -> Cost:
         table, rows = torch.ones(300, 16), torch.zeros(70, dtype=torch.int64)
         return _cost(lambda: torch.relu(table[rows] @ table.t()).sum())
@@ -170,7 +170,7 @@ def test_tensors_without_memory_count_the_same() -> None:
         assert work() == real
 
 
-def test_arrays_count_what_numpy_does() -> None:
+def test_counted_arrays_record_numpy_operations() -> None:
     counter = Counter()
     values = CountedArray.of(np.arange(1000, dtype=np.int32), counter)
     with counter.stage("s"):
@@ -194,7 +194,7 @@ def test_arrays_count_what_numpy_does() -> None:
 # --- Stages -----------------------------------------------------------------------------------------------------
 
 
-def test_a_dense_step_by_hand() -> None:
+def test_a_dense_step_matches_counts_by_hand() -> None:
     n = 4000
     counted = count_training(_SHAPE, n, "fp32", plain=True)
     layers = sum(a * b for a, b in zip(settings.LAYERS, settings.LAYERS[1:], strict=False))
@@ -202,16 +202,16 @@ def test_a_dense_step_by_hand() -> None:
     assert _total(counted, "forward").fp32_flops == forward
     assert _total(counted, "backward").fp32_flops == 2 * forward
     assert _total(counted, "gather").fp32_flops == 0
-    # Four embeddings of a sample and their ids; rows are read and written, then gradients of whole tables made.
+    # Four embeddings per sample and their ids; rows are read and written, then gradients of whole tables created.
     floats = 2 * (_WIDTH + settings.FACTORS)
     assert counted.stages["gather"]["embedding"].bytes == 4 * 8 + 2 * 4 * floats
     tables = (_SHAPE.users + _SHAPE.items) * (_WIDTH + settings.FACTORS)
     assert counted.stages["gather"]["embedding_dense_backward"].bytes == 4 * 8 + 4 * (3 * floats + tables / n)
-    # Adam: parameter, gradient and two moments read; all but the gradient written; and a few counters of steps.
+    # Adam: parameter, gradient and two moments read; all but the gradient written; plus a few step counters.
     n_parameters = tables + layers + sum(settings.LAYERS[1:]) + settings.FACTORS + settings.LAYERS[-1] + 1
     assert parameters(_SHAPE) == n_parameters
     assert _total(counted, "optimizer").bytes == pytest.approx(4 * 7 * n_parameters / n, rel=1e-3)
-    # What `benchmark.training_limits` has by formula.
+    # The formulas of `benchmark.training_limits` agree.
     formula = training_limits.counts(
         _SHAPE.users, _SHAPE.items, settings.FACTORS, settings.LAYERS, settings.NEGATIVES, n, (0.25,) * 3, 0.5
     )["dense"]
@@ -220,7 +220,7 @@ def test_a_dense_step_by_hand() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [4000, 20_000])
-def test_the_products_step_has_the_operations_of_the_factorised_formula(batch_size: int) -> None:
+def test_the_products_step_matches_the_factorised_formula(batch_size: int) -> None:
     counted = count_training(_SHAPE, batch_size, "fp32")
     first = settings.LAYERS[1]
     later = sum(a * b for a, b in zip(settings.LAYERS[1:], settings.LAYERS[2:], strict=False))
@@ -235,56 +235,56 @@ def test_the_products_step_has_the_operations_of_the_factorised_formula(batch_si
     assert _total(counted, "gather").bytes == pytest.approx(ids + 5 * 4 * (user / _GROUP + item))
 
 
-def test_mixed_precision_moves_products_and_halves_their_bytes() -> None:
+def test_mixed_precision_uses_half_products_and_moves_fewer_bytes() -> None:
     full, mixed = (count_training(_SHAPE, 4000, precision) for precision in ("fp32", "amp"))
     for stage in ("forward", "backward"):
         ours, theirs = _total(mixed, stage), _total(full, stage)
         assert (ours.fp32_flops, ours.half_flops) == (0, pytest.approx(theirs.fp32_flops))
         assert 0.4 < ours.bytes / theirs.bytes < 0.9
-    # The scale of the gradients: one more pass over them.
+    # Unscaling takes one more pass over the gradients.
     unscale = mixed.stages["optimizer"]["_amp_foreach_non_finite_check_and_unscale_"]
     assert unscale.bytes == pytest.approx(2 * 4 * parameters(_SHAPE) / 4000, rel=1e-3)
 
 
-def test_chunks_change_no_operation_but_the_number_of_operators() -> None:
+def test_chunking_changes_only_the_number_of_operator_calls() -> None:
     whole, chunked = count_training(_SHAPE, 4000, "fp32"), count_training(_SHAPE, 4000, "fp32", chunk=1000)
     assert _total(chunked, "backward").fp32_flops == pytest.approx(_total(whole, "backward").fp32_flops)
     assert _total(chunked, "forward").calls > 3 * _total(whole, "forward").calls
 
 
-def test_inference_and_evaluation_have_the_operations_of_a_forward() -> None:
+def test_inference_and_evaluation_have_the_flops_of_a_forward_pass() -> None:
     forward = 2 * (sum(a * b for a, b in zip(settings.LAYERS, settings.LAYERS[1:], strict=False)) + 128)
     inference = count_inference(_SHAPE, 4096, "fp32")
     assert _total(inference, "forward").fp32_flops == forward
     assert _total(inference, "gather").bytes == 4 * 8 + 2 * 4 * 2 * (_WIDTH + settings.FACTORS)
     assert _total(count_inference(_SHAPE, 4096, "amp"), "forward").half_flops == forward
     evaluation = count_evaluation(_SHAPE)
-    # The items are projected already, and a user once for the 101 items of the series.
+    # Items are already projected, and each user is projected once for the 101 items of the series.
     later = sum(a * b for a, b in zip(settings.LAYERS[1:], settings.LAYERS[2:], strict=False))
     per_sample = later + settings.LAYERS[-1] + _WIDTH * settings.LAYERS[1] / 101
     assert _total(evaluation, "evaluation").fp32_flops == pytest.approx(2 * per_sample)
     assert evaluation.host_bytes == 8
 
 
-def test_batches_stream_rows_once_and_are_counted_by_sample() -> None:
+def test_batches_stream_rows_once_and_are_counted_per_sample() -> None:
     counted = count_batches(_SHAPE)
     assert counted.host_bytes == 12 / _GROUP  # user, item and label of a positive
     assert counted.stages.keys() == {"loader", "negative sampling"}
     assert all(_total(counted, stage).bytes > 0 for stage in counted.stages)
     assert "sort" in counted.stages["negative sampling"]  # array code, not the compiled loop of a CPU
     plain = count_plain_batches(_SHAPE).stages["negative sampling"]
-    # All samples in one order: two int64 ids and a label, each by a gather.
+    # One permutation of all samples: two int64 ids and a label, each by a gather.
     assert plain["index"].bytes == 3 * 8 + 2 * (32 + 8) + 32 + 4
 
 
-def test_preprocessing_is_counted_by_interaction() -> None:
+def test_preprocessing_is_counted_per_interaction() -> None:
     log = small_log(_SHAPE)
     assert len(log) < KERNEL_ROWS
     assert not log.duplicated(["user", "item"]).any()
     users = log["user"].nunique()
     counted = count_preprocessing(_SHAPE)
     assert counted.unit == "interaction"
-    rows_out = len(log) + 100 * users  # all but one of a user to train, 101 to test
+    rows_out = len(log) + 100 * users  # per user, all but one to train, 101 to test
     assert counted.host_bytes == pytest.approx((12 * len(log) + 13 * rows_out) / len(log))
     assert {"argsort", "take"} <= counted.stages["preprocessing"].keys()
 
@@ -311,7 +311,7 @@ _STAGES = {
     ("precision", "serial_ns", "fused_ns", "overlapped_ns", "busiest"),
     [("fp32", 9.0, 7.0, 7.0, "memory"), ("tf32", 7.5, 5.5, 7.0, "memory")],
 )
-def test_operators_follow_each_other_and_resources_overlap(
+def test_serial_fused_and_overlapped_bounds_match_times_by_hand(
     precision: str, serial_ns: float, fused_ns: float, overlapped_ns: float, busiest: str
 ) -> None:
     found = bound(_STAGES, Streams(), _MACHINE, precision)
@@ -322,7 +322,7 @@ def test_operators_follow_each_other_and_resources_overlap(
     assert found["stages_ns"]["gather"] == pytest.approx(4.0)
 
 
-def test_links_count_and_devices_multiply() -> None:
+def test_link_traffic_counts_and_throughput_scales_with_devices() -> None:
     found = bound(_STAGES, Streams(host_bytes=10, exchanged_bytes=400), _MACHINE, "fp32", devices=8)
     assert (found["stages_ns"]["host link"], found["stages_ns"]["exchange"]) == (pytest.approx(1), pytest.approx(20))
     assert found["busiest"] == "exchange"
@@ -336,12 +336,12 @@ def test_half_precision_and_random_numbers_have_their_own_rates() -> None:
     assert MACHINES["A100"].arithmetic_s(Cost(1, draws=5), "amp") == 0
 
 
-def test_a_ring_sends_all_but_its_own_part_twice() -> None:
+def test_a_ring_all_reduce_sends_all_but_one_share_twice() -> None:
     assert all_reduce_bytes(800.0, 1) == 0
     assert all_reduce_bytes(800.0, 8) == 2 * 700
 
 
-def test_a_prediction_takes_each_stage_at_its_rate() -> None:
+def test_a_prediction_uses_the_rate_of_each_stage() -> None:
     rates = {
         "fp32_gflop_per_s": 1000.0,
         "bf16_gflop_per_s": 1000.0,
@@ -354,23 +354,23 @@ def test_a_prediction_takes_each_stage_at_its_rate() -> None:
     assert predict(Counted(_STAGES), rates, "new_gb_per_s") == pytest.approx(1 / (10e-9 + 20e-9 + 8e-9))
 
 
-def test_exchange_of_tables_by_hand() -> None:
+def test_table_exchange_matches_bytes_by_hand() -> None:
     row, layers = 4 * (_WIDTH + settings.FACTORS), 4 * (65_792 + 32_896 + 8_256 + 129)
-    # A step of 4 devices, 1,000 samples each: rows of 200 users and, of the 500 items, all.
+    # A step on 4 devices with 1,000 samples each: rows of 200 users and of all 500 items.
     found = scaling(1_000_000, 500, 4000, 4)
     everything = 1_000_500 * row + layers
     assert found["state_gb"] == pytest.approx(4 * everything / 1e9)
     assert found["dense_bytes"] == pytest.approx(2 * everything * 3 / 4 / 1000)
-    # Users' rows from three others; of the items, adding up all is less than three times all of them.
+    # User rows come from three other devices; for items, a dense all-reduce is less than three times all rows.
     items, users = 2 * 500 * row * 3 / 4, 3 * 200 * (row + 4)
     assert found["rows_bytes"] == pytest.approx((2 * layers * 3 / 4 + items + users) / 1000)
-    # Three quarters of the rows come from other devices, and their gradients from as many; an id asks for each.
+    # Three quarters of the rows come from other devices, and as many gradients; each row is requested by an id.
     assert found["sharded_bytes"] == pytest.approx((2 * layers + 700 * (2 * row + 4)) * 3 / 4 / 1000)
     assert found["adam_bytes"] == pytest.approx(7 * everything / 1000)
     assert found["adam_sharded_bytes"] == pytest.approx(7 * (layers + 1_000_500 * row / 4) / 1000)
 
 
-def test_the_scaled_network_is_the_one_that_is_counted() -> None:
+def test_the_scaled_network_is_the_counted_one() -> None:
     found = scaling(_SHAPE.users, _SHAPE.items, 8000, 8)
     assert found["state_gb"] == 16 * parameters(_SHAPE) / 1e9
 
@@ -399,7 +399,7 @@ def test_as_a_process(tmp_path: Path) -> None:
         ratio = checked["predicted_samples_per_s"] / checked["measured_samples_per_s"]
         assert checked["predicted_over_measured"] == pytest.approx(ratio)
         assert ratio > 0
-    # The picture comes from the JSON alone.
+    # The plot needs only the JSON.
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
     picture.unlink()
@@ -416,14 +416,14 @@ def _args(*argv: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("argv", "said"), [(["--batch_sizes", "65536", "100"], "8,000 or more"), (["--shape", "20m"], "ml-20m")]
 )
-def test_wrong_settings_are_told_before_anything_is_written(tmp_path: Path, argv: list[str], said: str) -> None:
+def test_invalid_settings_are_reported_before_anything_is_written(tmp_path: Path, argv: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         cost_model.main(_args(*argv, "--output", str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"bounds": []}'])
-def test_only_a_result_is_drawn(tmp_path: Path, content: str) -> None:
+def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
         cost_model.main(_args("--draw", str(tmp_path / "x.json")))

@@ -1,4 +1,4 @@
-"""The demo's commands are ones the programs take; its table says what the run said."""
+"""The demo's commands are valid, and its table shows the run's metrics."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_failing_stage_ends_the_demo_with_its_status(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--fast"]])
-def test_unknown_measurements_are_refused(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_unknown_benchmarks_are_rejected(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
     with pytest.raises(SystemExit) as done:
         benchmark.__main__.main()

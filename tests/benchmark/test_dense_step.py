@@ -1,4 +1,4 @@
-"""The step that multiplies every sample's pair is the same mathematics as the one that it is compared with."""
+"""The dense first layer is mathematically equivalent to the factorised one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from model.torch_step import TorchStep
 
 @pytest.mark.parametrize("group", [1, 5])
 @pytest.mark.parametrize("chunk", [None, 20])
-def test_loss_and_gradients_are_those_of_the_factorised_step(group: int, chunk: int | None) -> None:
+def test_loss_and_gradients_match_the_factorised_step(group: int, chunk: int | None) -> None:
     torch.manual_seed(1)
     network = NeuMF(NeuMFConfig(n_users=30, n_items=40, factors=4, layers=(16, 8, 4), dropout=0.5))
     users = torch.randint(0, 30, (60 // group,)).repeat_interleave(group)
@@ -22,7 +22,7 @@ def test_loss_and_gradients_are_those_of_the_factorised_step(group: int, chunk: 
     for kind in (TorchStep, DenseFirstLayer):
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        torch.manual_seed(2)  # the same units are dropped
+        torch.manual_seed(2)  # so that the same units are dropped
         loss = kind(network, chunk).gradients(batch, 1.0 / 60)
         found.append([loss, *(parameter.grad for parameter in network.parameters())])
     for ours, theirs in zip(*found, strict=True):

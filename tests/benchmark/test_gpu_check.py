@@ -1,4 +1,4 @@
-"""The GPU check without a GPU: how checks end, what is concluded, and a rehearsal on the CPU for real."""
+"""The GPU check without a GPU: how checks end, how results are compared, and a real rehearsal on the CPU."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def report_of(folder: Path) -> dict[str, Any]:
 
 # --- How checks end ---------------------------------------------------------------------------------------------
 
-# In place of Python: does what the check's name says.
+# Stands in for Python: does what the check's name says.
 CHECK_PROGRAM = f"""#!{sys.executable}
 import json, os, pathlib, subprocess, sys, time
 name, result = sys.argv[3], pathlib.Path(sys.argv[sys.argv.index("--result") + 1])
@@ -75,7 +75,7 @@ ENDS = ("crash", "hang", "error", "silent", "unfit", "wrong", "fine")
 
 @pytest.fixture
 def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks that end in all ways there are."""
+    """Checks that end in every possible way."""
     program = tmp_path / "python"
     program.write_text(CHECK_PROGRAM)
     program.chmod(0o755)
@@ -86,7 +86,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("pretended")
-def test_a_check_that_ends_badly_costs_no_more_than_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_check_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "new" / "report"
     with pytest.raises(SystemExit) as ended:
         gpu_check.main(arguments("--device", "cpu", "--output", str(output)))
@@ -97,16 +97,16 @@ def test_a_check_that_ends_badly_costs_no_more_than_itself(tmp_path: Path, capsy
         "unfit": "not run",
         "fine": "passed",
     }
-    assert checks["crash"]["reason"].startswith("it was ended by signal SIGABRT\nlast words of crash")
+    assert checks["crash"]["reason"].startswith("it was killed by signal SIGABRT\nlast words of crash")
     assert checks["hang"]["reason"].startswith("it took longer than 2 s")
     assert "error: no such thing" in checks["error"]["reason"]
-    assert checks["silent"]["reason"].startswith("it told no result")
+    assert checks["silent"]["reason"].startswith("it reported no result")
     assert checks["unfit"]["reason"] == "there is one GPU"
     assert 2.0 <= checks["hang"]["seconds"] < 60.0
     child = int((output / "child").read_text())
     until = time.monotonic() + 20
     while psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until, "what a check had started goes on"
+        assert time.monotonic() < until, "a child process of a check is still running"
     page = (output / "report.html").read_text()
     assert "a &lt;b&gt;" in page
     assert "a <b>" not in page
@@ -119,7 +119,7 @@ def test_a_check_that_ends_badly_costs_no_more_than_itself(tmp_path: Path, capsy
 
 
 @pytest.mark.usefixtures("pretended")
-def test_parts_that_were_not_asked_for_say_so(tmp_path: Path) -> None:
+def test_checks_that_were_not_asked_for_say_so(tmp_path: Path) -> None:
     gpu_check.main(arguments("--device", "cpu", "--only", "fine", "unfit", "--output", str(tmp_path / "report")))
     report = report_of(tmp_path / "report")
     assert report["checks"]["crash"] == {"what": "ends in crash", "status": "not run", "reason": "not asked for"}
@@ -128,7 +128,7 @@ def test_parts_that_were_not_asked_for_say_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("pretended")
-def test_only_a_report_is_replaced(tmp_path: Path) -> None:
+def test_only_a_report_is_overwritten(tmp_path: Path) -> None:
     flags = ("--device", "cpu", "--only", "fine", "--output")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
@@ -152,10 +152,10 @@ def test_without_a_gpu_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-# --- What is concluded ------------------------------------------------------------------------------------------
+# --- Comparisons and results ------------------------------------------------------------------------------------
 
 
-def test_arrays_are_equal_in_values_shape_and_type() -> None:
+def test_arrays_must_match_in_values_shape_and_dtype() -> None:
     found = Findings()
     three = np.arange(3)
     for other in (three, np.array([0, 2, 2]), three.astype(np.int32), np.arange(4)):
@@ -164,7 +164,7 @@ def test_arrays_are_equal_in_values_shape_and_type() -> None:
     assert found.comparisons[1].what == "x: 1 differ"
 
 
-def test_numbers_are_close_to_within_the_tolerance() -> None:
+def test_numbers_must_match_to_within_the_tolerance() -> None:
     nan = float("nan")
     found = Findings()
     for value in (101.0, 99.0, 101.1, nan):
@@ -190,7 +190,7 @@ def settings_for(folder: Path, **more: Any) -> Settings:
     return Settings(**{"device": "cpu", "rehearsal": True, "scale": SMALL, **places, **more})
 
 
-def test_what_needs_a_gpu_is_left_out_of_a_rehearsal_alone(tmp_path: Path) -> None:
+def test_only_a_rehearsal_leaves_out_variants_that_need_a_gpu(tmp_path: Path) -> None:
     names = ["fp32", "tf32", "amp, with CUDA graphs"]
     here, there = Findings(), Findings()
     settings = settings_for(tmp_path)
@@ -203,7 +203,7 @@ def test_what_needs_a_gpu_is_left_out_of_a_rehearsal_alone(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("rehearsal", "scale", "known"), [(False, FULL, 22.6e6), (False, SMALL, None), (True, FULL, None)]
 )
-def test_published_figures_stand_beside_equal_work_alone(
+def test_published_figures_appear_only_beside_the_same_workload(
     tmp_path: Path, rehearsal: bool, scale: Any, known: float | None
 ) -> None:
     settings = settings_for(tmp_path, rehearsal=rehearsal, scale=scale)
@@ -212,7 +212,7 @@ def test_published_figures_stand_beside_equal_work_alone(
     assert bool(figure.published_of) == (known is not None)
 
 
-def test_a_check_tells_its_result_by_a_file(tmp_path: Path) -> None:
+def test_a_check_writes_its_result_to_a_file(tmp_path: Path) -> None:
     def wrong(settings: Settings, found: Findings) -> None:
         found.facts["device"] = settings.device
         found.curves["loss"] = [0.5, float("nan")]
@@ -236,14 +236,14 @@ def test_a_check_tells_its_result_by_a_file(tmp_path: Path) -> None:
     assert wrong_told["curves"] == {"loss": [0.5, None]}
     assert (unfit_told["status"], unfit_told["reason"]) == ("not run", "there is one GPU")
     assert broken_told["status"] == "failed"
-    assert broken_told["figures"][0]["value"] == 2.0  # what it had come to is kept
+    assert broken_told["figures"][0]["value"] == 2.0  # figures so far are kept
 
 
-def test_time_without_work_is_counted_once() -> None:
+def test_idle_time_counts_overlapping_events_once() -> None:
     def event(start: float, length: float, kind: str = "kernel") -> dict[str, Any]:
         return {"ts": str(start), "dur": length, "cat": kind}
 
-    # Busy 0 – 10 (two at once), 20 – 30 (one within the other), 30 – 40: 30 of 40.
+    # Busy 0 – 10 (two overlap), 20 – 30 (one nested), 30 – 40: 30 of 40.
     events = [event(0, 6), event(4, 6), event(20, 10), event(22, 3, "gpu_memcpy"), event(30, 10)]
     others = [event(10, 10, "cpu_op"), {"ts": 12, "cat": "kernel"}, {"ph": "M"}]
     kinds = ("kernel", "gpu_memcpy")
@@ -253,7 +253,7 @@ def test_time_without_work_is_counted_once() -> None:
         idle_share({"traceEvents": others[:1]}, kinds)
 
 
-def test_a_report_of_nothing_yet_is_a_page(tmp_path: Path) -> None:
+def test_a_report_without_results_is_a_page(tmp_path: Path) -> None:
     machine = {"commit": None, "cpu": "x", "cores": 2, "python": "3.11"}
     checks = {"steps": {"what": "losses", "status": "not run", "reason": "not reached"}}
     write_report(tmp_path, {"machine": machine, "command": "c", "rehearsal": False, "small": True, "checks": checks})
@@ -302,7 +302,7 @@ def test_prepared_folders_are_compared_file_by_file(tmp_path: Path, monkeypatch:
     ]
 
 
-def test_whole_trainings_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_training_runs_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[tuple[str, ...]] = []
 
     def trained(*argv: str | Path) -> None:
@@ -372,5 +372,5 @@ def test_a_rehearsal_needs_neither_a_gpu_nor_merlin(tmp_path: Path) -> None:
     figures = checks["throughput"]["figures"] + checks["trace"]["figures"]
     assert all(each["value"] >= 0 and each["published"] is None for each in figures)
     page = (output / "report.html").read_text()
-    assert "none of these figures is one of a GPU" in page
+    assert "none of these figures was measured on one" in page
     assert "--small" in page

@@ -1,4 +1,4 @@
-"""The inference benchmark: its figures, what it refuses, and once for real."""
+"""The inference benchmark: its figures, invalid flags, and one real run."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def _args(*argv: str) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def test_the_default_sizes_are_the_references() -> None:
+def test_the_default_batch_sizes_are_the_references() -> None:
     args = _args()
     sizes = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
     assert inference._num_batches(args.batch_sizes, args.num_batches, None) == dict.fromkeys(sizes, 200)
 
 
-def test_large_sizes_may_have_fewer_batches() -> None:
+def test_large_batch_sizes_may_have_fewer_batches() -> None:
     assert inference._num_batches("1,100,1000", 20, 1000) == {1: 20, 100: 10, 1000: 3}
     assert inference._num_batches("1000", 2, 10) == {1000: 2}
 
 
-def test_figures_have_the_references_keys() -> None:
+def test_figures_use_the_references_keys() -> None:
     found = inference._figures(8, [0.1] * 9 + [1.1])
     keys = {f"batch_8_{name}_latency" for name in ("mean", "p50", "p90", "p95", "p99")}
     assert found.keys() == keys | {"batch_8_mean_throughput"}
@@ -61,13 +61,13 @@ def test_figures_have_the_references_keys() -> None:
         (("--run", "missing"), "no trained run"),
     ],
 )
-def test_wrong_flags_are_named(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_invalid_flags_are_named(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
         inference.main(_args(*_TINY, "--output", str(tmp_path / "out"), *flags))
     assert not (tmp_path / "out").exists()
 
 
-def test_engines_score_alike() -> None:
+def test_engines_give_the_same_scores() -> None:
     model = NeuMF(NeuMFConfig(n_users=50, n_items=40, factors=4, layers=(8, 4))).eval()
     users, items = torch.randint(50, (99,)), torch.randint(40, (99,))
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_engines_score_alike() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_run_writes_figures_and_a_picture_that_can_be_drawn_again(tmp_path: Path) -> None:
+def test_a_run_writes_figures_and_a_plot_that_can_be_redrawn(tmp_path: Path) -> None:
     save_reference(tmp_path, NeuMF(NeuMFConfig(n_users=50, n_items=40, factors=4, layers=(8, 4))))
     flags = [*_TINY, "--load_checkpoint_path", str(tmp_path / "model.pth"), "--output", str(tmp_path / "out")]
     few = ["--batch_sizes", "1,64", "--num_batches", "3", "--engines", "eager", "onnx", "projections"]

@@ -1,4 +1,4 @@
-"""The head of a result names the machine, and is JSON."""
+"""The description of the machine is accurate and valid JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from benchmark.machine import describe_machine
 
 
-def test_the_facts_are_those_of_this_process() -> None:
+def test_the_description_matches_this_process() -> None:
     facts = json.loads(json.dumps(describe_machine()))
     assert facts["cores"] >= 1
     assert facts["cpu"]

@@ -1,4 +1,4 @@
-"""A measured command is watched with its children: memory that lives in a grandchild counts."""
+"""A command is measured with all its descendants: the memory of a grandchild counts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmark.measure import measure
 from workflows.errors import UserError
 
 _MIB = 1 << 20
-# Half a second's work over the memory, so that it is seen while it is there.
+# Works on the memory for half a second, so that it is sampled while allocated.
 _ALLOCATE = """
 import hashlib, time
 memory = bytearray(b"1") * (100 << 20)
@@ -27,7 +27,7 @@ _IN_A_CHILD = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {_
 
 
 @pytest.mark.parametrize("program", [_ALLOCATE, _IN_A_CHILD])
-def test_memory_time_and_output_of_the_whole_tree(program: str) -> None:
+def test_memory_time_and_output_cover_the_whole_process_tree(program: str) -> None:
     usage = measure([sys.executable, "-c", program])
     assert 100 * _MIB < usage.peak_rss_bytes < 200 * _MIB
     assert 100 * _MIB < usage.peak_pss_bytes <= usage.peak_rss_bytes
@@ -36,7 +36,7 @@ def test_memory_time_and_output_of_the_whole_tree(program: str) -> None:
     assert usage.output == "done\n"
 
 
-def test_without_a_pss_the_rss_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pss_the_rss_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: psutil.Process) -> Any:
         raise psutil.AccessDenied(self.pid)
 

@@ -1,4 +1,4 @@
-"""The pipeline benchmark: what it runs and in which order, what it concludes, and once for real."""
+"""The pipeline benchmark: the order of its runs, its conclusions, and one real run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _args(*argv: str) -> argparse.Namespace:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """What was started. Nothing runs: ours takes 1, 9, 2 s in turn, the baseline ten times as long."""
+    """Commands started. Nothing runs: ours takes 1, 9, 2 s in turn, the baseline ten times as long."""
     started: list[list[str]] = []
     seconds = {1: 1.0, 2: 9.0, 0: 2.0}
 
@@ -47,7 +47,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return started
 
 
-def test_the_processes_take_turns_and_medians_count(commands: list[list[str]], tmp_path: Path) -> None:
+def test_processes_take_turns_and_medians_are_reported(commands: list[list[str]], tmp_path: Path) -> None:
     pipeline.main(_args("--rows", "30x40x300", "--repeats", "3", "--output", str(tmp_path), "--memory-limit", "1GiB"))
     assert [command[2] for command in commands[:7]] == [
         *["preprocessing", "benchmark.baseline_pipeline"] * 3,
@@ -73,7 +73,7 @@ def test_the_processes_take_turns_and_medians_count(commands: list[list[str]], t
     assert result["shape"] == {"users": 30, "items": 40, "rows": 300}
 
 
-def test_growth_is_the_cost_of_a_further_row(
+def test_growth_is_the_marginal_cost_per_row(
     commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def measure(command: list[str], _: Path) -> Usage:
@@ -113,7 +113,7 @@ def test_generated_logs_are_kept_in_the_cache(
         (["--rows", "30x40x300", "--growth"], "40 to"),  # a tenth of these rows cannot hold all items
     ],
 )
-def test_wrong_settings_are_told_before_anything_runs(
+def test_invalid_settings_are_reported_before_anything_runs(
     commands: list[list[str]], tmp_path: Path, argv: list[str], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -123,7 +123,7 @@ def test_wrong_settings_are_told_before_anything_runs(
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"cases": []}'])
-def test_only_a_result_is_drawn(tmp_path: Path, content: str) -> None:
+def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
         pipeline.main(_args("--draw", str(tmp_path / "x.json")))
@@ -145,7 +145,7 @@ def test_as_a_process(tmp_path: Path) -> None:
             assert case[name]["peak_pss_bytes"] > 20 << 20
             assert case[name]["stages_s"]
     assert not list((tmp_path / "cache").glob("work-*"))
-    # The picture comes from the JSON alone.
+    # The plot needs only the JSON.
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
     assert drawn.startswith(_PNG)
@@ -155,7 +155,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert picture.read_bytes() == drawn
 
 
-def test_growth_is_drawn_below(tmp_path: Path) -> None:
+def test_growth_is_drawn_below_the_bars(tmp_path: Path) -> None:
     measured = {"wall_s": 1.0, "peak_pss_bytes": 1 << 28}
     case = {"name": "sorted", "ours": measured, "baseline": measured, "baseline_over_ours": dict.fromkeys(measured, 1)}
     result: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The plain training is the same mathematics as the product's network, and an epoch is what the reference makes it."""
+"""Plain training is mathematically equivalent to the product's network, and its epochs match the reference's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _samples(n: int = 200) -> Samples:
     return Samples(torch.randint(0, 30, (n,)), torch.randint(0, 40, (n,)), torch.randint(0, 2, (n,)).float())
 
 
-def test_loss_and_gradients_are_those_of_the_products_network() -> None:
+def test_loss_and_gradients_match_the_products_network() -> None:
     torch.manual_seed(1)
     plain = PlainNeuMF(30, 40, factors=4, layers=(16, 8, 4), dropout=0.0)
     ours = NeuMF(NeuMFConfig(n_users=30, n_items=40, factors=4, layers=(16, 8, 4), dropout=0.0))
@@ -42,7 +42,7 @@ def test_loss_and_gradients_are_those_of_the_products_network() -> None:
         torch.testing.assert_close(parameter.grad, wanted[_NAMES[name]].grad)
 
 
-def test_pieces_add_up_to_the_gradient_of_the_batch() -> None:
+def test_accumulated_pieces_give_the_gradient_of_the_batch() -> None:
     torch.manual_seed(2)
     batch = _samples()
     network = PlainNeuMF(30, 40, factors=4, layers=(16, 8), dropout=0.0)
@@ -55,7 +55,7 @@ def test_pieces_add_up_to_the_gradient_of_the_batch() -> None:
         torch.testing.assert_close(parameter.grad, expected)
 
 
-def test_dropout_leaves_out_half_and_a_step_moves_the_weights() -> None:
+def test_dropout_is_one_half_and_a_step_changes_all_weights() -> None:
     torch.manual_seed(3)
     network = PlainNeuMF(30, 40)
     assert [layer.p for layer in network.hidden if isinstance(layer, nn.Dropout)] == [0.5] * 3
@@ -64,7 +64,7 @@ def test_dropout_leaves_out_half_and_a_step_moves_the_weights() -> None:
     assert all(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
-def test_an_epoch_has_each_positive_once_and_its_user_four_times_more() -> None:
+def test_an_epoch_has_each_positive_once_with_four_negatives() -> None:
     torch.manual_seed(4)
     users, items = torch.arange(1000) // 10, torch.arange(1000)
     epoch = prepare_epoch(users, items, 1000, 4)

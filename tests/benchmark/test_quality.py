@@ -1,4 +1,4 @@
-"""The benchmark of quality: closed forms against brute force, ranks and errors, and once for real."""
+"""The quality benchmark: closed forms against brute force, ranks and standard errors, and one real run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ USERS, ITEMS, NEGATIVES = 24, 40, 12
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Users of two kinds who go through the items of their kind in order; the next one is held out."""
+    """Two kinds of users, each consuming the items of their kind in order; the next item is held out."""
     data = tmp_path / "data"
     data.mkdir()
     rng = np.random.default_rng(0)
@@ -83,7 +83,7 @@ def test_item_weights_are_ridge_regressions_on_all_other_items() -> None:
         assert found[item, item] == 0.0
 
 
-def test_alternating_least_squares_comes_to_where_the_loss_has_no_slope() -> None:
+def test_alternating_least_squares_converges_to_zero_gradient() -> None:
     weights, l2, unobserved = histories(), 0.05, 0.3
     users, items = (torch.tensor(each, requires_grad=True) for each in ials(weights, 3, l2, unobserved, 3000, seed=1))
     w = torch.from_numpy(weights)
@@ -98,7 +98,7 @@ def test_alternating_least_squares_comes_to_where_the_loss_has_no_slope() -> Non
         assert float(each.grad.abs().max()) < 1e-5
 
 
-def test_settings_are_climbed_to_the_best_around() -> None:
+def test_hill_climbing_finds_the_best_settings() -> None:
     def quality(settings: dict[str, float]) -> float:
         return -abs(math.log(settings["l2"] / 8.0)) - abs(math.log(settings["factors"] / 16.0))
 
@@ -106,12 +106,12 @@ def test_settings_are_climbed_to_the_best_around() -> None:
     assert best == {"l2": pytest.approx(8.0), "factors": 16.0, "recency": 0.5}
 
 
-def test_more_and_more_factors_are_not_tried_for_ever() -> None:
+def test_hill_climbing_stops_at_the_largest_number_of_factors() -> None:
     best = climbed({"l2": 1.0, "factors": 64.0}, lambda settings: settings["factors"] - abs(settings["l2"] - 1.0))
     assert best == {"l2": 1.0, "factors": 256.0}
 
 
-def test_errors_are_of_users_and_of_seeds() -> None:
+def test_standard_errors_cover_users_and_seeds() -> None:
     hits = np.array([[0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]])
     by_user, seeds = np.array([0.0, 1.0, 1.0, 0.5]), np.std([0.75, 0.5], ddof=1)
     found = estimate(hits)
@@ -119,12 +119,12 @@ def test_errors_are_of_users_and_of_seeds() -> None:
     assert found.standard_error == pytest.approx(math.sqrt(by_user.var(ddof=1) / 4 + seeds**2 / 2))
     assert spread(hits) == pytest.approx(seeds)
     assert spread(hits[:1]) == 0.0
-    # Users are alike to both models: a constant difference is sure.
+    # Users are paired between models: a constant difference has no error.
     assert difference(hits[:1] + 0.25, hits[:1]).standard_error == 0.0
     assert difference(hits, hits[:1]).mean == pytest.approx(-0.125)
 
 
-def test_ranks_and_histories_are_those_of_a_plain_count(folder: Path) -> None:
+def test_ranks_and_histories_match_a_plain_count(folder: Path) -> None:
     data = Data.of(folder)
     scores = torch.randint(0, 12, (USERS, ITEMS), generator=torch.Generator().manual_seed(0)).float()  # with ties
     ranks = data.ranks(lambda users: scores[users])
@@ -142,7 +142,7 @@ def test_ranks_and_histories_are_those_of_a_plain_count(folder: Path) -> None:
         means = RankMeans.of(np.bincount(found).tolist(), 10)
         assert metrics[f"{way} hr@10"].mean() == pytest.approx(means.hit_rate)
         assert metrics[f"{way} ndcg@10"].mean() == pytest.approx(means.ndcg)
-    # Without its last item each user has seven; those weigh 1, 1/2 … 1/7 from the last one back, 7 together.
+    # Without the last item each user has seven, weighted 1, 1/2 … 1/7 from the last one back, normalised to a sum of 7.
     held_out = data.held_out(1)
     assert held_out.tolist() == train.groupby("user").item.last().tolist()
     weights = data.histories(1.0, held_out)
@@ -152,11 +152,11 @@ def test_ranks_and_histories_are_those_of_a_plain_count(folder: Path) -> None:
     assert (weights > 0).sum() == 7 * USERS
 
 
-def test_parts_are_left_out_of_the_sum_of_members() -> None:
+def test_parts_can_be_left_out_of_the_sum_of_members() -> None:
     counts, g = torch.tensor([3, 0, 7, 1, 2]), torch.Generator().manual_seed(0)
     popularity = (counts + 1.0).log()
     users, items = torch.randn(4, 6, generator=g), torch.randn(5, 6, generator=g)
-    users[:, 5] = 1.0  # the second member is the first that was trained: it ends in its items' bias
+    users[:, 5] = 1.0  # the second member is the first trained one: its last column is the item bias
     members = [{"kind": "item-item", "width": 4, "weight": 0.5}, {"kind": "softmax", "width": 2, "weight": 3.0}]
     recipe = {"members": members, "by_popularity": -0.7}
     for part, weights in (("popularity", (0.5, 3.0)), ("weights", (1.0, 1.0))):
@@ -169,7 +169,7 @@ def test_parts_are_left_out_of_the_sum_of_members() -> None:
         torch.testing.assert_close(users @ network.mf_item_embed.weight.detach().T, expected)
 
 
-def test_every_run_of_train_is_a_valid_command() -> None:
+def test_every_training_run_is_a_valid_command() -> None:
     for row in ROWS.values():
         if row.kind != "baseline":
             flags = row.program[1 + row.program.index("train.py") if "train.py" in row.program else 2 :]
@@ -191,7 +191,7 @@ def test_as_a_process(folder: Path, tmp_path: Path) -> None:
     assert list(rows) == names
     assert result["best_baseline"] == "ease-recency"
     assert result["data"] == {"users": USERS, "negatives": NEGATIVES}
-    # The same ranks as train.py's own, and two rows of one run.
+    # Ranks match train.py's own, and two rows share one run.
     recipe, metrics = rows["recipe"], json.loads((runs / "recipe-1" / "metrics.json").read_text())
     for name in METRICS:
         assert recipe["metrics"][f"sampled {name}"]["mean"] == pytest.approx(metrics[name])
@@ -201,7 +201,7 @@ def test_as_a_process(folder: Path, tmp_path: Path) -> None:
     assert rows["no-weights"]["metrics"]["full hr@10"]["over"].keys() == {"ease-recency", "recipe"}
     tried = json.loads((runs / "no-recency-1" / "config.json").read_text())["recipe"]["members"]
     assert {member["recency"] for member in tried} == {0.0}
-    # What is there is not run again, and the picture comes from the JSON alone.
+    # Existing runs are reused, and the plot needs only the JSON.
     written = (runs / "recipe-1.json").stat().st_mtime_ns
     quality.main(parsed(*argv[:-4], "recipe"))
     assert (runs / "recipe-1.json").stat().st_mtime_ns == written
@@ -212,13 +212,13 @@ def test_as_a_process(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seeds", [["1", "1"], ["-1"]])
-def test_wrong_seeds_are_told_before_anything_runs(folder: Path, tmp_path: Path, seeds: list[str]) -> None:
+def test_invalid_seeds_are_reported_before_anything_runs(folder: Path, tmp_path: Path, seeds: list[str]) -> None:
     with pytest.raises(UserError, match="--seeds"):
         quality.main(parsed("--data", folder, "--output", tmp_path / "out", "--seeds", *seeds))
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_without_series_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_without_test_series_is_rejected(folder: Path, tmp_path: Path) -> None:
     spec = yaml.safe_load((folder / "feature_spec.yaml").read_text())
     del spec["source_spec"]["test"]
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))

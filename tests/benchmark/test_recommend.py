@@ -1,4 +1,4 @@
-"""The benchmark of recommendations: both ways on a small run, as processes."""
+"""The recommendation benchmark: both variants on a small run, as processes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def parsed(*flags: object) -> argparse.Namespace:
     return parser.parse_args([str(flag) for flag in flags])
 
 
-def test_both_ways_are_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_both_variants_are_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "results" / "recommend.json"
     flags = ["--run", run, "--all", "--plain-users", 7, "--repeats", 1, "--threads", 1, "--output", target]
     recommend.main(parsed(*flags))
@@ -64,6 +64,6 @@ def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--users", "--plain-users", "--repeats", "--threads"])
-def test_counts_below_one_are_refused(run: Path, flag: str) -> None:
+def test_counts_below_one_are_rejected(run: Path, flag: str) -> None:
     with pytest.raises(UserError, match=flag):
         recommend.main(parsed("--run", run, flag, -1))

@@ -1,4 +1,4 @@
-"""The load of the service's benchmark, against a server that knows what it was asked."""
+"""The load of the serving benchmark, against a server that records its requests."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from benchmark import serve
 USERS = ["7", 'a "quote"', "back\\slash", "ü\n\u2028]]"]
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="no wrk here (Debian: apt-get install wrk)")
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed (Debian: apt-get install wrk)")
 @pytest.mark.parametrize("status", [200, 503])
-def test_all_users_are_asked_for_and_failures_counted(status: int) -> None:
+def test_all_users_are_requested_and_failures_counted(status: int) -> None:
     asked: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):

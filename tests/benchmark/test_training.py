@@ -1,4 +1,4 @@
-"""The training benchmark: what runs in which order, what is concluded, the counts, and once for real."""
+"""The training benchmark: the order of its runs, its conclusions, the counts, and one real run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _value(flags: tuple[str, ...], name: str) -> str:
 
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
-    """What was started. Nothing runs: `plain` has 100, 300, 200 samples/s in turn, the others ten times as many."""
+    """Commands started. Nothing runs: `plain` has 100, 300, 200 samples/s in turn, the others ten times as many."""
     found: list[tuple[str, ...]] = []
 
     def run(module: str, *flags: str) -> str:
@@ -68,13 +68,13 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     return found
 
 
-def test_the_processes_take_turns_and_medians_count(started: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_processes_take_turns_and_medians_are_reported(started: list[tuple[str, ...]], tmp_path: Path) -> None:
     argv = ["--shape", "30x40x300", "--batch_sizes", "100", "131072", "--repeats", "3", "--output", str(tmp_path)]
     training.main(_args(*argv, "--variants", "plain", "plain accumulated", "compiled"))
     runs = [(_value(each, "--variant"), _value(each, "--batch_size"), each[-2:]) for each in started[3:]]
     before = ["preprocessing", "benchmark.training_loader", "benchmark.training_limits"]
     assert [each[0] for each in started[:3]] == before
-    # Accumulating is for batches of more than one piece; without --steps a run has some seconds.
+    # Accumulation needs batches of more than one piece; without --steps a run is limited by --seconds.
     length = ("--seconds", "15.0")
     assert runs[:6] == [("plain", "100", length), ("compiled", "100", length)] * 3
     assert runs[6:] == [(name, "131072", length) for name in ("plain", "plain accumulated", "compiled")] * 3
@@ -100,7 +100,7 @@ def test_without_plain_there_is_no_ratio_and_the_cache_is_used(started: list[tup
     assert json.loads((tmp_path / "training.json").read_text())["results"][0]["over_plain"] is None
 
 
-def test_counts_of_a_network_small_enough_to_count_by_hand() -> None:
+def test_counts_of_a_tiny_network_match_counts_by_hand() -> None:
     counted = counts(10, 20, 2, (8, 4, 2), 3, 40, (0.25, 0.5), 0.5)
     # Layers 8·4 and 4·2, head 2 + 2; a multiplication and an addition each, three products each.
     assert counted["dense"]["flops"] == 6 * (32 + 8) + 6 * 4
@@ -127,7 +127,7 @@ def test_rates_are_measured() -> None:
     assert min(rates.values()) > 0
 
 
-def test_accumulating_needs_more_than_one_piece() -> None:
+def test_accumulation_needs_more_than_one_piece() -> None:
     assert [applies("plain accumulated", size) for size in (65_536, 65_537)] == [False, True]
     assert all(applies(name, 5) for name in VARIANTS if name != "plain accumulated")
 
@@ -142,7 +142,7 @@ def test_accumulating_needs_more_than_one_piece() -> None:
         (["--shape", "20m"], "ml-20m"),
     ],
 )
-def test_wrong_settings_are_told_before_anything_runs(
+def test_invalid_settings_are_reported_before_anything_runs(
     started: list[tuple[str, ...]], tmp_path: Path, argv: list[str], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
@@ -152,7 +152,7 @@ def test_wrong_settings_are_told_before_anything_runs(
 
 
 @pytest.mark.parametrize("content", ["no json", "[]", '{"results": []}'])
-def test_only_a_result_is_drawn(tmp_path: Path, content: str) -> None:
+def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
         training.main(_args("--draw", str(tmp_path / "x.json")))
@@ -170,7 +170,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert [each["variant"] for each in result["results"]] == names
     for each in result["results"]:
         (of_one,) = each["runs"]
-        assert of_one["samples"] == 2 * (4095 if each["variant"] == "compiled, in memory" else 4096)  # of groups
+        assert of_one["samples"] == 2 * (4095 if each["variant"] == "compiled, in memory" else 4096)  # whole groups
         timed_s = of_one["start_share_s"] + of_one["train_s"]
         assert of_one["samples_per_s"] == pytest.approx(of_one["samples"] / timed_s)
         assert each["stages_s"].keys() == _STAGES[each["variant"]] | {"gather", "optimizer", "loader wait"}
@@ -185,7 +185,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert loader["read"]["rows"] == loader["rows"]
     assert loader["negatives"]["negatives"] == 4 * loader["rows"]
     assert loader["merlin"]["samples"] == loader["memory"]["samples"] == samples
-    # The picture comes from the JSON alone.
+    # The plot needs only the JSON.
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
     assert drawn.startswith(_PNG)
@@ -195,7 +195,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert picture.read_bytes() == drawn
 
 
-def test_a_wrong_setting_ends_the_process_with_status_2() -> None:
+def test_an_invalid_setting_ends_the_process_with_status_2() -> None:
     command = [sys.executable, "-m", "benchmark", "training", "--repeats", "0"]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -1,6 +1,6 @@
-"""The images' files: what they pin is what the project pins, and what they name is there.
+"""The image files pin the project's versions, and the files they name exist.
 
-`make lint` checks their grammar (hadolint); docs/containers.md says what was built and run from them.
+`make lint` checks their syntax (hadolint); docs/containers.md records what was built and run from them.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def labels(name: str) -> dict[str, str]:
 
 
 def ignored_but() -> list[str]:
-    """What .dockerignore, which begins by leaving out everything, lets in."""
+    """The paths that .dockerignore lets in after excluding everything."""
     lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     return [line.removeprefix("!") for line in lines if line.startswith("!")]
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_versions_are_the_projects(name: str) -> None:
+def test_versions_match_the_project(name: str) -> None:
     text = (ROOT / "docker" / name).read_text()
     uv = re.search(r"^UV_VERSION := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert uv is not None
@@ -61,7 +61,7 @@ def test_versions_are_the_projects(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_images_are_pinned_and_told(name: str) -> None:
+def test_base_images_are_pinned_and_labelled(name: str) -> None:
     bases = [argument.split()[0] for argument in of(name, "FROM")]
     outside = {base for base in bases if ":" in base}
     assert len(outside) == 1
@@ -74,7 +74,7 @@ def test_images_are_pinned_and_told(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_the_user_is_not_root_and_owns_where_it_stands(name: str) -> None:
+def test_the_user_is_not_root_and_owns_the_working_directory(name: str) -> None:
     given = dict(part.split("=") for argument in of(name, "ARG") for part in shlex.split(argument) if "=" in part)
     assert of(name, "USER") == ["$USER_ID:$GROUP_ID"]
     assert int(given["USER_ID"]) > 0
@@ -84,14 +84,14 @@ def test_the_user_is_not_root_and_owns_where_it_stands(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)
-def test_what_is_installed_is_locked_and_in_the_image(name: str) -> None:
+def test_packages_are_locked_and_lock_files_are_in_the_image(name: str) -> None:
     inside = {path.split("/")[0] for path in ignored_but()}
     files = {file for run in of(name, "RUN") for file in re.findall(r"\b(?:requirements|docker)/[\w.-]+", run)}
     assert files >= {"requirements/merlin.txt", "requirements/sample.txt", "requirements/build.txt"}
     for file in files:
         assert (ROOT / file).is_file()
         assert file.split("/")[0] in inside
-    # Whatever else is installed has a version.
+    # Everything else installed has a version.
     for run in of(name, "RUN"):
         for command in re.split(r"&&|;", run):
             if " install " in command and "pip" in command and "-r " not in command:
@@ -99,7 +99,7 @@ def test_what_is_installed_is_locked_and_in_the_image(name: str) -> None:
 
 
 def locked(name: str) -> dict[str, str]:
-    """Version of each package of a lock file."""
+    """Version of each package in a lock file."""
     text = (ROOT / "requirements" / name).read_text()
     return dict(re.findall(r"^([\w.-]+)==(\S+)", text, re.MULTILINE))
 
@@ -112,7 +112,7 @@ def test_every_locked_package_has_hashes(name: str) -> None:
     assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
 
 
-def test_one_line_of_versions_for_cpu_gpu_and_builds() -> None:
+def test_cpu_gpu_and_build_lock_files_agree_on_versions() -> None:
     gpu, torch = locked("gpu.txt"), locked("torch-gpu.txt")
     assert locked("cpu.txt").items() <= gpu.items()
     assert {name: gpu[name] for name in gpu.keys() & torch.keys()} == {name: torch[name] for name in gpu.keys() & torch}
@@ -121,7 +121,7 @@ def test_one_line_of_versions_for_cpu_gpu_and_builds() -> None:
     assert f"torch=={torch['torch']}" in (ROOT / "requirements" / "torch.txt").read_text().splitlines()
 
 
-def test_the_gpu_image_keeps_its_torch() -> None:
+def test_the_gpu_image_keeps_its_own_torch() -> None:
     text = (ROOT / "docker" / "Dockerfile").read_text()
     assert "-r requirements/torch" not in text
     assert of("Dockerfile", "ENV")[0] == 'PIP_CONSTRAINT=""'
@@ -134,13 +134,13 @@ def test_the_gpu_image_keeps_its_torch() -> None:
     assert not {"torch", "triton", "sympy", "mpmath", "networkx"} & names
 
 
-def test_an_image_has_what_the_project_is_made_of() -> None:
+def test_an_image_has_everything_the_project_needs() -> None:
     inside = ignored_but()
     assert all((ROOT / path).exists() for path in inside)
     packages = re.search(r"^packages = (.+)$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert packages is not None
     assert {name.split(".")[0] for name in json.loads(packages[1])} <= set(inside)
-    # Its readme and licence are named in pyproject.toml, and so needed to install it.
+    # pyproject.toml names the readme and the licence, so installation needs them.
     assert {"README.md", "LICENSE", "train.py", "pyproject.toml", "docker", "configs", "requirements"} <= set(inside)
 
 
@@ -156,14 +156,14 @@ def flags_of(command: list[str]) -> list[str]:
     return [word for word in command if word.startswith("--")]
 
 
-def test_every_service_has_the_image_and_the_data(compose: dict[str, Any]) -> None:
+def test_every_service_uses_the_image_and_mounts_the_data(compose: dict[str, Any]) -> None:
     known = {"image", "build", "volumes", "command", "entrypoint", "healthcheck", "depends_on", "deploy"}
     assert set(compose) == {"name", "x-image", "services"}
     assert set(compose["services"]) == {"scheduler", "worker", "prepare"}
     for service in compose["services"].values():
-        assert set(service) <= known  # no published port among them
+        assert set(service) <= known  # so no port is published
         assert service["image"] == "neumf-pipeline:cpu"
-        assert service["volumes"] == ["${DATA:-../data}:/data"]  # log and output lie under the same paths for all
+        assert service["volumes"] == ["${DATA:-../data}:/data"]  # log and output have the same paths in all services
         build = service["build"]
         assert (ROOT / "docker" / build["context"]).resolve() == ROOT
         assert (ROOT / build["dockerfile"]).is_file()
@@ -175,7 +175,7 @@ def test_every_service_has_the_image_and_the_data(compose: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("name", ["scheduler", "worker"])
-def test_dask_knows_the_flags(compose: dict[str, Any], name: str) -> None:
+def test_dask_accepts_the_flags(compose: dict[str, Any], name: str) -> None:
     program, kind, *rest = compose["services"][name]["command"]
     assert (program, kind) == ("dask", name)
     command = [sys.executable, "-m", "dask", kind, "--help"]
@@ -183,7 +183,7 @@ def test_dask_knows_the_flags(compose: dict[str, Any], name: str) -> None:
     assert not [flag for flag in flags_of(rest) if not re.search(rf"{flag}\b", explained)]
 
 
-def test_the_flags_of_the_job_are_right(compose: dict[str, Any]) -> None:
+def test_the_flags_of_the_job_are_valid(compose: dict[str, Any]) -> None:
     prepare = compose["services"]["prepare"]
     assert prepare["entrypoint"][:3] == ["python", "-m", "preprocessing"]
     args = parse_args([*prepare["entrypoint"][3:], *prepare["command"]])
@@ -212,7 +212,7 @@ def free_ports(number: int) -> list[int]:
         return [listener.getsockname()[1] for listener in listeners]
 
 
-def test_the_scheduler_is_ready_once_a_worker_has_come(compose: dict[str, Any], tmp_path: Path) -> None:
+def test_the_scheduler_is_ready_once_a_worker_has_joined(compose: dict[str, Any], tmp_path: Path) -> None:
     port, web = free_ports(2)
     how, _, flag, code = compose["services"]["scheduler"]["healthcheck"]["test"]
     assert (how, flag) == ("CMD", "-c")

@@ -1,6 +1,6 @@
-"""The scripts of docker/, run with a stand-in for Python (md5sum, srun) where that says enough.
+"""The scripts in docker/, run with a stand-in for Python (md5sum, srun) if that is enough.
 
-tests/test_multinode.py runs those that join several machines.
+tests/test_multinode.py runs those for several machines.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run_script(
 
 @pytest.fixture
 def echo(tmp_path: Path) -> Path:
-    """A `python` that prints where it stands and its arguments, one a line."""
+    """A `python` that prints its working directory and its arguments, one per line."""
     path = tmp_path / "python"
     path.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
     path.chmod(0o755)
@@ -39,7 +39,7 @@ def echo(tmp_path: Path) -> Path:
 
 
 def arguments_of(done: subprocess.CompletedProcess[str], folder: Path) -> list[str]:
-    """The arguments Python got, where it was started in `folder`."""
+    """The arguments passed to Python, which must have run in `folder`."""
     stood, *arguments = done.stdout.splitlines()
     assert Path(stood) == folder
     return arguments
@@ -49,9 +49,9 @@ def arguments_of(done: subprocess.CompletedProcess[str], folder: Path) -> list[s
     "given",
     [[], ["--data", "/data/a folder"], ["-e", "3", "--amp"], ["--device_name", "x"], ["--log_path", "--gpus.json"]],
 )
-def test_training_is_on_eight_gpus_with_amp(echo: Path, tmp_path: Path, given: list[str]) -> None:
+def test_training_defaults_to_eight_gpus_with_amp(echo: Path, tmp_path: Path, given: list[str]) -> None:
     done = run_script("run_training.sh", *given, python=echo, cwd=tmp_path)
-    # Where the user stands, so that relative paths are the user's.
+    # It runs in the user's working directory, so that relative paths work.
     assert arguments_of(done, tmp_path) == [str(ROOT / "train.py"), "--amp", "--gpus", "8", *given]
 
 
@@ -65,12 +65,12 @@ def test_training_is_on_eight_gpus_with_amp(echo: Path, tmp_path: Path, given: l
         ["--gpus", "1", "--device", "cuda"],
     ],
 )
-def test_a_device_of_ones_own_takes_the_place(echo: Path, tmp_path: Path, given: list[str]) -> None:
+def test_an_explicit_device_replaces_the_default(echo: Path, tmp_path: Path, given: list[str]) -> None:
     done = run_script("run_training.sh", *given, python=echo, cwd=tmp_path)
     assert arguments_of(done, tmp_path) == [str(ROOT / "train.py"), "--amp", *given]
 
 
-def test_the_defaults_of_preparing_are_the_references(echo: Path, tmp_path: Path) -> None:
+def test_the_defaults_of_preparation_are_the_references(echo: Path, tmp_path: Path) -> None:
     done = run_script("prepare_dataset.sh", python=echo, cwd=tmp_path)
     expected = ["-m", "preprocessing", "--input", "/data/ml-20m", "--output", "/data/cache/ml-20m"]
     assert arguments_of(done, tmp_path) == expected
@@ -80,7 +80,7 @@ def test_the_defaults_of_preparing_are_the_references(echo: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("place", ["raw/ml-20m.zip", "raw.zip"])
-def test_a_zip_is_taken_where_nothing_is_unpacked(echo: Path, tmp_path: Path, place: str) -> None:
+def test_a_zip_is_used_if_nothing_is_unpacked(echo: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / place).touch()
     given = ["ml-20m", str(tmp_path / "raw"), str(tmp_path / "cache out"), "--seed", "3"]
@@ -92,15 +92,15 @@ def test_a_zip_is_taken_where_nothing_is_unpacked(echo: Path, tmp_path: Path, pl
 
 
 @pytest.mark.parametrize("file", ["ratings.csv", "ratings.dat"])
-def test_raw_may_hold_a_folder_of_the_name(echo: Path, tmp_path: Path, file: str) -> None:
+def test_raw_may_contain_a_folder_named_after_the_data_set(echo: Path, tmp_path: Path, file: str) -> None:
     (tmp_path / "raw" / "ml-1m").mkdir(parents=True)
     (tmp_path / "raw" / "ml-1m" / file).touch()
-    (tmp_path / "raw" / "ml-1m.zip").touch()  # what it was unpacked from
+    (tmp_path / "raw" / "ml-1m.zip").touch()  # the archive it was unpacked from
     done = run_script("prepare_dataset.sh", "ml-1m", "raw", "cache", python=echo, cwd=tmp_path)
     assert arguments_of(done, tmp_path)[3] == str(tmp_path / "raw" / "ml-1m")
 
 
-def test_paths_are_relative_to_where_the_user_is(echo: Path, tmp_path: Path) -> None:
+def test_paths_are_relative_to_the_working_directory(echo: Path, tmp_path: Path) -> None:
     done = run_script("prepare_dataset.sh", "mine", "raw", "cache", python=echo, cwd=tmp_path)
     expected = ["-m", "preprocessing", "--input", str(tmp_path / "raw"), "--output", str(tmp_path / "cache")]
     assert arguments_of(done, tmp_path) == expected
@@ -108,7 +108,7 @@ def test_paths_are_relative_to_where_the_user_is(echo: Path, tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small data set that has no name of its own, as the reference takes it."""
+    """A small data set without a known name, in the reference's format."""
     folder = tmp_path_factory.mktemp("raw")
     rows = [(user, (user * 7 + step * 3) % 30, 100 + step) for user in range(12) for step in range(8)]
     text = "".join(f"{user},{item},{time}\n" for user, item, time in rows)
@@ -143,7 +143,7 @@ def test_a_small_data_set_is_prepared_once_and_verified(echo: Path, raw: Path, t
 
 @pytest.fixture
 def md5sum(tmp_path: Path) -> dict[str, str]:
-    """Variables under which every file has the checksum of GroupLens' ml-1m.zip."""
+    """Environment in which every file has the checksum of GroupLens' ml-1m.zip."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "md5sum").write_text(f"#!/bin/sh\necho '{_MD5['ml-1m.zip']}  -'\n")
@@ -165,29 +165,29 @@ def test_an_archive_is_verified_by_its_checksum(echo: Path, tmp_path: Path, md5s
     assert f"{tmp_path / place}: expected md5 {_MD5['ml-1m.zip']}, found " in refused.stderr
 
 
-def test_what_has_no_known_checksum_is_said(echo: Path, tmp_path: Path) -> None:
+def test_a_missing_checksum_is_reported(echo: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
     done = run_script("verify_dataset.sh", "mine", "raw", "cache", python=echo, cwd=tmp_path)
     assert "there is no mine.zip with a checksum to compare" in done.stdout
     assert done.stdout.splitlines()[2:5] == ["-m", "preprocessing", "--check"]
     (tmp_path / "raw.zip").touch()
     done = run_script("verify_dataset.sh", "mine", "raw", "cache", python=echo, cwd=tmp_path)
-    assert "raw.zip: no checksum of it is known" in done.stdout
+    assert "raw.zip: no known checksum" in done.stdout
 
 
-def test_checksums_are_those_that_reading_an_archive_demands() -> None:
+def test_checksums_match_those_required_to_read_an_archive() -> None:
     text = (ROOT / "docker" / "verify_dataset.sh").read_text()
     known = dict(re.findall(r"^  \[([\w-]+)\]=([0-9a-f]{32})$", text, re.MULTILINE))
     assert {f"{name}.zip" for name in known} >= set(_MD5)
     assert all(known[name.removesuffix(".zip")] == md5 for name, md5 in _MD5.items())
 
 
-# --- Measurements -------------------------------------------------------------------------------------------------
+# --- Benchmarks ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def benchmark(tmp_path: Path) -> Path:
-    """A `python -m benchmark` that knows two of the three measurements, and demo; it prints what it is asked for."""
+    """A `python -m benchmark` with two of the three benchmarks, and demo; it prints its arguments."""
     path = tmp_path / "python"
     path.write_text(
         '#!/bin/sh\ncase "$*" in\n'
@@ -208,18 +208,18 @@ def benchmark(tmp_path: Path) -> Path:
         (["pipeline", "--rows", "10x10x100"], ["pipeline --rows 10x10x100"]),
     ],
 )
-def test_the_measurements_that_exist_are_run(benchmark: Path, tmp_path: Path, given: list[str], ran: list[str]) -> None:
+def test_the_benchmarks_that_exist_are_run(benchmark: Path, tmp_path: Path, given: list[str], ran: list[str]) -> None:
     done = run_script("run_benchmark.sh", *given, python=benchmark, cwd=tmp_path)
     lines = [line.removeprefix("ran -m benchmark ") for line in done.stdout.splitlines() if line.startswith("ran ")]
     assert lines == ran
 
 
-def test_a_measurement_that_fails_is_the_last(benchmark: Path, tmp_path: Path) -> None:
+def test_a_failing_benchmark_stops_the_script(benchmark: Path, tmp_path: Path) -> None:
     done = run_script("run_benchmark.sh", "--broken", python=benchmark, cwd=tmp_path, code=7)
     assert done.stdout.splitlines() == ["== python -m benchmark pipeline --broken"]
 
 
-def test_the_real_benchmark_lists_what_it_has(tmp_path: Path) -> None:
+def test_the_real_command_lists_its_benchmarks(tmp_path: Path) -> None:
     done = run_script("run_benchmark.sh", "nothing", python=Path(sys.executable), cwd=tmp_path, code=2)
     assert re.fullmatch(r"error: there is no measurement nothing; there are .*\bpipeline\b.*\n", done.stderr)
 
@@ -227,7 +227,7 @@ def test_the_real_benchmark_lists_what_it_has(tmp_path: Path) -> None:
 # --- Several machines ---------------------------------------------------------------------------------------------
 
 
-def test_torchrun_gets_the_node_its_place(echo: Path, tmp_path: Path) -> None:
+def test_torchrun_gets_the_rank_of_the_node(echo: Path, tmp_path: Path) -> None:
     done = run_script("torchrun_multinode.sh", "2", "1", "gpu-0", "-e", "3", python=echo, cwd=tmp_path)
     launcher = "-m torch.distributed.run --nnodes 2 --node_rank 1 --nproc_per_node gpu --master_addr gpu-0"
     program = [str(ROOT / "train.py"), "--amp", "-e", "3"]
@@ -239,7 +239,7 @@ def test_torchrun_gets_the_node_its_place(echo: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def srun(tmp_path: Path) -> dict[str, str]:
-    """Variables of a batch job whose srun prints where it stands and its arguments, one a line."""
+    """Environment of a batch job whose srun prints its working directory and its arguments, one per line."""
     (tmp_path / "srun").write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
     (tmp_path / "srun").chmod(0o755)
     return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": "/project"}
@@ -259,15 +259,15 @@ def test_slurm_starts_the_tasks_in_containers(srun: dict[str, str], tmp_path: Pa
     assert arguments_of(done, tmp_path) == [*options, *mounts, "python", "train.py", "--amp", "-e", "3"]
 
 
-def test_slurm_is_asked_for_a_task_per_gpu() -> None:
+def test_slurm_is_asked_for_one_task_per_gpu() -> None:
     text = (ROOT / "docker" / "slurm.sub").read_text()
     asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(.+)$", text, re.MULTILINE))
     assert asked["ntasks-per-node"] == asked["gpus-per-node"] == "8"
     body = text.split("set -euo")[1]
-    assert "#SBATCH" not in body  # sbatch reads none behind the first command
+    assert "#SBATCH" not in body  # sbatch reads none after the first command
 
 
-# --- All of them --------------------------------------------------------------------------------------------------
+# --- All scripts --------------------------------------------------------------------------------------------------
 
 SCRIPTS = sorted(path.name for path in (ROOT / "docker").iterdir() if os.access(path, os.X_OK))
 
@@ -279,7 +279,7 @@ def test_the_scripts_are_found() -> None:
 
 @pytest.mark.parametrize("asked", ["--help", "-h"])
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_explains_itself(name: str, asked: str, tmp_path: Path) -> None:
+def test_every_script_prints_help(name: str, asked: str, tmp_path: Path) -> None:
     done = run_script(name, asked, python=Path("/nowhere/python"), cwd=tmp_path)
     assert f"docker/{name} [" in done.stdout or f"docker/{name} NODES" in done.stdout
     assert done.stderr == ""
@@ -302,7 +302,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("name", "given", "part"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_is_one_clear_line(
+def test_a_mistake_gives_one_clear_line(
     name: str, given: list[str], part: str, benchmark: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
@@ -312,7 +312,7 @@ def test_a_mistake_is_one_clear_line(
     assert done.stdout == ""
 
 
-def test_a_failure_is_passed_on(tmp_path: Path) -> None:
+def test_a_failure_is_propagated(tmp_path: Path) -> None:
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\nexit 7\n")
     broken.chmod(0o755)
