@@ -2,21 +2,21 @@
 # make gpu-contract | make gpu-check [FLAGS="--only steps trace"] | make gpu-check DEVICE=cpu (a rehearsal)
 VENV := .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p && break; done)
-# A set-up for a GPU stays one.
+# A GPU environment stays one.
 DEVICE ?= $(if $(wildcard $(VENV)/.ready-gpu),gpu,cpu)
-# A package index that serves CPU builds of torch, where the default one serves CUDA builds (README, set-up).
+# A package index with CPU builds of torch, if the default one serves CUDA builds (README, set-up).
 TORCH_INDEX ?=
 UV_VERSION := 0.13.9
 
 BIN := $(VENV)/bin
 LOCKS := $(wildcard requirements/*.txt)
 READY := $(VENV)/.ready-$(DEVICE)
-# A GPU's torch is locked with its CUDA libraries; a CPU's comes by pip, from an index that you may name.
+# On a GPU, torch is locked together with its CUDA libraries; on a CPU, pip installs it from an index that you may name.
 TORCH := $(if $(filter gpu,$(DEVICE)),locked,indexed)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
       --build-constraints requirements/build.txt
-# Behind a proxy that inspects TLS, only the system's certificates will do; pip takes them by itself.
+# A proxy that inspects TLS needs the system's certificates; pip uses them by default.
 export UV_SYSTEM_CERTS := 1
 PACKAGES := workflows preprocessing model benchmark train.py tests
 
@@ -24,8 +24,8 @@ PACKAGES := workflows preprocessing model benchmark train.py tests
 
 setup: $(READY)
 
-# Everything is installed with --no-deps from locked files: they are complete, and Merlin's own metadata
-# could not be resolved. An environment of other locks is made anew, since nothing else removes what they no longer have.
+# Everything is installed with --no-deps from locked files: they are complete, and Merlin's own metadata cannot be
+# resolved. When the locks change, the environment is rebuilt, so that no package of the old ones stays behind.
 $(READY): $(LOCKS) pyproject.toml Makefile
 	@case "$(DEVICE)" in cpu|gpu) ;; *) echo "DEVICE should be cpu or gpu, got $(DEVICE)" >&2; exit 2;; esac
 	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 (3.12 to 3.14 work too)" >&2; exit 2; }
@@ -47,11 +47,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-# Freezes and kills, many times over; about half an hour.
+# Repeated freezes and kills; about half an hour.
 soak: $(READY)
 	$(BIN)/python -m pytest tests/test_soak.py --soak
 
-# The set-up for a GPU, but for its torch, checked without one: imports, names, signatures, and which torch it takes.
+# Checks the GPU set-up without a GPU (and with a CPU build of torch): imports, names, signatures, architectures.
 CONTRACT := .venv-gpu-contract
 RESOLVE := $(CONTRACT)/bin/uv pip compile --quiet --no-annotate --no-header --python-platform x86_64-manylinux_2_28
 gpu-contract:
@@ -61,7 +61,7 @@ gpu-contract:
 	CUDA_VISIBLE_DEVICES= RAPIDS_NO_INITIALIZE=1 \
 	  $(CONTRACT)/bin/python -m pytest tests/contract tests/workflows/test_merlin_gaps.py
 
-# All that only a GPU can tell, into gpu-report/. Where there is none, nothing is set up for one; DEVICE=cpu rehearses.
+# Every check that needs a GPU, reported in gpu-report/. Without a GPU nothing is installed; DEVICE=cpu rehearses.
 REHEARSED := $(filter command,$(origin DEVICE))$(filter cpu,$(DEVICE))
 gpu-check:
 	@test "$(REHEARSED)" = commandcpu || nvidia-smi -L >/dev/null 2>&1 || { echo "make gpu-check needs an NVIDIA GPU, \
@@ -82,8 +82,8 @@ format: $(READY)
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
 
-# Resolve the locked files anew (after a change of a .in file); FLAGS=--upgrade takes newer releases.
-# A GPU's torch comes first, since it names its CUDA libraries by exact version.
+# Re-resolves the locked files (after a change to a .in file); FLAGS=--upgrade takes newer releases.
+# torch's CUDA build comes first, since it pins its CUDA libraries exactly.
 LOCK := ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes $(FLAGS)
 lock: $(READY)
 	cd requirements && $(LOCK) torch.txt -o torch-gpu.txt && $(LOCK) gpu.in -c torch-gpu.txt -o gpu.txt && \
