@@ -13,15 +13,22 @@ from model.evaluation import Scores
 from model.trainer import History
 from workflows.pages import write_picture
 
+_LOSSES = {
+    "bce": "Binary cross-entropy",
+    "softmax": "Softmax cross-entropy over all items",
+    "bce-all": "Binary cross-entropy over all items",
+}
+
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it logs the one-off building of its cache
 
 
-def draw_curves(path: Path, history: History, k: int, popularity: Scores | None) -> None:
+def draw_curves(path: Path, history: History, loss: str, k: int, popularity: Scores | None) -> None:
     """Plot loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked.
 
     Only the loss if nothing was evaluated.
 
     Args:
+        loss: the loss that was trained, as `TrainConfig.loss`; evaluation reports binary cross-entropy for any.
         popularity: the baseline on the same rows, dashed; None if unknown.
     """
     epochs, best_epoch = history.epochs, history.best_epoch.epoch
@@ -31,11 +38,12 @@ def draw_curves(path: Path, history: History, k: int, popularity: Scores | None)
     baselines = popularity.named(k) if popularity is not None else {}
     figure = Figure(figsize=(5 + 4 * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, 1 + len(metrics), squeeze=False)
-    loss = panels[0, 0]
-    loss.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
-    loss.set_title("Binary cross-entropy")
+    losses = panels[0, 0]
+    losses.plot(numbers, [report.train_loss for report in epochs], **_LINE, label="train")
+    losses.set_title(_LOSSES[loss])
     if len(scores) == len(epochs):
-        loss.plot(numbers, [score.loss for score in scores], **_LINE, label="evaluated")
+        evaluated = "evaluated" if loss == "bce" else f"evaluated: {_LOSSES['bce'].lower()}"
+        losses.plot(numbers, [score.loss for score in scores], **_LINE, label=evaluated)
     for axes, name in zip(panels[0, 1:], metrics, strict=True):
         values = [score.named(k)[name] for score in scores]
         saved = values[numbers.index(best_epoch)]

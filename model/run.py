@@ -200,7 +200,8 @@ class RunWriter:
         if "curves" not in self._without:
             from model.curves import draw_curves  # importing matplotlib takes 0.25 s, in every rank
 
-            draw_curves(self._folder / "curves.png", history, k, None if validated else popularity)
+            shown = None if validated else popularity
+            draw_curves(self._folder / "curves.png", history, self._config.loss, k, shown)
         if self._log is not None:
             self._log.summary(
                 {

@@ -49,7 +49,8 @@ def _write(kind: str, part: pd.DataFrame, path: Path) -> None:
         part.to_csv(path, header=False, index=False)
     elif kind == "torch_tensor":
         ids = all(part[name].dtype.kind == "i" for name in part)
-        torch.save(torch.tensor(part.to_numpy(np.int64 if ids else np.float32)), path)
+        rows = np.ascontiguousarray(part.to_numpy(np.int64 if ids else np.float32))
+        torch.save(torch.tensor(rows), path)
     else:
         # Columns are matched by name, so the file may have extra columns and any order.
         pq.write_table(pa.table({"more": np.zeros(len(part)), **part[list(part)[::-1]]}), path)
