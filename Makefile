@@ -3,14 +3,15 @@
 VENV := .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p && break; done)
 # A GPU environment stays one.
-DEVICE ?= $(if $(wildcard $(VENV)/.ready-gpu),gpu,cpu)
+DEVICE ?= $(if $(wildcard $(VENV)/.ready-gpu*),gpu,cpu)
 # A package index with CPU builds of torch, if the default one serves CUDA builds (README, set-up).
 TORCH_INDEX ?=
 UV_VERSION := 0.13.9
 
 BIN := $(VENV)/bin
 LOCKS := $(wildcard requirements/*.txt)
-READY := $(VENV)/.ready-$(DEVICE)
+LOCKED := $(shell cat $(LOCKS) | cksum | tr ' ' -)
+READY := $(VENV)/.ready-$(DEVICE)-$(LOCKED)
 # On a GPU, torch is locked together with its CUDA libraries; on a CPU, pip installs it from an index that you may name.
 TORCH := $(if $(filter gpu,$(DEVICE)),locked,indexed)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -31,8 +32,8 @@ $(READY): $(LOCKS) pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 (3.12 to 3.14 work too)" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 	  { echo "$(PYTHON) is no Python 3.11 to 3.14; name one: make setup PYTHON=python3.11" >&2; exit 2; }
+	ls $(VENV)/.ready-*-$(LOCKED) >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@rm -f $(VENV)/.ready-*
-	cat $(LOCKS) | cmp --silent - $(VENV)/.locks || { $(PYTHON) -m venv --clear $(VENV) && cat $(LOCKS) >$(VENV)/.locks; }
 	$(PIP) uv==$(UV_VERSION)
 	$(if $(filter indexed,$(TORCH)),$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -r requirements/torch.txt)
 	$(UV) --require-hashes -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt \
