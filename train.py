@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from model.arguments import parse_args
 from model.launch import end_at_once, end_with_launcher, launch
 from model.world import Place, joined
+from workflows.common.errors import UserError, run_command
 from workflows.device import torch_device
-from workflows.errors import UserError, run_command
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 # Each benchmark is a module with `add_arguments` and `main`. Only the selected one is imported: the others may need
 # packages that are missing on the machine being measured.

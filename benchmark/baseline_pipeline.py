@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 _TEST_NEGATIVES = 100
 

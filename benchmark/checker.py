@@ -21,7 +21,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import yaml
 
-from workflows.errors import UserError, run_command
+from workflows.common.errors import UserError, run_command
 
 _COLUMNS = ("userId", "movieId", "timestamp")
 

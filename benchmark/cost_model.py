@@ -24,9 +24,9 @@ from benchmark.cost_model_scaling import CLUSTERS, SIZES, scaling
 from benchmark.machine import describe_machine
 from benchmark.result import redraw
 from preprocessing.synthetic import Shape, parse_shape
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 
 _LABEL = "a model of counted operators and datasheets, not a measurement on a GPU"
 _DEVICES = 8

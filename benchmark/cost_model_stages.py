@@ -38,8 +38,8 @@ from model.torch_scoring import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
 from model.world import World
 from preprocessing.synthetic import Shape
 from workflows.device import KERNEL_ROWS, frame_device
-from workflows.encode import EncodeIds
-from workflows.operators import TEST, LeaveOneOut
+from workflows.operators.encode import EncodeIds
+from workflows.operators.leave_one_out import TEST, LeaveOneOut
 
 _CPU = torch.device("cpu")
 _GROUP = 1 + settings.NEGATIVES

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from workflows.progress import console, human
+from workflows.common.progress import console, human
 
 DATA, RUN = Path("data/ml-100k"), Path("runs/ml-100k")
 _USER = "196"

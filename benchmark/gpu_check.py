@@ -23,10 +23,10 @@ from typing import Any
 from benchmark.gpu_check_findings import FAILED, NOT_RUN
 from benchmark.gpu_check_page import REPORT_NAME, RESULT_NAME, write_report
 from benchmark.machine import describe_machine
+from workflows.common.errors import UserError
+from workflows.common.files import check_output, read_json, set_aside
+from workflows.common.progress import console
 from workflows.device import torch_device
-from workflows.errors import UserError
-from workflows.folders import check_output, read_json, set_aside
-from workflows.progress import console
 
 _ROOT = Path(__file__).parents[1]
 _LAST_LINES = 25

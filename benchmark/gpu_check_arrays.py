@@ -13,15 +13,15 @@ import numpy as np
 from benchmark.gpu_check_findings import Findings, NotPossibleError, Settings, need, prepare_log, run_check
 from preprocessing.synthetic import write_log
 from preprocessing.synthetic_rows import row_blocks
-from workflows import counters
+from workflows.common.errors import UserError
+from workflows.common.files import read_json
 from workflows.device import FrameDevice, frame_device, to_host
-from workflows.errors import UserError
-from workflows.folders import read_json
-from workflows.interactions import histories
-from workflows.negatives import row_negatives, series_negatives
-from workflows.sampling import Sampling, line_of
+from workflows.sampling import counter_rng
+from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.interactions import histories
+from workflows.sampling.negatives import row_negatives, series_negatives
 
-_SEED = counters.stream_seed(4, 5)
+_SEED = counter_rng.stream_seed(4, 5)
 _KINDS = {
     "exact": Sampling(),
     "popularity": Sampling(kind="popularity"),
@@ -112,7 +112,7 @@ def _compare_numbers(found: Findings, log: dict[str, np.ndarray], there: Callabl
     """Compare codes of known and unknown original ids, using the encoding's lookup table for dense ids."""
     import pandas as pd
 
-    from workflows.encode import IdTable
+    from workflows.operators.encode import IdTable
 
     ids = np.unique(log["item"])[::2] * 3
     asked = np.concatenate([log["item"] * 3, [-1, 2**40]])

@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmark.measure import Usage, measure
 from preprocessing.synthetic import Shape, parse_shape
-from workflows.errors import run_command
-from workflows.folders import write_json
+from workflows.common.errors import run_command
+from workflows.common.files import write_json
 
 _ROOT = Path(__file__).parents[1]
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"

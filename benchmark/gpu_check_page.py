@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflows.folders import replace_file, write_json
-from workflows.pages import templates, write_picture
+from workflows.common.files import replace_file, write_json
+from workflows.common.render import templates, write_picture
 
 RESULT_NAME, REPORT_NAME = "report.json", "report.html"
 _SPEED_NAME, _LOSS_NAME = "throughput.png", "losses.png"

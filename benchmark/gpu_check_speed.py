@@ -18,9 +18,9 @@ from model.scoring import Scorer
 from model.step import Step
 from model.world import World
 from preprocessing.synthetic import write_log
+from workflows.common.errors import UserError
+from workflows.common.files import read_json
 from workflows.device import frame_device, synchronize, torch_device, torch_precision
-from workflows.errors import UserError
-from workflows.folders import read_json
 
 _A100 = "NVIDIA's NCF, ML-20m, one A100"
 _PUBLISHED_TRAINING = {"tf32": 22.6e6, "amp": 34.1e6}

@@ -14,9 +14,9 @@ from benchmark.gpu_check_rows import network, on_device, parity_batches, train_c
 from model.samples import Batch
 from model.step import Step
 from model.world import World
+from workflows.common.errors import UserError
+from workflows.common.files import read_json
 from workflows.device import rng_state, set_rng_state, torch_device
-from workflows.errors import UserError
-from workflows.folders import read_json
 
 _REFERENCE = "reference: CPU, fp32"
 _EPS = 1e-3  # a larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps

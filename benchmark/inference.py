@@ -25,10 +25,10 @@ from benchmark.result import redraw
 from model.checkpoint import load_run, load_weights
 from model.neumf import NeuMF, NeuMFConfig
 from model.scoring import Scorer
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 from workflows.device import CHOICES, synchronize, torch_device
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
 
 ENGINES = {
     "eager": "the network as it is",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _INTERVAL_S = 0.05
 _MAX_SHARE = 0.05  # maximum share of time spent sampling: reading PSS walks a process's page tables

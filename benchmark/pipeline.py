@@ -21,9 +21,9 @@ from benchmark.measure import Usage, measure
 from benchmark.pipeline_plot import draw_pipeline
 from benchmark.result import redraw
 from preprocessing.synthetic import Ids, Shape, parse_shape, write_log
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console, stage
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console, stage
 
 _ROOT = Path(__file__).parents[1]
 _SEED = 1

@@ -26,9 +26,9 @@ from benchmark.quality_statistics import difference, estimate, spread
 from benchmark.result import redraw
 from model.checkpoint import load_run
 from model.scoring import Scorer
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 
 _NAME = "quality.json"
 _AGAINST = ("neumf", "neumf-on-test", "recipe")  # and the best baseline

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from benchmark.quality_data import Data, Matrix
 from model.checkpoint import save_tensors
-from workflows.errors import UserError, run_command
-from workflows.folders import staged_folder, write_json
-from workflows.progress import console
+from workflows.common.errors import UserError, run_command
+from workflows.common.files import staged_folder, write_json
+from workflows.common.progress import console
 
 SCORES_NAME, CHOICE_NAME = "scores.safetensors", "choice.json"
 _SWEEPS = 16  # of alternating least squares, as in the paper

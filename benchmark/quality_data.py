@@ -24,7 +24,7 @@ from model.users import UserBatches
 from model.validation import leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 Matrix = npt.NDArray[np.float64]
 K = 10

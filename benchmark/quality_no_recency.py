@@ -7,7 +7,7 @@ from typing import Any
 
 import train
 from model.recipe import Recipe
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 _found = Recipe.found
 

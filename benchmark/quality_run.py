@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.measure import measure
-from workflows.folders import read_json, write_json
-from workflows.progress import console
+from workflows.common.files import read_json, write_json
+from workflows.common.progress import console
 
 _ROOT = Path(__file__).parents[1]
 

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from benchmark.machine import describe_machine
 from benchmark.measure import measure
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 
 _MEASURED = ("users_per_s", "read_s", "peak_rss_mib")
 

@@ -22,7 +22,7 @@ from model.known import Interactions
 from model.recommender import Recommender
 from model.run_data import RunData
 from model.tables import write_recommendations
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 VARIANTS = ("product", "plain")
 _K = 10

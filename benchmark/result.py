@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from workflows.errors import UserError
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.progress import console
 
 
 def read_result(path: Path, name: str, keys: Iterable[str]) -> dict[str, Any]:

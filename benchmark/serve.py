@@ -19,9 +19,9 @@ import psutil
 from rich.table import Table
 
 from benchmark.machine import describe_machine
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 
 _STOP_S = 60
 # Each request asks for one user, drawn at random. wrk counts failures, and reports times in microseconds.

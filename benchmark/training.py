@@ -22,9 +22,9 @@ from benchmark.training_limits import bounds, counts
 from benchmark.training_plot import draw_training
 from benchmark.training_variants import VARIANTS, applies
 from preprocessing.synthetic import Shape, parse_shape
-from workflows.errors import UserError
-from workflows.folders import write_json
-from workflows.progress import console
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
 
 _ROOT = Path(__file__).parents[1]
 _SEED = 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 _FLOAT = 4  # bytes
 _ROW_FLOATS = 256  # per gathered row: 1 KB

@@ -20,9 +20,9 @@ from model.data import open_train
 from model.samples import Batch
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
-from workflows.candidates import Candidates
-from workflows.errors import run_command
-from workflows.negatives import row_negatives
+from workflows.common.errors import run_command
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.negatives import row_negatives
 
 _CPU = torch.device("cpu")
 _BLOCK_ROWS = 1 << 20

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import model.batches
 import model.step
 import model.torch_step
-import workflows.negatives
+import workflows.sampling.negatives
 from benchmark.clock import Clock
 from benchmark.dense_step import DenseFirstLayer
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
@@ -48,7 +48,7 @@ from model.torch_step import TorchStep
 from model.world import World
 from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError, run_command
+from workflows.common.errors import UserError, run_command
 
 _CPU = torch.device("cpu")
 _PROBE = 8192  # samples for measuring the share of active units
@@ -128,7 +128,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         clock.watch(model.torch_step._Gather, "apply", "gather")
         clock.watch(TorchStep if variant.factorised else DenseFirstLayer, "_logits", "forward")
     if not variant.loops:
-        workflows.negatives.host_kernels = lambda array: None
+        workflows.sampling.negatives.host_kernels = lambda array: None
     if not variant.factorised:
         model.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
     if not variant.chunked:

@@ -14,9 +14,9 @@ from model.config import CHOICES, MEMBERS, TrainConfig
 from model.neumf import ARCHITECTURES, NeuMFConfig
 from preprocessing.config import SPEC_NAME
 from workflows import device
-from workflows.errors import UserError
-from workflows.folders import replace_file
-from workflows.help import HelpFormatter
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError
+from workflows.common.files import replace_file
 
 FLAGS_NAME = "config.yaml"
 _MAX_FLAGS_BYTES = 1 << 20

@@ -19,11 +19,11 @@ from torch import Tensor
 from model.ahead import made_ahead
 from model.samples import Batch, Groups
 from model.world import World
-from workflows import counters
-from workflows.candidates import Candidates
+from workflows.common.errors import UserError
 from workflows.device import launches_only, torch_generator
-from workflows.errors import UserError
-from workflows.negatives import row_negatives
+from workflows.sampling import counter_rng
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.negatives import row_negatives
 
 if TYPE_CHECKING:  # steps on other batches do not need Merlin
     from model.data import Rows
@@ -96,16 +96,16 @@ class EpochBatches:
         return batches if launches_only(self.device) else made_ahead(batches, -(-_AHEAD // self.config.batch_size))
 
     def _from_memory(self, number: int) -> Generator[Batch, None, None]:
-        seed = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
+        seed = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
         for batch in self._batches(self._all_rows(), number, self.config.batch_size, seed):
             own = self.world.share(len(batch) // batch.group)
             yield batch.cut(own.start * batch.group, own.stop * batch.group)
 
     def _from_disk(self, number: int) -> Generator[Batch, None, None]:
-        seed, rank = counters.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
+        seed, rank = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
         share = self.world.share(self.config.batch_size)
         # Each rank shuffles its own blocks; the order of partitions is the same for all ranks.
-        own_seed = counters.stream_seed(seed, rank) if rank else seed
+        own_seed = counter_rng.stream_seed(seed, rank) if rank else seed
         with closing(self._streamed(seed)) as blocks:
             yield from self._batches(blocks, number, share.stop - share.start, own_seed)
 
@@ -170,7 +170,7 @@ class EpochBatches:
         positive = block.labels > 0
         all_positive = bool(positive.all())  # host sync: once per block
         positives = block if all_positive else block.take(positive.nonzero().squeeze(1))
-        seed = counters.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
+        seed = counter_rng.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
         if config.kind == "uniform":
             n_items = self.rows.columns.n_items
             negatives = _uniform(positives.users, positives.items, n_items, config.per_positive, seed)
@@ -231,6 +231,6 @@ def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> No
 
 def _uniform(users: Tensor, items: Tensor, n_items: int, per_row: int, seed: int) -> Tensor:
     """Draw from all items, as the reference does: a function of (seed, user, item, number), shape [N, per_row]."""
-    key = counters.keys(seed, users.long() * n_items + items)[:, None]
-    drawn = counters.below(counters.draws(key, torch.arange(per_row, device=users.device)), n_items)
+    key = counter_rng.keys(seed, users.long() * n_items + items)[:, None]
+    drawn = counter_rng.below(counter_rng.draws(key, torch.arange(per_row, device=users.device)), n_items)
     return drawn.to(items.dtype)

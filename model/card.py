@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workflows.folders import replace_file
-from workflows.pages import templates
+from workflows.common.files import replace_file
+from workflows.common.render import templates
 
 CARD_NAME = "README.md"
 

@@ -16,9 +16,9 @@ from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
 from model.trainer import History, Training
 from model.world import World
+from workflows.common.errors import UserError
+from workflows.common.files import umask, write_json
 from workflows.device import set_rng_state
-from workflows.errors import UserError
-from workflows.folders import umask, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 LAST_NAME = "last/state.safetensors"

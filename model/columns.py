@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from preprocessing.feature_spec import FeatureSpec
 from preprocessing.roles import Roles
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CHOICES = {
     "negatives": ("exact", "uniform", "popularity", "static"),

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from model.evaluation import Scores
 from model.trainer import History
-from workflows.pages import write_picture
+from workflows.common.render import write_picture
 
 _LOSSES = {
     "bce": "Binary cross-entropy",

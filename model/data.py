@@ -17,8 +17,8 @@ from model.columns import Columns
 from model.source import FilesSource, Source, TableSource
 from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import FeatureSpec, chunk_files
+from workflows.common.errors import UserError
 from workflows.device import FrameDevice, frame_device
-from workflows.errors import UserError
 from workflows.merlin import frame_dataset, loader_class
 
 

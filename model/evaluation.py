@@ -18,8 +18,8 @@ from model.scoring import Scorer
 from model.seen import Seen
 from model.series import HeldOut
 from model.world import World
+from workflows.common.errors import UserError
 from workflows.device import synchronize
-from workflows.errors import UserError
 
 # The pieces in which rows are scored do not depend on the number of ranks, so neither do the scores.
 _PIECE_ROWS = 1 << 17

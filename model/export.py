@@ -11,10 +11,10 @@ import torch
 from model.checkpoint import load_run
 from model.formats import FILES, is_embeddings, write_embeddings
 from model.run_data import RunData
-from workflows.errors import UserError, run_command
-from workflows.folders import check_file, check_output, staged_folder
-from workflows.help import HelpFormatter
-from workflows.progress import console
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError, run_command
+from workflows.common.files import check_file, check_output, staged_folder
+from workflows.common.progress import console
 
 _EMBEDDINGS = "embeddings"
 

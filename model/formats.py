@@ -16,8 +16,8 @@ from torch import Tensor
 
 from model.checkpoint import Run, save_tensors, weights_of, write_reference
 from model.run_data import RunData
-from workflows.errors import UserError
-from workflows.folders import replace_file
+from workflows.common.errors import UserError
+from workflows.common.files import replace_file
 
 _GROUP_ROWS = 1 << 16
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from workflows.errors import UserError
-from workflows.state import read_categories
+from workflows.common.errors import UserError
+from workflows.operators.saved import read_categories
 
 Id = int | str
 _SHOWN = 3

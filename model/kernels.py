@@ -18,7 +18,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from workflows import counters
+from workflows.sampling import counter_rng
 
 _PIECE = np.uint64(64)  # samples whose activations stay in the cache until their weight gradients are accumulated
 _AHEAD = np.uint64(2)  # prefetch distance for item rows, in samples
@@ -31,7 +31,7 @@ _VECTOR, _MATRIX = _F32[::1], _F32[:, ::1]
 # Not `True`, which includes `nnan`: a NaN loss must stay NaN.
 _FAST: Any = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "arcp", "nsz", "afn"}}
 _inlined = njit(inline="always")
-_mix = njit(counters.mix)
+_mix = njit(counter_rng.mix)
 _U = np.uint64  # type of all indices below: spares the check for negative indices
 _ZERO = np.float32(0.0)
 

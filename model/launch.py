@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import IO
 
+from workflows.common.errors import UserError
 from workflows.device import usable_cores
-from workflows.errors import UserError
 
 _GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
 _POLL_S = 0.05

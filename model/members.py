@@ -20,8 +20,8 @@ from model.neumf import NeuMF, NeuMFConfig
 from model.trainer import Training
 from model.users import UserBatches
 from model.world import World
+from workflows.common.progress import Stage, stage
 from workflows.device import torch_generator
-from workflows.progress import Stage, stage
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from model.members import Members
 from model.recipe import HeldOutUsers, Recipe
 from model.run import METRICS_NAME, STAGES_NAME, RunWriter
 from model.world import World
-from workflows.progress import console
+from workflows.common.progress import console
 
 
 def train_members(

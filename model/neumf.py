@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.columns import SideFeature
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 ARCHITECTURES = ("gmf", "mlp", "neumf")
 

@@ -11,8 +11,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from model.neumf import NeuMF
-from workflows.errors import UserError
-from workflows.folders import replace_file
+from workflows.common.errors import UserError
+from workflows.common.files import replace_file
 
 _OPSET, _IR_VERSION = 17, 8  # from 2022, so that older runtimes accept it
 _ID = TensorProto.INT64

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.checkpoint import load_run
 from model.neumf import NeuMF
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _CPU = torch.device("cpu")
 

@@ -21,9 +21,9 @@ from model.config import TrainConfig
 from model.expected import expected_means
 from model.members import Choice, Members
 from model.neumf import NeuMF, NeuMFConfig
-from workflows import counters
+from workflows.common.progress import console
 from workflows.device import torch_generator
-from workflows.progress import console
+from workflows.sampling import counter_rng
 
 _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
@@ -134,7 +134,7 @@ class Recipe:
             console.print(f"no item-item member: there are {members.columns.n_items:,} items, more than "
                           f"{item_item.MAX_ITEMS:,}")  # fmt: skip
         widths = [len(part) for part in torch.arange(factors).tensor_split(len(kinds))]
-        seeds = [counters.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
+        seeds = [counter_rng.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
         chosen: dict[str, Choice] = {}
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:

@@ -11,10 +11,10 @@ from model.recommender import Recommender
 from model.tables import SUFFIXES, Titles, write_recommendations
 from preprocessing.titles import read_titles
 from workflows import device
-from workflows.errors import UserError, run_command
-from workflows.folders import check_file
-from workflows.help import HelpFormatter
-from workflows.progress import Stage, console, stage
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError, run_command
+from workflows.common.files import check_file
+from workflows.common.progress import Stage, console, stage
 
 _MAX_LIST_BYTES = 1 << 30
 

@@ -22,7 +22,7 @@ from model.run_data import RunData
 from model.scoring import Scorer
 from model.world import World
 from workflows import device as devices
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 UnknownUsers = Literal["error", "popular"]
 

@@ -23,9 +23,9 @@ from model.evaluation import Scores
 from model.neumf import NeuMF
 from model.runlog import RunLog
 from model.trainer import History, Training
-from workflows.errors import UserError
-from workflows.folders import Aside, check_output, read_json, write_json
-from workflows.progress import console, human
+from workflows.common.errors import UserError
+from workflows.common.files import Aside, check_output, read_json, write_json
+from workflows.common.progress import console, human
 
 METRICS_NAME = "metrics.json"
 STAGES_NAME = "stages"

@@ -9,7 +9,7 @@ from model.checkpoint import Run
 from model.columns import Columns
 from model.ids import Ids
 from preprocessing.feature_spec import FeatureSpec, read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @dataclass(frozen=True)

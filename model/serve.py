@@ -16,9 +16,9 @@ from model.serving.answers import Answers
 from model.serving.app import create_app
 from preprocessing.titles import read_titles
 from workflows import device
-from workflows.errors import UserError, run_command
-from workflows.help import HelpFormatter
-from workflows.progress import console
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError, run_command
+from workflows.common.progress import console
 
 _STOP_S = 30  # time for requests in flight when the service is stopped
 

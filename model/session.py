@@ -31,12 +31,12 @@ from model.users import UserBatches
 from model.validation import leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
-from workflows import counters
-from workflows.candidates import Candidates
+from workflows.common.errors import UserError
+from workflows.common.progress import console, stage
 from workflows.device import rng_state, torch_generator
-from workflows.errors import UserError
-from workflows.progress import console, stage
-from workflows.sampling import Sampling, line_of
+from workflows.sampling import counter_rng
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.config import Sampling, line_of
 
 _DROPOUT_STREAM = 5
 _VALIDATION_NEGATIVES = 100  # if there are no test series to match
@@ -191,7 +191,7 @@ def _network(
 ) -> NeuMF:
     """The network before training, identical on every rank."""
     # Dropout draws from torch's global generator, seeded differently on each rank.
-    torch.manual_seed(counters.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
+    torch.manual_seed(counter_rng.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if args.load_checkpoint_path is not None:
         load_weights(args.load_checkpoint_path, model)

@@ -11,7 +11,7 @@ from torch import Tensor
 from model.columns import Columns, SideFeature
 from model.data import Rows
 from model.neumf import unknown_values
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _BLOCK_ROWS = 1 << 20
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from model.columns import Columns
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _PART_ROWS = 1 << 20
 

@@ -20,9 +20,9 @@ from model.neumf import NeuMF
 from model.step import Step
 from model.threads import torch_threads
 from model.users import UserBatches
+from workflows.common.errors import UserError
+from workflows.common.progress import Stage
 from workflows.device import synchronize
-from workflows.errors import UserError
-from workflows.progress import Stage
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from model.batches import BLOCK_ROWS, Batch, whole_users
 from model.config import TrainConfig
 from model.data import Rows
 from model.world import World
-from workflows import counters
 from workflows.device import torch_generator
+from workflows.sampling import counter_rng
 
 _ORDER_STREAM = 8
 
@@ -80,7 +80,7 @@ class UserBatches:
 
     def epoch(self, number: int) -> Generator[UserBatch, None, None]:
         """This rank's batches of an epoch (from 0); every user occurs once."""
-        seed, world = counters.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
+        seed, world = counter_rng.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
         if self._config.loader == "memory":
             if self._resident is None:
                 self._resident = UserBatch.joined(self.blocks())
@@ -90,7 +90,7 @@ class UserBatches:
         own = world.share(self._batch_users)
         with closing(self.blocks(order[world.rank :: world.size])) as blocks:
             for number, block in enumerate(blocks):
-                block_seed = counters.stream_seed(seed, world.rank, number)
+                block_seed = counter_rng.stream_seed(seed, world.rank, number)
                 yield from self._batches(block, max(1, own.stop - own.start), block_seed, World(self.device))
 
     def _batches(self, users: UserBatch, size: int, seed: int, world: World) -> Iterator[UserBatch]:

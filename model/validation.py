@@ -13,11 +13,11 @@ from model.batches import whole_users
 from model.data import Rows
 from model.series import HeldOut
 from model.source import TableSource
-from workflows import counters
-from workflows.candidates import Candidates
-from workflows.errors import UserError
-from workflows.interactions import histories
-from workflows.negatives import series_negatives
+from workflows.common.errors import UserError
+from workflows.sampling import counter_rng
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.interactions import histories
+from workflows.sampling.negatives import series_negatives
 
 _BLOCK_ROWS = 1 << 20
 _ORDER_STREAM, _NEGATIVE_STREAM = 6, 7
@@ -51,14 +51,14 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
     """
     columns = train.columns
     held_out = torch.full((columns.n_users,), -1, dtype=torch.int32)
-    order_seed, negative_seed = (counters.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
+    order_seed, negative_seed = (counter_rng.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
     tables: list[pa.Table] = []
     for block in whole_users(train, _BLOCK_ROWS, torch.device("cpu")):
         positives = block.take((block.labels > 0).nonzero().squeeze(1))
         users, items = (column.long().numpy() for column in (positives.users, positives.items))
         order = np.arange(len(users))
         if not time_ordered:
-            order = counters.mix(counters.keys(order_seed, users * columns.n_items + items))
+            order = counter_rng.mix(counter_rng.keys(order_seed, users * columns.n_items + items))
         history = histories(users, items, order)
         which = np.flatnonzero((history.counts > 1) & (history.counts < columns.n_items))
         if not len(which):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from workflows.common.errors import UserError
 from workflows.device import collective_backend
-from workflows.errors import UserError
 
 _PATIENCE = timedelta(minutes=30)  # evaluation on rank 0 alone or a slow disk may keep the others waiting
 _PORT = 29500

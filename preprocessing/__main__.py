@@ -26,14 +26,14 @@ from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
 from workflows import device
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
-from workflows.errors import UserError, run_command
-from workflows.folders import check_output, check_outside, staged_folder
-from workflows.progress import console, stage
-from workflows.sampling import Sampling
+from workflows.common.errors import UserError, run_command
+from workflows.common.files import check_output, check_outside, staged_folder
+from workflows.common.progress import console, stage
+from workflows.sampling.config import Sampling
 
 if TYPE_CHECKING:
     from preprocessing.encoding import Encoding
-    from workflows.encode import IdTable
+    from workflows.operators.encode import IdTable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +79,7 @@ def _prepare(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
-        kernels = ["workflows.kernels"] if frames.compiles(log.rows_estimate // partitions) else []
+        kernels = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
         _import_ahead("preprocessing.prepare", *kernels, *drawing)
         known, tables = _known(args, scratch)

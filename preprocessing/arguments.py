@@ -10,9 +10,9 @@ from typing import Any
 from preprocessing.config import SPEC_NAME
 from preprocessing.memory import MAX_PARTITIONS, parse_bytes
 from workflows import device
-from workflows.errors import UserError
-from workflows.help import HelpFormatter
-from workflows.sampling import EXACT, KINDS
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError
+from workflows.sampling.config import EXACT, KINDS
 
 _DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
 

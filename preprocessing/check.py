@@ -17,9 +17,9 @@ from preprocessing.roles import Roles
 from preprocessing.rules import check_rules
 from preprocessing.survey import Survey
 from preprocessing.values import Kind, Wrong, iter_values, kinds_of, text_of
-from workflows.errors import UserError
-from workflows.progress import console
-from workflows.state import read_categories
+from workflows.common.errors import UserError
+from workflows.common.progress import console
+from workflows.operators.saved import read_categories
 
 _MUCH_LARGER = 2  # times the ids found
 

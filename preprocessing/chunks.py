@@ -21,7 +21,7 @@ from preprocessing.feature_spec import Chunk, FeatureSpec, chunk_files
 from preprocessing.sources.fields import NULLS, id_type
 from preprocessing.sources.table import value_type
 from preprocessing.sources.text import TextFormat, text_pieces
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 BLOCK_ROWS = 1 << 20
 _HEAD_BYTES = 1 << 16

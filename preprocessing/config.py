@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workflows.errors import UserError
-from workflows.folders import read_json
-from workflows.sampling import Sampling
+from workflows.common.errors import UserError
+from workflows.common.files import read_json
+from workflows.sampling.config import Sampling
 
 STATS_NAME = "stats.json"
 SPEC_NAME = "feature_spec.yaml"

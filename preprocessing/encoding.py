@@ -17,10 +17,10 @@ from preprocessing.present import Present
 from preprocessing.selection import ITEM, TIME, USER
 from preprocessing.vocabulary import in_order, text_buckets, text_keys, texts_of_bucket
 from workflows.cluster import Cluster
-from workflows.encode import EncodeIds, IdTable
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 from workflows.merlin import Workflow
-from workflows.state import read_categories
+from workflows.operators.encode import EncodeIds, IdTable
+from workflows.operators.saved import read_categories
 
 
 @dataclass(frozen=True)

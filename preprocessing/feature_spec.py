@@ -25,7 +25,7 @@ from pydantic import (
 
 from preprocessing.config import SPEC_NAME
 from preprocessing.spec_errors import ONE_FEATURE, n_values, told, wrong_names
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _MAX_BYTES = 1 << 20
 _MAX_VALUES = 100_000

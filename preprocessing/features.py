@@ -15,12 +15,12 @@ import pyarrow as pa
 from pyarrow import feather
 
 from preprocessing.values import Kind
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
 from workflows.device import FrameDevice
-from workflows.encode import EncodeIds
-from workflows.errors import UserError
-from workflows.folders import write_json
 from workflows.merlin import Normalize, Workflow, frame_dataset
-from workflows.state import write_categories
+from workflows.operators.encode import EncodeIds
+from workflows.operators.saved import write_categories
 
 _FORMAT = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13

@@ -23,8 +23,8 @@ from preprocessing.selection import ITEM, TIME, USER, Selection, select
 from preprocessing.sources.log import Log, Piece
 from preprocessing.vocabulary import bucket_of, spill_texts, text_buckets
 from workflows.cluster import Cluster
+from workflows.common.progress import stage
 from workflows.device import FrameDevice
-from workflows.progress import stage
 
 _COLUMNS = (USER, ITEM, TIME)
 

@@ -22,14 +22,14 @@ from preprocessing.titles import read_titles
 from preprocessing.user_features import UserFeatures
 from preprocessing.write import Writer, Written
 from workflows.cluster import Cluster
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console, stage
 from workflows.device import FrameDevice
-from workflows.errors import UserError
-from workflows.folders import write_json
 from workflows.merlin import Workflow, frame_dataset, merlin_client
-from workflows.operators import LeaveOneOut
-from workflows.progress import console, stage
-from workflows.state import leave_one_out_workflow, save_workflow
-from workflows.statistics import ItemStatistics
+from workflows.operators.item_statistics import ItemStatistics
+from workflows.operators.leave_one_out import LeaveOneOut
+from workflows.operators.saved import leave_one_out_workflow, save_workflow
 
 
 def prepare(

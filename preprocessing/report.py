@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workflows.pages import templates
+from workflows.common.render import templates
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from preprocessing.feature_spec import FeatureSpec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @dataclass(frozen=True)

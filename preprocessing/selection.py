@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 
 from preprocessing.sources.log import Columns, Piece
 from preprocessing.sources.table import value_type
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 if TYPE_CHECKING:
-    from workflows.encode import IdTable
+    from workflows.operators.encode import IdTable
 
 USER, ITEM, TIME = "user", "item", "time"
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from preprocessing.synthetic_rows import ROW, row_blocks
-from workflows.counters import mix
-from workflows.errors import UserError
+from workflows.common.errors import UserError
+from workflows.sampling.counter_rng import mix
 
 Ids = Literal["int", "text", "int64"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _MAX_BYTES = 1 << 30
 _ID_COLUMNS = ("item", "item_id", "itemId", "movieId", "movie_id", "id", "original")

@@ -27,11 +27,11 @@ from preprocessing.series import found_length
 from preprocessing.survey import Survey
 from preprocessing.values import Block, Kind, iter_values, kinds_of, text_of
 from workflows.cluster import ThreadCluster
+from workflows.common.errors import UserError
+from workflows.common.files import read_json, write_json
+from workflows.common.progress import Stage, console, stage
 from workflows.device import FrameDevice
-from workflows.errors import UserError
-from workflows.folders import read_json, write_json
-from workflows.progress import Stage, console, stage
-from workflows.state import read_categories
+from workflows.operators.saved import read_categories
 
 Emit = Literal["parquet", "torch_tensor"]
 _WRITERS = {"parquet": (write_parquet, parquet_spec), "torch_tensor": (write_tensors, tensor_spec)}

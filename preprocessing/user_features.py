@@ -14,8 +14,8 @@ from preprocessing.feature_spec import Feature
 from preprocessing.features import FeatureWorkflow, Part, part_schema
 from preprocessing.sources.movielens import sample_file
 from preprocessing.values import Kind
+from workflows.common.errors import UserError
 from workflows.device import FrameDevice
-from workflows.errors import UserError
 
 CATEGORICAL, NUMERIC = "categorical_user_inputs", "numeric_user_inputs"
 

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflows.counters import mix
-from workflows.errors import UserError
+from workflows.common.errors import UserError
+from workflows.sampling.counter_rng import mix
 
 
 def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:

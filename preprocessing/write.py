@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflows.device import FrameDevice
-from workflows.interactions import run_lengths, run_starts
-from workflows.operators import TEST
+from workflows.operators.leave_one_out import TEST
+from workflows.sampling.interactions import run_lengths, run_starts
 
 # Item ids barely compress.
 _COMPRESSION = {"user": "snappy", "label": "snappy", "item": "none"}

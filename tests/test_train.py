@@ -34,7 +34,7 @@ from model.trainer import Training
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.movielens import sample_file
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")

@@ -21,9 +21,9 @@ from dask.delayed import Delayed
 from dask.local import get_sync
 from dask.optimization import cull
 
+from workflows.common.errors import UserError
+from workflows.common.progress import console
 from workflows.device import FrameDevice, usable_cores
-from workflows.errors import UserError
-from workflows.progress import console
 
 _RESTART_S = 30.0
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -104,7 +104,7 @@ def _frames_gpu_missing() -> str:
 
 
 def host_kernels(array: Any) -> ModuleType | None:
-    """`workflows.kernels` for a large array on the host; None if array code has to be used or is fast enough."""
+    """`workflows.sampling.compiled` for a large host array; None if array code has to be used or is fast enough."""
     if not isinstance(array, np.ndarray) or array.shape[0] < KERNEL_ROWS:
         return None
     return _kernels()
@@ -120,7 +120,7 @@ def host_view(array: Any) -> np.ndarray | None:
 
 @functools.cache
 def _kernels() -> ModuleType | None:
-    return load_loops(lambda: importlib.import_module("workflows.kernels"))
+    return load_loops(lambda: importlib.import_module("workflows.sampling.compiled"))
 
 
 def load_loops(load: Callable[[], ModuleType]) -> ModuleType | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from preprocessing.sources.log import Columns
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 # Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
 _KNOWN_COLUMNS = (

@@ -15,7 +15,7 @@ from preprocessing.sources.sniff import column_heads, delimiter_for, header_of
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
 from preprocessing.sources.unpack import SourceFile
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _POINTED = re.compile(r"-?\d+\.0+")
 

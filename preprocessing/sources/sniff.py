@@ -9,7 +9,7 @@ from pathlib import Path
 
 from preprocessing.sources.fields import NULLS
 from preprocessing.sources.quoting import ends_in_quotes
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _SNIFF_BYTES = 1 << 16
 _DELIMITERS = ("\t", ";", "|", ",")

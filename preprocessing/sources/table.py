@@ -15,7 +15,7 @@ from preprocessing.sources.columns import recognise, require_columns
 from preprocessing.sources.log import Columns, Log, Piece
 from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _TABLE_ROWS = 1 << 20
 _MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on, not every integer is representable

@@ -18,7 +18,7 @@ from preprocessing.sources.fields import NULLS, PADDED, describe, holds, may_be_
 from preprocessing.sources.log import Piece
 from preprocessing.sources.quoting import quoted_cuts
 from preprocessing.sources.times import as_time
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 PIECE_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 16

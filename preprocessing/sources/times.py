@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 RATINGS_FILES = ("ratings.csv", "ratings.dat", "u.data")
 TITLES_FILES = {"ratings.csv": "movies.csv", "ratings.dat": "movies.dat", "u.data": "u.item"}

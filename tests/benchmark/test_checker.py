@@ -16,7 +16,7 @@ import yaml
 
 from benchmark.checker import check
 from preprocessing.__main__ import main as prepare
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _N_ITEMS, _LENGTH = 60, 21

@@ -34,8 +34,8 @@ from benchmark.cost_model_stages import (
     small_log,
 )
 from preprocessing.synthetic import Shape
+from workflows.common.errors import UserError
 from workflows.device import KERNEL_ROWS
-from workflows.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _SHAPE = Shape(3_000, 2_000, 60_000)

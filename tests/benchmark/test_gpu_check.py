@@ -26,7 +26,7 @@ from benchmark.gpu_check_findings import FULL, SMALL, Figure, Findings, NotPossi
 from benchmark.gpu_check_page import write_report
 from benchmark.gpu_check_speed import _samples_per_s
 from benchmark.gpu_check_trace import idle_share
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 PNG = b"\x89PNG"

@@ -14,7 +14,7 @@ import torch
 from benchmark import inference
 from model.checkpoint import save_reference
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _TINY = ("--n_users", "50", "--n_items", "40", "-f", "4", "--layers", "8", "4", "--threads", "1", "--device", "cpu")

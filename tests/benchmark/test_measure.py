@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from benchmark.measure import measure
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _MIB = 1 << 20
 # Works on the memory for half a second, so that it is sampled while allocated.

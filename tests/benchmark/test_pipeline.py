@@ -14,7 +14,7 @@ import pytest
 from benchmark import pipeline
 from benchmark.measure import Usage
 from benchmark.pipeline_plot import draw_pipeline
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _PNG = b"\x89PNG"

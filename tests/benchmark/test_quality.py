@@ -26,7 +26,7 @@ from benchmark.quality_statistics import difference, estimate, spread
 from model.checkpoint import Run
 from model.metrics import RankMeans
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 USERS, ITEMS, NEGATIVES = 24, 40, 12

@@ -17,7 +17,7 @@ from benchmark import recommend
 from benchmark.recommend_run import sample
 from model.checkpoint import save_model
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.result import read_result, redraw
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def test_the_plot_is_written_next_to_its_result(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from benchmark import training
 from benchmark.training_limits import bounds, counts, measure_rates
 from benchmark.training_variants import VARIANTS, applies
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _PNG = b"\x89PNG"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from workflows.operators import _OUTPUT
+from workflows.operators.leave_one_out import _OUTPUT
 
 Find = Callable[[str], Any]
 
@@ -31,7 +31,7 @@ HAS_CUDF = importlib.util.find_spec("cudf") is not None
 # Types implied by variable names, by file; "df" is always a dataframe.
 VARIABLES = {
     "workflows/device.py": {"self.frames": "cudf"},
-    "workflows/encode.py": {"column": COLUMN},
+    "workflows/operators/encode.py": {"column": COLUMN},
     "workflows/merlin.py": {"merged": FRAME, "output": FRAME, "meta": FRAME},
 }
 

@@ -58,8 +58,8 @@ assert loader_base.cudf is compat.cudf and loader_base.cupy is compat.cupy
 ON_PANDAS = """
 import numpy as np
 import pandas as pd
-from workflows.encode import EncodeIds
-from workflows.operators import LeaveOneOut
+from workflows.operators.encode import EncodeIds
+from workflows.operators.leave_one_out import LeaveOneOut
 
 rng = np.random.default_rng(0)
 log = pd.DataFrame({name: rng.integers(0, high, 300) for name, high in (("user", 9), ("item", 40), ("time", 99))})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from workflows.common.errors import UserError
 from workflows.device import torch_device, torch_precision
-from workflows.errors import UserError
 
 
 @pytest.fixture

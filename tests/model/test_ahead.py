@@ -106,7 +106,7 @@ PROGRAM = """
 import itertools, os, signal, sys
 from contextlib import closing
 from model.ahead import made_ahead
-from workflows.errors import run_command
+from workflows.common.errors import run_command
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
 def numbers():
     try:

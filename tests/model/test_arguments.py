@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from model.arguments import FLAGS_NAME, is_flags, parse_args, train_config, write_flags
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def written(folder: Path, content: Any) -> str:

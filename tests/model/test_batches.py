@@ -28,9 +28,9 @@ from model.data import Rows, open_train
 from model.samples import Batch
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
-from workflows.candidates import Candidates
-from workflows.errors import UserError
-from workflows.sampling import Sampling, line_of
+from workflows.common.errors import UserError
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.config import Sampling, line_of
 
 CPU = torch.device("cpu")
 ALONE = World(CPU)

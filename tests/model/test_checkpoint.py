@@ -16,7 +16,7 @@ import torch
 from model.checkpoint import load_run, load_weights, save_model, save_reference
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 # The required keys of a run's config besides the network.

@@ -9,7 +9,7 @@ import pytest
 
 from model.columns import Columns, SideFeature
 from preprocessing.feature_spec import FeatureSpec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 # The example channels from the reference's documentation.
 EXAMPLE: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from model.config import TrainConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @pytest.mark.parametrize(

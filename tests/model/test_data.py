@@ -20,7 +20,7 @@ from model.columns import Columns
 from model.data import Rows, open_train
 from model.series import open_test
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS, LENGTH = 8, 20, 5

@@ -31,8 +31,8 @@ from model.series import open_test
 from model.source import TableSource
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
+from workflows.common.errors import UserError
 from workflows.device import frame_device
-from workflows.errors import UserError
 
 CPU = torch.device("cpu")
 ALONE = World(CPU)

@@ -12,7 +12,7 @@ import model.export
 from model.checkpoint import load_run, load_weights, save_model
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 SHAPE = {"n_users": 7, "n_items": 9, "factors": 3, "layers": (8, 6, 4)}

@@ -25,7 +25,7 @@ from model.checkpoint import load_weights, save_model
 from model.columns import SideFeature
 from model.formats import FILES
 from model.neumf import NeuMF, NeuMFConfig
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 SHAPES = {
     "plain": {"layers": (8, 6, 4)},

@@ -21,7 +21,7 @@ from model.neumf import NeuMF, NeuMFConfig
 from model.samples import Batch
 from model.step import Step
 from model.world import World
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 40, 30

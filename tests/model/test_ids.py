@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.ids import Id, Ids
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 int64 = st.integers(-(2**63), 2**63 - 1)
 

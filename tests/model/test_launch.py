@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from model.launch import end_with_launcher
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 LAUNCH = """
 import sys

@@ -11,7 +11,7 @@ import torch
 
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig, side_width
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def small(dropout: float = 0.5, layers: tuple[int, ...] = (6, 5, 3)) -> NeuMFConfig:

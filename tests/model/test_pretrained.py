@@ -15,7 +15,7 @@ import train
 from model.checkpoint import load_run, save_model
 from model.neumf import NeuMF, NeuMFConfig
 from model.pretrained import start_from
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 PAIRS = torch.cartesian_prod(torch.arange(7), torch.arange(9)).T

@@ -35,7 +35,7 @@ from model.neumf import NeuMF
 from model.recipe import HeldOutUsers, Recipe, _searched
 from model.recommender import Recommender
 from model.world import World
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

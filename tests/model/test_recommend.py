@@ -20,7 +20,7 @@ from model.checkpoint import load_run, save_model
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
 from model.recommender import Recommender
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from model.checkpoint import load_run, save_model
 from model.neumf import NeuMF, NeuMFConfig
 from model.recommendations import Recommendations
 from model.recommender import Recommender
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS, PARTS = 1000, 90, 3

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from model import series
 from model.series import HeldOut, open_test
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 4, 9

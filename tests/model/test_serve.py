@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model import serve
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 GOOD = b'{"users": [3], "k": 2}'
 

@@ -21,7 +21,7 @@ import train
 from model.checkpoint import LAST_NAME, load_run
 from model.run import RunWriter
 from model.trainer import Training
-from workflows.errors import UserError, run_command
+from workflows.common.errors import UserError, run_command
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,7 +19,7 @@ from model.data import open_train
 from model.series import open_test
 from model.side import settle
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 4, 5

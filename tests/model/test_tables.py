@@ -14,7 +14,7 @@ import pytest
 
 from model.recommendations import Recommendations
 from model.tables import write_recommendations
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 TITLES = {"10": 'The "first", of all', "30": "Drei"}
 ROWS = [  # user, rank, item, score, basis, title

@@ -22,8 +22,8 @@ from model.samples import Batch
 from model.step import Step
 from model.trainer import History, Training
 from model.world import World
-from workflows.errors import UserError
-from workflows.progress import stage
+from workflows.common.errors import UserError
+from workflows.common.progress import stage
 
 CPU = torch.device("cpu")
 

@@ -20,7 +20,7 @@ from model.data import Rows, open_train
 from model.validation import Validation, leave_one_out
 from model.world import World
 from preprocessing.feature_spec import read_feature_spec
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 Row = tuple[int, int, float]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.world import Place, World, _interface_to, joined
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
 

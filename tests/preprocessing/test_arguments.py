@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from preprocessing.arguments import parse_args
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _LOG = ["--input", "a", "--output", "b"]
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from preprocessing.chunks import iter_mapping, locate, read_mapping, save_tensor, text_features
 from preprocessing.feature_spec import Chunk, Feature, FeatureSpec
 from preprocessing.sources import text
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 torch = pytest.importorskip("torch")
 

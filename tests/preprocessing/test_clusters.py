@@ -23,7 +23,7 @@ from distributed import Client
 
 from preprocessing.__main__ import main
 from workflows.cluster import DaskCluster
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 Prepare = Callable[..., Path]
 Bytes = Callable[[Path], dict[str, bytes]]

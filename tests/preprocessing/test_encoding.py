@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.__main__ import main
-from workflows.errors import UserError
-from workflows.state import load_workflow
+from workflows.common.errors import UserError
+from workflows.operators.saved import load_workflow
 
 Prepare = Callable[..., Path]
 Files = Callable[[Path, str], list[pd.DataFrame]]

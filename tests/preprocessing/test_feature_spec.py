@@ -18,7 +18,7 @@ from preprocessing.feature_spec import (
     chunk_files,
     read_feature_spec,
 )
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 # As written by NVIDIA's transcoding, with the empty entry that their documentation allows.
 _NVIDIA = """

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.__main__ import main
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
 _GOOD = "user,item,time\n1,1,1\n1,2,2\n2,1,1\n2,3,2\n"

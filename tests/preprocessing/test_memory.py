@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing.memory import check_workers, parse_bytes, partitions_of, splits_of, threads_within
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 MIB = 2**20
 

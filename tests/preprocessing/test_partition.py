@@ -20,9 +20,9 @@ from preprocessing.selection import Selection
 from preprocessing.sources.log import Columns, Log, Piece
 from preprocessing.vocabulary import text_keys
 from workflows.cluster import thread_cluster
+from workflows.common.errors import UserError
 from workflows.device import frame_device
-from workflows.encode import IdTable
-from workflows.errors import UserError
+from workflows.operators.encode import IdTable
 
 _COLUMNS = Columns(user="u", item="i", time="t", rating="r")
 _CPU = frame_device("cpu")

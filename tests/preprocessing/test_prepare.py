@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from preprocessing.__main__ import main
 from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import read_feature_spec
+from workflows.common.errors import UserError
 from workflows.device import KERNEL_ROWS
-from workflows.errors import UserError
 
 Prepare = Callable[..., Path]
 Files = Callable[[Path, str], list[pd.DataFrame]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from preprocessing.config import PrepareConfig, is_prepared_folder
-from workflows.errors import UserError
-from workflows.sampling import Sampling
+from workflows.common.errors import UserError
+from workflows.sampling.config import Sampling
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from preprocessing import synthetic, synthetic_rows
 from preprocessing.synthetic import Ids, Shape, parse_shape, write_log
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 @pytest.fixture

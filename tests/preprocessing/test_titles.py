@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.titles import read_titles
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def test_u_item_is_latin_1_with_pipes(write_lines: Callable[..., Path]) -> None:

@@ -18,8 +18,8 @@ from preprocessing.chunks import read_mapping
 from preprocessing.feature_spec import read_feature_spec
 from preprocessing.transcode import is_transcoded_folder, transcode
 from workflows.cluster import ThreadCluster, thread_cluster
+from workflows.common.errors import UserError
 from workflows.device import frame_device
-from workflows.errors import UserError
 from workflows.merlin import merlin_client
 
 torch = pytest.importorskip("torch")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 
 from preprocessing.user_features import UserFeatures
+from workflows.common.errors import UserError
 from workflows.device import frame_device
-from workflows.errors import UserError
 
 _TABLE = pa.table({"id": [30, 10, 20], "kind": ["b", "a", "b"], "age": [60, 20, 40]})
 

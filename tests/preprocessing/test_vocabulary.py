@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from preprocessing import vocabulary
 from preprocessing.vocabulary import bucket_of, in_order, spill_texts, text_keys, texts_of_bucket
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=25)
 

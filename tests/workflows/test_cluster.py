@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from workflows.cluster import ThreadCluster, thread_cluster
-from workflows.encode import EncodeIds
 from workflows.merlin import Workflow, frame_dataset, merlin_client
+from workflows.operators.encode import EncodeIds
 
 
 def collected(cluster: ThreadCluster, function: Callable[[int], Any], items: Iterable[int]) -> list[Any]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from workflows.common.errors import UserError
 from workflows.device import (
     KERNEL_ROWS,
     FrameDevice,
@@ -26,7 +27,6 @@ from workflows.device import (
     torch_generator,
     torch_precision,
 )
-from workflows.errors import UserError
 
 
 @pytest.fixture

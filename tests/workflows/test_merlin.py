@@ -522,7 +522,7 @@ def test_a_removed_name_raises_when_called() -> None:
 
 def test_import_is_silent_and_loads_no_torch(run_python: Callable) -> None:
     done = run_python(
-        "import sys, workflows.merlin as m, workflows.state, workflows.cluster\n"
+        "import sys, workflows.merlin as m, workflows.operators.saved, workflows.cluster\n"
         "assert 'torch' not in sys.modules\n"
         "try: m.loader_class()\n"
         "except RuntimeError as err: assert 'import torch before' in str(err)\n"

@@ -13,7 +13,7 @@ from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.unpack import SourceFile
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _COLUMNS = Columns(user="who", item="what", time="when")
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _OWN = Columns(user="who", item="what", time="when")
 

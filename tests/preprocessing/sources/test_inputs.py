@@ -7,7 +7,7 @@ import pytest
 
 from preprocessing.sources import inputs
 from preprocessing.sources.inputs import input_files
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def _touch(folder: Path, *names: str) -> list[Path]:

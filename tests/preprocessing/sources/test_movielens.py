@@ -12,7 +12,7 @@ import pytest
 from preprocessing.sources import movielens, text, unpack
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 # (user, item, rating, time), unsorted and with an id that needs more than 16 bits.
 _ROWS = [(2, 7, 3.0, 900), (1, 131262, 4.5, 100), (1, 7, 0.5, 50), (30, 1, 5.0, 1_500_000_000)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preprocessing.sources import quoting
 from preprocessing.sources.quoting import ends_in_quotes, quoted_cuts
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 
 def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:

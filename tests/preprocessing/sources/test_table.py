@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from preprocessing.sources.log import Columns, Log, Piece
 from preprocessing.sources.table import parquet_log
 from preprocessing.sources.unpack import SourceFile
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _COLUMNS = Columns(user="user", item="item", time="time")
 

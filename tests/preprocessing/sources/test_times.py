@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing.sources.times import as_time, common_time
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _STAMPS = st.builds(pa.timestamp, st.sampled_from(list(_PER_SECOND)), st.sampled_from([None, "UTC", "Asia/Tokyo"]))

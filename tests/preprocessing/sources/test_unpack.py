@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from preprocessing.sources import unpack
 from preprocessing.sources.unpack import SourceFile, unpacked
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _LINES = random.Random(0).randbytes(5000).hex().encode()  # does not compress to almost nothing
 

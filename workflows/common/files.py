@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 
 _LOCK_NAME = ".lock"
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from workflows.errors import UserError, run_command
+from workflows.common.errors import UserError, run_command
 
 
 def end_with(error: BaseException | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.interactions import histories, run_starts, stable_order
+from workflows.sampling.interactions import histories, run_starts, stable_order
 
 WIDE = st.integers(-(2**63), 2**63 - 1)
 NARROW = st.integers(-3, 3)

@@ -14,13 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows import interactions, kernels, negatives
-from workflows.candidates import Candidates
-from workflows.counters import keys, stream_seed
 from workflows.device import KERNEL_ROWS, host_kernels
-from workflows.interactions import Histories, histories
+from workflows.sampling import compiled, interactions, negatives
+from workflows.sampling.candidates import Candidates
+from workflows.sampling.counter_rng import keys, stream_seed
+from workflows.sampling.interactions import Histories, histories
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEED = stream_seed(4)
 LOGS = st.tuples(
     st.integers(0, 2**32 - 1),  # seed
@@ -48,7 +48,7 @@ def same(one: Histories, other: Histories) -> None:
 @given(LOGS)
 def test_histories_match_array_code(shape: tuple) -> None:
     columns = log_of(shape)
-    found = kernels.histories(*columns)
+    found = compiled.histories(*columns)
     assert found is not None
     same(Histories(*found), histories(*columns))  # too few rows to use the kernel
 
@@ -59,7 +59,7 @@ def test_histories_at_digit_boundaries(low: int, bits: int) -> None:
     values = low + np.array([0, (1 << bits) - 1, 1 << (bits - 1) if bits else 0, 0], dtype=np.int64)
     narrow = np.zeros(4, dtype=np.int64)
     for columns in ((values, narrow, narrow), (narrow, values, narrow), (narrow, np.arange(4), values)):
-        found = kernels.histories(*columns)
+        found = compiled.histories(*columns)
         assert found is not None
         same(Histories(*found), histories(*columns))
 
@@ -74,21 +74,21 @@ def test_arrays_can_be_read_only() -> None:
     """As pandas returns them under copy-on-write."""
     columns = log_of((3, 500, 9, 20, 2**40, np.int64))
     expected = histories(*columns)
-    found = kernels.histories(*map(read_only, columns))
+    found = compiled.histories(*map(read_only, columns))
     assert found is not None
     same(Histories(*found), expected)
     which = np.flatnonzero(expected.counts < 20)
     ends = expected.starts + expected.counts
     arguments = expected.starts[which], ends[which], expected.items, keys(SEED, expected.users[which]), which * 0 + 20
     np.testing.assert_array_equal(
-        kernels.distinct_places(*map(read_only, arguments), 20, 7), kernels.distinct_places(*arguments, 20, 7)
+        compiled.distinct_places(*map(read_only, arguments), 20, 7), compiled.distinct_places(*arguments, 20, 7)
     )
 
 
 def test_ranges_too_wide_for_a_code_are_left_to_array_code() -> None:
     wide, narrow = np.array([-(2**63), 2**63 - 1]), np.array([0, 5])
-    assert kernels.histories(wide, narrow, narrow) is None
-    assert kernels.histories(narrow, np.array([1, 1]), wide) is None
+    assert compiled.histories(wide, narrow, narrow) is None
+    assert compiled.histories(narrow, np.array([1, 1]), wide) is None
 
 
 @given(LOGS, st.integers(0, 80), st.booleans())
@@ -105,7 +105,7 @@ def test_series_negatives_match_array_code(shape: tuple, length: int, time_aware
     # Both calls take the same path except for `host_kernels`, which rejects so few rows.
     with pytest.MonkeyPatch.context() as patch:
         expected = negatives.series_negatives(history, which, candidates, length, SEED)
-        patch.setattr(negatives, "host_kernels", lambda _: kernels)
+        patch.setattr(negatives, "host_kernels", lambda _: compiled)
         found = negatives.series_negatives(history, which, candidates, length, SEED)
     np.testing.assert_array_equal(found, expected)
     assert found.shape == (len(which), length)
@@ -118,7 +118,7 @@ def same_rows(users: np.ndarray, items: np.ndarray, n_items: int, per_row: int, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(negatives, "host_kernels", lambda _: None)
         expected = negatives.row_negatives(users, items, candidates, per_row, SEED)
-        patch.setattr(negatives, "host_kernels", lambda _: kernels)
+        patch.setattr(negatives, "host_kernels", lambda _: compiled)
         found = negatives.row_negatives(given_as(users), given_as(items), candidates, per_row, SEED)
     assert isinstance(found[0], torch.Tensor) == as_tensors
     assert np.asarray(found[0]).dtype == expected[0].dtype == items.dtype
@@ -149,17 +149,17 @@ def test_row_negatives_of_users_with_clustered_items(n_items: int, kind: type) -
 def test_positions_of_one_series_computed_by_hand() -> None:
     """Items 1 and 3 of 5 are taken, leaving 0, 2 and 4: fewer than the five requested."""
     one = np.array([0])
-    places = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
+    places = compiled.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
     assert places.tolist()[0] in [[0, 0, 2, 2, 4]]
     # Limit 2 leaves only item 0; limit 0 leaves none, so time is ignored.
     for limit, expected in ((2, {0}), (0, {0, 2, 4})):
-        few = kernels.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3)
+        few = compiled.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3)
         assert set(few[0].tolist()) == expected
 
 
 def test_kernels_are_used_only_for_large_host_arrays() -> None:
     large = np.zeros(KERNEL_ROWS, dtype=np.int32)
-    assert host_kernels(large) is kernels
+    assert host_kernels(large) is compiled
     assert host_kernels(large[1:]) is None
     assert host_kernels(torch.zeros(KERNEL_ROWS)) is None
 
@@ -178,10 +178,8 @@ def test_large_logs_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_array_code_is_the_fallback_without_a_cache_folder(tmp_path: Path) -> None:
     """In a read-only folder without a home directory, as in a locked-down container."""
-    (tmp_path / "workflows").mkdir()
-    for module in (ROOT / "workflows").glob("*.py"):
-        shutil.copy(module, tmp_path / "workflows")
-    (tmp_path / "workflows" / "__pycache__").write_text("no folder")
+    shutil.copytree(ROOT / "workflows", tmp_path / "workflows", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "workflows" / "sampling" / "__pycache__").write_text("no folder")
     program = (
         "import numpy as np; from workflows.device import KERNEL_ROWS, host_kernels;"
         "print(host_kernels(np.zeros(KERNEL_ROWS)))"

@@ -6,10 +6,10 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows import counters
-from workflows.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
 from workflows.device import host_kernels, host_view
-from workflows.interactions import Histories, count, run_starts
+from workflows.sampling import counter_rng
+from workflows.sampling.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
+from workflows.sampling.interactions import Histories, count, run_starts
 
 Array = Any  # a NumPy, CuPy or torch array
 
@@ -30,11 +30,11 @@ def series_negatives(
     xp = array_namespace(history.users)
     last = xp.take(history.by_time, xp.take(history.starts, which) + xp.take(history.counts, which) - 1)
     limits = candidates.limits(xp.take(history.times, last))
-    key = counters.keys(seed, xp.take(history.users, which))
+    key = counter_rng.keys(seed, xp.take(history.users, which))
     if not exact:
         limits = xp.where(limits > 0, limits, candidates.n_items)
-        bits = counters.draws(key[:, None], count(length, which)[None, :])
-        chosen = candidates.place_at(counters.below(bits, candidates.weight_before(limits)[:, None]))
+        bits = counter_rng.draws(key[:, None], count(length, which)[None, :])
+        chosen = candidates.place_at(counter_rng.below(bits, candidates.weight_before(limits)[:, None]))
         return xp.sort(candidates.item_at(chosen), axis=1)
     owners, places = history.rows, candidates.place_of(history.items)
     if candidates.places is not None:
@@ -96,8 +96,8 @@ def _draw(unseen: Unseen, owner: Array, key: Array, drawn: Array, bound: Array, 
     """The next `missing` draws per owner, with replacement, ascending: int64 [T, max missing], padded with `none`."""
     xp = array_namespace(owner)
     slot = count(int(xp.max(missing)), owner)[None, :]
-    bits = counters.draws(counters.advanced(key, drawn)[:, None], slot)
-    points = counters.below(bits, xp.clip(bound, min=1)[:, None])
+    bits = counter_rng.draws(counter_rng.advanced(key, drawn)[:, None], slot)
+    points = counter_rng.below(bits, xp.clip(bound, min=1)[:, None])
     # Sorted, so that the search passes over its table once; the padding sorts last.
     points = xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1)
     places = unseen.places(owner, xp.clip(points, max=xp.clip(bound - 1, min=0)[:, None]))
@@ -159,14 +159,14 @@ def row_negatives(
         limits = unseen.usable_limits(owner, candidates.limits(times))
     bound = unseen.left(owner, limits)
     number = row[:, None] * per_row + count(per_row, users)[None, :]
-    bits = counters.draws(counters.keys(seed, users)[:, None], number)
+    bits = counter_rng.draws(counter_rng.keys(seed, users)[:, None], number)
     if alike:
-        places = counters.below(bits, candidates.n_items)
+        places = counter_rng.below(bits, candidates.n_items)
         again = unseen.taken(owner, places)
-        bits, owner = counters.mix(bits[again]), xp.broadcast_to(owner[:, None], again.shape)[again]
-        points = counters.below(bits, xp.clip(unseen.left(owner), min=1))
+        bits, owner = counter_rng.mix(bits[again]), xp.broadcast_to(owner[:, None], again.shape)[again]
+        points = counter_rng.below(bits, xp.clip(unseen.left(owner), min=1))
         places[again] = unseen.places(owner, points[:, None])[:, 0]
     else:
-        places = unseen.places(owner, counters.below(bits, xp.clip(bound, min=1)[:, None]))
+        places = unseen.places(owner, counter_rng.below(bits, xp.clip(bound, min=1)[:, None]))
     places = xp.clip(places, max=candidates.n_items - 1)
     return xp.astype(candidates.item_at(places), kind, copy=False), bound > 0

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.encode import EncodeIds
 from workflows.merlin import Workflow, frame_dataset
-from workflows.operators import TEST, TRAIN, AppendNegatives, LeaveOneOut
-from workflows.sampling import Sampling
-from workflows.state import leave_one_out_workflow
-from workflows.statistics import ItemStatistics
+from workflows.operators import AppendNegatives, LeaveOneOut
+from workflows.operators.encode import EncodeIds
+from workflows.operators.item_statistics import ItemStatistics
+from workflows.operators.leave_one_out import TEST, TRAIN
+from workflows.operators.saved import leave_one_out_workflow
+from workflows.sampling.config import Sampling
 
 import nvtabular as nvt  # isort: skip - after the Merlin door, which patches Dask for it
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.encode import EncodeIds, IdTable
 from workflows.merlin import Workflow, frame_dataset
+from workflows.operators.encode import EncodeIds, IdTable
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

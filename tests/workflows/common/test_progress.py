@@ -9,8 +9,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from workflows import progress
-from workflows.progress import human, stage
+from workflows.common import progress
+from workflows.common.progress import human, stage
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from workflows.candidates import MAX_WEIGHT, Candidates
+from workflows.sampling.candidates import MAX_WEIGHT, Candidates
 
 KINDS = ("exact", "uniform", "popularity")
 

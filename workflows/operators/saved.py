@@ -18,13 +18,13 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.encode import EncodeIds
-from workflows.errors import UserError
-from workflows.folders import write_json
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
 from workflows.merlin import Workflow
-from workflows.operators import LeaveOneOut
-from workflows.sampling import Sampling
-from workflows.statistics import ItemStatistics
+from workflows.operators.encode import EncodeIds
+from workflows.operators.item_statistics import ItemStatistics
+from workflows.operators.leave_one_out import LeaveOneOut
+from workflows.sampling.config import Sampling
 
 _FORMAT = 2
 _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")

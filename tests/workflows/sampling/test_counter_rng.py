@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows import counters
+from workflows.sampling import counter_rng
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 WORD = 2**64
@@ -49,26 +49,26 @@ def test_draws_match_the_published_splitmix64_sequence() -> None:
         16408922859458223821,
     ]
     assert list(itertools.islice(splitmix64(1234567), 5)) == published
-    assert unsigned(counters.draws(int64([1234567]), np.arange(5))) == published
+    assert unsigned(counter_rng.draws(int64([1234567]), np.arange(5))) == published
 
 
 @given(st.lists(INT64, min_size=1, max_size=20))
 def test_mix_is_the_finaliser(values: list[int]) -> None:
-    assert unsigned(counters.mix(int64(values))) == [finalise(value % WORD) for value in values]
+    assert unsigned(counter_rng.mix(int64(values))) == [finalise(value % WORD) for value in values]
 
 
 @given(st.lists(INT64, min_size=1, max_size=8), INT64)
 def test_draw_n_of_a_key_is_output_n_of_its_generator(ids: list[int], seed: int) -> None:
-    key = counters.keys(seed, int64(ids))
+    key = counter_rng.keys(seed, int64(ids))
     assert unsigned(key) == [finalise(finalise(i * 0x9E3779B97F4A7C15 % WORD) ^ (seed % WORD)) for i in ids]
-    drawn = counters.draws(key[:, None], np.arange(4)[None, :])
+    drawn = counter_rng.draws(key[:, None], np.arange(4)[None, :])
     assert [unsigned(row) for row in drawn] == [list(itertools.islice(splitmix64(k), 4)) for k in unsigned(key)]
 
 
 @given(st.lists(INT64, min_size=1, max_size=8), INT64, st.integers(1, 2**40))
 def test_numpy_and_torch_draw_the_same_numbers(ids: list[int], seed: int, bound: int) -> None:
     def numbers(ids, number):
-        return counters.below(counters.draws(counters.keys(seed, ids)[:, None], number[None, :]), bound)
+        return counter_rng.below(counter_rng.draws(counter_rng.keys(seed, ids)[:, None], number[None, :]), bound)
 
     in_numpy = numbers(int64(ids), np.arange(5))
     in_torch = numbers(torch.tensor(ids, dtype=torch.int64), torch.arange(5))
@@ -77,7 +77,7 @@ def test_numpy_and_torch_draw_the_same_numbers(ids: list[int], seed: int, bound:
 
 @given(INT64, st.integers(1, 2**40))
 def test_below_is_the_high_word_of_the_product(bits: int, bound: int) -> None:
-    number = int(counters.below(int64([bits]), int64([bound]))[0])
+    number = int(counter_rng.below(int64([bits]), int64([bound]))[0])
     assert number == (bits % WORD) * bound // WORD
     assert 0 <= number < bound
 
@@ -87,30 +87,30 @@ def test_below_at_the_extremes_of_the_bits(bound: int) -> None:
     # All bits clear, all set, and either half alone: these reveal a lost carry or a sign error.
     bits = [0, -1, -(2**63), 2**63 - 1, 2**32 - 1, 2**32, -(2**32)]
     expected = [(value % WORD) * bound // WORD for value in bits]
-    assert counters.below(int64(bits), bound).tolist() == expected
-    assert counters.below(torch.tensor(bits), torch.tensor(bound)).tolist() == expected
+    assert counter_rng.below(int64(bits), bound).tolist() == expected
+    assert counter_rng.below(torch.tensor(bits), torch.tensor(bound)).tolist() == expected
 
 
 def test_below_broadcasts_bounds_over_draws() -> None:
-    bits = counters.draws(np.arange(3)[:, None], np.arange(4)[None, :])
+    bits = counter_rng.draws(np.arange(3)[:, None], np.arange(4)[None, :])
     bounds = np.array([1, 10, 1000])
-    together = counters.below(bits, bounds[:, None])
+    together = counter_rng.below(bits, bounds[:, None])
     assert together.shape == (3, 4)
     for row, bound in enumerate(bounds):
-        np.testing.assert_array_equal(together[row], counters.below(bits[row], int(bound)))
+        np.testing.assert_array_equal(together[row], counter_rng.below(bits[row], int(bound)))
 
 
 @pytest.mark.parametrize("bins", [7, 64])
 def test_numbers_are_uniform_over_ids_and_over_draws(bins: int, assert_uniform: Callable) -> None:
-    seed = counters.stream_seed(3, 1)
-    over_ids = counters.below(counters.draws(counters.keys(seed, np.arange(100_000)), np.array([0])), bins)
-    over_draws = counters.below(counters.draws(counters.keys(seed, np.arange(1)), np.arange(100_000)), bins)
+    seed = counter_rng.stream_seed(3, 1)
+    over_ids = counter_rng.below(counter_rng.draws(counter_rng.keys(seed, np.arange(100_000)), np.array([0])), bins)
+    over_draws = counter_rng.below(counter_rng.draws(counter_rng.keys(seed, np.arange(1)), np.arange(100_000)), bins)
     assert_uniform(np.bincount(over_ids, minlength=bins))
     assert_uniform(np.bincount(over_draws, minlength=bins))
 
 
 def test_every_bit_is_set_half_the_time() -> None:
-    drawn = counters.draws(counters.keys(counters.stream_seed(8), np.arange(40_000)), np.array([5]))
+    drawn = counter_rng.draws(counter_rng.keys(counter_rng.stream_seed(8), np.arange(40_000)), np.array([5]))
     share = [(drawn >> bit & 1).mean() for bit in range(64)]
     np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / 40_000**0.5)
 
@@ -118,31 +118,31 @@ def test_every_bit_is_set_half_the_time() -> None:
 def test_neighbouring_draws_are_independent(assert_uniform: Callable) -> None:
     # Pairs of numbers in 0 .. 15 fill a 16 x 16 grid evenly only if they are independent.
     def numbers(seed, ids, number):
-        return counters.below(counters.draws(counters.keys(seed, ids), np.array([number])), 16)
+        return counter_rng.below(counter_rng.draws(counter_rng.keys(seed, ids), np.array([number])), 16)
 
     def board(first, second):
         return np.bincount(first * 16 + second, minlength=256)
 
-    ids, seed = np.arange(50_000), counters.stream_seed(1, 2)
+    ids, seed = np.arange(50_000), counter_rng.stream_seed(1, 2)
     one = numbers(seed, ids, 0)
     assert_uniform(board(one, numbers(seed, ids + 1, 0)))  # neighbouring ids
     assert_uniform(board(one, numbers(seed, ids, 1)))  # neighbouring draws
     assert_uniform(board(one, numbers(seed, ids + 1, 1)))  # both at once
     assert_uniform(board(one, numbers(seed + 1, ids, 0)))  # neighbouring seeds
-    assert_uniform(board(one, numbers(counters.stream_seed(1, 3), ids, 0)))  # neighbouring purposes
+    assert_uniform(board(one, numbers(counter_rng.stream_seed(1, 3), ids, 0)))  # neighbouring purposes
 
 
 def test_stream_seed_depends_on_each_part_and_its_position() -> None:
     parts = [(), (0,), (0, 0), (1,), (1, 0), (0, 1), (2, 1), (1, 2), (-1,), (2**63 - 1,)]
-    seeds = [counters.stream_seed(*part) for part in parts]
+    seeds = [counter_rng.stream_seed(*part) for part in parts]
     assert len(set(seeds)) == len(parts)
     assert all(-(2**63) <= seed < 2**63 for seed in seeds)
-    assert counters.stream_seed(1, 2) == seeds[7]
+    assert counter_rng.stream_seed(1, 2) == seeds[7]
 
 
 def test_ids_that_differ_by_multiples_of_the_golden_ratio_share_no_sequence() -> None:
     # If the id itself were the state, draw 1 of id i would equal draw 0 of id i + golden ratio.
     golden = 0x9E3779B97F4A7C15 - WORD
     ids = np.arange(1000) * golden
-    key = counters.keys(counters.stream_seed(0), ids)
-    assert np.intersect1d(counters.draws(key, np.array([0])), counters.draws(key, np.array([1]))).size == 0
+    key = counter_rng.keys(counter_rng.stream_seed(0), ids)
+    assert np.intersect1d(counter_rng.draws(key, np.array([0])), counter_rng.draws(key, np.array([1]))).size == 0

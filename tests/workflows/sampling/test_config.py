@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from workflows.negatives import MAX_WEIGHT
-from workflows.sampling import Sampling, line_of
+from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.negatives import MAX_WEIGHT
 
 COUNTS, SINCE = np.array([16, 0, 1, 81]), np.array([5, 9, -3, 5])
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows.interactions import count, run_starts
+from workflows.sampling.interactions import count, run_starts
 
 Array = Any  # an array of NumPy, CuPy or torch
 

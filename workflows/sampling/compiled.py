@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit, types
 
-from workflows import counters
+from workflows.sampling import counter_rng
 
 _DIGIT_BITS = 9  # so that one cache line per bucket fits the caches
 _CODE_BITS = 63  # a shift by 64 would be a no-op
@@ -21,8 +21,8 @@ _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
 
 _U = np.uint64  # for indices in the innermost loops: saves the check for negative indices
-_STEP = counters._STEP
-_mix, _advanced, _below = (njit(function) for function in (counters.mix, counters.advanced, counters.below))
+_STEP = counter_rng._STEP
+_mix, _advanced, _below = (njit(function) for function in (counter_rng.mix, counter_rng.advanced, counter_rng.below))
 
 
 @njit

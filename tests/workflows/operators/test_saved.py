@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from workflows.encode import EncodeIds
-from workflows.errors import UserError
+from workflows.common.errors import UserError
 from workflows.merlin import frame_dataset
-from workflows.operators import LeaveOneOut
-from workflows.sampling import KINDS, Sampling
-from workflows.state import leave_one_out_workflow, load_workflow, read_categories, save_workflow
-from workflows.statistics import ItemStatistics
+from workflows.operators.encode import EncodeIds
+from workflows.operators.item_statistics import ItemStatistics
+from workflows.operators.leave_one_out import LeaveOneOut
+from workflows.operators.saved import leave_one_out_workflow, load_workflow, read_categories, save_workflow
+from workflows.sampling.config import KINDS, Sampling
 
 
 def make_log(kind: str = "int64") -> pd.DataFrame:

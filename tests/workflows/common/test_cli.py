@@ -6,7 +6,7 @@ import argparse
 
 import pytest
 
-from workflows.help import HelpFormatter
+from workflows.common.cli import HelpFormatter
 
 
 def test_defaults_are_shown_where_they_exist(

@@ -9,9 +9,9 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.encode import EncodeIds
 from workflows.merlin import Workflow, frame_dataset
-from workflows.statistics import ItemStatistics
+from workflows.operators.encode import EncodeIds
+from workflows.operators.item_statistics import ItemStatistics
 
 TIMES = st.integers(-(2**62), 2**62)
 

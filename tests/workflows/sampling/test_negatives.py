@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workflows import counters, negatives
-from workflows.counters import stream_seed
 from workflows.device import KERNEL_ROWS
-from workflows.interactions import Histories, histories
-from workflows.negatives import MAX_WEIGHT, Candidates, row_negatives, series_negatives
+from workflows.sampling import counter_rng, negatives
+from workflows.sampling.counter_rng import stream_seed
+from workflows.sampling.interactions import Histories, histories
+from workflows.sampling.negatives import MAX_WEIGHT, Candidates, row_negatives, series_negatives
 
 SEED = stream_seed(1, 2, 3)
 EXACT = pytest.mark.parametrize("exact", [True, False])
@@ -293,14 +293,14 @@ def test_empty_series(users: int, length: int, exact: bool) -> None:
 def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shape of each drawn block of random bits."""
     drawn: list[tuple[int, ...]] = []
-    draws = counters.draws
+    draws = counter_rng.draws
 
     def counted(*args: Any) -> Any:
         bits = draws(*args)
         drawn.append(bits.shape)
         return bits
 
-    monkeypatch.setattr(counters, "draws", counted)
+    monkeypatch.setattr(counter_rng, "draws", counted)
     monkeypatch.setattr(negatives, "host_kernels", lambda _: None)  # compiled loops draw one at a time
     return drawn
 

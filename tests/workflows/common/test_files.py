@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from workflows.errors import UserError
-from workflows.folders import (
+from workflows.common.errors import UserError
+from workflows.common.files import (
     check_file,
     check_output,
     check_outside,
@@ -26,7 +26,7 @@ from workflows.folders import (
     write_json,
 )
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 OURS = "stats.json"
 
 
@@ -208,7 +208,7 @@ def test_an_output_inside_an_input_is_rejected(tmp_path: Path, output: str) -> N
 LEFTOVER = """
 import os, signal, sys
 from pathlib import Path
-from workflows.folders import staged_folder
+from workflows.common.files import staged_folder
 
 with staged_folder(Path(sys.argv[1]), False, lambda _: False) as staging:
     (staging / "train").mkdir()

@@ -1,0 +1,1 @@
+"""Shared by all commands: errors, output files and folders, progress, help, rendering."""

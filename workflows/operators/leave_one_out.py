@@ -1,0 +1,103 @@
+"""The operator that holds out each user's last interaction for test and draws its negatives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from workflows.merlin import ColumnSchema
+from workflows.operators.append_negatives import ROW_DTYPES, DrawsNegatives
+from workflows.operators.encode import EncodeIds
+from workflows.operators.item_statistics import ItemStatistics
+from workflows.sampling.config import EXACT, Sampling
+from workflows.sampling.counter_rng import stream_seed
+from workflows.sampling.interactions import Histories, count, histories
+from workflows.sampling.negatives import series_negatives
+
+TRAIN, TEST = 0, 1
+_TEST_STREAM = 1
+_OUTPUT = {**ROW_DTYPES, "split": "int8"}
+
+
+class LeaveOneOut(DrawsNegatives):
+    """Hold out each user's last interaction and draw the negatives it is ranked against.
+
+    Takes encoded user and item columns and a time column, in partitions that hold whole users, and emits rows of
+    `user`, `item` (int32), `label` (float32) and `split` (int8): first the train rows (split 0), by user and time; then
+    one series per user with a held-out interaction (split 1), positive first.
+    Repeated pairs keep their earliest time; ties in time are broken by item, the largest last. Users with one
+    interaction, and users who have seen every item, are in train only; rows with an id unknown to the encoder (-1) are
+    dropped.
+    """
+
+    def __init__(
+        self,
+        encoder: EncodeIds,
+        user: str,
+        item: str,
+        time: str,
+        test_negatives: int = 100,
+        train_negatives: int = 0,
+        sampling: Sampling = EXACT,
+        statistics: ItemStatistics | None = None,
+    ) -> None:
+        """
+        Args:
+            encoder: an operator fitted before this one; it defines the number of items.
+            user, item, time: names of the input columns.
+            test_negatives: negatives per series, distinct and not among any of the user's interactions (with
+                `uniform`: any items).
+            train_negatives: negatives after each train positive, not among the user's train interactions. The
+                held-out item may be one of them: training must not know it.
+            statistics: required if `sampling` needs them.
+        """
+        super().__init__(encoder, item, sampling, statistics)
+        self.user, self.time = user, time
+        self.test_negatives, self.train_negatives = test_negatives, train_negatives
+
+    def transform(self, col_selector, df):
+        users, items, times = (df[name].values for name in (self.user, self.item, self.time))
+        known = (users >= 0) & (items >= 0)
+        xp = array_namespace(users)
+        if not xp.all(known):
+            users, items, times = users[known], items[known], times[known]
+        history = histories(users, items, times)
+        held_out, train = self._split(history)
+        rows = xp.take(history.by_time, train)
+        users = xp.take(xp.astype(history.users, xp.int32), xp.take(history.rows, train))
+        items, times = xp.take(history.items, rows), xp.take(history.times, rows)
+        parts = [self.train_rows(users, items, times, self.train_negatives), self._test_rows(history, held_out)]
+        columns = {
+            name: xp.concat([xp.astype(part[name], getattr(xp, _OUTPUT[name])) for part in parts]) for name in parts[0]
+        }
+        n_train = parts[0]["user"].shape[0]
+        columns["split"] = xp.astype(count(columns["user"].shape[0], users) >= n_train, xp.int8)
+        return type(df)(columns)
+
+    def _split(self, history: Histories):
+        """(indices of the users with a held-out interaction, positions of the train rows in time order)."""
+        xp = array_namespace(history.users)
+        has_test = (history.counts > 1) & (history.counts < self.n_items)
+        position = count(history.rows.shape[0], history.rows)
+        last = xp.where(has_test, history.starts + history.counts - 1, -1)
+        return xp.nonzero(has_test)[0], position[xp.take(last, history.rows) != position]
+
+    def _test_rows(self, history: Histories, held_out) -> dict[str, Any]:
+        xp = array_namespace(history.users)
+        last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
+        positives = xp.astype(xp.take(history.items, xp.take(history.by_time, last)), xp.int64)
+        seed, exact = stream_seed(self.sampling.seed, _TEST_STREAM), self.sampling.kind != "uniform"
+        line = self.candidates(history.items)
+        negatives = series_negatives(history, held_out, line, self.test_negatives, seed, exact)
+        series = xp.concat([positives[:, None], negatives], axis=1)
+        users = xp.broadcast_to(xp.take(history.users, held_out)[:, None], series.shape)
+        labels = xp.broadcast_to(count(series.shape[1], positives)[None, :] == 0, series.shape)
+        return {name: xp.reshape(rows, (-1,)) for name, rows in (("user", users), ("item", series), ("label", labels))}
+
+    def column_mapping(self, col_selector):
+        return {name: [self.user, self.item, self.time] for name in _OUTPUT}
+
+    def compute_column_schema(self, col_name, input_schema):
+        return ColumnSchema(col_name, dtype=getattr(np, _OUTPUT[col_name]))

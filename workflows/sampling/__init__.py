@@ -1,0 +1,1 @@
+"""Array code that orders interactions and draws negatives, on NumPy, CuPy and torch alike."""
