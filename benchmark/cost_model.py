@@ -23,7 +23,7 @@ from benchmark.cost_model_plot import draw_cost_model
 from benchmark.cost_model_scaling import CLUSTERS, SIZES, scaling
 from benchmark.machine import describe_machine
 from benchmark.result import redraw
-from preprocessing.synthetic import Shape, parse_shape
+from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console

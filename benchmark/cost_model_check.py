@@ -20,7 +20,7 @@ from model.config import TrainConfig
 from model.neumf import NeuMF
 from model.samples import Batch
 from model.world import World
-from preprocessing.synthetic import Shape
+from preprocessing.synthetic.log import Shape
 
 _GROUP = 1 + settings.NEGATIVES
 _CPU = torch.device("cpu")

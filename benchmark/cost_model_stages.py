@@ -36,7 +36,7 @@ from model.samples import Batch
 from model.source import TableSource
 from model.torch_scoring import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
 from model.world import World
-from preprocessing.synthetic import Shape
+from preprocessing.synthetic.log import Shape
 from workflows.device import KERNEL_ROWS, frame_device
 from workflows.operators.encode import EncodeIds
 from workflows.operators.leave_one_out import TEST, LeaveOneOut

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmark.gpu_check_findings import Findings, NotPossibleError, Settings, need, prepare_log, run_check
-from preprocessing.synthetic import write_log
-from preprocessing.synthetic_rows import row_blocks
+from preprocessing.synthetic.log import write_log
+from preprocessing.synthetic.rows import row_blocks
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.device import FrameDevice, frame_device, to_host

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmark.measure import Usage, measure
-from preprocessing.synthetic import Shape, parse_shape
+from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import run_command
 from workflows.common.files import write_json
 
@@ -225,7 +225,7 @@ def ours(*argv: str | Path) -> Usage:
 
 
 def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:
-    """Prepare a log written by `preprocessing.synthetic`."""
+    """Prepare a log written by `preprocessing.synthetic.log`."""
     columns = ("--user", "userId", "--item", "movieId", "--time", "timestamp")
     return ours("-m", "preprocessing", "--input", log, *columns, "--device", device, "--output", folder, *flags)
 

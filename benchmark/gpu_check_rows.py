@@ -19,8 +19,8 @@ from model.config import TrainConfig
 from model.neumf import NeuMF, NeuMFConfig
 from model.samples import Batch
 from model.world import World
-from preprocessing.synthetic import Shape
-from preprocessing.synthetic_rows import row_blocks
+from preprocessing.synthetic.log import Shape
+from preprocessing.synthetic.rows import row_blocks
 
 _SEED = 1
 WARM_UPS = 5  # steps; CUDA graphs are captured in the fourth
@@ -33,7 +33,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def interactions(shape: Shape) -> np.ndarray:
-    """A log sorted by user, then time: `preprocessing.synthetic_rows.ROW`, shape [rows]."""
+    """A log sorted by user, then time: `preprocessing.synthetic.rows.ROW`, shape [rows]."""
     return np.concatenate(list(row_blocks(shape.users, shape.items, shape.rows, _SEED)))
 
 

@@ -17,7 +17,7 @@ from benchmark.training_variants import DROPOUT
 from model.scoring import Scorer
 from model.step import Step
 from model.world import World
-from preprocessing.synthetic import write_log
+from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.device import frame_device, synchronize, torch_device, torch_precision
@@ -109,7 +109,7 @@ def pipeline(settings: Settings, found: Findings) -> None:
 def _loaded(settings: Settings, data: Path) -> float:
     """Train rows per second that reach the device, in the second pass over the data."""
     from model.data import open_train
-    from preprocessing.feature_spec import read_feature_spec
+    from preprocessing.spec.feature_spec import read_feature_spec
 
     device = torch_device(settings.device, None)
     rows = open_train(data, read_feature_spec(data), device)

@@ -18,7 +18,7 @@ from model.batches import EpochBatches
 from model.samples import Batch
 from model.step import Step
 from model.world import World
-from preprocessing.synthetic import write_log
+from preprocessing.synthetic.log import write_log
 from workflows.device import synchronize, torch_device
 
 _TRACED, _STREAMED = 5, 16  # steps; 16 batches cover two blocks of the Loader's rows
@@ -44,7 +44,7 @@ def trace(settings: Settings, found: Findings) -> None:
 def _streamed(settings: Settings, world: World) -> EpochBatches:
     """Epochs over a prepared folder, streamed as in `train.py`."""
     from model.data import open_train
-    from preprocessing.feature_spec import read_feature_spec
+    from preprocessing.spec.feature_spec import read_feature_spec
 
     log, data = settings.work / "log.csv", settings.work / "data"
     write_log(settings.scale.parity_shape, log, 1)

@@ -20,7 +20,7 @@ from benchmark.machine import describe_machine
 from benchmark.measure import Usage, measure
 from benchmark.pipeline_plot import draw_pipeline
 from benchmark.result import redraw
-from preprocessing.synthetic import Ids, Shape, parse_shape, write_log
+from preprocessing.synthetic.log import Ids, Shape, parse_shape, write_log
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console, stage

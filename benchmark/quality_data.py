@@ -23,7 +23,7 @@ from model.series import HeldOut, open_test
 from model.users import UserBatches
 from model.validation import leave_one_out
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 Matrix = npt.NDArray[np.float64]

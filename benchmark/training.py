@@ -21,7 +21,7 @@ from benchmark.result import redraw
 from benchmark.training_limits import bounds, counts
 from benchmark.training_plot import draw_training
 from benchmark.training_variants import VARIANTS, applies
-from preprocessing.synthetic import Shape, parse_shape
+from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console

@@ -19,7 +19,7 @@ from model.batches import EpochBatches, SamplingConfig, whole_users
 from model.data import open_train
 from model.samples import Batch
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import run_command
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.negatives import row_negatives

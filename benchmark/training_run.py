@@ -46,8 +46,8 @@ from model.neumf import NeuMF, NeuMFConfig
 from model.samples import Batch
 from model.torch_step import TorchStep
 from model.world import World
-from preprocessing.chunks import read_mapping
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
+from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError, run_command
 
 _CPU = torch.device("cpu")

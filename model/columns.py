@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from preprocessing.feature_spec import FeatureSpec
-from preprocessing.roles import Roles
+from preprocessing.spec.feature_spec import FeatureSpec
+from preprocessing.spec.features import Roles
 from workflows.common.errors import UserError
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from model.columns import Columns
 from model.source import FilesSource, Source, TableSource
-from preprocessing.chunks import read_mapping
-from preprocessing.feature_spec import FeatureSpec, chunk_files
+from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
+from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
 from workflows.device import FrameDevice, frame_device
 from workflows.merlin import frame_dataset, loader_class

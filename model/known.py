@@ -13,7 +13,7 @@ import torch
 from model.columns import Columns
 from model.data import open_mapping
 from model.series import open_test
-from preprocessing.feature_spec import FeatureSpec
+from preprocessing.spec.feature_spec import FeatureSpec
 
 _BLOCK_ROWS = 1 << 20
 _CPU = torch.device("cpu")

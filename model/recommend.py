@@ -9,7 +9,7 @@ from pathlib import Path
 from model.recommendations import Ranking, Recommendations
 from model.recommender import Recommender
 from model.tables import SUFFIXES, Titles, write_recommendations
-from preprocessing.titles import read_titles
+from preprocessing.spec.titles import read_titles
 from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command

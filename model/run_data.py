@@ -8,7 +8,7 @@ from pathlib import Path
 from model.checkpoint import Run
 from model.columns import Columns
 from model.ids import Ids
-from preprocessing.feature_spec import FeatureSpec, read_feature_spec
+from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from workflows.common.errors import UserError
 
 

@@ -10,7 +10,7 @@ import torch
 
 from model.columns import Columns
 from model.data import Rows, open_mapping
-from preprocessing.feature_spec import FeatureSpec
+from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 
 _BLOCK_ROWS = 1 << 20

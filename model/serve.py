@@ -14,7 +14,7 @@ from model.checkpoint import load_run
 from model.recommender import Recommender
 from model.serving.answers import Answers
 from model.serving.app import create_app
-from preprocessing.titles import read_titles
+from preprocessing.spec.titles import read_titles
 from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command

@@ -30,7 +30,7 @@ from model.trainer import Training
 from model.users import UserBatches
 from model.validation import leave_one_out
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
 from workflows.device import rng_state, torch_generator

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from preprocessing.arguments import is_spec_folder, parse_args
 from preprocessing.config import SPEC_NAME, PrepareConfig, is_prepared_folder
-from preprocessing.memory import check_workers, partitions_of, threads_within
-from preprocessing.partition import spill_log
-from preprocessing.selection import Selection
+from preprocessing.prepare.memory import check_workers, partitions_of, threads_within
+from preprocessing.prepare.partition import spill_log
+from preprocessing.prepare.row_filter import Selection
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import ml_100k_sample
@@ -32,7 +32,7 @@ from workflows.common.progress import console, stage
 from workflows.sampling.config import Sampling
 
 if TYPE_CHECKING:
-    from preprocessing.encoding import Encoding
+    from preprocessing.prepare.encoding import Encoding
     from workflows.operators.encode import IdTable
 
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from preprocessing.check import print_check
+    from preprocessing.check.check import print_check
 
     if not print_check(args.check, args.feature_spec_in or SPEC_NAME):
         raise UserError(f"{args.check} is not valid; fix the errors listed above")
@@ -81,12 +81,12 @@ def _prepare(args: argparse.Namespace) -> None:
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
         kernels = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
-        _import_ahead("preprocessing.prepare", *kernels, *drawing)
+        _import_ahead("preprocessing.prepare.pipeline", *kernels, *drawing)
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
         spilled = spill_log(log, selection, partitions, cluster, scratch)
-        from preprocessing.prepare import prepare
-        from preprocessing.user_features import ml_100k_users
+        from preprocessing.prepare.pipeline import prepare
+        from preprocessing.prepare.user_features import ml_100k_users
 
         user_table = ml_100k_users() if args.features else None
         stats = prepare(spilled, config, frames, cluster, folder.absolute(), known, user_table)
@@ -123,14 +123,14 @@ def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, di
     """The encoding of --workflow, and its ids if rows with any others are dropped."""
     if args.workflow is None:
         return None, None
-    from preprocessing.encoding import Encoding, known_tables
+    from preprocessing.prepare.encoding import Encoding, known_tables
 
     known = Encoding.of_folder(args.workflow, args.extend)
     return known, None if args.extend else known_tables(known, scratch)
 
 
 def _transcode(args: argparse.Namespace) -> None:
-    from preprocessing.transcode import is_transcoded_folder, transcode
+    from preprocessing.transcode.transcode import is_transcoded_folder, transcode
     from workflows.merlin import merlin_client
 
     source = Path(args.input[0])
@@ -166,7 +166,7 @@ def _write_raw(args: argparse.Namespace) -> None:
 
 
 def _write_synthetic(args: argparse.Namespace, path: Path) -> None:
-    from preprocessing.synthetic import parse_shape, write_log
+    from preprocessing.synthetic.log import parse_shape, write_log
 
     shape = parse_shape(args.synthetic)
     with stage("generate", shape.rows, "rows") as running:

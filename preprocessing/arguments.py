@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from preprocessing.config import SPEC_NAME
-from preprocessing.memory import MAX_PARTITIONS, parse_bytes
+from preprocessing.prepare.memory import MAX_PARTITIONS, parse_bytes
 from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError

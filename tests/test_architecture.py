@@ -102,9 +102,9 @@ QUESTIONS = {
     "benchmark/cost_model_arrays.py": {
         "isinstance(value, np.ndarray)"
     },  # finds arrays among NumPy's arguments and results
-    "preprocessing/features.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
-    "preprocessing/prepare.py": {"device.on_cpu"},  # handed to `frame_dataset`
-    "preprocessing/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
+    "preprocessing/transcode/feature_workflow.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
+    "preprocessing/prepare/pipeline.py": {"device.on_cpu"},  # handed to `frame_dataset`
+    "preprocessing/check/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
     "model/data.py": {
         "self.frames.on_cpu",  # handed to `frame_dataset`
         "device.type",  # derives the dataframes' device from the tensors'; the door then decides

@@ -32,8 +32,8 @@ from model.run import RunWriter
 from model.series import open_test
 from model.trainer import Training
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.movielens import sample_file
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import run_command
 
 ROOT = Path(__file__).parent.parent

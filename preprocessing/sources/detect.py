@@ -10,7 +10,7 @@ from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.inputs import input_files
 from preprocessing.sources.log import Columns, Log
 from preprocessing.sources.movielens import movielens_log
-from preprocessing.sources.table import parquet_log
+from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.unpack import SourceFile, unpacked
 from workflows.common.errors import UserError
 

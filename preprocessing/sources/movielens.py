@@ -11,8 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.sniff import sniff
-from preprocessing.sources.table import parquet_log
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.unpack import TITLES_FILES, SourceFile
 from workflows.common.errors import UserError

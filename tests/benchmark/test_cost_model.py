@@ -33,7 +33,7 @@ from benchmark.cost_model_stages import (
     parameters,
     small_log,
 )
-from preprocessing.synthetic import Shape
+from preprocessing.synthetic.log import Shape
 from workflows.common.errors import UserError
 from workflows.device import KERNEL_ROWS
 

@@ -20,7 +20,7 @@ from model.checkpoint import save_model
 from model.data import Rows, open_train
 from model.neumf import NeuMF, NeuMFConfig
 from model.series import open_test
-from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
+from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 
 CPU = torch.device("cpu")
 Row = tuple[int, int, float]

@@ -27,7 +27,7 @@ from model.config import CHOICES
 from model.data import Rows, open_train
 from model.samples import Batch
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.config import Sampling, line_of

@@ -189,7 +189,7 @@ from model.data import open_train
 from model.evaluation import item_popularity
 from model.neumf import NeuMF, NeuMFConfig
 from model.users import UserBatches
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 config = TrainConfig(loss="softmax", loader="memory", batch_size=36, weight_decay=0.2, recency=0.5,

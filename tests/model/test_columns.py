@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from model.columns import Columns, SideFeature
-from preprocessing.feature_spec import FeatureSpec
+from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 
 # The example channels from the reference's documentation.

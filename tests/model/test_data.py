@@ -19,7 +19,7 @@ import train
 from model.columns import Columns
 from model.data import Rows, open_train
 from model.series import open_test
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

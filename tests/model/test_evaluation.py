@@ -30,7 +30,7 @@ from model.seen import Seen
 from model.series import open_test
 from model.source import TableSource
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.device import frame_device
 

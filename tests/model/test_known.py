@@ -11,7 +11,7 @@ import pytest
 
 from model.columns import Columns
 from model.known import Interactions, Known, cut
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 
 N_USERS, N_ITEMS = 9, 7
 CHANNELS = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"], "user_inputs": ["hour"]}

@@ -438,7 +438,7 @@ from pathlib import Path
 from model.config import TrainConfig
 from model.data import open_train
 from model.members import Choice, Members
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader={loader!r}, seed=1)

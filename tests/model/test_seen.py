@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from model import seen as module
 from model.data import Rows, open_train
 from model.seen import Seen
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
 Row = tuple[int, int, float]

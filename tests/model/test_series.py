@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from model import series
 from model.series import HeldOut, open_test
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

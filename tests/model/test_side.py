@@ -18,7 +18,7 @@ from model.columns import Columns, SideFeature
 from model.data import open_train
 from model.series import open_test
 from model.side import settle
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

@@ -302,7 +302,7 @@ from model.config import TrainConfig
 from model.data import open_train
 from model.neumf import NeuMF, NeuMFConfig
 from model.step import Step
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 sampling = SamplingConfig(batch_size={batch_size}, per_positive=3, kind="exact", in_memory={in_memory}, seed=1)

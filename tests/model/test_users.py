@@ -17,7 +17,7 @@ from model.config import TrainConfig
 from model.data import Rows, open_train
 from model.users import UserBatch, UserBatches
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
 ALONE = World(CPU)

@@ -19,7 +19,7 @@ from model.batches import EpochBatches, SamplingConfig
 from model.data import Rows, open_train
 from model.validation import Validation, leave_one_out
 from model.world import World
-from preprocessing.feature_spec import read_feature_spec
+from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

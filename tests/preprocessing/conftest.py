@@ -11,8 +11,8 @@ import pyarrow as pa
 import pytest
 
 from preprocessing.__main__ import main
-from preprocessing.feature_spec import read_feature_spec
 from preprocessing.sources.log import Log
+from preprocessing.spec.feature_spec import read_feature_spec
 
 
 @pytest.fixture(scope="session")

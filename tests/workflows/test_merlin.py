@@ -33,7 +33,7 @@ from merlin.io import Dataset as StockDataset
 from merlin.schema import ColumnSchema, Schema
 
 from model.data import open_train
-from preprocessing.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
+from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 from workflows.merlin import ColumnSelector, Operator, Workflow, frame_dataset, loader_class
 
 ROOT = Path(workflows.merlin.__file__).parents[1]

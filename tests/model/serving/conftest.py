@@ -17,7 +17,7 @@ import uvicorn
 from model.recommender import Recommender
 from model.serving.answers import Answers
 from model.serving.app import create_app
-from preprocessing.titles import read_titles
+from preprocessing.spec.titles import read_titles
 
 
 @dataclass(frozen=True)

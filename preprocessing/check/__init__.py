@@ -1,0 +1,1 @@
+"""`--check`: every problem of a prepared folder, reported at once."""

@@ -1,0 +1,120 @@
+"""Mapping of original ids to encoded ids: built from the log, or reused from an earlier prepared folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from preprocessing.prepare.id_bitmap import Present
+from preprocessing.prepare.partition import SpilledLog, narrow, texts_path
+from preprocessing.prepare.row_filter import ITEM, TIME, USER
+from preprocessing.prepare.text_ids import in_order, text_buckets, text_keys, texts_of_bucket
+from workflows.cluster import Cluster
+from workflows.common.errors import UserError
+from workflows.merlin import Workflow
+from workflows.operators.encode import EncodeIds, IdTable
+from workflows.operators.saved import read_categories
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The original ids of users and items, in encoded order.
+
+    Attributes:
+        originals: Arrow integers or text of `user` and `item`.
+        added: number of ids per column that were appended to the encoding this one extends.
+        extend: whether new ids may be added.
+    """
+
+    originals: Mapping[str, pa.Array]
+    added: Mapping[str, int]
+    extend: bool = False
+
+    @staticmethod
+    def of_folder(folder: Path, extend: bool) -> Encoding:
+        """The encoding of a prepared folder.
+
+        Raises:
+            UserError: the folder has none.
+        """
+        originals = {name: pa.array(read_categories(folder, name)) for name in (USER, ITEM)}
+        originals = {name: ids.cast(pa.large_string()) if _is_text(ids) else ids for name, ids in originals.items()}
+        return Encoding(originals, {USER: 0, ITEM: 0}, extend)
+
+
+def _is_text(ids: pa.Array) -> bool:
+    return not pa.types.is_integer(ids.type)
+
+
+def _keys(ids: pa.Array) -> pd.Series:
+    """The integer that represents each id in the spill files."""
+    return pd.Series(text_keys(ids) if _is_text(ids) else ids.to_numpy())
+
+
+def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
+    """The lookup table of each column, stored for all workers."""
+    return {name: IdTable(_keys(ids)).store(scratch / f"known-{name}.npy") for name, ids in known.originals.items()}
+
+
+def find_encoding(
+    spilled: SpilledLog, dataset: Any, cluster: Cluster, known: Encoding | None
+) -> tuple[Encoding, EncodeIds]:
+    """The encoding of the spilled log, and the operator that applies it to its partitions."""
+    if known is None:
+        encoding = _found(spilled, dataset, cluster)
+    else:
+        encoding = _extended(known, _found(spilled, dataset, cluster)) if known.extend else known
+    encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()}, keep=[TIME])
+    encoder.tables = {name: table.store(spilled.folder / f"{name}.npy") for name, table in encoder.tables.items()}
+    return encoding, encoder
+
+
+def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
+    """All ids of the log, sorted: text by code point, integers by value."""
+    originals = {}
+    for name in (USER, ITEM):
+        paths = [texts_path(spilled.folder, spill.name, name) for spill in spilled.spills if name in spill.text]
+        if paths:
+            parts: list[pa.Array] = []
+            buckets = range(text_buckets(spilled.partitions))
+            cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in buckets], parts.append)
+            originals[name] = in_order(parts)
+        elif (ids := Present.distinct([spill.present[name] for spill in spilled.spills])) is not None:
+            originals[name] = pa.array(narrow(ids))
+    far_apart = [name for name in (USER, ITEM) if name not in originals]
+    if far_apart:
+        encoder = EncodeIds()
+        Workflow(far_apart >> encoder).fit(dataset)
+        originals |= {name: pa.array(ids) for name, ids in encoder.categories.items()}
+    return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
+
+
+def check_kinds(known: Encoding, spilled: SpilledLog) -> None:
+    """Raises UserError if the log has text ids and the known encoding integers, or vice versa."""
+    for name, ids in known.originals.items():
+        text = any(name in spill.text for spill in spilled.spills)
+        if text != _is_text(ids):
+            kinds = ("text", "integers") if text else ("integers", "text")
+            raise UserError(
+                f"the log's {name} ids are {kinds[0]}, and those of --workflow are {kinds[1]}; convert them"
+            )
+
+
+def _extended(known: Encoding, found: Encoding) -> Encoding:
+    """The known encoding with the new ids appended."""
+    originals, added = {}, {}
+    for name, old in known.originals.items():
+        new = found.originals[name]
+        if new.type != old.type:  # int32 and int64
+            old, new = old.cast(pa.int64()), new.cast(pa.int64())
+        new = new.filter(pc.invert(pc.is_in(new, value_set=old)))
+        originals[name] = pa.concat_arrays([old, new])
+        added[name] = len(new)
+    return Encoding(originals, added)

@@ -1,0 +1,1 @@
+"""Synthetic logs with the shape of a real one."""
