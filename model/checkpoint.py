@@ -1,9 +1,8 @@
-"""Trained weights and training state on disk: safetensors and JSON, and the reference's `model.pth`."""
+"""Trained weights on disk: safetensors and JSON, and the reference's `model.pth`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,11 @@ import torch
 
 from model.columns import SideFeature
 from model.neumf import NeuMF, NeuMFConfig
-from model.trainer import History, Training
-from model.world import World
 from workflows.common.errors import UserError
 from workflows.common.files import umask, write_json
-from workflows.device import set_rng_state
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
-LAST_NAME = "last/state.safetensors"
-_FORMAT = 1
+FORMAT = 1
 
 
 def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
@@ -32,7 +27,7 @@ def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
         about: extra JSON for the config: path of the data, training settings.
     """
     save_tensors(folder / WEIGHTS_NAME, weights_of(model))
-    write_json(folder / CONFIG_NAME, {"format": _FORMAT, "model": asdict(model.config), **about})
+    write_json(folder / CONFIG_NAME, {"format": FORMAT, "model": asdict(model.config), **about})
 
 
 def weights_of(model: NeuMF) -> dict[str, torch.Tensor]:
@@ -46,69 +41,6 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, 
     safetensors.torch.save_file(tensors, partial, about)
     partial.chmod(0o666 & ~umask())  # safetensors creates private files
     partial.replace(path)
-
-
-def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tensor], about: dict[str, Any]) -> None:
-    """Atomically write everything needed to resume: weights, optimiser, scaler, random state, history.
-
-    One file, `last/state.safetensors`; everything but tensors is JSON in its header, under "state".
-
-    Args:
-        rng_states: one per rank, see `workflows.device.rng_state`.
-        about: extra JSON.
-    """
-    (folder / LAST_NAME).parent.mkdir(exist_ok=True)
-    model, optimizer = training.model, training.step.optimizer
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
-    tensors |= {f"rng.{rank}": state for rank, state in enumerate(rng_states)}
-    state = {"format": _FORMAT, **about, "scaler": training.step.scaler.state_dict()}
-    state["history"] = training.history.to_json()
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_tensors(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
-
-
-def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
-    """Restore training from `save_last`; each rank restores its own random state.
-
-    Returns:
-        `about`; None if nothing was saved yet.
-
-    Raises:
-        UserError: the file is not a saved state, or belongs to another network or number of ranks.
-    """
-    path = folder / LAST_NAME
-    if not path.exists():
-        return None
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        history = History.of_json(about["history"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
-        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
-    ranks = sum(name.startswith("rng.") for name in tensors)
-    if ranks != world.size:
-        raise UserError(f"{folder} was trained with {ranks} processes, got {world.size}; resume it with --gpus {ranks}")
-    weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
-    _fill(training.model, weights, path)
-    optimizer = training.step.optimizer
-    try:
-        for name, parameter in training.model.named_parameters():
-            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-            if any(moment.shape != parameter.shape for moment in moments.values()):
-                raise KeyError(name)
-            optimizer.state[parameter] = {
-                "step": tensors[f"adam.step.{name}"].to(world.device),
-                **{key: moment.to(world.device) for key, moment in moments.items()},
-            }
-        set_rng_state(world.device, tensors[f"rng.{world.rank}"])
-        training.step.scaler.load_state_dict(about["scaler"])
-    except (KeyError, RuntimeError, TypeError) as err:
-        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
-    training.history = history
-    return about
 
 
 def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
@@ -162,7 +94,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
         weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
     except (OSError, safetensors.SafetensorError) as err:
         raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
-    _fill(model, weights, folder / WEIGHTS_NAME)
+    fill(model, weights, folder / WEIGHTS_NAME)
     return Run(folder, model.to(device).eval(), config)
 
 
@@ -203,10 +135,10 @@ def load_weights(path: Path, model: NeuMF) -> None:
         raise UserError(f"{path}: not a readable checkpoint ({first_line})") from None
     if not isinstance(weights, dict):
         raise UserError(f"{path}: expected a state dict, got {type(weights).__name__}")
-    _fill(model, {str(name).removeprefix("module."): value for name, value in weights.items()}, path)
+    fill(model, {str(name).removeprefix("module."): value for name, value in weights.items()}, path)
 
 
-def _fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
+def fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
     if expected != found:

@@ -14,6 +14,7 @@ from model.columns import Columns
 from model.data import Rows
 from model.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
 from model.neumf import NeuMF
+from model.popularity import item_popularity
 from model.scoring import Scorer
 from model.seen import Seen
 from model.series import HeldOut
@@ -293,21 +294,3 @@ class _Ranked:
     first_items: Tensor
     loss_sum: Tensor
     samples: Tensor
-
-
-def item_popularity(rows: Rows, world: World, held_out: Tensor | None = None, block_rows: int = 1 << 20) -> Tensor:
-    """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
-
-    Args:
-        held_out: int32 [n_users], one item per user that is not counted, -1 for none.
-    """
-    columns = rows.columns
-    counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
-    own = range(world.rank, rows.n_partitions, world.size)
-    pairs = rows.only((columns.user, columns.item, columns.label))
-    for users, items, labels in pairs.stream(block_rows, world.device, own):
-        counted = labels > 0
-        if held_out is not None:
-            counted &= held_out[users] != items
-        counts += torch.bincount(items[counted], minlength=counts.shape[0])
-    return world.sum(counts)

@@ -15,8 +15,8 @@ from model.catalogue_step import CatalogueStep, start_from_popularity
 from model.checkpoint import load_factors, save_factors
 from model.config import TrainConfig
 from model.data import Rows
-from model.evaluation import item_popularity
 from model.neumf import NeuMF, NeuMFConfig
+from model.popularity import item_popularity
 from model.trainer import Training
 from model.users import UserBatches
 from model.world import World

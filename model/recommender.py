@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import Run, load_run
-from model.evaluation import item_popularity
 from model.ids import Id, Ids
 from model.known import Interactions, Known, cut
+from model.popularity import item_popularity
 from model.recommendations import Recommendations, best
 from model.run_data import RunData
 from model.scoring import Scorer

@@ -16,11 +16,12 @@ import torch
 
 from model.arguments import FLAGS_NAME, is_flags, plain, write_flags
 from model.card import write_card
-from model.checkpoint import CONFIG_NAME, save_last, save_model, save_reference
+from model.checkpoint import CONFIG_NAME, save_model, save_reference
 from model.columns import Columns
 from model.config import TrainConfig
 from model.evaluation import Scores
 from model.neumf import NeuMF
+from model.resume_state import save_last
 from model.runlog import RunLog
 from model.trainer import History, Training
 from workflows.common.errors import UserError

@@ -13,14 +13,16 @@ from torch import Tensor
 from model.arguments import train_config
 from model.batches import EpochBatches, SamplingConfig, check_labels
 from model.catalogue_step import CatalogueStep, has_item_bias, start_from_popularity
-from model.checkpoint import WEIGHTS_NAME, load_last, load_weights
+from model.checkpoint import WEIGHTS_NAME, load_weights
 from model.columns import Columns
 from model.config import TrainConfig
 from model.data import Rows, open_train
-from model.evaluation import Evaluation, Scores, item_popularity
+from model.evaluation import Evaluation, Scores
 from model.members_run import train_members
 from model.neumf import NeuMF, NeuMFConfig
+from model.popularity import item_popularity
 from model.pretrained import start_from
+from model.resume_state import load_last
 from model.run import RunWriter, check_run
 from model.seen import Seen
 from model.series import HeldOut, open_test

@@ -186,7 +186,7 @@ from pathlib import Path
 from model.catalogue_step import CatalogueStep, start_from_popularity
 from model.config import TrainConfig
 from model.data import open_train
-from model.evaluation import item_popularity
+from model.popularity import item_popularity
 from model.neumf import NeuMF, NeuMFConfig
 from model.users import UserBatches
 from preprocessing.spec.feature_spec import read_feature_spec

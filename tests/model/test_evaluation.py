@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from model.columns import Columns, SideFeature
 from model.data import Rows, open_train
-from model.evaluation import Evaluation, Scores, item_popularity
+from model.evaluation import Evaluation, Scores
 from model.neumf import NeuMF, NeuMFConfig
+from model.popularity import item_popularity
 from model.seen import Seen
 from model.series import open_test
 from model.source import TableSource

@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 import train
-from model.checkpoint import LAST_NAME, load_run
+from model.checkpoint import load_run
+from model.resume_state import LAST_NAME
 from model.run import RunWriter
 from model.trainer import Training
 from workflows.common.errors import UserError, run_command
