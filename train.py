@@ -6,9 +6,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from model.arguments import parse_args
-from model.launch import end_at_once, end_with_launcher, launch
-from model.world import Place, joined
+from model.distributed.launch import end_at_once, end_with_launcher, launch
+from model.distributed.process_group import Place, joined
+from model.run.arguments import parse_args
 from workflows.common.errors import UserError, run_command
 from workflows.device import torch_device
 
@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = place or Place()
     device = torch_device(args.device, args.gpus, place.local_rank)
     end_with_launcher()
-    from model.session import run  # imports Merlin and the rest, which the launcher does not need
+    from model.run.session import run  # imports Merlin and the rest, which the launcher does not need
 
     with joined(place, device) as world:
         run(args, world)

@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 
-import model.step
+import model.training.step
 from benchmark import training_variants as settings
 from benchmark.cost_model_bounds import Machine, Streams, bound
 from benchmark.cost_model_stages import Counted, count_training, network_config
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples
 from benchmark.training_limits import measure_rates, median_s
-from model.config import TrainConfig
-from model.neumf import NeuMF
-from model.samples import Batch
-from model.world import World
+from model.data.batch import Batch
+from model.distributed.process_group import World
+from model.network.neumf import NeuMF
+from model.training.config import TrainConfig
 from preprocessing.synthetic.log import Shape
 
 _GROUP = 1 + settings.NEGATIVES
@@ -37,7 +37,7 @@ def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: 
     try:
         n = batch_size // _GROUP * _GROUP
         rates = _rates(size, mib)
-        chunk = model.step.CHUNK_SAMPLES
+        chunk = model.training.step.CHUNK_SAMPLES
         programs = {
             "torch step": (count_training(shape, n, "fp32", chunk=chunk), "copy_gb_per_s", _torch_step_s(shape, n)),
             # Its operators return arrays too large for the allocator to cache: each one takes new pages.
@@ -91,7 +91,7 @@ def _rates(size: int, mib: int) -> dict[str, float]:
 
 
 def _torch_step_s(shape: Shape, n: int) -> float:
-    step = model.step.Step(
+    step = model.training.step.Step(
         NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), World(_CPU), kernels=False
     )
     users, items, labels = _samples(shape, n)

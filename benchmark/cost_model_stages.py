@@ -20,22 +20,22 @@ import pyarrow as pa
 import torch
 from torch._subclasses import FakeTensorMode
 
-import model.step
+import model.training.step
 from benchmark import training_variants as settings
 from benchmark.cost_model_arrays import CountedArray
 from benchmark.cost_model_cost import Cost
 from benchmark.cost_model_counter import Counter
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
-from model.batches import EpochBatches, SamplingConfig
-from model.columns import Columns
-from model.config import TrainConfig
-from model.data import Rows
-from model.evaluation import Evaluation
-from model.neumf import NeuMF, NeuMFConfig
-from model.samples import Batch
-from model.source import TableSource
-from model.torch_scoring import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
-from model.world import World
+from model.data.batch import Batch
+from model.data.dataset import Rows
+from model.data.partitions import TableSource
+from model.data.train_loader import EpochBatches, SamplingConfig
+from model.distributed.process_group import World
+from model.evaluation.evaluator import Evaluation
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
+from model.training.config import TrainConfig
+from preprocessing.spec.columns import Columns
 from preprocessing.synthetic.log import Shape
 from workflows.device import KERNEL_ROWS, frame_device
 from workflows.operators.encode import EncodeIds
@@ -110,7 +110,7 @@ def _torch_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
     network = NeuMF(network_config(shape.users, shape.items))
     network.train()
     config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
-    step = model.step.Step(network, config, World(_CPU), kernels=False)
+    step = model.training.step.Step(network, config, World(_CPU), kernels=False)
     ids = torch.zeros(n, dtype=torch.int32)
     batch = Batch(ids, ids, torch.zeros(n), group=_GROUP)
     return lambda: step(batch, n)
@@ -250,11 +250,11 @@ def network_config(users: int, items: int) -> NeuMFConfig:
 @contextmanager
 def _chunks(samples: int) -> Iterator[None]:
     """Set the chunk size, in samples, of steps created for a CPU within this context."""
-    before, model.step.CHUNK_SAMPLES = model.step.CHUNK_SAMPLES, samples
+    before, model.training.step.CHUNK_SAMPLES = model.training.step.CHUNK_SAMPLES, samples
     try:
         yield
     finally:
-        model.step.CHUNK_SAMPLES = before
+        model.training.step.CHUNK_SAMPLES = before
 
 
 def _per(counter: Counter, units: int) -> Stages:

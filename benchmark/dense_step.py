@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.samples import Batch
-from model.torch_step import TorchStep, embedding_rows
+from model.data.batch import Batch
+from model.training.torch_step import TorchStep, embedding_rows
 
 
 class DenseFirstLayer(TorchStep):

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from benchmark.gpu_check_findings import Scale
 from benchmark.training_variants import BETA1, BETA2, LEARNING_RATE, NEGATIVES
-from model.batches import EpochBatches, SamplingConfig
-from model.config import TrainConfig
-from model.neumf import NeuMF, NeuMFConfig
-from model.samples import Batch
-from model.world import World
+from model.data.batch import Batch
+from model.data.train_loader import EpochBatches, SamplingConfig
+from model.distributed.process_group import World
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.training.config import TrainConfig
 from preprocessing.synthetic.log import Shape
 from preprocessing.synthetic.rows import row_blocks
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from benchmark.gpu_check_findings import Figure, Findings, Settings, need, ours, prepare_log, run_check
 from benchmark.gpu_check_rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training_variants import DROPOUT
-from model.scoring import Scorer
-from model.step import Step
-from model.world import World
+from model.distributed.process_group import World
+from model.scoring.scorer import Scorer
+from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
@@ -108,7 +108,7 @@ def pipeline(settings: Settings, found: Findings) -> None:
 
 def _loaded(settings: Settings, data: Path) -> float:
     """Train rows per second that reach the device, in the second pass over the data."""
-    from model.data import open_train
+    from model.data.dataset import open_train
     from preprocessing.spec.feature_spec import read_feature_spec
 
     device = torch_device(settings.device, None)

@@ -14,10 +14,10 @@ from torch import profiler
 from benchmark.gpu_check_findings import Figure, Findings, Settings, prepare_log, run_check
 from benchmark.gpu_check_rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training_variants import DROPOUT
-from model.batches import EpochBatches
-from model.samples import Batch
-from model.step import Step
-from model.world import World
+from model.data.batch import Batch
+from model.data.train_loader import EpochBatches
+from model.distributed.process_group import World
+from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.device import synchronize, torch_device
 
@@ -43,7 +43,7 @@ def trace(settings: Settings, found: Findings) -> None:
 
 def _streamed(settings: Settings, world: World) -> EpochBatches:
     """Epochs over a prepared folder, streamed as in `train.py`."""
-    from model.data import open_train
+    from model.data.dataset import open_train
     from preprocessing.spec.feature_spec import read_feature_spec
 
     log, data = settings.work / "log.csv", settings.work / "data"

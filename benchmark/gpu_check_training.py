@@ -11,9 +11,9 @@ import torch
 
 from benchmark.gpu_check_findings import Findings, NotPossibleError, Settings, need, ours, run_check
 from benchmark.gpu_check_rows import network, on_device, parity_batches, train_config
-from model.samples import Batch
-from model.step import Step
-from model.world import World
+from model.data.batch import Batch
+from model.distributed.process_group import World
+from model.training.step import Step
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.device import rng_state, set_rng_state, torch_device

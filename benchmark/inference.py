@@ -22,9 +22,9 @@ from torch import Tensor
 from benchmark.inference_plot import draw_inference
 from benchmark.machine import describe_machine
 from benchmark.result import redraw
-from model.checkpoint import load_run, load_weights
-from model.neumf import NeuMF, NeuMFConfig
-from model.scoring import Scorer
+from model.network.checkpoint import load_run, load_weights
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console
@@ -144,7 +144,7 @@ def _onnx(model: NeuMF) -> Score:
     """A session on the CPU, with the same number of threads as torch."""
     import onnxruntime
 
-    from model.onnx_graph import write_onnx
+    from model.export.onnx_graph import write_onnx
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -24,8 +24,8 @@ from benchmark.quality_rows import ROWS, Row
 from benchmark.quality_run import Done, run
 from benchmark.quality_statistics import difference, estimate, spread
 from benchmark.result import redraw
-from model.checkpoint import load_run
-from model.scoring import Scorer
+from model.network.checkpoint import load_run
+from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmark.quality_data import Data, Matrix
-from model.checkpoint import save_tensors
+from model.network.checkpoint import save_tensors
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import staged_folder, write_json
 from workflows.common.progress import console

@@ -11,18 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.columns import Columns
-from model.config import TrainConfig
-from model.data import Rows, open_train
-from model.expected import expected
-from model.item_item import MAX_ITEMS, histories
-from model.metrics import full_ranks, positive_ranks
-from model.recipe import HeldOutUsers
-from model.seen import Seen
-from model.series import HeldOut, open_test
-from model.users import UserBatches
-from model.validation import leave_one_out
-from model.world import World
+from model.data.dataset import Rows, open_train
+from model.data.test_set import HeldOut, open_test
+from model.data.user_items import Seen
+from model.data.user_loader import UserBatches
+from model.data.validation import leave_one_out
+from model.distributed.process_group import World
+from model.ensemble.ease import MAX_ITEMS, histories
+from model.ensemble.search import HeldOutUsers
+from model.evaluation.expected_metrics import expected
+from model.evaluation.metrics import full_ranks, positive_ranks
+from model.training.config import TrainConfig
+from preprocessing.spec.columns import Columns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 

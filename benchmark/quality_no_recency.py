@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import train
-from model.recipe import Recipe
+from model.ensemble.search import Recipe
 from workflows.common.errors import run_command
 
 _found = Recipe.found

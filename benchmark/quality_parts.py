@@ -1,4 +1,4 @@
-"""Ablation: a run of several members (`model.recipe`) without part of their weighting."""
+"""Ablation: a run of several members (`model.ensemble.search`) without part of their weighting."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from model.checkpoint import Run
+from model.network.checkpoint import Run
 
 PARTS = ("popularity", "weights")
 

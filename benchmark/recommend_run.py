@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from benchmark.clock import Clock
-from model.checkpoint import load_run
-from model.known import Interactions
-from model.recommender import Recommender
-from model.run_data import RunData
-from model.tables import write_recommendations
+from model.data.run_data import RunData
+from model.network.checkpoint import load_run
+from model.recommend.recommender import Recommender
+from model.recommend.user_data import Interactions
+from model.recommend.writers import write_recommendations
 from workflows.common.errors import run_command
 
 VARIANTS = ("product", "plain")

@@ -78,7 +78,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _users(run: Path) -> list[str]:
     """Original ids of all users a run was trained on, as text."""
-    from model.recommender import Recommender  # torch and Merlin, which not all benchmarks need
+    from model.recommend.recommender import Recommender  # torch and Merlin, which not all benchmarks need
 
     users = Recommender.load(run, device="cpu").users
     return [str(user) for user in users.originals(np.arange(len(users)))]

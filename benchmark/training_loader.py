@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from benchmark.training_variants import NEGATIVES
-from model.batches import EpochBatches, SamplingConfig, whole_users
-from model.data import open_train
-from model.samples import Batch
-from model.world import World
+from model.data.batch import Batch
+from model.data.dataset import open_train
+from model.data.train_loader import EpochBatches, SamplingConfig, whole_users
+from model.distributed.process_group import World
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import run_command
 from workflows.sampling.candidates import Candidates

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import model.batches
-import model.step
-import model.torch_step
+import model.data.train_loader
+import model.training.step
+import model.training.torch_step
 import workflows.sampling.negatives
 from benchmark.clock import Clock
 from benchmark.dense_step import DenseFirstLayer
@@ -39,13 +39,13 @@ from benchmark.training_variants import (
     VARIANTS,
     Variant,
 )
-from model.batches import EpochBatches, SamplingConfig
-from model.config import TrainConfig
-from model.data import open_train
-from model.neumf import NeuMF, NeuMFConfig
-from model.samples import Batch
-from model.torch_step import TorchStep
-from model.world import World
+from model.data.batch import Batch
+from model.data.dataset import open_train
+from model.data.train_loader import EpochBatches, SamplingConfig
+from model.distributed.process_group import World
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.training.config import TrainConfig
+from model.training.torch_step import TorchStep
 from preprocessing.spec.feature_spec import read_feature_spec
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError, run_command
@@ -117,27 +117,27 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     )
     network = NeuMF(shape)
     if variant.kind == "kernels":
-        from model import kernels
-        from model.kernel_step import KernelStep
+        from model.compiled import loops
+        from model.compiled.step import KernelStep
 
         clock.watch(KernelStep, "gradients", "gather")
         clock.watch(KernelStep, "_product", "products")
-        clock.watch(kernels, "train_block", "forward and backward")
+        clock.watch(loops, "train_block", "forward and backward")
         clock.watch(KernelStep, "adam", "optimizer")
     else:
-        clock.watch(model.torch_step._Gather, "apply", "gather")
+        clock.watch(model.training.torch_step._Gather, "apply", "gather")
         clock.watch(TorchStep if variant.factorised else DenseFirstLayer, "_logits", "forward")
     if not variant.loops:
         workflows.sampling.negatives.host_kernels = lambda array: None
     if not variant.factorised:
-        model.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
+        model.training.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
     if not variant.chunked:
-        model.step.CHUNK_SAMPLES = batch_size  # read when the step is created
+        model.training.step.CHUNK_SAMPLES = batch_size  # read when the step is created
     if not variant.grouped:
         setattr(EpochBatches, "_few_users", True)  # noqa: B010 - a property; samples are then shuffled individually
     if not variant.ahead:
-        model.batches.launches_only = lambda device: True
-    step = model.step.Step(network, config, world, kernels=variant.kind == "kernels")
+        model.data.train_loader.launches_only = lambda device: True
+    step = model.training.step.Step(network, config, world, kernels=variant.kind == "kernels")
     if variant.in_memory:  # rows are read once per run, as in the plain variant
         with closing(batches.epoch(0)) as first:
             next(first)

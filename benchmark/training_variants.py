@@ -21,7 +21,7 @@ class Variant:
     Attributes:
         kind: "plain" is the reference's method (`benchmark.plain_training`); "kernels" and "torch" are the product's
             two steps.
-        precision: as in `model.config.TrainConfig.precision`; "amp" is the flag of that name.
+        precision: as in `model.training.config.TrainConfig.precision`; "amp" is the flag of that name.
         in_memory: batches from memory, else streamed.
         grouped: a positive and its negatives stay together; else samples are shuffled individually.
         factorised: the first layer is applied to users and items, not to each sample's pair; torch step only.

@@ -49,7 +49,7 @@ def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
 
 
 def test_the_files_are_found() -> None:
-    assert {"train.py", "workflows/merlin.py", "workflows/device.py", "model/neumf.py"} <= set(TREES)
+    assert {"train.py", "workflows/merlin.py", "workflows/device.py", "model/network/neumf.py"} <= set(TREES)
 
 
 @pytest.mark.parametrize("path", TREES)
@@ -105,19 +105,19 @@ QUESTIONS = {
     "preprocessing/transcode/feature_workflow.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/prepare/pipeline.py": {"device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/check/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
-    "model/data.py": {
+    "model/data/dataset.py": {
         "self.frames.on_cpu",  # handed to `frame_dataset`
         "device.type",  # derives the dataframes' device from the tensors'; the door then decides
         "device.type == 'cpu'",
     },
     "benchmark/gpu_check.py": {"args.device == 'cpu'"},  # the rehearsal flag
     "model/": {"world.device.type"},  # handed to torch's autocast and GradScaler
-    "model/scoring.py": {
+    "model/scoring/scorer.py": {
         "weight.device.type",
         "weight.device.type != 'cpu'",
     },  # the faster of two equivalent implementations
-    "model/torch_scoring.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # chunk size
-    "model/step.py": {
+    "model/scoring/torch_scorer.py": {"weight.device.type", "weight.device.type == 'cpu'"},  # chunk size
+    "model/training/step.py": {
         "world.device.type == 'cpu'",
         "world.device.type != 'cpu'",
     },  # the faster of two equivalent implementations

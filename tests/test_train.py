@@ -19,19 +19,19 @@ import torch
 import yaml
 from PIL import Image
 
-import model.arguments
-import model.export
-import model.recommend
-import model.serve
+import model.export.__main__
+import model.recommend.__main__
+import model.run.arguments
+import model.serve.__main__
 import preprocessing.__main__
 import train
-from model.checkpoint import load_run, load_weights
-from model.evaluation import Evaluation
-from model.neumf import NeuMF
-from model.run import RunWriter
-from model.series import open_test
-from model.trainer import Training
-from model.world import World
+from model.data.test_set import open_test
+from model.distributed.process_group import World
+from model.evaluation.evaluator import Evaluation
+from model.network.checkpoint import load_run, load_weights
+from model.network.neumf import NeuMF
+from model.run.folder import RunWriter
+from model.training.trainer import Training
 from preprocessing.sources.movielens import sample_file
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import run_command
@@ -453,7 +453,7 @@ def test_data_without_series_to_rank_trains_and_recommends(
     with Image.open(run / "curves.png") as image:
         image.load()
         assert image.width < 1.5 * image.height  # only the loss
-    model.recommend.main(["--run", str(run), "--user", "0", "8", "-k", "2"])
+    model.recommend.__main__.main(["--run", str(run), "--user", "0", "8", "-k", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "user 0"
     assert lines.index("user 8") == 4
@@ -580,15 +580,15 @@ SERVE_FLAGS = "-h --help --run --data --titles --host --port --unknown-users --d
 
 
 def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:
-    assert flags_of(parser_of(model.arguments.parse_args)) == set(TRAIN_FLAGS.split())
+    assert flags_of(parser_of(model.run.arguments.parse_args)) == set(TRAIN_FLAGS.split())
     assert flags_of(parser_of(preprocessing.__main__.parse_args)) == set(PREPARE_FLAGS.split())
-    assert flags_of(parser_of(model.recommend.parse_args)) == set(RECOMMEND_FLAGS.split())
-    assert flags_of(parser_of(model.export.parse_args)) == set(EXPORT_FLAGS.split())
-    assert flags_of(parser_of(model.serve.parse_args)) == set(SERVE_FLAGS.split())
+    assert flags_of(parser_of(model.recommend.__main__.parse_args)) == set(RECOMMEND_FLAGS.split())
+    assert flags_of(parser_of(model.export.__main__.parse_args)) == set(EXPORT_FLAGS.split())
+    assert flags_of(parser_of(model.serve.__main__.parse_args)) == set(SERVE_FLAGS.split())
 
 
 def test_defaults_match_the_reference() -> None:
-    args = vars(model.arguments.parse_args([]))
+    args = vars(model.run.arguments.parse_args([]))
     reference = {
         "data": Path("/data/cache/ml-20m"),
         "feature_spec_file": "feature_spec.yaml",
@@ -649,23 +649,23 @@ def test_short_flags_match_the_long_flags_of_the_reference() -> None:
         "--epochs 1 --batch_size 2 --factors 3 --negative_samples 4 --learning_rate 0.5 --topk 6 --seed 7 "
         "--threshold 0.8 --beta1 0.9 --beta2 0.1"
     )
-    parsed = model.arguments.parse_args(short.split())
-    assert parsed == model.arguments.parse_args(long.split())
+    parsed = model.run.arguments.parse_args(short.split())
+    assert parsed == model.run.arguments.parse_args(long.split())
     assert (parsed.epochs, parsed.batch_size, parsed.beta1, parsed.beta2) == (1, 2, 0.9, 0.1)
 
 
 @pytest.mark.parametrize(("data", "output"), [("/a/b", "runs/b"), ("/a/b/", "runs/b"), ("/", "runs/run")])
 def test_the_output_is_named_after_the_data(data: str, output: str) -> None:
-    assert model.arguments.parse_args(["--data", data]).output == Path(output)
+    assert model.run.arguments.parse_args(["--data", data]).output == Path(output)
 
 
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for parse, flags in (
-        (model.arguments.parse_args, TRAIN_FLAGS),
+        (model.run.arguments.parse_args, TRAIN_FLAGS),
         (preprocessing.__main__.parse_args, PREPARE_FLAGS),
-        (model.recommend.parse_args, RECOMMEND_FLAGS),
-        (model.export.parse_args, EXPORT_FLAGS),
-        (model.serve.parse_args, SERVE_FLAGS),
+        (model.recommend.__main__.parse_args, RECOMMEND_FLAGS),
+        (model.export.__main__.parse_args, EXPORT_FLAGS),
+        (model.serve.__main__.parse_args, SERVE_FLAGS),
     ):
         with pytest.raises(SystemExit) as done:
             parse(["--help"])
@@ -825,7 +825,7 @@ def test_an_id_feature_can_be_named_on_the_command_line(tmp_path: Path, capsys: 
     config = json.loads((run / "config.json").read_text())
     assert config["model"]["n_users"] == 2
     assert config["features"]["user"] == "user_gender"
-    model.recommend.main(["--run", str(run), "--user", "1", "-k", "2"])
+    model.recommend.__main__.main(["--run", str(run), "--user", "1", "-k", "2"])
     assert "user 1\n" in capsys.readouterr().out
     message = fails(capsys, *places, "--overwrite", "--item_feature", "nothing")
     assert "--item_feature nothing: not in feature_spec" in message
@@ -912,7 +912,7 @@ def test_from_a_real_log_to_recommendations(tmp_path: Path, capsys: pytest.Captu
     assert [row[3] for row in rows] == [" ".join(titles[item].split()) for item in recommended]
 
     with pytest.raises(SystemExit) as done:
-        run_command(lambda: model.recommend.main(["--run", run, "--user", "99999"]))
+        run_command(lambda: model.recommend.__main__.main(["--run", run, "--user", "99999"]))
     assert done.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""

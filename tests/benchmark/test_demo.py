@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 import benchmark.__main__
-import model.arguments
-import model.recommend
+import model.recommend.__main__
+import model.run.arguments
 import preprocessing.__main__
 from benchmark import demo
 
@@ -30,12 +30,12 @@ METRICS = {
 def test_every_stage_is_a_valid_command() -> None:
     prepare, train, recommend = (shlex.split(command) for command in demo._STAGES.values())
     prepared = preprocessing.__main__.parse_args(prepare[prepare.index("preprocessing") + 1 :])
-    trained = model.arguments.parse_args(train[1:])
-    recommended = model.recommend.parse_args(recommend[recommend.index("model.recommend") + 1 :])
+    trained = model.run.arguments.parse_args(train[1:])
+    recommended = model.recommend.__main__.parse_args(recommend[recommend.index("model.recommend") + 1 :])
     assert prepared.output == trained.data == demo.DATA
     assert trained.output == recommended.run == demo.RUN
     assert recommended.titles.parent == demo.DATA
-    model.arguments.train_config(trained, trained.seed)
+    model.run.arguments.train_config(trained, trained.seed)
     assert prepared.overwrite
     assert trained.overwrite
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmark.dense_step import DenseFirstLayer
-from model.neumf import NeuMF, NeuMFConfig
-from model.samples import Batch
-from model.torch_step import TorchStep
+from model.data.batch import Batch
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.training.torch_step import TorchStep
 
 
 @pytest.mark.parametrize("group", [1, 5])

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from benchmark import inference
-from model.checkpoint import save_reference
-from model.neumf import NeuMF, NeuMFConfig
+from model.network.checkpoint import save_reference
+from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from benchmark.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
-from model.neumf import NeuMF, NeuMFConfig
+from model.network.neumf import NeuMF, NeuMFConfig
 
 _NAMES = {
     "gmf_users.weight": "mf_user_embed.weight",

@@ -16,16 +16,16 @@ import pytest
 import torch
 import yaml
 
-import model.arguments
+import model.run.arguments
 from benchmark import quality
 from benchmark.quality_baselines import climbed, ease, ials
 from benchmark.quality_data import METRICS, Data
 from benchmark.quality_parts import leave_out
 from benchmark.quality_rows import ROWS
 from benchmark.quality_statistics import difference, estimate, spread
-from model.checkpoint import Run
-from model.metrics import RankMeans
-from model.neumf import NeuMF, NeuMFConfig
+from model.evaluation.metrics import RankMeans
+from model.network.checkpoint import Run
+from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
@@ -173,8 +173,8 @@ def test_every_training_run_is_a_valid_command() -> None:
     for row in ROWS.values():
         if row.kind != "baseline":
             flags = row.program[1 + row.program.index("train.py") if "train.py" in row.program else 2 :]
-            args = model.arguments.parse_args([*flags, "--seed", "1"])
-            assert model.arguments.train_config(args, 1).validation == (
+            args = model.run.arguments.parse_args([*flags, "--seed", "1"])
+            assert model.run.arguments.train_config(args, 1).validation == (
                 "none" if row is ROWS["neumf-on-test"] else "leave-one-out"
             )
 

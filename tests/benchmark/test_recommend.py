@@ -15,8 +15,8 @@ import yaml
 
 from benchmark import recommend
 from benchmark.recommend_run import sample
-from model.checkpoint import save_model
-from model.neumf import NeuMF, NeuMFConfig
+from model.network.checkpoint import save_model
+from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import TrainConfig
-from model.metrics import positive_ranks
-from model.neumf import NeuMF, NeuMFConfig
-from model.samples import Batch
-from model.scoring import Scorer
-from model.step import Step
-from model.world import World
+from model.data.batch import Batch
+from model.distributed.process_group import World
+from model.evaluation.metrics import positive_ranks
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.scorer import Scorer
+from model.training.config import TrainConfig
+from model.training.step import Step
 from workflows.device import rng_state, set_rng_state, synchronize
 
 pytestmark = pytest.mark.gpu

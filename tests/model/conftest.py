@@ -16,10 +16,10 @@ import pytest
 import torch
 import yaml
 
-from model.checkpoint import save_model
-from model.data import Rows, open_train
-from model.neumf import NeuMF, NeuMFConfig
-from model.series import open_test
+from model.data.dataset import Rows, open_train
+from model.data.test_set import open_test
+from model.network.checkpoint import save_model
+from model.network.neumf import NeuMF, NeuMFConfig
 from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 
 CPU = torch.device("cpu")
@@ -112,7 +112,9 @@ def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
 
     def run(size: int, body: str) -> list[list[str]]:
         code = (
-            "import torch\nfrom model.launch import end_at_once\nfrom model.world import Place, joined\n"
+            "import torch\n"
+            "from model.distributed.launch import end_at_once\n"
+            "from model.distributed.process_group import Place, joined\n"
             "def main():\n  with joined(Place.of_environment() or Place(), torch.device('cpu')) as world:\n"
         )
         script = tmp_path / "rank.py"

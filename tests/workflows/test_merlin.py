@@ -32,7 +32,7 @@ from merlin.dataloader.torch import Loader as StockLoader
 from merlin.io import Dataset as StockDataset
 from merlin.schema import ColumnSchema, Schema
 
-from model.data import open_train
+from model.data.dataset import open_train
 from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
 from workflows.merlin import ColumnSelector, Operator, Workflow, frame_dataset, loader_class
 

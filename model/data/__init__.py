@@ -1,0 +1,1 @@
+"""A prepared folder as batches: of samples for training, of users, of series for evaluation."""

@@ -1,0 +1,159 @@
+"""A prepared folder opened for training: its rows stream through the Merlin Loader as torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from model.data.partitions import FilesSource, Source, TableSource
+from preprocessing.spec.columns import Columns
+from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
+from preprocessing.spec.reader import read_mapping
+from workflows.common.errors import UserError
+from workflows.device import FrameDevice, frame_device
+from workflows.merlin import frame_dataset, loader_class
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some columns of a Merlin dataset's rows; nothing is read before `stream`.
+
+    Attributes:
+        columns: roles and cardinalities.
+        names: the streamed columns, in order.
+    """
+
+    columns: Columns
+    names: tuple[str, ...]
+    source: Source = field(repr=False)
+    frames: FrameDevice = field(repr=False)
+
+    def only(self, names: Sequence[str]) -> Rows:
+        """The same rows with only the given columns, in that order."""
+        return Rows(self.columns, tuple(names), self.source, self.frames)
+
+    def stream(
+        self, rows: int, device: torch.device, order: Sequence[int] | None = None
+    ) -> Generator[list[Tensor], None, None]:
+        """The rows in blocks of `rows` (the last one shorter), one tensor per column.
+
+        Args:
+            order: the partitions in reading order; None: their own order.
+        Yields:
+            int32 ids and float32 numbers on `device`, shape [rows].
+
+        Raises:
+            UserError: an id is outside its cardinality, a label outside [0, 1], or a number is not finite.
+        """
+        # Load about one block of parts at once: part by part, the loader would copy the partial block each time.
+        parts = max(1, rows // self.source.largest_part)
+        with loader_class()(self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts) as loader:
+            if order is not None:
+                loader.indices = np.asarray(order)
+            for columns, _ in loader:
+                block = [columns[name].reshape(-1).to(device, non_blocking=True) for name in self.names]
+                for name, values in zip(self.names, block, strict=True):
+                    _check_range(self.columns, name, values)
+                yield block
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The rows as a Merlin dataset whose partitions are the parts of the source."""
+        meta = self.frames.from_arrow(self.columns.schema(self.names).empty_table())
+        load = _Load(self.source, self.names, self.frames)
+        return frame_dataset(load, self.source.n_parts, meta, self.frames.on_cpu)
+
+    @property
+    def n_rows(self) -> int:
+        return self.source.n_rows
+
+    @property
+    def n_partitions(self) -> int:
+        return self.source.n_parts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Load:
+    """Reads a partition as a dataframe."""
+
+    source: Source
+    names: tuple[str, ...]
+    frames: FrameDevice
+
+    def __call__(self, index: int) -> Any:
+        return self.frames.from_arrow(self.source.load(index, self.names))
+
+    def __dask_tokenize__(self) -> tuple[int, tuple[str, ...]]:
+        """Unique during its lifetime; Dask would otherwise pickle a whole in-memory table."""
+        return id(self.source), self.names
+
+
+def _check_range(columns: Columns, name: str, values: Tensor) -> None:
+    """Raise UserError for an id outside its cardinality, a label outside [0, 1] or a non-finite number."""
+    cardinality = columns.cardinality(name)
+    low, high = (float(bound) for bound in torch.aminmax(values))  # host sync: once per block read, not per step
+    if cardinality is not None:
+        if low < 0 or high >= cardinality:
+            raise UserError(
+                f"feature {name!r} holds id {low if low < 0 else high:.0f}, and its cardinality in the feature spec "
+                f"is {cardinality}: ids should be 0 .. {cardinality - 1}; correct the spec or prepare the data again"
+            )
+    elif name == columns.label:
+        if not (low >= 0.0 and high <= 1.0):
+            raise UserError(
+                f"feature {name!r} holds label {low if not low >= 0.0 else high:g}; labels should be 0 (no "
+                "interaction) to 1 (interaction): convert ratings to labels first"
+            )
+    elif not (low > -float("inf") and high < float("inf")):
+        raise UserError(
+            f"feature {name!r} holds {low if not low > -float('inf') else high:g}; a numeric feature should hold "
+            "finite 32-bit numbers: remove or replace those rows"
+        )
+
+
+def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: Columns | None = None) -> Rows:
+    """Open the train rows, (user, item, label) and all side features, with each user's rows consecutive.
+
+    A folder that does not guarantee that order (`metadata.time_ordered`) is read into memory and sorted.
+
+    Args:
+        columns: feature roles; None to derive them from the spec.
+
+    Raises:
+        UserError: a file is missing or does not match the spec, or there are no rows.
+    """
+    columns = columns or Columns.of(spec)
+    names = (columns.user, columns.item, columns.label, *(feature.name for feature in columns.side))
+    return open_mapping(folder, spec, "train", columns, names, device)
+
+
+def open_mapping(
+    folder: Path, spec: FeatureSpec, mapping: str, columns: Columns, names: tuple[str, ...], device: torch.device
+) -> Rows:
+    """Open some columns of a mapping; train is sorted by user unless its order is guaranteed.
+
+    Raises:
+        UserError: as `open_train`.
+    """
+    frames = frame_device("cpu" if device.type == "cpu" else "auto")
+    chunks = spec.chunks(mapping)
+    promised = mapping != "train" or spec.metadata.time_ordered
+    source: Source
+    if promised and len(chunks) == 1 and chunks[0].type == "parquet":
+        source = FilesSource.of(columns, chunk_files(folder, chunks[0]), names)
+    else:
+        table = columns.cast(read_mapping(folder, spec, mapping, names), str(folder))
+        if mapping == "train":
+            table = table.take(pa.array(np.argsort(table.column(columns.user).to_numpy(), kind="stable")))
+        source = TableSource.of(columns, table)
+    if not source.n_rows:
+        raise UserError(f"{folder}: {mapping} has no rows")
+    return Rows(columns, names, source, frames)

@@ -1,0 +1,154 @@
+"""Sources of rows: Parquet files read in parts, or a table in memory; no user is split between parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from preprocessing.spec.columns import Columns
+from workflows.common.errors import UserError
+
+_PART_ROWS = 1 << 20
+
+
+class Source(Protocol):
+    """Rows in parts of about `_PART_ROWS`."""
+
+    @property
+    def n_rows(self) -> int: ...
+
+    @property
+    def n_parts(self) -> int: ...
+
+    @property
+    def largest_part(self) -> int:
+        """Rows of the largest part."""
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        """Some columns of a part, int32 or float32; raises UserError for values that do not fit these types."""
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """Rows in memory."""
+
+    columns: Columns
+    table: pa.Table = field(repr=False)
+    cuts: tuple[int, ...]
+
+    @staticmethod
+    def of(columns: Columns, table: pa.Table) -> TableSource:
+        return TableSource(columns, table, _user_cuts(table.column(columns.user).to_numpy()))
+
+    @property
+    def n_rows(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.cuts) - 1
+
+    @property
+    def largest_part(self) -> int:
+        return max(stop - start for start, stop in pairwise(self.cuts))
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        start, stop = self.cuts[index : index + 2]
+        return self.table.select(list(names)).slice(start, stop - start)
+
+
+@dataclass(frozen=True)
+class FilesSource:
+    """Rows in Parquet files; each part is a range of row groups of one file."""
+
+    columns: Columns
+    parts: tuple[_ParquetPart, ...]
+
+    @staticmethod
+    def of(columns: Columns, files: Sequence[Path], names: Sequence[str]) -> FilesSource:
+        """
+        Args:
+            names: columns required in each file.
+
+        Raises:
+            UserError: a file is not Parquet, or a column is missing.
+        """
+        parts = tuple(part for file in files for part in _parquet_parts(file, names, columns.user))
+        return FilesSource(columns, parts)
+
+    @property
+    def n_rows(self) -> int:
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def n_parts(self) -> int:
+        return len(self.parts)
+
+    @property
+    def largest_part(self) -> int:
+        return max(part.n_rows for part in self.parts)
+
+    def load(self, index: int, names: Sequence[str]) -> pa.Table:
+        part = self.parts[index]
+        return self.columns.cast(part.read(names), str(part.path))
+
+
+@dataclass(frozen=True)
+class _ParquetPart:
+    """Consecutive row groups of a file that together hold whole users."""
+
+    path: Path
+    row_groups: tuple[int, ...]
+    n_rows: int
+
+    def read(self, names: Sequence[str]) -> pa.Table:
+        try:
+            file = pq.ParquetFile(self.path)
+            table = file.read_row_groups(list(self.row_groups), columns=list(names), use_threads=False)
+            return table.select(list(names))
+        except (pa.ArrowException, OSError) as err:
+            raise UserError(f"{self.path}: not a readable Parquet file ({err})") from None
+
+
+def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_ParquetPart]:
+    """Split a file into parts of about `_PART_ROWS` rows, between row groups where the user changes.
+
+    Empty row groups are skipped: Merlin's own Parquet reader fails if the first one is empty.
+    """
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as err:
+        raise UserError(f"{path}: not a readable Parquet file ({err})") from None
+    missing = [name for name in names if name not in file.schema_arrow.names]
+    if missing:
+        raise UserError(f"{path} has no column {', '.join(missing)}, which the feature spec lists")
+    parts: list[_ParquetPart] = []
+    groups: list[int] = []
+    rows, last_user = 0, None
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        if not group.num_rows:
+            continue
+        users = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}[user]
+        known = users is not None and users.has_min_max  # rows are sorted by user: these are the first and last
+        if rows >= _PART_ROWS and known and last_user is not None and users.min > last_user:
+            parts.append(_ParquetPart(path, tuple(groups), rows))
+            groups, rows = [], 0
+        groups.append(index)
+        rows += group.num_rows
+        last_user = users.max if known else None
+    return [*parts, _ParquetPart(path, tuple(groups), rows)] if rows else parts
+
+
+def _user_cuts(users: np.ndarray) -> tuple[int, ...]:
+    """Boundaries of parts of about `_PART_ROWS` rows, only between users; includes 0 and the number of rows."""
+    ends = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
+    targets = np.arange(_PART_ROWS, len(users), _PART_ROWS)
+    return tuple(sorted({0, len(users), *ends[np.searchsorted(ends, targets)].tolist()}))

@@ -1,0 +1,27 @@
+"""Popularity of items: their numbers of train positives."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.data.dataset import Rows
+from model.distributed.process_group import World
+
+
+def item_popularity(rows: Rows, world: World, held_out: Tensor | None = None, block_rows: int = 1 << 20) -> Tensor:
+    """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
+
+    Args:
+        held_out: int32 [n_users], one item per user that is not counted, -1 for none.
+    """
+    columns = rows.columns
+    counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
+    own = range(world.rank, rows.n_partitions, world.size)
+    pairs = rows.only((columns.user, columns.item, columns.label))
+    for users, items, labels in pairs.stream(block_rows, world.device, own):
+        counted = labels > 0
+        if held_out is not None:
+            counted &= held_out[users] != items
+        counts += torch.bincount(items[counted], minlength=counts.shape[0])
+    return world.sum(counts)

@@ -1,0 +1,210 @@
+"""An ensemble of GMF models: their weighted sum is one wider GMF, written as an ordinary run.
+
+Models trained with a softmax over all items differ by seed, so their mean has a lower error than any one; an item-item
+model ranks rare items better. L2 shrinks user-specific factors more than item biases, which skews scores towards
+popular items; so the weights of the members and of popularity are fitted by maximum likelihood on interactions that no
+member was trained on. Nothing is chosen on test: penalties, recency and weights come from the validation split, and
+then all members are retrained on all of train.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.ensemble import ease
+from model.ensemble.members import Choice, Members
+from model.evaluation.expected_metrics import expected_means
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.training.config import TrainConfig
+from workflows.common.progress import console
+from workflows.device import torch_generator
+from workflows.sampling import counter_rng
+
+_MEMBER_STREAM = 9
+_VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
+_PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
+_STEP = 2.0**0.5  # ratio between successive penalties tried
+_FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
+_RECENCIES = (0.5, 0.0, 1.0)
+# First penalties tried; item-item's is multiplied by the mean item count.
+_START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
+
+OnMember = Callable[[str, tuple[float, float]], None]
+
+
+@dataclass(frozen=True)
+class HeldOutUsers:
+    """Users whose held-out item is ranked against all items that are not their train positives.
+
+    Attributes:
+        users, items: int64 [V].
+        seen: bool [V, n_items], their train positives, excluding the held-out ones.
+        drawn, k: number of negatives per series, and the metrics' k.
+    """
+
+    users: Tensor
+    items: Tensor
+    seen: Tensor
+    drawn: int
+    k: int
+
+    @staticmethod
+    def of(members: Members, held_out: Tensor, drawn: int, k: int, seed: int) -> HeldOutUsers:
+        """All users with a held-out item, or a seeded random sample of what the memory limit allows."""
+        n_items, device = members.columns.n_items, held_out.device
+        users = (held_out >= 0).nonzero().squeeze(1)
+        order = torch.randperm(len(users), generator=torch_generator(seed, torch.device("cpu"))).to(device)
+        users = users[order[: max(1, _VALIDATION_PAIRS // n_items)]].sort().values
+        place = torch.full((members.columns.n_users,), -1, dtype=torch.int64, device=device)
+        place[users] = torch.arange(len(users), device=device)
+        seen = torch.zeros(len(users), n_items, dtype=torch.bool, device=device)
+        for block in members.batches(0.0).blocks():
+            rows = place[block.users][block.owners]
+            seen[rows[rows >= 0], block.items[rows >= 0]] = True
+        return HeldOutUsers(users, held_out[users].long(), seen, drawn, k)
+
+    def quality(self, scores: Tensor) -> tuple[float, float]:
+        """Expected HR@k and NDCG@k of scores [V, n_items]."""
+        own = scores.gather(1, self.items[:, None])
+        ahead = (~(scores < own) & ~self.seen).sum(1) - 1
+        return expected_means(ahead, (~self.seen).sum(1) - 1, self.drawn, self.k)
+
+    def weights(self, features: Sequence[Tensor]) -> list[float]:
+        """Maximum-likelihood weights: the softmax of the weighted sum of scores over all unseen items predicts the
+        held-out item. The log-likelihood is concave.
+
+        Args:
+            features: scores, float32 [V, n_items] each.
+        """
+        scales = [1.0 / (float(feature.std()) or 1.0) for feature in features]
+        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            total = torch.zeros((), dtype=torch.float64, device=weights.device)
+            for part in torch.arange(len(self.users), device=weights.device).split(512):
+                columns = [feature[part] * scale for feature, scale in zip(features, scales, strict=True)]
+                scores = (torch.stack(columns, dim=2).double() @ weights).masked_fill(self.seen[part], -torch.inf)
+                own = scores.gather(1, self.items[part, None]).squeeze(1)
+                mean = (scores.logsumexp(1) - own).sum() / len(self.users)
+                mean.backward()
+                total += mean.detach()
+            prior = weights.square().sum() / (2.0 * _PRIOR_SD**2 * len(self.users))
+            prior.backward()
+            return total + prior.detach()
+
+        optimizer.step(loss)
+        return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The members of the ensemble: their training settings and weights."""
+
+    choices: tuple[Choice, ...]
+    weights: tuple[float, ...]
+    by_popularity: float
+    quality: tuple[float, float]
+
+    @staticmethod
+    def found(
+        members: Members,
+        held_out: HeldOutUsers,
+        config: TrainConfig,
+        factors: int,
+        time_ordered: bool,
+        on_member: OnMember,
+    ) -> Recipe:
+        """Choose penalties and recency, then the weights, on the validation split.
+
+        Args:
+            members: of the validation split.
+            factors: total width of all members.
+            on_member: called with each candidate's name and its expected HR@k and NDCG@k.
+        """
+        kinds = config.members
+        if members.columns.n_items > ease.MAX_ITEMS and "item-item" in kinds:
+            kinds = tuple(kind for kind in kinds if kind != "item-item")
+            console.print(f"no item-item member: there are {members.columns.n_items:,} items, more than "
+                          f"{ease.MAX_ITEMS:,}")  # fmt: skip
+        widths = [len(part) for part in torch.arange(factors).tensor_split(len(kinds))]
+        seeds = [counter_rng.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
+        chosen: dict[str, Choice] = {}
+        for kind, width, seed in zip(kinds, widths, seeds, strict=True):
+            if kind not in chosen:
+                first = Choice(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
+                chosen[kind] = _searched(members, held_out, first, time_ordered, on_member)
+        choices = [
+            replace(chosen[kind], seed=seed, width=width)
+            for kind, width, seed in zip(kinds, widths, seeds, strict=True)
+        ]
+        features = [members.scores(choice, held_out.users) for choice in choices]
+        popularity = (members.item_counts.float() + 1.0).log().expand(len(held_out.users), -1)
+        *weights, by_popularity = held_out.weights([*features, popularity])
+        total = by_popularity * popularity
+        for weight, feature in zip(weights, features, strict=True):
+            total = total + weight * feature
+        quality = held_out.quality(total)
+        on_member("all together", quality)
+        return Recipe(tuple(choices), tuple(weights), by_popularity, quality)
+
+    def to_json(self) -> dict[str, Any]:
+        members = [
+            {**asdict(choice), "weight": weight} for choice, weight in zip(self.choices, self.weights, strict=True)
+        ]
+        return {"members": members, "by_popularity": self.by_popularity}
+
+    def fused(self, members: Members) -> NeuMF:
+        """Sum the members into one GMF."""
+        parts = [members.factors(choice) for choice in self.choices]
+        users = torch.cat([part.users for part in parts], dim=1)
+        items = torch.cat([weight * part.items for weight, part in zip(self.weights, parts, strict=True)], dim=1)
+        columns = members.columns
+        shape = NeuMFConfig(n_users=columns.n_users, n_items=columns.n_items, factors=users.shape[1], arch="gmf")
+        model = NeuMF(shape, torch_generator(0, torch.device("cpu"))).to(users.device)
+        # Last column of a trained member (not item-item), where its users are 1.
+        trained = next(place for place, choice in enumerate(self.choices) if choice.kind != "item-item")
+        bias = sum(choice.width for choice in self.choices[: trained + 1]) - 1
+        items[:, bias] += self.by_popularity * (members.item_counts.float() + 1.0).log()
+        with torch.no_grad():
+            model.mf_user_embed.weight.copy_(users)
+            model.mf_item_embed.weight.copy_(items)
+            model.final.weight.fill_(1.0)
+            model.final.bias.zero_()
+        return model
+
+
+def _searched(
+    members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool, on_member: OnMember
+) -> Choice:
+    """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
+    known: dict[Choice, float] = {}
+
+    def quality(choice: Choice) -> float:
+        if choice not in known:
+            found = held_out.quality(members.scores(choice, held_out.users))
+            on_member(choice.name, found)
+            known[choice] = sum(found)
+        return known[choice]
+
+    def is_near(choice: Choice) -> bool:
+        return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
+
+    best = first
+    for recency in _RECENCIES if time_ordered else (0.0,):
+        found = replace(best, recency=recency)
+        start = found.penalty
+        for factor in (_STEP, 1.0 / _STEP):
+            following = replace(found, penalty=found.penalty * factor)
+            while is_near(following) and quality(following) > quality(found):
+                found, following = following, replace(following, penalty=following.penalty * factor)
+            if found.penalty != start:
+                break
+        best = max(best, found, key=quality)
+    return best

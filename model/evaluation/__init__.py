@@ -1,0 +1,1 @@
+"""Ranking metrics of a network on held-out interactions."""

@@ -1,0 +1,1 @@
+"""The network, its weights on disk, and the loading of a trained run."""

@@ -1,0 +1,1 @@
+"""Recommendations of a trained run, in original ids."""

@@ -1,0 +1,254 @@
+"""Inference with a trained run: recommendations and probabilities of pairs, in original ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.data.popularity import item_popularity
+from model.data.run_data import RunData
+from model.data.vocabulary import Id, Ids
+from model.distributed.process_group import World
+from model.network.checkpoint import Run, load_run
+from model.recommend.recommendations import Recommendations, best
+from model.recommend.user_data import Interactions, Known, cut
+from model.scoring.scorer import Scorer
+from workflows import device as devices
+from workflows.common.errors import UserError
+
+UnknownUsers = Literal["error", "popular"]
+
+_Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
+_OR_POPULAR = ", or recommend popular items with --unknown-users popular"
+_BLOCK_SCORES = 1 << 23  # held at once, 4 bytes each
+
+
+class Recommender:
+    """A trained run with the ids and interactions of the folder it was trained on.
+
+    Threads may share it: it does not change after construction.
+    """
+
+    def __init__(self, run: Run, data: Path | None = None, in_memory: bool = False) -> None:
+        """As `load`, for a run that is already loaded."""
+        self._run, self._data = run, RunData.of(run, data)
+        self._interactions = Interactions(self._data.folder, self._data.spec, self._data.columns)
+        self._held = self._interactions.of_users(np.arange(len(self.users))) if in_memory else None
+        self._scorer = Scorer(run.model)
+        self._device = run.model.final.weight.device
+
+    @property
+    def users(self) -> Ids:
+        """The users the run was trained on."""
+        return self._data.users
+
+    @property
+    def items(self) -> Ids:
+        """The items the run was trained on."""
+        return self._data.items
+
+    @staticmethod
+    def load(run: Path, data: Path | None = None, device: str = "auto", in_memory: bool = False) -> Recommender:
+        """Load a run folder written by train.py.
+
+        Args:
+            data: the prepared folder it was trained on, if that has moved.
+            device: "auto", "cpu" or "cuda": where to score.
+            in_memory: load the interactions once, 4 bytes each, so that calls are fast; otherwise each call that needs
+                them streams the train rows.
+
+        Raises:
+            UserError: not a run, or `data` is not, or no longer, the folder it was trained on.
+        """
+        loaded = load_run(run, devices.torch_device(device, None))
+        return Recommender(loaded, data, in_memory)
+
+    def recommend(
+        self,
+        users: Sequence[Id],
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Sequence[Id] | None = None,
+        unknown_users: UnknownUsers = "error",
+    ) -> Recommendations:
+        """The k best items for each user; ties are ordered by internal item id.
+
+        Args:
+            users: original ids, as `Ids.known` takes them; repeats are fine.
+            exclude_seen: leave out the user's interactions, in train and held out.
+            candidates: original ids of the items to choose from, None for all.
+            unknown_users: for users the run was not trained on, raise, or recommend the items with most interactions
+                in train. Users with no rows also count as unknown if the network needs their side features.
+
+        Raises:
+            UserError: `k` is below 1, a user or candidate is unknown, or the network's scores are NaN.
+        """
+        choice = self._choice(k, exclude_seen, candidates)
+        numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users, _OR_POPULAR)
+        known = self._known(np.unique(numbers[numbers >= 0]))
+        return self._recommendations(self.users.spelt(users), numbers, known, choice, unknown_users)
+
+    def recommend_all(
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        candidates: Sequence[Id] | None = None,
+        unknown_users: UnknownUsers = "error",
+    ) -> Iterator[Recommendations]:
+        """As `recommend`, for all users of the run, one train partition at a time."""
+        choice = self._choice(k, exclude_seen, candidates)
+        for known in [self._held] if self._held is not None else self._interactions.by_part():
+            users = self.users.originals(known.users)
+            yield self._recommendations(users, known.users, known, choice, unknown_users)
+
+    @torch.inference_mode()
+    def score(self, users: Sequence[Id], items: Sequence[Id]) -> npt.NDArray[np.float32]:
+        """Probability of an interaction for each pair (users[i], items[i]), shape [N].
+
+        Raises:
+            UserError: a user or item is unknown, the lengths differ, or the network needs side features of a user
+                without rows.
+        """
+        if len(users) != len(items):
+            raise UserError(f"score takes as many users as items, got {len(users)} and {len(items)}")
+        numbers, item_numbers = self.users.known(users), self.items.known(items)
+        distinct, places = np.unique(numbers, return_inverse=True)
+        side: list[Tensor] = []
+        if self._run.model.config.row_side:
+            known = self._usable(self._known(distinct), "error")
+            side = [torch.from_numpy(values[places]).to(self._device) for values in known.row_side]
+        pairs = [torch.from_numpy(column).to(self._device) for column in (numbers, item_numbers)]
+        return torch.sigmoid(self._scorer(*pairs, *side)).float().cpu().numpy()
+
+    def history(self, user: Id) -> list[Id]:
+        """A user's interactions: train items in row order (by time, if the folder says so), then held-out items.
+
+        Raises:
+            UserError: the user is unknown.
+        """
+        known = self._known(self.users.known([user]))
+        return self.items.originals(known.items).tolist()
+
+    def _known(self, users: np.ndarray) -> Known:
+        return self._held.take(users) if self._held is not None else self._interactions.of_users(users)
+
+    def _choice(self, k: int, exclude_seen: bool, candidates: Sequence[Id] | None) -> _Choice:
+        if k < 1:
+            raise UserError(f"-k should be 1 or more, got {k}")
+        if candidates is None:
+            return _Choice(k, exclude_seen)
+        if not len(candidates):
+            raise UserError("candidates should contain at least one item, got none")
+        items = np.unique(self.items.known(candidates))
+        column_of = np.full(len(self.items), -1)
+        column_of[items] = np.arange(len(items))
+        return _Choice(k, exclude_seen, items, column_of)
+
+    def _recommendations(
+        self, users: np.ndarray, numbers: np.ndarray, known: Known, choice: _Choice, unknown_users: UnknownUsers
+    ) -> Recommendations:
+        """
+        Args:
+            users, numbers: the users by original id and by internal id (-1: unknown).
+            known: interactions of the distinct known users.
+        """
+        known = self._usable(known, unknown_users)
+        starts, items, scores = self._ranked(known, choice)
+        places, is_popularity = np.searchsorted(known.users, numbers), ~np.isin(numbers, known.users)
+        if is_popularity.any():
+            popular, shares = self._popular(choice)
+            places[is_popularity] = len(starts) - 1
+            starts = np.append(starts, starts[-1] + len(popular))
+            items, scores = np.concatenate([items, popular]), np.concatenate([scores, shares])
+        starts, chosen = cut(starts, places)
+        return Recommendations(users, is_popularity, starts, self.items.originals(items[chosen]), scores[chosen])
+
+    def _usable(self, known: Known, unknown_users: UnknownUsers) -> Known:
+        """Users whose side features are known; all users if the network needs none."""
+        features = self._run.model.config.row_side
+        if not features or known.has_row.all():
+            return known
+        if unknown_users == "error":
+            user = self.users.originals(known.users[~known.has_row]).tolist()[0]
+            names = ", ".join(feature.name for feature in features)
+            raise UserError(
+                f"{self._data.folder} has no row of user {user!r}, so the user's {names} are unknown; add interactions "
+                f"of the user to the log, then prepare and train again{_OR_POPULAR}"
+            )
+        return known.take(known.users[known.has_row])
+
+    @torch.inference_mode()
+    def _ranked(self, known: Known, choice: _Choice) -> _Lists:
+        """The best items of each user: list offsets, internal item ids, probabilities."""
+        counts, items, scores = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        candidates = torch.from_numpy(choice.items).to(self._device) if choice.items is not None else None
+        n_users = max(1, _BLOCK_SCORES // (len(self.items) if choice.items is None else len(choice.items)))
+        for start in range(0, len(known.users), n_users):
+            block = known.take(known.users[start : start + n_users])
+            users, *side = (torch.from_numpy(column).to(self._device) for column in (block.users, *block.row_side))
+            logits = self._scorer.all_items(users, *side, items=candidates)
+            if choice.exclude_seen:
+                seen = (torch.from_numpy(places).to(self._device) for places in choice.seen(block))
+                logits[tuple(seen)] = -torch.inf
+            found, columns = best(logits, choice.k)
+            if found.isnan().any():
+                raise UserError(f"the scores of the network in {self._run.folder} are NaN; train it again")
+            is_left = found > -torch.inf
+            chosen = columns if candidates is None else candidates[columns]
+            counts.append(is_left.sum(dim=1).cpu().numpy())
+            items.append(chosen[is_left].cpu().numpy())
+            scores.append(torch.sigmoid(found[is_left]).float().cpu().numpy())
+        return np.cumsum(np.concatenate(counts)), np.concatenate(items), np.concatenate(scores)
+
+    def _popular(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:
+        """The candidates with most train interactions, and the share of users who interacted with each."""
+        order, counts = self._popularity
+        if choice.column_of is not None:
+            order = order[choice.column_of[order] >= 0]
+        popular = order[: choice.k]
+        return popular, (counts[popular] / len(self.users)).astype(np.float32)
+
+    @cached_property
+    def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
+        """All items by descending train interactions, and the number of interactions by internal item id."""
+        if self._held is None:
+            counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
+        else:
+            held, test = (
+                np.bincount(known.items, minlength=len(self.items)) for known in (self._held, self._interactions.test)
+            )
+            counts = held - test
+        return np.argsort(-counts, kind="stable"), counts
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Ranking options.
+
+    Attributes:
+        items: internal ids of the candidates, ascending; None: all items.
+        column_of: index of each item among the candidates, -1 if it is not one.
+    """
+
+    k: int
+    exclude_seen: bool
+    items: np.ndarray | None = None
+    column_of: np.ndarray | None = None
+
+    def seen(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+        """(user index, candidate index) of each interaction with a candidate, int64."""
+        owners = np.repeat(np.arange(len(known.users)), np.diff(known.starts))
+        if self.column_of is None:
+            return owners, known.items.astype(np.int64)
+        columns = self.column_of[known.items]
+        return owners[columns >= 0], columns[columns >= 0]

@@ -1,0 +1,1 @@
+"""`train.py`: from flags to a run folder."""

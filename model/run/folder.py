@@ -1,0 +1,327 @@
+"""The run folder: log, best model, metrics and curves, written during training."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from model.evaluation.evaluator import Scores
+from model.network.checkpoint import CONFIG_NAME, save_model, save_reference
+from model.network.neumf import NeuMF
+from model.run.arguments import FLAGS_NAME, is_flags, plain, write_flags
+from model.run.card import write_card
+from model.run.dllogger import RunLog
+from model.training.config import TrainConfig
+from model.training.resume_state import save_last
+from model.training.trainer import History, Training
+from preprocessing.spec.columns import Columns
+from workflows.common.errors import UserError
+from workflows.common.files import Aside, check_output, read_json, write_json
+from workflows.common.progress import console, human
+
+METRICS_NAME = "metrics.json"
+STAGES_NAME = "stages"
+_LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder was written by `RunWriter`, finished or not."""
+    with suppress(OSError), (folder / _LOG_NAME).open("rb") as log:
+        if log.read(5) == b"DLLL ":
+            return True
+    return (
+        {"format", "model", "train"} <= read_json(folder / CONFIG_NAME).keys()
+        or {"peak_rss_mib", "seed"} <= read_json(folder / METRICS_NAME).keys()
+        or is_flags(folder / FLAGS_NAME)
+    )
+
+
+def check_run(args: argparse.Namespace) -> None:
+    """Raise UserError if the run could not be written, before any work is done."""
+    inputs = [args.data] + ([args.load_checkpoint_path] if args.load_checkpoint_path is not None else [])
+    if args.resume is None:
+        check_output(args.output, args.overwrite, is_run, inputs)
+    elif not is_run(args.output):
+        raise UserError(f"--resume {args.output}: not a run of train.py; start one with --output")
+    if args.log_path is not None and args.log_path.is_dir():
+        raise UserError(f"--log_path {args.log_path} is a folder; name a file in it")
+    if args.checkpoint_dir is not None and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
+        raise UserError(f"--checkpoint_dir {args.checkpoint_dir} is a file; name a folder")
+    if args.mode == "test" and args.resume is not None:
+        raise UserError("--resume continues training; omit --mode test")
+    if args.mode == "test" and args.load_checkpoint_path is None:
+        raise UserError("--mode test evaluates a trained model; name it with --load_checkpoint_path")
+
+
+class RunWriter:
+    """Writes one run. The folder is usable from the first best epoch on; `metrics.json` marks it as finished.
+
+    A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, config: TrainConfig, columns: Columns, device: torch.device, log_bytes: int = 0
+    ) -> None:
+        """
+        Args:
+            log_bytes: length of a resumed run's log when it was last saved.
+
+        Raises:
+            UserError: the folder exists and may not be replaced; nothing has been written.
+        """
+        check_run(args)
+        self._folder: Path = args.output.absolute()
+        self._shown: Path = args.output
+        self._checkpoint_dir: Path | None = args.checkpoint_dir
+        self._config = config
+        self._without: set[str] = set(args.without)
+        self._has_result = args.resume is not None
+        self._aside = Aside(self._folder) if args.resume is None else None
+        self._log: RunLog | None = None
+        self._board: Any = None
+        self._n_members = 0
+        try:
+            self._folder.mkdir(parents=True, exist_ok=args.resume is not None)
+            if "log" not in self._without:
+                self._log = RunLog(args.log_path or self._folder / _LOG_NAME, log_bytes)
+            if args.mode == "train":
+                write_flags(self._folder / FLAGS_NAME, args, config.seed)
+        except OSError:
+            self._withdraw()
+            raise
+        self._about = {
+            "data": str(args.data.resolve()),
+            "feature_spec_file": args.feature_spec_file,
+            "features": {"user": columns.user, "item": columns.item},  # the network has the side features
+            "train": asdict(config),
+        }
+        if self._log is not None and not log_bytes:
+            given = {name: plain(value) for name, value in vars(args).items()}
+            self._log.parameters({**given, "seed": config.seed, "device": str(device)})
+
+    def __enter__(self) -> RunWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._log is not None:
+            self._log.close()
+        if self._board is not None:
+            self._board.close()
+        if not self._has_result:
+            self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Remove the new run and restore the one it was to replace."""
+        if self._aside is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._aside.restore()
+
+    def _keep(self) -> None:
+        """The new run is usable: drop the one it replaces."""
+        self._has_result = True
+        if self._aside is not None:
+            self._aside.discard()
+
+    def epoch(self, training: Training, rng_states: Sequence[torch.Tensor]) -> None:
+        """Log the last epoch, save the model if it is the best so far, and save the state to resume from.
+
+        Args:
+            rng_states: one per rank, see `workflows.device.rng_state`.
+        """
+        history, k = training.history, self._config.topk
+        report = history.epochs[-1]
+        if history.best_epoch is report:
+            save_model(self._folder, training.model, {**self._about, "epoch": report.epoch})
+            if self._checkpoint_dir is not None:
+                save_reference(self._checkpoint_dir, training.model)
+        record = {
+            "train_throughput": report.train_throughput,
+            "train_epoch_time": report.train_s,
+            "train_loss": report.train_loss,
+        }
+        if report.scores is not None:
+            record |= {
+                **self._named(report.scores),
+                "validation_epoch_time": report.scores.seconds,
+                "eval_throughput": report.scores.samples_per_s,
+                "validation_loss": report.scores.loss,
+            }
+        if self._log is not None:
+            self._log.epoch(report.epoch, record)
+        if "tensorboard" not in self._without:
+            self._to_board(report.epoch, record)
+        if not console.is_terminal and "progress" not in self._without:
+            known = [f"epoch {report.epoch}: loss {report.train_loss:.4f}"]
+            known += report.scores.texts(k) if report.scores is not None else []
+            console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s"]))
+        # Must come last: a resumed run rewrites everything logged or saved after this.
+        save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
+        self._keep()
+
+    def _named(self, scores: Scores) -> dict[str, float]:
+        """Metrics of an epoch by name; names on a validation split have a prefix."""
+        prefix = "" if self._config.validation == "none" else "validation_"
+        return {prefix + name: value for name, value in scores.all_named(self._config.topk).items()}
+
+    def _to_board(self, epoch: int, record: dict[str, float]) -> None:
+        """Write an epoch's metrics for TensorBoard."""
+        if self._board is None:
+            from tensorboardX import SummaryWriter
+
+            # Discard later epochs that an interrupted run may have written.
+            self._board = SummaryWriter(str(self._folder / _BOARD_NAME), purge_step=epoch)
+        for name, value in record.items():
+            self._board.add_scalar(name, value, epoch)
+        self._board.flush()
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    def finish_training(self, history: History, test: Scores | None, popularity: Scores | None) -> None:
+        """Write the summary, `metrics.json`, `curves.png` and the model card.
+
+        Args:
+            test: metrics of the saved model on test.
+            popularity: metrics of the popularity baseline on test.
+        """
+        best, k = history.best_epoch, self._config.topk
+        train = [epoch.train_throughput for epoch in history.epochs]
+        evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
+        validated = self._config.validation != "none"
+        if "curves" not in self._without:
+            from model.run.curves import draw_curves  # importing matplotlib takes 0.25 s, in every rank
+
+            shown = None if validated else popularity
+            draw_curves(self._folder / "curves.png", history, self._config.loss, k, shown)
+        if self._log is not None:
+            self._log.summary(
+                {
+                    "best_train_throughput": max(train),
+                    "best_eval_throughput": max(evaluation, default=None),
+                    "mean_train_throughput": mean(train),
+                    "mean_eval_throughput": mean(evaluation) if evaluation else None,
+                    "best_accuracy": best.quality,
+                    "best_epoch": best.epoch,
+                    "time_to_target": history.time_to_target_s,
+                    "time_to_best_model": history.time_to_best_s,
+                    **(test.all_named(k) if validated and test is not None else {}),
+                }
+            )
+        self._finish(
+            test,
+            popularity,
+            {
+                **(self._named(best.scores) if validated and best.scores is not None else {}),
+                "train_loss": best.train_loss,
+                "best_epoch": best.epoch,
+                "epochs": len(history.epochs),
+                "train_throughput": mean(train),
+                "eval_throughput": mean(evaluation) if evaluation else None,
+                "time_to_best_model": history.time_to_best_s,
+                # As in the reference, the best epoch is chosen on the test rows, unless there is a validation split.
+                "selected_on": "last" if best.quality is None else "validation" if validated else "test",
+            },
+        )
+
+    def member(self, name: str, quality: tuple[float, float]) -> None:
+        """Log a member's validation metrics; from here on the run can be resumed.
+
+        Args:
+            quality: expected HR@k and NDCG@k over all draws of the negatives.
+        """
+        k, (hit_rate, ndcg) = self._config.topk, quality
+        if self._log is not None:
+            named = {f"validation_hr@{k}": hit_rate, f"validation_ndcg@{k}": ndcg}
+            self._log.epoch(self._n_members, {"member": name, **named})
+        self._n_members += 1
+        if "progress" not in self._without:
+            console.print(f"validation {name}: expected HR@{k} {hit_rate:.4f}, NDCG@{k} {ndcg:.4f}")
+        self._keep()
+
+    def finish_members(
+        self,
+        model: NeuMF,
+        recipe: dict[str, Any],
+        throughput: float,
+        quality: tuple[float, float],
+        test: Scores | None,
+        popularity: Scores | None,
+    ) -> None:
+        """Write the summed model and the other files of an ordinary run.
+
+        Args:
+            recipe: the members and their weights, as JSON.
+            throughput: positives trained on per second.
+            quality: expected HR@k and NDCG@k on the validation split, over all draws of the negatives.
+            test, popularity: as in `finish_training`.
+        """
+        k = self._config.topk
+        save_model(self._folder, model, {**self._about, "recipe": recipe})
+        if self._checkpoint_dir is not None:
+            save_reference(self._checkpoint_dir, model)
+        validation = {f"validation_hr@{k}": quality[0], f"validation_ndcg@{k}": quality[1]}
+        if self._log is not None:
+            named = test.all_named(k) if test is not None else {}
+            self._log.summary({"mean_train_throughput": throughput, **validation, **named})
+        more = {
+            **validation,
+            "epochs": self._config.epochs,
+            "best_epoch": self._config.epochs - 1,
+            "train_throughput": throughput,
+            "eval_throughput": test.samples_per_s if test is not None else None,
+            "selected_on": "validation",
+        }
+        self._finish(test, popularity, more)
+        shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
+
+    def finish_test(self, scores: Scores, popularity: Scores) -> None:
+        """Write the metrics of an evaluated checkpoint."""
+        if self._log is not None:
+            metrics = {**scores.all_named(self._config.topk), "eval_throughput": scores.samples_per_s}
+            self._log.summary({**metrics, "validation_loss": scores.loss})
+        self._finish(scores, popularity, {"eval_throughput": scores.samples_per_s})
+
+    def _finish(self, scores: Scores | None, popularity: Scores | None, more: dict[str, Any]) -> None:
+        k = self._config.topk
+        metrics = {
+            f"hr@{k}": scores.hit_rate if scores else None,
+            f"ndcg@{k}": scores.ndcg if scores else None,
+            f"recall@{k}": scores.hit_rate if scores else None,
+            "mrr": scores.mrr if scores else None,
+            f"coverage@{k}": scores.coverage if scores else None,
+            f"popularity_hr@{k}": popularity.hit_rate if popularity else None,
+            f"popularity_ndcg@{k}": popularity.ndcg if popularity else None,
+            "auc": scores.auc if scores else None,
+            "popularity_auc": popularity.auc if popularity else None,
+            "validation_loss": scores.loss if scores else None,
+            **more,
+            "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "seed": self._config.seed,
+        }
+        if (self._folder / CONFIG_NAME).exists():  # missing if a checkpoint is only evaluated
+            write_card(self._folder, read_json(self._folder / CONFIG_NAME), metrics)
+        write_json(self._folder / METRICS_NAME, metrics)  # last: it marks the run as finished
+        self._keep()
+        console.print(_outcome(scores, popularity, k))
+        console.print(f"results in {self._shown}")
+
+
+def _outcome(scores: Scores | None, popularity: Scores | None, k: int) -> str:
+    """The result of a run, in one line."""
+    if scores is None or popularity is None:
+        return "no test series with negatives, so nothing was evaluated; the last epoch was saved"
+    baseline = popularity.named(k)
+    known = [f"{name.upper()} {value:.4f} (popularity {baseline[name]:.4f})" for name, value in scores.named(k).items()]
+    if scores.quality is None:
+        known.append("all test rows have the same label, so there is no AUC")
+    return ", ".join([*known, f"validation loss {scores.loss:.4f}"] if scores.hit_rate is None else known)

@@ -1,0 +1,1 @@
+"""Logits of a trained network for pairs and for all items."""

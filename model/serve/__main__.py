@@ -1,0 +1,85 @@
+"""`python -m model.serve`: a trained run as an HTTP service, with a web page."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvicorn
+
+from model.network.checkpoint import load_run
+from model.recommend.recommender import Recommender
+from model.serve.app import create_app
+from model.serve.service import Answers
+from preprocessing.spec.titles import read_titles
+from workflows import device
+from workflows.common.cli import HelpFormatter
+from workflows.common.errors import UserError, run_command
+from workflows.common.progress import console
+
+_STOP_S = 30  # time for requests in flight when the service is stopped
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m model.serve",
+        description="Serve recommendations over HTTP.",
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: the one the run used)")
+    parser.add_argument(
+        "--titles",
+        type=Path,
+        metavar="FILE",
+        help="CSV or Parquet with item ids and titles (default: those of the prepared folder, if any)",
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="address to listen on")
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="port to listen on; 0 picks a free one")
+    parser.add_argument(
+        "--unknown-users", choices=("error", "popular"), default="error", help="response for unknown users"
+    )
+    parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if not 0 <= args.port < 1 << 16:
+        raise UserError(f"--port should be 0 to 65535, got {args.port}")
+    run = load_run(args.run, device.torch_device(args.device, None))
+    data = args.data or Path(run.config["data"])
+    recommender = Recommender(run, data, in_memory=True)
+    own_titles = data / "titles.parquet"
+    path = args.titles or (own_titles if own_titles.is_file() else None)
+    answers = Answers(recommender, read_titles(path) if path else {})
+    app = create_app(answers, refuses_unknown=args.unknown_users == "error")
+    config = uvicorn.Config(
+        app,
+        access_log=False,  # requests are private
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=_STOP_S,
+    )
+    with _listening(args.host, args.port) as listener:
+        host, port = listener.getsockname()[:2]
+        console.print(f"serving {args.run} at http://{f'[{host}]' if ':' in host else host}:{port}")
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)  # uvicorn shuts down on them, then re-raises them
+        uvicorn.Server(config).run([listener])
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family)
+    except OSError as err:
+        raise UserError(f"cannot listen on {host}, port {port} ({err}); choose others with --host and --port") from None
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,1 +1,0 @@
-"""The HTTP service of a trained run; `model.serve` starts it."""

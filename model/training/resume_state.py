@@ -1,0 +1,82 @@
+"""The state of a run on disk from which its training is resumed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from model.distributed.process_group import World
+from model.network.checkpoint import FORMAT, fill, save_tensors
+from model.training.trainer import History, Training
+from workflows.common.errors import UserError
+from workflows.device import set_rng_state
+
+LAST_NAME = "last/state.safetensors"
+
+
+def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tensor], about: dict[str, Any]) -> None:
+    """Atomically write everything needed to resume: weights, optimiser, scaler, random state, history.
+
+    One file, `last/state.safetensors`; everything but tensors is JSON in its header, under "state".
+
+    Args:
+        rng_states: one per rank, see `workflows.device.rng_state`.
+        about: extra JSON.
+    """
+    (folder / LAST_NAME).parent.mkdir(exist_ok=True)
+    model, optimizer = training.model, training.step.optimizer
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
+    tensors |= {f"rng.{rank}": state for rank, state in enumerate(rng_states)}
+    state = {"format": FORMAT, **about, "scaler": training.step.scaler.state_dict()}
+    state["history"] = training.history.to_json()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_tensors(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
+
+
+def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
+    """Restore training from `save_last`; each rank restores its own random state.
+
+    Returns:
+        `about`; None if nothing was saved yet.
+
+    Raises:
+        UserError: the file is not a saved state, or belongs to another network or number of ranks.
+    """
+    path = folder / LAST_NAME
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+        history = History.of_json(about["history"])
+    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
+        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+    ranks = sum(name.startswith("rng.") for name in tensors)
+    if ranks != world.size:
+        raise UserError(f"{folder} was trained with {ranks} processes, got {world.size}; resume it with --gpus {ranks}")
+    weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
+    fill(training.model, weights, path)
+    optimizer = training.step.optimizer
+    try:
+        for name, parameter in training.model.named_parameters():
+            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
+            if any(moment.shape != parameter.shape for moment in moments.values()):
+                raise KeyError(name)
+            optimizer.state[parameter] = {
+                "step": tensors[f"adam.step.{name}"].to(world.device),
+                **{key: moment.to(world.device) for key, moment in moments.items()},
+            }
+        set_rng_state(world.device, tensors[f"rng.{world.rank}"])
+        training.step.scaler.load_state_dict(about["scaler"])
+    except (KeyError, RuntimeError, TypeError) as err:
+        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+    training.history = history
+    return about

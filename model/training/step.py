@@ -1,0 +1,138 @@
+"""One optimiser step over a batch: choice of implementation, precision, and the all-reduce of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from model.compiled.available import compiled_loops
+from model.data.batch import Batch
+from model.distributed.process_group import World
+from model.network.neumf import NeuMF
+from model.training.config import TrainConfig
+from model.training.cuda_graph import Graphed
+from model.training.threads import PARAMETER_WORK, worthwhile_threads
+from model.training.torch_step import CHUNK_SAMPLES, TorchStep
+from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
+
+if TYPE_CHECKING:
+    from model.compiled.step import KernelStep
+
+# Minimum work per thread, in multiplications of the hidden layers or equivalents.
+_THREAD_WORK = 350_000_000
+_SAMPLE_WORK = 10_000  # per sample, besides the layers
+
+
+class Step:
+    """Steps of Adam on the mean loss over all ranks.
+
+    On a CPU compiled loops compute them if possible (`model.compiled.step`), otherwise torch
+    (`model.training.torch_step`).
+    """
+
+    def __init__(self, model: NeuMF, config: TrainConfig, world: World, kernels: bool = True) -> None:
+        """
+        Args:
+            kernels: whether compiled loops may be used.
+
+        Raises:
+            UserError: the device does not support the requested precision or CUDA graphs.
+        """
+        self.model, self.world = model, world
+        self.optimizer = adam(model, config)
+        dtype = torch_precision(config.effective_precision, world.device)
+        # Only float16 needs loss scaling; bfloat16 has float32's range.
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        capture = graph_capture(world.device) if config.cuda_graphs else None
+        self.threads = _threads(model, config.batch_size // world.size)
+        self._kernel = _kernel_step(model, config, world, dtype, self.threads) if kernels else None
+        if self._kernel is None or world.size > 1:
+            self._gradients = shared_gradients(model)
+        if self._kernel is None:
+            autocast: Callable[[], AbstractContextManager] = nullcontext
+            if dtype is not None:
+                autocast = lambda: torch.autocast(world.device.type, dtype=dtype)  # noqa: E731
+            chunk = CHUNK_SAMPLES if world.device.type == "cpu" else None
+            if config.grads_accumulated > 1:
+                piece = -(-config.batch_size // world.size // config.grads_accumulated)
+                chunk = min(chunk, piece) if chunk is not None else piece
+            of_batch = TorchStep(model, chunk, autocast, config.compile).gradients
+            self._torch = Graphed(of_batch, capture) if capture is not None else of_batch
+
+    def __call__(self, batch: Batch | None, samples: int) -> Tensor:
+        """
+        Args:
+            batch: this rank's samples; None or empty if it has none in this step.
+            samples: number of samples over all ranks.
+        Returns:
+            The summed loss of this rank's samples, a scalar on the device (no host sync).
+        """
+        own = batch if batch is not None and len(batch) else None
+        if self._kernel is not None and own is not None and self.world.size == 1:
+            loss, gradients = self._kernel.gradients(own, 1.0 / samples)
+            self._kernel.adam(self.optimizer, gradients)
+            return loss
+        self._gradients.zero_()
+        loss = torch.zeros((), device=self.world.device)
+        if self._kernel is not None:
+            if own is not None:
+                loss, gradients = self._kernel.gradients(own, 1.0 / samples)
+                self._kernel.add_to_grad(gradients)
+        else:
+            scale = self.scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
+            if own is not None:
+                loss = self._torch(own, scale / samples)
+        self.world.sum(self._gradients)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return loss
+
+
+def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
+    """The optimiser, over all parameters."""
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+
+
+def shared_gradients(model: NeuMF) -> Tensor:
+    """One flat tensor backing the gradients of all parameters, so that a single all-reduce sums them over the ranks."""
+    parameters = list(model.parameters())
+    shared = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+    )
+    start = 0
+    for parameter in parameters:
+        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return shared
+
+
+def _threads(model: NeuMF, samples: int) -> int:
+    """CPU threads for a step on `samples` samples."""
+    layers = sum(parameter.numel() for parameter in model.mlp.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * PARAMETER_WORK, _THREAD_WORK)
+
+
+def _kernel_step(
+    model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None, threads: int
+) -> KernelStep | None:
+    """The compiled step, or None if it does not apply."""
+    side = model.config.row_side or model.config.item_side
+    float32 = next(model.parameters()).dtype is torch.float32
+    if world.device.type != "cpu" or side or not float32 or not len(model.mlp) or config.compile:
+        return None
+    if dtype is torch.float16:
+        return None
+    if not compiled_loops():
+        return None
+    from model.compiled.step import KernelStep
+
+    # --amp uses bfloat16 only if that is faster; --precision bf16 always does.
+    reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
+    products = torch.bfloat16 if reduced else torch.float32
+    return KernelStep(model, threads, products)

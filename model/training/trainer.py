@@ -1,0 +1,168 @@
+"""The training loop: epochs of steps, evaluation after each epoch, selection of the best model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from model.data.train_loader import EpochBatches
+from model.data.user_loader import UserBatches
+from model.evaluation.evaluator import Scores
+from model.network.neumf import NeuMF
+from model.training.all_items_step import CatalogueStep
+from model.training.config import TrainConfig
+from model.training.step import Step
+from model.training.threads import torch_threads
+from workflows.common.errors import UserError
+from workflows.common.progress import Stage
+from workflows.device import synchronize
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One epoch: mean training loss, samples over all ranks, and the evaluation after it (None if nothing to evaluate
+    on)."""
+
+    epoch: int
+    train_loss: float
+    train_samples: int
+    train_s: float
+    scores: Scores | None
+
+    @property
+    def train_throughput(self) -> float:
+        """Samples trained on per second of the whole epoch: loading, sampling and steps."""
+        return self.train_samples / self.train_s
+
+    @property
+    def quality(self) -> float | None:
+        """The metric that selects the best epoch; None if there is none."""
+        return self.scores.quality if self.scores is not None else None
+
+
+@dataclass(frozen=True)
+class History:
+    """Progress of a run. The best epoch, whose model is saved, has the highest HR@k (or AUC), the earliest if tied;
+    without either metric it is the last.
+
+    Attributes:
+        seconds: duration of the epochs, including evaluation.
+        best: index of the best epoch.
+        time_to_best_s, time_to_target_s: seconds until the best epoch was evaluated, and until `--threshold` was
+            reached.
+    """
+
+    epochs: tuple[EpochReport, ...] = ()
+    seconds: float = 0.0
+    best: int = 0
+    time_to_best_s: float = 0.0
+    time_to_target_s: float | None = None
+
+    @property
+    def best_epoch(self) -> EpochReport:
+        return self.epochs[self.best]
+
+    def then(self, report: EpochReport, seconds: float, threshold: float) -> History:
+        """The history with one more epoch, completed `seconds` after the first began."""
+        best, time_to_best_s, time_to_target_s = self.best, self.time_to_best_s, self.time_to_target_s
+        known = self.best_epoch.quality if self.epochs else None
+        if report.quality is None or known is None or report.quality > known:
+            best, time_to_best_s = len(self.epochs), seconds
+        if time_to_target_s is None and report.quality is not None and report.quality >= threshold:
+            time_to_target_s = seconds
+        return History((*self.epochs, report), seconds, best, time_to_best_s, time_to_target_s)
+
+    def ends(self, config: TrainConfig) -> bool:
+        """Whether training is over: all epochs done, target reached, or no improvement for `patience` epochs."""
+        waited = len(self.epochs) - 1 - self.best
+        return (
+            len(self.epochs) >= config.epochs
+            or self.time_to_target_s is not None
+            or (config.patience is not None and waited >= config.patience)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of_json(known: dict[str, Any]) -> History:
+        """Inverse of `to_json`; raises KeyError or TypeError for anything else."""
+        epochs = []
+        for epoch in known["epochs"]:
+            scores = Scores(**epoch["scores"]) if epoch["scores"] is not None else None
+            epochs.append(EpochReport(**{**epoch, "scores": scores}))
+        return History(**{**known, "epochs": tuple(epochs)})
+
+
+@dataclass
+class Training:
+    """A network being trained, its step and its history; `last/` holds these and torch's random state."""
+
+    model: NeuMF
+    step: Step | CatalogueStep
+    history: History = field(default_factory=History)
+
+    def fit(
+        self,
+        batches: EpochBatches | UserBatches,
+        evaluation: Callable[[NeuMF], Scores] | None,
+        config: TrainConfig,
+        on_epoch: Callable[[Training], None],
+        progress: Stage,
+    ) -> History:
+        """Train until the history ends, evaluating after every epoch.
+
+        Args:
+            evaluation: selects the best epoch; None if there is nothing to evaluate on.
+            on_epoch: called by every rank after each epoch.
+
+        Raises:
+            UserError: the loss is NaN or infinite.
+        """
+        started = time.perf_counter() - self.history.seconds
+        while not self.history.ends(config):
+            report = self._epoch(batches, len(self.history.epochs), config, progress)
+            scores = evaluation(self.model) if evaluation is not None else None
+            report = replace(report, scores=scores)
+            texts = scores.texts(config.topk) if scores is not None else []
+            progress.note(", ".join([f"loss {report.train_loss:.4f}", *texts]))
+            self.history = self.history.then(report, time.perf_counter() - started, config.threshold)
+            on_epoch(self)
+        return self.history
+
+    def _epoch(
+        self, batches: EpochBatches | UserBatches, number: int, config: TrainConfig, progress: Stage
+    ) -> EpochReport:
+        world, started = self.step.world, time.perf_counter()
+        expected, step = max(1, batches.samples_per_epoch()), cast(Callable[[Any, int], Tensor], self.step)
+        self.model.train()
+        loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
+        with torch_threads(self.step.threads), closing(batches.epoch(number)) as own:
+            for batch, of_all in world.aligned(own):
+                if config.schedule == "cosine":
+                    share = min(1.0, (number + samples / expected) / config.epochs)
+                    self.step.optimizer.param_groups[0]["lr"] = cosine(share) * config.learning_rate
+                loss += step(batch, of_all)
+                samples += of_all
+                progress.advance(of_all)
+        mean_loss = float(world.sum(loss)) / samples  # host sync: once per epoch
+        synchronize(world.device)
+        train_s = time.perf_counter() - started
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"the training loss of epoch {number} is {mean_loss}; "
+                f"lower --learning_rate (now {config.learning_rate})"
+            )
+        return EpochReport(number, mean_loss, samples, train_s, None)
+
+
+def cosine(share: float) -> float:
+    """Cosine factor of the learning rate after `share` of the training (Loshchilov and Hutter 2017)."""
+    return 0.5 * (1.0 + math.cos(math.pi * share))
