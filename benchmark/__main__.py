@@ -15,7 +15,7 @@ from workflows.common.errors import run_command
 _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "cost-model": (
         "upper bounds on GPU throughput, from operator counts and datasheets",
-        lambda: import_module("benchmark.cost_model"),
+        lambda: import_module("benchmark.cost_model.command"),
     ),
     "demo": (
         "MovieLens-100K from log to recommendations, with a table of results",
@@ -23,23 +23,23 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "gpu-check": (
         "all checks that need a GPU: tests, parity with the CPU, traces, speed",
-        lambda: import_module("benchmark.gpu_check"),
+        lambda: import_module("benchmark.gpu_check.command"),
     ),
     "inference": (
         "scoring speed by batch size: torch, compiled, ONNX Runtime, projections",
-        lambda: import_module("benchmark.inference"),
+        lambda: import_module("benchmark.inference.command"),
     ),
     "pipeline": (
         "raw log to prepared folder, against plain pandas: time, memory, scaling",
-        lambda: import_module("benchmark.pipeline"),
+        lambda: import_module("benchmark.pipeline.command"),
     ),
     "quality": (
         "HR@10 and NDCG@10 of the recipe, ablations, plain NeuMF and baselines",
-        lambda: import_module("benchmark.quality"),
+        lambda: import_module("benchmark.quality.command"),
     ),
     "recommend": (
         "recommendation, against a plain forward over all items: users/s, memory",
-        lambda: import_module("benchmark.recommend"),
+        lambda: import_module("benchmark.recommend.command"),
     ),
     "serve": (
         "load test of the service with many clients: requests/s, latency",
@@ -47,7 +47,7 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     ),
     "training": (
         "training, against the reference's method: samples/s, memory, bounds",
-        lambda: import_module("benchmark.training"),
+        lambda: import_module("benchmark.training.command"),
     ),
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.quality_data import Data, Matrix
+from benchmark.quality.data import Data, Matrix
 from model.network.checkpoint import save_tensors
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import staged_folder, write_json

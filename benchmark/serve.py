@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 from rich.table import Table
 
-from benchmark.machine import describe_machine
+from benchmark.common.machine import describe_machine
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from benchmark.training_variants import NEGATIVES
+from benchmark.training.variants import NEGATIVES
 from model.data.batch import Batch
 from model.data.dataset import open_train
 from model.data.train_loader import EpochBatches, SamplingConfig, whole_users

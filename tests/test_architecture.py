@@ -99,7 +99,7 @@ def test_modules_are_imported_by_constant_names(path: str) -> None:
 DEVICES = ("cpu", "cuda", "gpu", "numpy", "cupy", "pandas", "cudf")
 # Device checks allowed outside the device door, by file or folder, each with the reason why it is harmless.
 QUESTIONS = {
-    "benchmark/cost_model_arrays.py": {
+    "benchmark/cost_model/arrays.py": {
         "isinstance(value, np.ndarray)"
     },  # finds arrays among NumPy's arguments and results
     "preprocessing/transcode/feature_workflow.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
@@ -110,7 +110,7 @@ QUESTIONS = {
         "device.type",  # derives the dataframes' device from the tensors'; the door then decides
         "device.type == 'cpu'",
     },
-    "benchmark/gpu_check.py": {"args.device == 'cpu'"},  # the rehearsal flag
+    "benchmark/gpu_check/command.py": {"args.device == 'cpu'"},  # the rehearsal flag
     "model/": {"world.device.type"},  # handed to torch's autocast and GradScaler
     "model/scoring/scorer.py": {
         "weight.device.type",
@@ -216,7 +216,7 @@ def test_preparing_data_does_not_load_torch(path: str) -> None:
 @pytest.mark.parametrize("path", [path for path in TREES if path != "train.py"])
 def test_no_library_code_exits_the_process(path: str) -> None:
     # User mistakes raise UserError; only the commands exit with a status.
-    allowed = {"workflows/common/errors.py", "benchmark/demo.py", "benchmark/gpu_check.py"}
+    allowed = {"workflows/common/errors.py", "benchmark/demo.py", "benchmark/gpu_check/command.py"}
     assert path in allowed or not list(calls(TREES[path], "sys.exit")) + list(calls(TREES[path], "exit"))
 
 

@@ -14,15 +14,14 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from benchmark import cost_model, training_limits
-from benchmark import training_variants as settings
-from benchmark.cost_model_arrays import CountedArray
-from benchmark.cost_model_bounds import MACHINES, Machine, Streams, all_reduce_bytes, bound
-from benchmark.cost_model_check import predict
-from benchmark.cost_model_cost import Cost, sort_bytes
-from benchmark.cost_model_counter import Counter
-from benchmark.cost_model_scaling import scaling
-from benchmark.cost_model_stages import (
+from benchmark.cost_model import command
+from benchmark.cost_model.arrays import CountedArray
+from benchmark.cost_model.bounds import MACHINES, Machine, Streams, all_reduce_bytes, bound
+from benchmark.cost_model.check import predict
+from benchmark.cost_model.cost import Cost, sort_bytes
+from benchmark.cost_model.counter import Counter
+from benchmark.cost_model.scaling import scaling
+from benchmark.cost_model.stages import (
     Counted,
     count_batches,
     count_evaluation,
@@ -33,6 +32,8 @@ from benchmark.cost_model_stages import (
     parameters,
     small_log,
 )
+from benchmark.training import limits
+from benchmark.training import variants as settings
 from preprocessing.synthetic.log import Shape
 from workflows.common.errors import UserError
 from workflows.device import KERNEL_ROWS
@@ -211,8 +212,8 @@ def test_a_dense_step_matches_counts_by_hand() -> None:
     n_parameters = tables + layers + sum(settings.LAYERS[1:]) + settings.FACTORS + settings.LAYERS[-1] + 1
     assert parameters(_SHAPE) == n_parameters
     assert _total(counted, "optimizer").bytes == pytest.approx(4 * 7 * n_parameters / n, rel=1e-3)
-    # The formulas of `benchmark.training_limits` agree.
-    formula = training_limits.counts(
+    # The formulas of `benchmark.training.limits` agree.
+    formula = limits.counts(
         _SHAPE.users, _SHAPE.items, settings.FACTORS, settings.LAYERS, settings.NEGATIVES, n, (0.25,) * 3, 0.5
     )["dense"]
     assert 3 * forward == formula["flops"]
@@ -403,13 +404,13 @@ def test_as_a_process(tmp_path: Path) -> None:
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
     picture.unlink()
-    cost_model.main(_args("--draw", str(target)))
+    command.main(_args("--draw", str(target)))
     assert picture.read_bytes() == drawn
 
 
 def _args(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    cost_model.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -418,7 +419,7 @@ def _args(*argv: str) -> argparse.Namespace:
 )
 def test_invalid_settings_are_reported_before_anything_is_written(tmp_path: Path, argv: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        cost_model.main(_args(*argv, "--output", str(tmp_path / "out")))
+        command.main(_args(*argv, "--output", str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
 
 
@@ -426,4 +427,4 @@ def test_invalid_settings_are_reported_before_anything_is_written(tmp_path: Path
 def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
-        cost_model.main(_args("--draw", str(tmp_path / "x.json")))
+        command.main(_args("--draw", str(tmp_path / "x.json")))

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import gpu_check, gpu_check_arrays, gpu_check_training
-from benchmark.gpu_check import Check
-from benchmark.gpu_check_findings import FULL, SMALL, Figure, Findings, NotPossibleError, Settings, run_check
-from benchmark.gpu_check_page import write_report
-from benchmark.gpu_check_speed import _samples_per_s
-from benchmark.gpu_check_trace import idle_share
+from benchmark.gpu_check import arrays, command, training
+from benchmark.gpu_check.command import Check
+from benchmark.gpu_check.findings import FULL, SMALL, Figure, Findings, NotPossibleError, Settings, run_check
+from benchmark.gpu_check.page import write_report
+from benchmark.gpu_check.speed import _samples_per_s
+from benchmark.gpu_check.trace import idle_share
 from workflows.common.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ PNG = b"\x89PNG"
 
 def arguments(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    gpu_check.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -79,17 +79,17 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "python"
     program.write_text(CHECK_PROGRAM)
     program.chmod(0o755)
-    monkeypatch.setattr(gpu_check.sys, "executable", str(program))
+    monkeypatch.setattr(command.sys, "executable", str(program))
     limits = {"hang": 2.0}
     checks = {name: Check("some.module", f"ends in {name}", limits.get(name, 60.0)) for name in ENDS}
-    monkeypatch.setattr(gpu_check, "CHECKS", checks)
+    monkeypatch.setattr(command, "CHECKS", checks)
 
 
 @pytest.mark.usefixtures("pretended")
 def test_a_failing_check_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "new" / "report"
     with pytest.raises(SystemExit) as ended:
-        gpu_check.main(arguments("--device", "cpu", "--output", str(output)))
+        command.main(arguments("--device", "cpu", "--output", str(output)))
     assert ended.value.code == 1
     checks = report_of(output)["checks"]
     assert {name: check["status"] for name, check in checks.items()} == {
@@ -120,7 +120,7 @@ def test_a_failing_check_costs_only_itself(tmp_path: Path, capsys: pytest.Captur
 
 @pytest.mark.usefixtures("pretended")
 def test_checks_that_were_not_asked_for_say_so(tmp_path: Path) -> None:
-    gpu_check.main(arguments("--device", "cpu", "--only", "fine", "unfit", "--output", str(tmp_path / "report")))
+    command.main(arguments("--device", "cpu", "--only", "fine", "unfit", "--output", str(tmp_path / "report")))
     report = report_of(tmp_path / "report")
     assert report["checks"]["crash"] == {"what": "ends in crash", "status": "not run", "reason": "not asked for"}
     assert report["rehearsal"]
@@ -133,12 +133,12 @@ def test_only_a_report_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine").touch()
     with pytest.raises(UserError, match="was not written by this command"):
-        gpu_check.main(arguments(*flags, str(tmp_path / "other"), "--overwrite"))
-    gpu_check.main(arguments(*flags, str(tmp_path / "report")))
+        command.main(arguments(*flags, str(tmp_path / "other"), "--overwrite"))
+    command.main(arguments(*flags, str(tmp_path / "report")))
     (tmp_path / "report" / "old").touch()
     with pytest.raises(UserError, match="exists already"):
-        gpu_check.main(arguments(*flags, str(tmp_path / "report")))
-    gpu_check.main(arguments(*flags, str(tmp_path / "report"), "--overwrite"))
+        command.main(arguments(*flags, str(tmp_path / "report")))
+    command.main(arguments(*flags, str(tmp_path / "report"), "--overwrite"))
     assert not (tmp_path / "report" / "old").exists()
 
 
@@ -265,10 +265,10 @@ def test_a_report_without_results_is_a_page(tmp_path: Path) -> None:
 
 
 def test_prepared_folders_are_compared_file_by_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check_arrays, "_PREPARED", {"exact": ()})
+    monkeypatch.setattr(arrays, "_PREPARED", {"exact": ()})
     settings = settings_for(tmp_path)
     found = Findings()
-    gpu_check_arrays.preprocessing(settings, found)
+    arrays.preprocessing(settings, found)
     assert all(each.holds for each in found.comparisons)
     compared = {each.what for each in found.comparisons}
     assert "exact: train/part-00000.parquet, columns that differ" in compared
@@ -291,9 +291,9 @@ def test_prepared_folders_are_compared_file_by_file(tmp_path: Path, monkeypatch:
     shutil.move(prepared, tmp_path / "whole")
     shutil.rmtree(settings.work)
     settings.work.mkdir()
-    monkeypatch.setattr(gpu_check_arrays, "prepare_log", copied)
+    monkeypatch.setattr(arrays, "prepare_log", copied)
     found = Findings()
-    gpu_check_arrays.preprocessing(settings, found)
+    arrays.preprocessing(settings, found)
     wrong = [each.what for each in found.comparisons if not each.holds]
     assert wrong == [
         "exact: Parquet files of the same names",
@@ -317,10 +317,10 @@ def test_full_training_runs_are_compared(tmp_path: Path, monkeypatch: pytest.Mon
         (run / "log.json").write_text("".join(f"DLLL {json.dumps(line)}\n" for line in lines))
         (run / "metrics.json").write_text(json.dumps({"hr@10": 0.5 + off}))
 
-    monkeypatch.setattr(gpu_check_training, "ours", trained)
+    monkeypatch.setattr(training, "ours", trained)
     settings = settings_for(tmp_path, rehearsal=False, device="cuda")
     found = Findings()
-    gpu_check_training.training(settings, found)
+    training.training(settings, found)
     assert len(runs) == 5
     assert "--cuda-graphs" in runs[-1]
     assert [run[run.index("--device") + 1] for run in runs] == ["cpu", *["cuda"] * 4]
@@ -334,7 +334,7 @@ def test_full_training_runs_are_compared(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_ranks_need_several_gpus(tmp_path: Path) -> None:
     with pytest.raises(NotPossibleError, match="there is one GPU"):
-        gpu_check_training.ranks(settings_for(tmp_path, rehearsal=False, device="cuda"), Findings())
+        training.ranks(settings_for(tmp_path, rehearsal=False, device="cuda"), Findings())
 
 
 HIDDEN = """

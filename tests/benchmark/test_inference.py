@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark import inference
+from benchmark.inference import command
 from model.network.checkpoint import save_reference
 from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
@@ -22,23 +22,23 @@ _TINY = ("--n_users", "50", "--n_items", "40", "-f", "4", "--layers", "8", "4", 
 
 def _args(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    inference.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def test_the_default_batch_sizes_are_the_references() -> None:
     args = _args()
     sizes = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576]
-    assert inference._num_batches(args.batch_sizes, args.num_batches, None) == dict.fromkeys(sizes, 200)
+    assert command._num_batches(args.batch_sizes, args.num_batches, None) == dict.fromkeys(sizes, 200)
 
 
 def test_large_batch_sizes_may_have_fewer_batches() -> None:
-    assert inference._num_batches("1,100,1000", 20, 1000) == {1: 20, 100: 10, 1000: 3}
-    assert inference._num_batches("1000", 2, 10) == {1000: 2}
+    assert command._num_batches("1,100,1000", 20, 1000) == {1: 20, 100: 10, 1000: 3}
+    assert command._num_batches("1000", 2, 10) == {1000: 2}
 
 
 def test_figures_use_the_references_keys() -> None:
-    found = inference._figures(8, [0.1] * 9 + [1.1])
+    found = command._figures(8, [0.1] * 9 + [1.1])
     keys = {f"batch_8_{name}_latency" for name in ("mean", "p50", "p90", "p95", "p99")}
     assert found.keys() == keys | {"batch_8_mean_throughput"}
     assert found["batch_8_mean_throughput"] == pytest.approx(40.0)
@@ -63,7 +63,7 @@ def test_figures_use_the_references_keys() -> None:
 )
 def test_invalid_flags_are_named(flags: tuple[str, ...], said: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=said):
-        inference.main(_args(*_TINY, "--output", str(tmp_path / "out"), *flags))
+        command.main(_args(*_TINY, "--output", str(tmp_path / "out"), *flags))
     assert not (tmp_path / "out").exists()
 
 
@@ -73,7 +73,7 @@ def test_engines_give_the_same_scores() -> None:
     with torch.inference_mode():
         expected = model(users, items)
         for name in ("eager", "onnx", "projections"):
-            found = torch.as_tensor(inference._engine(name, model)(users, items))
+            found = torch.as_tensor(command._engine(name, model)(users, items))
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -94,5 +94,5 @@ def test_a_run_writes_figures_and_a_plot_that_can_be_redrawn(tmp_path: Path) -> 
     picture = target.with_suffix(".png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     picture.unlink()
-    inference.main(_args("--draw", str(target)))
+    command.main(_args("--draw", str(target)))
     assert picture.exists()

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from benchmark import pipeline
-from benchmark.measure import Usage
-from benchmark.pipeline_plot import draw_pipeline
+from benchmark.common.measure import Usage
+from benchmark.pipeline import command
+from benchmark.pipeline.plot import draw_pipeline
 from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ _PNG = b"\x89PNG"
 
 def _args(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    pipeline.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -43,12 +43,12 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             return Usage(seconds[number], 1.0, 200, 100, output)
         return Usage(10 * seconds[number], 2.0, 800, 500, 'noise\n{"steps_s": {"read": 3.0}}\n')
 
-    monkeypatch.setattr(pipeline, "measure", measure)
+    monkeypatch.setattr(command, "measure", measure)
     return started
 
 
 def test_processes_take_turns_and_medians_are_reported(commands: list[list[str]], tmp_path: Path) -> None:
-    pipeline.main(_args("--rows", "30x40x300", "--repeats", "3", "--output", str(tmp_path), "--memory-limit", "1GiB"))
+    command.main(_args("--rows", "30x40x300", "--repeats", "3", "--output", str(tmp_path), "--memory-limit", "1GiB"))
     assert [command[2] for command in commands[:7]] == [
         *["preprocessing", "benchmark.baseline_pipeline"] * 3,
         "benchmark.checker",
@@ -59,7 +59,7 @@ def test_processes_take_turns_and_medians_are_reported(commands: list[list[str]]
     assert all(log in command for command in commands[:7])
     assert not Path(log).exists()  # without --cache nothing is kept
     result = json.loads((tmp_path / "pipeline.json").read_text())
-    assert [case["name"] for case in result["cases"]] == [case.name for case in pipeline.CASES]
+    assert [case["name"] for case in result["cases"]] == [case.name for case in command.CASES]
     case = result["cases"][0]
     assert [run["wall_s"] for run in case["ours"]["runs"]] == [1.0, 9.0, 2.0]
     assert case["ours"]["wall_s"] == 2.0
@@ -83,8 +83,8 @@ def test_growth_is_the_marginal_cost_per_row(
         wall_s = {50: 1.0, 500: 1.0 + 450, 5000: 1.0 + 450 + 2 * 4500}[rows.count("\n") - 1]
         return Usage(wall_s, 1.0, 1, 1, '{"steps_s": {}}')
 
-    monkeypatch.setattr(pipeline, "measure", measure)
-    pipeline.main(_args("--rows", "50x40x500", "--repeats", "1", "--growth", "--output", str(tmp_path)))
+    monkeypatch.setattr(command, "measure", measure)
+    command.main(_args("--rows", "50x40x500", "--repeats", "1", "--growth", "--output", str(tmp_path)))
     growth = json.loads((tmp_path / "pipeline.json").read_text())["growth"]
     assert [(point["users"], point["rows"]) for point in growth["points"]] == [(5, 50), (50, 500), (500, 5000)]
     assert growth["marginal_s_per_row"] == [1.0, 2.0]
@@ -97,11 +97,11 @@ def test_generated_logs_are_kept_in_the_cache(
     monkeypatch.chdir(tmp_path)
     cache = tmp_path / "cache"
     argv = ["--rows", "30x40x300", "--repeats", "1", "--output", "results", "--cache", "cache"]
-    pipeline.main(_args(*argv))
+    command.main(_args(*argv))
     kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    assert len(kept) == len(pipeline.CASES)
+    assert len(kept) == len(command.CASES)
     assert {Path(command[command.index("--input") + 1]) for command in commands if "--input" in command} == set(kept)
-    pipeline.main(_args(*argv))
+    command.main(_args(*argv))
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
 
 
@@ -117,7 +117,7 @@ def test_invalid_settings_are_reported_before_anything_runs(
     commands: list[list[str]], tmp_path: Path, argv: list[str], said: str
 ) -> None:
     with pytest.raises(UserError, match=said):
-        pipeline.main(_args(*argv, "--output", str(tmp_path / "out")))
+        command.main(_args(*argv, "--output", str(tmp_path / "out")))
     assert not commands
     assert not (tmp_path / "out").exists()
 
@@ -126,7 +126,7 @@ def test_invalid_settings_are_reported_before_anything_runs(
 def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=r"x\.json"):
-        pipeline.main(_args("--draw", str(tmp_path / "x.json")))
+        command.main(_args("--draw", str(tmp_path / "x.json")))
 
 
 def test_as_a_process(tmp_path: Path) -> None:

@@ -17,12 +17,12 @@ import torch
 import yaml
 
 import model.run.arguments
-from benchmark import quality
+from benchmark.quality import command
+from benchmark.quality.data import METRICS, Data
+from benchmark.quality.parts import leave_out
+from benchmark.quality.rows import ROWS
+from benchmark.quality.statistics import difference, estimate, spread
 from benchmark.quality_baselines import climbed, ease, ials
-from benchmark.quality_data import METRICS, Data
-from benchmark.quality_parts import leave_out
-from benchmark.quality_rows import ROWS
-from benchmark.quality_statistics import difference, estimate, spread
 from model.evaluation.metrics import RankMeans
 from model.network.checkpoint import Run
 from model.network.neumf import NeuMF, NeuMFConfig
@@ -64,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
 
 def parsed(*flags: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    quality.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args([str(flag) for flag in flags])
 
 
@@ -203,18 +203,18 @@ def test_as_a_process(folder: Path, tmp_path: Path) -> None:
     assert {member["recency"] for member in tried} == {0.0}
     # Existing runs are reused, and the plot needs only the JSON.
     written = (runs / "recipe-1.json").stat().st_mtime_ns
-    quality.main(parsed(*argv[:-4], "recipe"))
+    command.main(parsed(*argv[:-4], "recipe"))
     assert (runs / "recipe-1.json").stat().st_mtime_ns == written
     drawn = target.with_suffix(".png").read_bytes()
     target.with_suffix(".png").unlink()
-    quality.main(parsed("--draw", target))
+    command.main(parsed("--draw", target))
     assert target.with_suffix(".png").read_bytes() == drawn
 
 
 @pytest.mark.parametrize("seeds", [["1", "1"], ["-1"]])
 def test_invalid_seeds_are_reported_before_anything_runs(folder: Path, tmp_path: Path, seeds: list[str]) -> None:
     with pytest.raises(UserError, match="--seeds"):
-        quality.main(parsed("--data", folder, "--output", tmp_path / "out", "--seeds", *seeds))
+        command.main(parsed("--data", folder, "--output", tmp_path / "out", "--seeds", *seeds))
     assert not (tmp_path / "out").exists()
 
 
@@ -223,5 +223,5 @@ def test_a_folder_without_test_series_is_rejected(folder: Path, tmp_path: Path) 
     del spec["source_spec"]["test"]
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(UserError, match="test series"):
-        quality.main(parsed("--data", folder, "--output", tmp_path / "out"))
+        command.main(parsed("--data", folder, "--output", tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -13,8 +13,8 @@ import pytest
 import torch
 import yaml
 
-from benchmark import recommend
-from benchmark.recommend_run import sample
+from benchmark.recommend import command
+from benchmark.recommend.run import sample
 from model.network.checkpoint import save_model
 from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
@@ -42,14 +42,14 @@ def run(tmp_path: Path) -> Path:
 
 def parsed(*flags: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    recommend.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args([str(flag) for flag in flags])
 
 
 def test_both_variants_are_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "results" / "recommend.json"
     flags = ["--run", run, "--all", "--plain-users", 7, "--repeats", 1, "--threads", 1, "--output", target]
-    recommend.main(parsed(*flags))
+    command.main(parsed(*flags))
     result = json.loads(target.read_text())
     assert {name: found["runs"][0]["users"] for name, found in result["results"].items()} == {"product": 30, "plain": 7}
     for found in result["results"].values():
@@ -66,4 +66,4 @@ def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
 @pytest.mark.parametrize("flag", ["--users", "--plain-users", "--repeats", "--threads"])
 def test_counts_below_one_are_rejected(run: Path, flag: str) -> None:
     with pytest.raises(UserError, match=flag):
-        recommend.main(parsed("--run", run, flag, -1))
+        command.main(parsed("--run", run, flag, -1))

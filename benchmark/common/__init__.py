@@ -1,0 +1,1 @@
+"""Shared by the benchmarks: clock, machine, processes measured from outside, results."""

@@ -1,0 +1,1 @@
+"""`python -m benchmark cost-model`: upper bounds on GPU throughput, from operator counts."""

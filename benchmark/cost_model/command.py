@@ -1,0 +1,191 @@
+"""`python -m benchmark cost-model`: upper bounds on GPU samples/s, from operator counts and datasheets.
+
+A model, not a measurement: nothing here runs on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmark.common.machine import describe_machine
+from benchmark.common.result import redraw
+from benchmark.cost_model.bounds import MACHINES, PRECISIONS, REFERENCE, Streams, all_reduce_bytes, bound
+from benchmark.cost_model.cost import Cost
+from benchmark.cost_model.plot import draw_cost_model
+from benchmark.cost_model.scaling import CLUSTERS, SIZES, scaling
+from benchmark.training import variants as settings
+from preprocessing.synthetic.log import Shape, parse_shape
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
+
+_LABEL = "a model of counted operators and datasheets, not a measurement on a GPU"
+_DEVICES = 8
+_PROGRAMS = {
+    "plain training": "reference's way",
+    "training": "torch step",
+    "inference": "inference",
+    "evaluation": "evaluation",
+    "preprocessing": "preprocessing, rows",
+}
+_UNSHOWN = {("evaluation", "tf32"), ("preprocessing", "tf32")}  # always float32; no matrix products
+_QUICK = {"size": 512, "mib": 16}  # matrix size and memory used to measure rates
+_LEAST = 1000  # samples per device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="ml-20m", metavar="SHAPE", help="ml-20m, small or USERSxITEMSxROWS")
+    parser.add_argument(
+        "--batch_sizes", type=int, nargs="+", default=[65_536, 1 << 20], metavar="N", help="total over all devices"
+    )
+    parser.add_argument("--quick", action="store_true", help="smoke test with a small shape and batch")
+    parser.add_argument("--output", type=Path, default=Path("benchmark/results/cost-model"), metavar="DIR")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.draw:
+        redraw(args.draw, "cost-model.json", {"label", "shape", "bounds", "counts", "this_machine"}, draw_cost_model)
+        return
+    least = _LEAST * _DEVICES
+    shape, sizes = (parse_shape("small"), [least]) if args.quick else (parse_shape(args.shape), args.batch_sizes)
+    if min(sizes) < least:
+        raise UserError(f"--batch_sizes should be {least:,} or more, got {min(sizes)}")
+    args.output.mkdir(parents=True, exist_ok=True)
+    result = _result(shape, sizes, args.quick)
+    target = args.output / "cost-model.json"
+    write_json(target, result)
+    draw_cost_model(result, target.with_suffix(".png"))
+    _show(result)
+    console.print(f"wrote {target} and its plot")
+
+
+def _result(shape: Shape, batch_sizes: Sequence[int], quick: bool) -> dict[str, Any]:
+    from benchmark.cost_model.check import check_on_this_machine  # imports torch
+
+    programs = list(_programs(shape, batch_sizes))
+    return {
+        "label": _LABEL,
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "shape": asdict(shape),
+        "network": {"factors": settings.FACTORS, "layers": settings.LAYERS, "dropout": settings.DROPOUT},
+        "negatives": settings.NEGATIVES,
+        "machines": {name: {**asdict(machine), "draws_per_s": None} for name, machine in MACHINES.items()},
+        "counts": [program.to_json() for program in programs],
+        "bounds": [found for program in programs for found in _bounds(program)],
+        "scaling": [
+            {"size": name, "batch_size": size, "devices": devices, **scaling(users, items, size, devices)}
+            for name, (users, items) in SIZES.items()
+            for size, devices in CLUSTERS
+        ],
+        "this_machine": check_on_this_machine(shape, min(batch_sizes), **(_QUICK if quick else {})),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Program:
+    """Costs per unit, counted on one device.
+
+    Attributes:
+        precision: "fp32" or "amp".
+        batch_size: total over all devices; None if not applicable.
+    """
+
+    program: str
+    precision: str
+    stages: Mapping[str, Mapping[str, Cost]]
+    streams: Streams
+    batch_size: int | None = None
+    devices: int = 1
+    unit: str = "sample"
+
+    def to_json(self) -> dict[str, Any]:
+        """Adds the total of each stage."""
+        known = asdict(self)
+        for stage, operators in self.stages.items():
+            total = asdict(Cost.sum(operators.values()))
+            known["stages"][stage] = {"total": total, "operators": known["stages"][stage]}
+        return known
+
+
+def _programs(shape: Shape, batch_sizes: Sequence[int]) -> Iterator[_Program]:
+    from benchmark.cost_model import stages as stages
+
+    batches, plain_batches = stages.count_batches(shape), stages.count_plain_batches(shape)
+    gradient_bytes = 4.0 * stages.parameters(shape)
+    for precision in ("fp32", "amp"):
+        for size, devices in product(batch_sizes, (1, _DEVICES)):
+            own = size // devices
+            exchanged = all_reduce_bytes(gradient_bytes, devices) / own
+            for name, plain, before in (("training", False, batches), ("plain training", True, plain_batches)):
+                step = stages.count_training(shape, own, precision, plain)
+                yield _Program(
+                    program=name,
+                    precision=precision,
+                    stages={**before.stages, **step.stages},
+                    streams=Streams(before.host_bytes, exchanged),
+                    batch_size=size,
+                    devices=devices,
+                )
+        largest = max(batch_sizes)
+        found = stages.count_inference(shape, largest, precision)
+        yield _Program(
+            program="inference", precision=precision, stages=found.stages, streams=Streams(), batch_size=largest
+        )
+    for name, count in (("evaluation", stages.count_evaluation), ("preprocessing", stages.count_preprocessing)):
+        found = count(shape)
+        streams = Streams(found.host_bytes)
+        yield _Program(program=name, precision="fp32", stages=found.stages, streams=streams, unit=found.unit)
+
+
+def _bounds(program: _Program) -> Iterator[dict[str, Any]]:
+    """Bounds on every machine; float32 products also as TF32."""
+    name, size, devices = program.program, program.batch_size, program.devices
+    for precision in PRECISIONS:
+        if (precision == "amp") == (program.precision == "amp"):
+            for machine, datasheet in MACHINES.items():
+                yield {
+                    "machine": machine,
+                    "program": name,
+                    "precision": precision,
+                    "batch_size": size,
+                    "devices": devices,
+                    **bound(program.stages, program.streams, datasheet, precision, devices),
+                    "published_samples_per_s": REFERENCE.get((name, machine, size, devices, precision)),
+                }
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    """Print the serial bounds at the largest batch size, and the model's accuracy on this machine."""
+    size = max(each["batch_size"] or 0 for each in result["bounds"])
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for found in result["bounds"]:
+        if found["batch_size"] in (size, None) and (found["program"], found["precision"]) not in _UNSHOWN:
+            what = (found["program"], found["precision"], str(found["devices"]))
+            rows.setdefault(what, []).append(_cell(found))
+    table = Table("million/s at most", "", "devices", *MACHINES)
+    for program, precision, devices in sorted(rows, key=lambda what: (list(_PROGRAMS).index(what[0]), what[2])):
+        table.add_row(_PROGRAMS[program], precision, devices, *rows[program, precision, devices])
+    console.print(table)
+    console.print(f"Not measured: {result['label']}. In brackets: NVIDIA's published figures for its own program.")
+    for name in ("torch step", "plain step"):
+        found = result["this_machine"][name]
+        console.print(
+            f"This CPU, one thread, {name}: predicted {found['predicted_samples_per_s']:,.0f}, measured "
+            f"{found['measured_samples_per_s']:,.0f} samples/s, {found['predicted_over_measured']:.2f} ×"
+        )
+
+
+def _cell(found: Mapping[str, Any]) -> str:
+    published = found["published_samples_per_s"]
+    return f"{found['serial_samples_per_s'] / 1e6:,.1f}" + (f" ({published / 1e6:.1f})" if published else "")

@@ -1,0 +1,1 @@
+"""`python -m benchmark gpu-check`: every check that needs a GPU, in one report."""

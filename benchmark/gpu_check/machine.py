@@ -1,0 +1,62 @@
+"""Checks of the machine: its hardware and software, and the tests that need a GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from benchmark.common.machine import describe_machine
+from benchmark.gpu_check.findings import Findings, NotPossibleError, Settings, need, run_check
+
+_ROOT = Path(__file__).parents[2]
+_TESTS = "tests/gpu"
+_QUERY = "name,driver_version,memory.total,compute_cap,pstate,clocks.max.sm,power.limit"
+_PACKAGES = ("cupy-cuda13x", "cudf-cu13", "dask-cudf-cu13", "rmm-cu13", "dask-cuda", "numba", "triton", "pytest")
+
+
+def environment(settings: Settings, found: Findings) -> None:
+    """Report GPUs, driver and versions; check that torch computes on the device."""
+    import torch
+
+    from workflows.device import torch_device
+
+    cuda = torch.version.cuda
+    found.facts |= {"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": cuda}
+    found.facts["packages"] = {name: told for name in _PACKAGES if (told := _version(name))}
+    try:
+        query = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"]
+        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+        found.facts["GPUs"] = told.strip().splitlines()
+    except (OSError, subprocess.SubprocessError) as err:
+        found.left_out["GPUs"] = f"nvidia-smi failed ({err})"
+    device = torch_device(settings.device, None)
+    numbers = torch.arange(1000, device=device)
+    found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def tests(settings: Settings, found: Findings) -> None:
+    """Run the tests marked `gpu`."""
+    need("pytest", "pytest")
+    if not (_ROOT / _TESTS).is_dir():  # container images have no tests
+        raise NotPossibleError(f"there is no {_TESTS} in {_ROOT}")
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", _TESTS, "--gpu-device", settings.device, "-rsf"]
+    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    print(done.stdout, done.stderr, flush=True)
+    lines = done.stdout.splitlines()
+    found.facts |= {"pytest": lines[-1] if lines else done.stderr[-500:]}
+    skipped = [line.removeprefix("SKIPPED ").rpartition(": ") for line in lines if line.startswith("SKIPPED ")]
+    found.left_out = {where: why for where, _, why in skipped}
+    found.close("exit status of pytest", done.returncode, 0, 0.0)
+
+
+if __name__ == "__main__":
+    run_check({"environment": environment, "tests": tests})

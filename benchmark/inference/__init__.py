@@ -1,0 +1,1 @@
+"""`python -m benchmark inference`: scoring speed by batch size."""

@@ -1,0 +1,189 @@
+"""`python -m benchmark inference`: latency and samples/s of each scoring engine, by batch size.
+
+Like the reference's `inference.py`, it scores pairs of random users and items. This is the worst case for projections,
+since hardly any two pairs of a batch share a user.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmark.common.machine import describe_machine
+from benchmark.common.result import redraw
+from benchmark.inference.plot import draw_inference
+from model.network.checkpoint import load_run, load_weights
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.scorer import Scorer
+from workflows.common.errors import UserError
+from workflows.common.files import write_json
+from workflows.common.progress import console
+from workflows.device import CHOICES, synchronize, torch_device
+
+ENGINES = {
+    "eager": "the network as it is",
+    "compiled": "through torch.compile",
+    "onnx": "exported, in ONNX Runtime",
+    "projections": "from projections, as in evaluation",
+}
+_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_WARM_UP = 10
+_SEED = 1
+Score = Callable[..., Any]  # (users [B], items [B]) -> logits [B]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = ",".join(str(4**power) for power in range(11))
+    parser.add_argument("--batch_sizes", default=sizes, metavar="N,N", help=f"default: {sizes}")
+    parser.add_argument("--num_batches", type=int, default=200, metavar="N", help="batches of each size (default: 200)")
+    parser.add_argument(
+        "--max_samples", type=int, metavar="N", help="limit on samples per size (fewer batches, at least 3)"
+    )
+    parser.add_argument("--n_users", type=int, default=138_493, metavar="N")
+    parser.add_argument("--n_items", type=int, default=26_744, metavar="N")
+    parser.add_argument("-f", "--factors", type=int, default=64, metavar="N")
+    parser.add_argument("--layers", type=int, nargs="+", default=[256, 256, 128, 64], metavar="N")
+    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights (onnx: fp32 only)")
+    parser.add_argument("--fp16", action="store_const", const="fp16", dest="precision", help="--precision fp16")
+    weights = parser.add_mutually_exclusive_group()
+    weights.add_argument("--load_checkpoint_path", type=Path, metavar="FILE", help="weights (default: random ones)")
+    weights.add_argument("--run", type=Path, metavar="DIR", help="a trained run, in place of shape and weights")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
+    parser.add_argument("--device", choices=CHOICES, default="auto")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one per core")
+    parser.add_argument("--output", type=Path, default=Path("benchmark/results/inference"), metavar="DIR")
+    parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.draw:
+        redraw(args.draw, "inference.json", ("machine", "shape", "num_batches", "engines"), draw_inference)
+        return
+    counts = _num_batches(args.batch_sizes, args.num_batches, args.max_samples)
+    if args.threads is not None and args.threads < 1:
+        raise UserError(f"--threads should be 1 or more, got {args.threads}")
+    names = [name for name in ENGINES if name in args.engines and (name != "onnx" or args.precision == "fp32")]
+    if not names:
+        raise UserError("--engines onnx computes in fp32; leave out --precision, or name another engine")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = torch_device(args.device, None)
+    model = _network(args, device).to(_PRECISIONS[args.precision])
+    engines = {name: _engine(name, model) for name in names}
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "precision": args.precision,
+        "shape": {name: getattr(model.config, name) for name in ("n_users", "n_items", "factors", "layers")},
+        "num_batches": {str(size): count for size, count in counts.items()},
+        "engines": {name: {"what": ENGINES[name]} for name in names},
+    }
+    for size, count in counts.items():
+        for name, latencies_s in _measure(engines, model.config, size, count, device).items():
+            found = _figures(size, latencies_s)
+            result["engines"][name] |= found
+            speed, median = found[f"batch_{size}_mean_throughput"], found[f"batch_{size}_p50_latency"]
+            console.print(f"batches of {size:,}, {name}: {speed:,.0f} samples/s, median {1000 * median:,.3f} ms")
+    args.output.mkdir(parents=True, exist_ok=True)
+    target = args.output / "inference.json"
+    write_json(target, result)
+    draw_inference(result, target.with_suffix(".png"))
+    console.print(f"wrote {target} and its plot")
+
+
+def _num_batches(sizes: str, count: int, max_samples: int | None) -> dict[int, int]:
+    """Number of batches of each size, from the flags."""
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise UserError(f"--batch_sizes should be numbers separated by commas, got {sizes!r}") from None
+    if min(numbers) < 1:
+        raise UserError(f"--batch_sizes should be 1 or more, got {min(numbers)}")
+    for name, value in {"num_batches": count, "max_samples": max_samples}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} should be 1 or more, got {value}")
+    most = {size: count if max_samples is None else max(3, max_samples // size) for size in numbers}
+    return {size: min(count, limit) for size, limit in most.items()}
+
+
+def _network(args: argparse.Namespace, device: torch.device) -> NeuMF:
+    if args.run:
+        model = load_run(args.run, device).model
+        if model.config.row_side:
+            names = ", ".join(feature.name for feature in model.config.row_side)
+            raise UserError(f"{args.run} takes {names} with each pair, but this command generates only users and items")
+        return model
+    shape = NeuMFConfig(n_users=args.n_users, n_items=args.n_items, factors=args.factors, layers=tuple(args.layers))
+    model = NeuMF(shape, torch.Generator().manual_seed(_SEED))
+    if args.load_checkpoint_path:
+        load_weights(args.load_checkpoint_path, model)
+    return model.to(device).eval()
+
+
+def _engine(name: str, model: NeuMF) -> Score:
+    if name == "onnx":
+        return _onnx(model)
+    if name == "compiled":
+        return torch.compile(model, dynamic=True)
+    return Scorer(model) if name == "projections" else model
+
+
+def _onnx(model: NeuMF) -> Score:
+    """A session on the CPU, with the same number of threads as torch."""
+    import onnxruntime
+
+    from model.export.onnx_graph import write_onnx
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory(prefix="neumf-benchmark-") as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(path, model)
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def score(users: Tensor, items: Tensor) -> Any:
+        return session.run(None, {"users": users.cpu().numpy(), "items": items.cpu().numpy()})[0]
+
+    return score
+
+
+@torch.inference_mode()
+def _measure(
+    engines: dict[str, Score], shape: NeuMFConfig, size: int, count: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each batch by engine; the engines take turns on every batch, and warm-up batches are not timed."""
+    generator = torch.Generator().manual_seed(_SEED)
+    latencies_s: dict[str, list[float]] = {name: [] for name in engines}
+    warm_up = min(_WARM_UP, count)
+    for number in range(warm_up + count):
+        users, items = (
+            torch.randint(n, (size,), generator=generator).to(device) for n in (shape.n_users, shape.n_items)
+        )
+        for name, score in engines.items():
+            synchronize(device)
+            started = time.perf_counter()
+            score(users, items)
+            synchronize(device)
+            if number >= warm_up:
+                latencies_s[name].append(time.perf_counter() - started)
+    return latencies_s
+
+
+def _figures(size: int, latencies_s: Sequence[float]) -> dict[str, float]:
+    """Samples/s and seconds, under the reference's keys."""
+    mean = float(np.mean(latencies_s))
+    quantiles = {f"p{percent}": float(np.percentile(latencies_s, percent)) for percent in (50, 90, 95, 99)}
+    latencies = {f"batch_{size}_{name}_latency": value for name, value in {"mean": mean, **quantiles}.items()}
+    return {f"batch_{size}_mean_throughput": size / mean, **latencies}

@@ -1,0 +1,1 @@
+"""`python -m benchmark pipeline`: from log to prepared folder, against plain pandas."""

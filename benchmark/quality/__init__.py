@@ -1,0 +1,1 @@
+"""`python -m benchmark quality`: HR and NDCG of the recipe, plain NeuMF and baselines."""

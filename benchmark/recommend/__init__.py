@@ -1,0 +1,1 @@
+"""`python -m benchmark recommend`: recommendation against a forward pass over all items."""

@@ -1,0 +1,1 @@
+"""`python -m benchmark training`: samples/s of training against the reference's method."""
