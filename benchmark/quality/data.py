@@ -14,7 +14,7 @@ from torch import Tensor
 from model.data.dataset import Rows, open_train
 from model.data.test_set import HeldOut, open_test
 from model.data.user_items import Seen
-from model.data.user_loader import UserBatches
+from model.data.user_loader import UserBatches, UserLoaderConfig
 from model.data.validation import leave_one_out
 from model.distributed.process_group import World
 from model.ensemble.ease import MAX_ITEMS, histories
@@ -102,7 +102,10 @@ class Data:
         """Weight of each train interaction, 1 without recency (see `UserBatches`); [n_users, n_items]."""
         columns = self.train.columns
         found = np.zeros((columns.n_users, columns.n_items))
-        batches = UserBatches(self.train, TrainConfig(loss="softmax", recency=recency), _WORLD, held_out)
+        users = UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency)
+        batches = UserBatches(self.train, users, _WORLD, held_out)
+            self.train, UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency), _WORLD, held_out
+        )
         for users, rows in histories(batches.blocks(), columns.n_items):
             found[users.numpy()] = rows.numpy()
         return found

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from model.compiled import loops
 from model.compiled.folding import fold
+from model.data.batch import runs
 from model.network.neumf import NeuMF
-from model.scoring.torch_scorer import runs
 
 _PAIRS = 1 << 17  # scored at a time: enough to share items, whose table is far larger than the rows'
 _ROWS = 1 << 14  # maximum rows of a table

@@ -93,3 +93,12 @@ class Groups:
         labels[:, 0] = self.rows.labels
         users, *side = (column.repeat_interleave(self.size) for column in (self.rows.users, *self.rows.side))
         return Batch(users, items.view(-1), labels.view(-1), tuple(side), self.size)
+
+
+def runs(*columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Starts of the runs of equal rows, int64 [R], and the run of each row, int64 [N], for columns of shape [N]."""
+    begins = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
+    begins[1:] = False
+    for column in columns:
+        begins[1:] |= column[1:] != column[:-1]
+    return begins.nonzero().squeeze(1), begins.cumsum(0) - 1  # host sync: once per chunk of pairs

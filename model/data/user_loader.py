@@ -12,11 +12,27 @@ from torch import Tensor
 from model.data.dataset import Rows
 from model.data.train_loader import BLOCK_ROWS, Batch, whole_users
 from model.distributed.process_group import World
-from model.training.config import TrainConfig
 from workflows.device import torch_generator
 from workflows.sampling import counter_rng
 
 _ORDER_STREAM = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserLoaderConfig:
+    """How users are batched.
+
+    Attributes:
+        batch_size: user-item pairs of a step over all ranks.
+        recency: a user's n-th latest positive has n ** -recency times the weight of the latest.
+        in_memory: read all rows once and shuffle all users, instead of block by block.
+        seed: equal seeds give equal epochs.
+    """
+
+    batch_size: int
+    recency: float = 0.0
+    in_memory: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,13 +77,10 @@ class UserBatch:
 class UserBatches:
     """Shuffled batches of users for each epoch; each rank gets its share (see `EpochBatches`)."""
 
-    def __init__(self, rows: Rows, config: TrainConfig, world: World, held_out: Tensor | None = None) -> None:
+    def __init__(self, rows: Rows, config: UserLoaderConfig, world: World, held_out: Tensor | None = None) -> None:
         """
         Args:
             rows: with the columns of a `Batch`, consecutive by user.
-            config: uses `batch_size`, the user-item pairs of a step over all ranks; `recency`, a user's n-th latest
-                positive has n ** -recency times the weight of the latest; `loader`, from memory users are shuffled
-                globally, otherwise block by block.
             held_out: int32 [n_users], the item of each user excluded from training, -1 for none.
         """
         self.rows, self.world, self.device, self._config, self._held_out = rows, world, world.device, config, held_out
@@ -81,7 +94,7 @@ class UserBatches:
     def epoch(self, number: int) -> Generator[UserBatch, None, None]:
         """This rank's batches of an epoch (from 0); every user occurs once."""
         seed, world = counter_rng.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
-        if self._config.loader == "memory":
+        if self._config.in_memory:
             if self._resident is None:
                 self._resident = UserBatch.joined(self.blocks())
             yield from self._batches(self._resident, self._batch_users, seed, world)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.data.popularity import item_popularity
-from model.data.user_loader import UserBatches
+from model.data.user_loader import UserBatches, UserLoaderConfig
 from model.distributed.process_group import World
 from model.ensemble import ease
 from model.network.checkpoint import load_factors, save_factors
@@ -99,8 +99,11 @@ class Members:
         return item_popularity(self._train, self._world, self._held_out)
 
     def batches(self, recency: float, seed: int = 0) -> UserBatches:
-        config = replace(self._config, recency=recency, seed=seed)
-        return UserBatches(self._train, config, self._world, self._held_out)
+        config = self._config
+        users = UserLoaderConfig(
+            batch_size=config.batch_size, recency=recency, in_memory=config.loader == "memory", seed=seed
+        )
+        return UserBatches(self._train, users, self._world, self._held_out)
 
     def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
         config = replace(

@@ -16,7 +16,7 @@ from model.data.side_features import settle
 from model.data.test_set import HeldOut, open_test
 from model.data.train_loader import EpochBatches, SamplingConfig, check_labels
 from model.data.user_items import Seen
-from model.data.user_loader import UserBatches
+from model.data.user_loader import UserBatches, UserLoaderConfig
 from model.data.validation import leave_one_out
 from model.distributed.process_group import World
 from model.evaluation.evaluator import Evaluation, Scores
@@ -144,7 +144,10 @@ def _over_all_items(
             f"{args.load_checkpoint_path}: its last factor is not an item bias; --loss {config.loss} needs a "
             "checkpoint trained with --loss softmax or bce-all"
         )
-    return CatalogueStep(model, config, world, counts), UserBatches(train, config, world, held_out)
+    users = UserLoaderConfig(
+        batch_size=config.batch_size, recency=config.recency, in_memory=config.loader == "memory", seed=config.seed
+    )
+    return CatalogueStep(model, config, world, counts), UserBatches(train, users, world, held_out)
 
 
 def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) -> None:

@@ -11,20 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from model.data.batch import runs
 from model.network.neumf import NeuMF
 
 _CHUNK_SAMPLES = 4096  # on a CPU: their activations fit the caches
 CHUNK_SAMPLES_ON_DEVICE = 1 << 17
 _TILE_USERS = 8  # users that share each read of an item
-
-
-def runs(*columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts of the runs of equal rows, int64 [R], and the run of each row, int64 [N], for columns of shape [N]."""
-    begins = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
-    begins[1:] = False
-    for column in columns:
-        begins[1:] |= column[1:] != column[:-1]
-    return begins.nonzero().squeeze(1), begins.cumsum(0) - 1  # host sync: once per chunk of pairs
 
 
 class TorchScoring:

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from model.data import user_loader as users_module
 from model.data.dataset import Rows, open_train
-from model.data.user_loader import UserBatch, UserBatches
+from model.data.user_loader import UserBatch, UserBatches, UserLoaderConfig
 from model.distributed.process_group import World
-from model.training.config import TrainConfig
 from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
@@ -27,10 +26,10 @@ LOADERS = ("merlin", "memory")
 _NUMBERS = itertools.count()
 
 
-def config(n_users: int = 2, **change: object) -> TrainConfig:
+def config(n_users: int = 2, loader: str = "memory", **change: object) -> UserLoaderConfig:
     """A config with batches of `n_users` users."""
-    values = {"loss": "softmax", "loader": "memory", "batch_size": n_users * N_ITEMS, "seed": 1}
-    return TrainConfig(**{**values, **change})  # type: ignore[arg-type]
+    values = {"batch_size": n_users * N_ITEMS, "seed": 1, "in_memory": loader == "memory"}
+    return UserLoaderConfig(**{**values, **change})  # type: ignore[arg-type]
 
 
 def flat(parts: Iterable[list[Row]]) -> list[Row]:

@@ -188,16 +188,16 @@ from model.training.config import TrainConfig
 from model.data.dataset import open_train
 from model.data.popularity import item_popularity
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.data.user_loader import UserBatches
+from model.data.user_loader import UserBatches, UserLoaderConfig
 from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
-config = TrainConfig(loss="softmax", loader="memory", batch_size=36, weight_decay=0.2, recency=0.5,
-                     learning_rate=0.05, eps=1e-3)
+config = TrainConfig(loss="softmax", weight_decay=0.2, recency=0.5, learning_rate=0.05, eps=1e-3)
 counts = item_popularity(rows, world)
 model = NeuMF(NeuMFConfig(n_users=9, n_items=12, factors=5, arch="gmf"), torch.Generator().manual_seed(0))
 start_from_popularity(model, counts, "softmax")
-step, batches, losses = CatalogueStep(model, config, world, counts), UserBatches(rows, config, world), []
+step, batches, losses = CatalogueStep(model, config, world, counts), UserBatches(rows, UserLoaderConfig(
+    batch_size=36, recency=0.5, in_memory=True), world), []
 for epoch in range(4):
     for batch, samples in world.aligned(batches.epoch(epoch)):
         losses.append(world.sum(step(batch, samples).double()).item() / samples)
