@@ -102,10 +102,8 @@ class Data:
         """Weight of each train interaction, 1 without recency (see `UserBatches`); [n_users, n_items]."""
         columns = self.train.columns
         found = np.zeros((columns.n_users, columns.n_items))
-        users = UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency)
-        batches = UserBatches(self.train, users, _WORLD, held_out)
-            self.train, UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency), _WORLD, held_out
-        )
+        loader = UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency)
+        batches = UserBatches(self.train, loader, _WORLD, held_out)
         for users, rows in histories(batches.blocks(), columns.n_items):
             found[users.numpy()] = rows.numpy()
         return found

@@ -65,9 +65,6 @@ ROWS = {
     ),
     "no-popularity": _ablation("popularity's weight 0, the others as they are", part="popularity"),
     "no-weights": _ablation("all weights 1, popularity's 0", part="weights"),
-    "no-recency": Row(
-        "ablation", "without recency", ("-m", "benchmark.quality.no_recency", *_TRAIN[1:], *_RECIPE)
-    ),
     "constant": _ablation("constant learning rate", "--schedule", "constant"),
     "single": _ablation(
         "one softmax GMF alone, its penalty and recency chosen", "--members", "softmax", "--factors", "64",

@@ -20,12 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import model.data.train_loader
-import model.training.step
 import model.training.torch_step
-import workflows.sampling.negatives
 from benchmark.common.clock import Clock
-from benchmark.training.dense_step import DenseFirstLayer
 from benchmark.training.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
 from benchmark.training.variants import (
     BETA1,
@@ -45,6 +41,7 @@ from model.data.train_loader import EpochBatches, SamplingConfig
 from model.distributed.process_group import World
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
+from model.training.step import Step
 from model.training.torch_step import TorchStep
 from preprocessing.spec.feature_spec import read_feature_spec
 from preprocessing.spec.reader import read_mapping
@@ -126,18 +123,8 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         clock.watch(KernelStep, "adam", "optimizer")
     else:
         clock.watch(model.training.torch_step._Gather, "apply", "gather")
-        clock.watch(TorchStep if variant.factorised else DenseFirstLayer, "_logits", "forward")
-    if not variant.loops:
-        workflows.sampling.negatives.host_kernels = lambda array: None
-    if not variant.factorised:
-        model.training.step.TorchStep = DenseFirstLayer  # type: ignore[misc, assignment]
-    if not variant.chunked:
-        model.training.step.CHUNK_SAMPLES = batch_size  # read when the step is created
-    if not variant.grouped:
-        setattr(EpochBatches, "_few_users", True)  # noqa: B010 - a property; samples are then shuffled individually
-    if not variant.ahead:
-        model.data.train_loader.launches_only = lambda device: True
-    step = model.training.step.Step(network, config, world, kernels=variant.kind == "kernels")
+        clock.watch(TorchStep, "_logits", "forward")
+    step = Step(network, config, world, kernels=variant.kind == "kernels")
     if variant.in_memory:  # rows are read once per run, as in the plain variant
         with closing(batches.epoch(0)) as first:
             next(first)

@@ -23,11 +23,6 @@ class Variant:
             product's two steps.
         precision: as in `model.training.config.TrainConfig.precision`; "amp" is the flag of that name.
         in_memory: batches from memory, else streamed.
-        grouped: a positive and its negatives stay together; else samples are shuffled individually.
-        factorised: the first layer is applied to users and items, not to each sample's pair; torch step only.
-        loops: negatives come from a compiled loop; else from array code.
-        chunked: the torch step computes a few thousand samples at a time; else the whole batch.
-        ahead: a thread prefetches batches.
         accumulated: gradients are accumulated over pieces of `PIECE` samples.
     """
 
@@ -35,11 +30,6 @@ class Variant:
     what: str
     precision: str = "fp32"
     in_memory: bool = False
-    grouped: bool = True
-    factorised: bool = True
-    loops: bool = True
-    chunked: bool = True
-    ahead: bool = True
     accumulated: bool = False
 
 
@@ -50,15 +40,10 @@ VARIANTS = {
     ),
     "compiled": Variant(kind="kernels", what="the product on a CPU: streamed, compiled loops"),
     "compiled, in memory": Variant(kind="kernels", what="its batches from memory", in_memory=True),
-    "compiled, no thread": Variant(kind="kernels", what="its batches made when they are needed", ahead=False),
-    "compiled, array negatives": Variant(kind="kernels", what="its negatives from array code", loops=False),
     "compiled, amp": Variant(kind="kernels", what="with --amp", precision="amp"),
     "compiled, bf16": Variant(kind="kernels", what="with bfloat16 products", precision="bf16"),
     "torch": Variant(kind="torch", what="the product's torch step: streamed, grouped, in chunks"),
     "torch, bf16": Variant(kind="torch", what="in bfloat16", precision="bf16"),
-    "torch, by sample": Variant(kind="torch", what="without groups: samples in random order", grouped=False),
-    "torch, dense first layer": Variant(kind="torch", what="every sample through all of it", factorised=False),
-    "torch, one chunk": Variant(kind="torch", what="the whole batch at a time", chunked=False),
 }
 
 
