@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier output of this command")
     args = parser.parse_args()
-    data = Data.of(args.data)
+    data = Data.load(args.data)
     if args.recency and not data.time_ordered:
         raise UserError(f"--recency needs train rows in time order, and those of {args.data} are not; leave it out")
     validated = Validated(args.model, data, args.seed)

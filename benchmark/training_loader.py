@@ -17,8 +17,8 @@ import torch
 from benchmark.training.variants import NEGATIVES
 from model.data.batch import Batch
 from model.data.dataset import open_train
-from model.data.train_loader import EpochBatches, SamplingConfig, whole_users
-from model.distributed.process_group import World
+from model.data.train_loader import SamplingConfig, TrainLoader, whole_users
+from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import run_command
 from workflows.sampling.candidates import Candidates
@@ -44,7 +44,7 @@ def measure_loader(folder: Path, batch_size: int) -> dict[str, Any]:
         sampling = SamplingConfig(
             batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=loader == "memory", seed=_SEED
         )
-        batches = EpochBatches(rows, sampling, World(_CPU))
+        batches = TrainLoader(rows, sampling, ProcessGroup(_CPU))
         if sampling.in_memory:
             _samples(batches.epoch(0))  # rows are read once per run
         epoch = batches.epoch(1)

@@ -22,7 +22,7 @@ from preprocessing.prepare.memory import check_workers, partitions_of, threads_w
 from preprocessing.prepare.partition import spill_log
 from preprocessing.prepare.row_filter import Selection
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.movielens import ml_100k_sample
 from workflows import device
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
@@ -183,7 +183,7 @@ def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractCo
     return thread_cluster(threads_within(args.memory_limit, device.usable_cores()))
 
 
-def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> Log:
+def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:
     with_rating = args.min_rating is not None
     if args.sample:
         return ml_100k_sample(with_rating)
@@ -194,7 +194,7 @@ def _open(args: argparse.Namespace, columns: Columns | None, scratch: Path) -> L
     return replace(log, name=f"synthetic log {args.synthetic}")
 
 
-def _columns(args: argparse.Namespace) -> Columns | None:
+def _columns(args: argparse.Namespace) -> LogColumns | None:
     """The columns named by flags; None if there are none.
 
     Raises:
@@ -211,7 +211,7 @@ def _columns(args: argparse.Namespace) -> Columns | None:
         raise UserError("name all of --user, --item and --time, or none for a MovieLens log")
     if len(set(named)) < len(named):
         raise UserError("--user, --item, --time and --rating should name different columns")
-    columns = Columns(user=args.user, item=args.item, time=args.time, rating=args.rating)
+    columns = LogColumns(user=args.user, item=args.item, time=args.time, rating=args.rating)
     return columns if args.min_rating is not None else columns.without_rating()
 
 

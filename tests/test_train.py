@@ -25,9 +25,9 @@ import model.run.arguments
 import model.serve.__main__
 import preprocessing.__main__
 import train
-from model.data.test_set import open_test
-from model.distributed.process_group import World
-from model.evaluation.evaluator import Evaluation
+from model.data.test_set import open_test_set
+from model.distributed.process_group import ProcessGroup
+from model.evaluation.evaluator import Evaluator
 from model.network.checkpoint import load_run, load_weights
 from model.network.neumf import NeuMF
 from model.run.folder import RunWriter
@@ -152,9 +152,9 @@ def test_metrics_have_the_documented_keys(run: Path) -> None:
 
 def test_metrics_match_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
-    opened = open_test(data, read_feature_spec(data), CPU)
+    opened = open_test_set(data, read_feature_spec(data), CPU)
     assert opened is not None
-    scores = Evaluation(opened.rows, opened.length, 10, 1 << 20, World(CPU))(loaded)
+    scores = Evaluator(opened.rows, opened.length, 10, 1 << 20, ProcessGroup(CPU))(loaded)
     metrics = metrics_of(run)
     assert opened.length == 21
     assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHOICES = ("auto", "cpu", "cuda")
-KERNEL_ROWS = 1 << 15  # loading the compiled loops takes 0.2 s
+COMPILED_ROWS = 1 << 15  # loading the compiled loops takes 0.2 s
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class FrameDevice:
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
 
     def compiles(self, rows: int) -> bool:
-        """Whether partitions of this many rows use `host_kernels`."""
-        return self.on_cpu and rows >= KERNEL_ROWS
+        """Whether partitions of this many rows use `host_loops`."""
+        return self.on_cpu and rows >= COMPILED_ROWS
 
     def local_cluster(self, workers: int) -> Any:
         """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread."""
@@ -103,9 +103,9 @@ def _frames_gpu_missing() -> str:
         return f"no GPU is usable ({err})"
 
 
-def host_kernels(array: Any) -> ModuleType | None:
+def host_loops(array: Any) -> ModuleType | None:
     """`workflows.sampling.compiled` for a large host array; None if array code has to be used or is fast enough."""
-    if not isinstance(array, np.ndarray) or array.shape[0] < KERNEL_ROWS:
+    if not isinstance(array, np.ndarray) or array.shape[0] < COMPILED_ROWS:
         return None
     return _kernels()
 

@@ -22,7 +22,7 @@ class CountedArray(np.ndarray):
     counter: Counter
 
     @staticmethod
-    def of(array: np.ndarray, counter: Counter) -> CountedArray:
+    def wrap(array: np.ndarray, counter: Counter) -> CountedArray:
         counted = array.view(CountedArray)
         counted.counter = counter
         return counted
@@ -72,7 +72,7 @@ class CountedArray(np.ndarray):
     def _wrapped(self, out: Any) -> Any:
         if isinstance(out, tuple):
             return tuple(map(self._wrapped, out))
-        return CountedArray.of(out, self.counter) if _is_array(out) and out.ndim else out
+        return CountedArray.wrap(out, self.counter) if _is_array(out) and out.ndim else out
 
 
 def _is_array(value: Any) -> bool:

@@ -17,7 +17,7 @@ from benchmark.training import variants as settings
 from benchmark.training.limits import measure_rates, median_s
 from benchmark.training.plain_training import PlainNeuMF, PlainStep, Samples
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from preprocessing.synthetic.log import Shape
@@ -92,7 +92,7 @@ def _rates(size: int, mib: int) -> dict[str, float]:
 
 def _torch_step_s(shape: Shape, n: int) -> float:
     step = model.training.step.Step(
-        NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), World(_CPU), kernels=False
+        NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), ProcessGroup(_CPU), kernels=False
     )
     users, items, labels = _samples(shape, n)
     batch = Batch(users.int(), items.int(), labels, group=_GROUP)

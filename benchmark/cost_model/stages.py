@@ -28,16 +28,16 @@ from benchmark.training import variants as settings
 from benchmark.training.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
 from model.data.batch import Batch
 from model.data.dataset import Rows
-from model.data.partitions import TableSource
-from model.data.train_loader import EpochBatches, SamplingConfig
-from model.distributed.process_group import World
-from model.evaluation.evaluator import Evaluation
+from model.data.partitions import TablePartitions
+from model.data.train_loader import SamplingConfig, TrainLoader
+from model.distributed.process_group import ProcessGroup
+from model.evaluation.evaluator import Evaluator
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScoring
+from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScorer
 from model.training.config import TrainConfig
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.synthetic.log import Shape
-from workflows.device import KERNEL_ROWS, frame_device
+from workflows.device import COMPILED_ROWS, frame_device
 from workflows.operators.encode import EncodeIds
 from workflows.operators.leave_one_out import TEST, LeaveOneOut
 
@@ -110,7 +110,7 @@ def _torch_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
     network = NeuMF(network_config(shape.users, shape.items))
     network.train()
     config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
-    step = model.training.step.Step(network, config, World(_CPU), kernels=False)
+    step = model.training.step.Step(network, config, ProcessGroup(_CPU), kernels=False)
     ids = torch.zeros(n, dtype=torch.int32)
     batch = Batch(ids, ids, torch.zeros(n), group=_GROUP)
     return lambda: step(batch, n)
@@ -135,15 +135,15 @@ def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
 def count_batches(shape: Shape) -> Counted:
     """Count an epoch's batches: the loader's blocks, shuffled and cut, and their negatives."""
     log = small_log(shape)
-    columns = Columns("user", "item", "label", len(np.unique(log["user"])), shape.items)
+    columns = FeatureColumns("user", "item", "label", len(np.unique(log["user"])), shape.items)
     rows = _rows(
         columns, ("user", "item", "label"), log["user"].to_numpy(), log["item"].to_numpy(), np.ones(len(log), "float32")
     )
     # As in the reference, batches are small compared with the number of users, so groups are kept.
     config = SamplingConfig(batch_size=1000, per_positive=settings.NEGATIVES, kind="exact", in_memory=False, seed=1)
-    batches, counter = EpochBatches(rows, config, World(_CPU)), Counter()
+    batches, counter = TrainLoader(rows, config, ProcessGroup(_CPU)), Counter()
     with (
-        counter.watch(EpochBatches, "_groups", "negative sampling"),
+        counter.watch(TrainLoader, "_groups", "negative sampling"),
         counter.torch_operators(),
         counter.stage("loader"),
     ):
@@ -163,14 +163,14 @@ def count_plain_batches(shape: Shape) -> Counted:
 def count_evaluation(shape: Shape) -> Counted:
     """Count scoring and ranking part of the test series, in float32, with precomputed projections of all items."""
     series = (1 << 16) // _SERIES
-    columns = Columns("user", "item", "label", series, shape.items)
+    columns = FeatureColumns("user", "item", "label", series, shape.items)
     random = np.random.default_rng(1)
     items = np.concatenate([random.choice(shape.items, _SERIES, replace=False) for _ in range(series)])
     rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
     network, counter = NeuMF(network_config(series, shape.items)), Counter()
-    evaluation = Evaluation(rows, _SERIES, 10, 1 << 20, World(_CPU))
+    evaluation = Evaluator(rows, _SERIES, 10, 1 << 20, ProcessGroup(_CPU))
     with torch.inference_mode():
-        scorer = TorchScoring(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
+        scorer = TorchScorer(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
         with counter.torch_operators(), counter.stage("evaluation"):
             evaluation.measure(scorer, time.perf_counter())
     return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
@@ -179,7 +179,7 @@ def count_evaluation(shape: Shape) -> Counted:
 def count_preprocessing(shape: Shape) -> Counted:
     """Count id encoding, histories, held-out items and their negatives of one partition, per interaction."""
     log, counter = small_log(shape), Counter()
-    frame = _Frame({name: CountedArray.of(log[name].to_numpy(), counter) for name in _LOG})
+    frame = _Frame({name: CountedArray.wrap(log[name].to_numpy(), counter) for name in _LOG})
     numbers = {name: pd.Series(np.arange(size)) for name, size in (("user", shape.users), ("item", shape.items))}
     encoder = EncodeIds(numbers, keep=("time",))
     split = LeaveOneOut(encoder, "user", "item", "time", test_negatives=_SERIES - 1)
@@ -196,7 +196,7 @@ def small_log(shape: Shape) -> pd.DataFrame:
     Each user has the shape's average number of interactions; as many users as array code takes without compiled loops.
     """
     each = max(2, shape.rows // shape.users)
-    users = max(1, min(shape.users, (KERNEL_ROWS - 1) // each))
+    users = max(1, min(shape.users, (COMPILED_ROWS - 1) // each))
     random = np.random.default_rng(1)
     chosen = np.sort(random.choice(shape.users, users, replace=False))
     items = np.concatenate([random.choice(shape.items, each, replace=False) for _ in range(users)])
@@ -224,12 +224,12 @@ class _Frame(dict):
         super().__init__({name: c if isinstance(c, _Column) else _Column(c) for name, c in columns.items()})
 
 
-def _rows(columns: Columns, names: tuple[str, ...], *values: np.ndarray) -> Rows:
+def _rows(columns: FeatureColumns, names: tuple[str, ...], *values: np.ndarray) -> Rows:
     """Rows in memory, sorted by the first column, whose ids are renumbered from 0."""
     order = np.argsort(values[0], kind="stable")
     arrays = [np.unique(values[0][order], return_inverse=True)[1], *(array[order] for array in values[1:])]
     table = pa.table(dict(zip(names, arrays, strict=True)))
-    return Rows(columns, names, TableSource.of(columns, columns.cast(table, "rows")), frame_device("cpu"))
+    return Rows(columns, names, TablePartitions.from_table(columns, columns.cast(table, "rows")), frame_device("cpu"))
 
 
 def _row_bytes(rows: Rows) -> float:

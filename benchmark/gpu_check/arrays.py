@@ -17,7 +17,7 @@ from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.device import FrameDevice, frame_device, to_host
 from workflows.sampling import counter_rng
-from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.config import Sampling, build_candidates
 from workflows.sampling.interactions import histories
 from workflows.sampling.negatives import row_negatives, series_negatives
 
@@ -84,7 +84,7 @@ def _compare_all(found: Findings, log: dict[str, np.ndarray], there: Callable[[n
         results = []
         for history, to in ((here, np.asarray), (other, there)):
             users = to(np.arange(here.users.shape[0]))
-            results.append(series_negatives(history, users, _line(log, kind, to), _LENGTH, _SEED))
+            results.append(series_negatives(history, users, _candidates(log, kind, to), _LENGTH, _SEED))
         found.equal(f"{name}: test negatives", to_host(results[1]), results[0])
         for (what, one), (_, two) in zip(
             _row_negatives(log, kind, np.asarray), _row_negatives(log, kind, there), strict=True
@@ -96,16 +96,16 @@ def _row_negatives(
     log: dict[str, np.ndarray], kind: Sampling, to: Callable[[np.ndarray], Any]
 ) -> Iterator[tuple[str, Any]]:
     users, items, times = (to(log[name]) for name in ("user", "item", "time"))
-    negatives, exists = row_negatives(users, items, _line(log, kind, to), _PER_ROW, _SEED, times)
+    negatives, exists = row_negatives(users, items, _candidates(log, kind, to), _PER_ROW, _SEED, times)
     yield "train negatives", negatives
     yield "whether there are any", exists
 
 
-def _line(log: dict[str, np.ndarray], kind: Sampling, to: Callable[[np.ndarray], Any]) -> Any:
+def _candidates(log: dict[str, np.ndarray], kind: Sampling, to: Callable[[np.ndarray], Any]) -> Any:
     n_items = int(log["item"].max()) + 1
     since = np.full(n_items, np.iinfo(np.int64).max)
     np.minimum.at(since, log["item"], log["time"])
-    return line_of(n_items, kind, np.bincount(log["item"], minlength=n_items), since, to(log["user"][:1]))
+    return build_candidates(n_items, kind, np.bincount(log["item"], minlength=n_items), since, to(log["user"][:1]))
 
 
 def _compare_numbers(found: Findings, log: dict[str, np.ndarray], there: Callable[[np.ndarray], Any]) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmark.gpu_check.findings import Scale
 from benchmark.training.variants import BETA1, BETA2, LEARNING_RATE, NEGATIVES
 from model.data.batch import Batch
-from model.data.train_loader import EpochBatches, SamplingConfig
-from model.distributed.process_group import World
+from model.data.train_loader import SamplingConfig, TrainLoader
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from preprocessing.synthetic.log import Shape
@@ -39,14 +39,14 @@ def interactions(shape: Shape) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ResidentRows:
-    """Positives on a device, with the interface that `EpochBatches` expects of rows."""
+    """Positives on a device, with the interface that `TrainLoader` expects of rows."""
 
     shape: Shape
     block: list[Tensor]
     n_partitions: int = 1
 
     @staticmethod
-    def of(shape: Shape, device: torch.device) -> ResidentRows:
+    def generate(shape: Shape, device: torch.device) -> ResidentRows:
         rows = interactions(shape)
         ids = [torch.from_numpy(rows[name].copy()).to(device) for name in ("user", "item")]
         return ResidentRows(shape, [*ids, torch.ones(len(rows), device=device)])
@@ -63,19 +63,19 @@ class ResidentRows:
         yield self.block
 
 
-def epochs(rows: Any, batch_size: int, world: World, in_memory: bool = True) -> EpochBatches:
+def epochs(rows: Any, batch_size: int, world: ProcessGroup, in_memory: bool = True) -> TrainLoader:
     """Epochs over `rows` with exact negatives."""
     sampling = SamplingConfig(
         batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=in_memory, seed=_SEED
     )
-    return EpochBatches(rows, sampling, world)
+    return TrainLoader(rows, sampling, world)
 
 
 def parity_batches(scale: Scale) -> list[Batch]:
     """The same batches for every device, on the host; all but the last have the same shape."""
     cpu = torch.device("cpu")
     found: list[Batch] = []
-    batches = epochs(ResidentRows.of(scale.parity_shape, cpu), scale.parity_batch, World(cpu))
+    batches = epochs(ResidentRows.generate(scale.parity_shape, cpu), scale.parity_batch, ProcessGroup(cpu))
     number = 0
     while len(found) < scale.steps:
         found += islice(batches.epoch(number), scale.steps - len(found))
@@ -84,7 +84,7 @@ def parity_batches(scale: Scale) -> list[Batch]:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch.of((column.to(device) for column in batch.columns), batch.group)
+    return Batch.from_columns((column.to(device) for column in batch.columns), batch.group)
 
 
 def network(shape: Shape, scale: Scale, device: torch.device, dropout: float) -> NeuMF:

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmark.gpu_check.findings import Figure, Findings, Settings, need, ours, prepare_log, run_check
 from benchmark.gpu_check.rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training.variants import DROPOUT
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.scoring.scorer import Scorer
 from model.training.step import Step
 from preprocessing.synthetic.log import write_log
@@ -39,7 +39,7 @@ def throughput(settings: Settings, found: Findings) -> None:
     torch_precision("fp32", device)
     speed = _score(settings, Scorer(net.float()), device)
     found.measured(_samples_per_s(settings, "scoring from projections, fp32", speed, {}))
-    rows = ResidentRows.of(settings.scale.shape, device)
+    rows = ResidentRows.generate(settings.scale.shape, device)
     for name in found.possible(CONFIGS, settings):
         speed, loss = _train(settings, rows, CONFIGS[name], device)
         found.measured(_samples_per_s(settings, f"training from memory, {name}", speed, _PUBLISHED_TRAINING))
@@ -54,7 +54,7 @@ def _samples_per_s(settings: Settings, what: str, value: float, published: dict[
 
 def _train(settings: Settings, rows: ResidentRows, config: dict[str, Any], device: torch.device) -> tuple[float, float]:
     """Samples/s of a whole epoch, after some warm-up steps, and its mean loss."""
-    scale, world = settings.scale, World(device)
+    scale, world = settings.scale, ProcessGroup(device)
     net = network(scale.shape, scale, device, DROPOUT)
     step = Step(net, train_config(scale.batch_size, **config), world)
     batches = epochs(rows, scale.batch_size, world)

@@ -15,8 +15,8 @@ from benchmark.gpu_check.findings import Figure, Findings, Settings, prepare_log
 from benchmark.gpu_check.rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training.variants import DROPOUT
 from model.data.batch import Batch
-from model.data.train_loader import EpochBatches
-from model.distributed.process_group import World
+from model.data.train_loader import TrainLoader
+from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.device import synchronize, torch_device
@@ -28,7 +28,7 @@ _ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)
 def trace(settings: Settings, found: Findings) -> None:
     """Profile some steps in each precision, alone and fed by the Loader."""
     device, scale = torch_device(settings.device, None), settings.scale
-    rows, world = ResidentRows.of(scale.parity_shape, device), World(device)
+    rows, world = ResidentRows.generate(scale.parity_shape, device), ProcessGroup(device)
     alone = {size: next(epochs(rows, size, world).epoch(0)) for size in (scale.parity_batch, scale.batch_size)}
     streamed = _streamed(settings, world) if find_spec("nvtabular") is not None else None
     if streamed is None:
@@ -41,7 +41,7 @@ def trace(settings: Settings, found: Findings) -> None:
             _trace(found, settings, f"fed by the Loader, {name}", CONFIGS[name], scale.parity_batch, batches, _STREAMED)
 
 
-def _streamed(settings: Settings, world: World) -> EpochBatches:
+def _streamed(settings: Settings, world: ProcessGroup) -> TrainLoader:
     """Epochs over a prepared folder, streamed as in `train.py`."""
     from model.data.dataset import open_train
     from preprocessing.spec.feature_spec import read_feature_spec
@@ -65,7 +65,7 @@ def _trace(
     """Profile steps after a warm-up into a Chrome trace; the figure is the idle time in per cent."""
     device, scale = torch_device(settings.device, None), settings.scale
     net = network(scale.parity_shape, scale, device, DROPOUT)
-    step = Step(net, train_config(size, **config), World(device), kernels=False)
+    step = Step(net, train_config(size, **config), ProcessGroup(device), kernels=False)
     for batch in islice(batches, WARM_UPS):
         step(batch, len(batch))
     synchronize(device)

@@ -12,7 +12,7 @@ import torch
 from benchmark.gpu_check.findings import Findings, NotPossibleError, Settings, need, ours, run_check
 from benchmark.gpu_check.rows import network, on_device, parity_batches, train_config
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
@@ -57,7 +57,7 @@ def _losses(
     """Mean loss of each step of one training run."""
     scale = settings.scale
     net = network(scale.parity_shape, scale, device, dropout)
-    step = Step(net, train_config(scale.parity_batch, eps=_EPS, **config), World(device), kernels=False)
+    step = Step(net, train_config(scale.parity_batch, eps=_EPS, **config), ProcessGroup(device), kernels=False)
     state = rng_state(device)
     losses = [step(on_device(batch, device), len(batch)) / len(batch) for batch in batches]
     set_rng_state(device, state)  # the next run draws the same random numbers

@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
         return
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds should be 0 or more, without duplicates, got {' '.join(map(str, args.seeds))}")
-    names, data, runs = list(dict.fromkeys(args.rows)), Data.of(args.data), args.output.resolve() / "runs"
+    names, data, runs = list(dict.fromkeys(args.rows)), Data.load(args.data), args.output.resolve() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     done: dict[str, list[Done]] = {name: [] for name in names}
     values: dict[str, Values] = {}

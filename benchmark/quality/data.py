@@ -12,24 +12,24 @@ import torch
 from torch import Tensor
 
 from model.data.dataset import Rows, open_train
-from model.data.test_set import HeldOut, open_test
-from model.data.user_items import Seen
-from model.data.user_loader import UserBatches, UserLoaderConfig
+from model.data.test_set import TestSet, open_test_set
+from model.data.user_items import UserItems
+from model.data.user_loader import UserLoader, UserLoaderConfig
 from model.data.validation import leave_one_out
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.ensemble.ease import MAX_ITEMS, histories
-from model.ensemble.search import HeldOutUsers
+from model.ensemble.search import ValidationRanking
 from model.evaluation.expected_metrics import expected
 from model.evaluation.metrics import full_ranks, positive_ranks
 from model.training.config import TrainConfig
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
 Matrix = npt.NDArray[np.float64]
 K = 10
 METRICS = (f"hr@{K}", f"ndcg@{K}")
-_WORLD = World(torch.device("cpu"))
+_WORLD = ProcessGroup(torch.device("cpu"))
 _BLOCK_SERIES = 1024
 
 
@@ -69,18 +69,18 @@ class Data:
     """The train rows and test series of a folder without side features."""
 
     train: Rows
-    test: HeldOut
+    test: TestSet
     time_ordered: bool
 
     @staticmethod
-    def of(folder: Path) -> Data:
+    def load(folder: Path) -> Data:
         """
         Raises:
             UserError: the folder has no test series, has side features, or has too many items for a closed form.
         """
         spec = read_feature_spec(folder)
-        columns = Columns.of(spec)
-        test = open_test(folder, spec, _WORLD.device, columns)
+        columns = FeatureColumns.from_spec(spec)
+        test = open_test_set(folder, spec, _WORLD.device, columns)
         if test is None or test.length is None or columns.side or columns.n_items > MAX_ITEMS:
             raise UserError(
                 f"{folder}: models are compared on folders with test series, without side features, and with "
@@ -99,11 +99,11 @@ class Data:
         return leave_one_out(self.train, self.time_ordered, self.drawn, seed, _WORLD.device).held_out
 
     def histories(self, recency: float = 0.0, held_out: Tensor | None = None) -> Matrix:
-        """Weight of each train interaction, 1 without recency (see `UserBatches`); [n_users, n_items]."""
+        """Weight of each train interaction, 1 without recency (see `UserLoader`); [n_users, n_items]."""
         columns = self.train.columns
         found = np.zeros((columns.n_users, columns.n_items))
         loader = UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency)
-        batches = UserBatches(self.train, loader, _WORLD, held_out)
+        batches = UserLoader(self.train, loader, _WORLD, held_out)
         for users, rows in histories(batches.blocks(), columns.n_items):
             found[users.numpy()] = rows.numpy()
         return found
@@ -112,7 +112,7 @@ class Data:
         """Expected HR@10 and NDCG@10 of the held-out items, as a function of all users' scores for all items."""
         users = (held_out >= 0).nonzero().squeeze(1)
         seen = torch.from_numpy(self.histories(held_out=held_out)[users.numpy()] > 0)
-        of_users = HeldOutUsers(users, held_out[users].long(), seen, self.drawn, K)
+        of_users = ValidationRanking(users, held_out[users].long(), seen, self.drawn, K)
         return lambda scores: of_users.quality(torch.from_numpy(scores.astype(np.float32))[users])
 
     def ranks(self, all_items: Callable[[Tensor], Tensor]) -> Ranks:
@@ -122,7 +122,7 @@ class Data:
             all_items: scores of the given users for all items: int64 [B] -> float [B, n_items].
         """
         columns, length = self.train.columns, self.drawn + 1
-        seen, found = Seen.of(self.train, _WORLD.device), []
+        seen, found = UserItems.from_rows(self.train, _WORLD.device), []
         rows = self.test.rows.only((columns.user, columns.item))
         for users, items in rows.stream(_BLOCK_SERIES * length, _WORLD.device):
             of_series, series = users.view(-1, length)[:, 0].long(), items.view(-1, length).long()

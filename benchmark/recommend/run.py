@@ -20,7 +20,7 @@ from benchmark.common.clock import Clock
 from model.data.run_data import RunData
 from model.network.checkpoint import load_run
 from model.recommend.recommender import Recommender
-from model.recommend.user_data import Interactions
+from model.recommend.user_data import PreparedInteractions
 from model.recommend.writers import write_recommendations
 from workflows.common.errors import run_command
 
@@ -40,7 +40,7 @@ def product(run: Path, size: int | None) -> dict[str, Any]:
     users = recommender.users.originals(sample(len(recommender.users), size)).tolist()
     recommender.recommend(users[:1], _K)  # warm-up
     clock = Clock()
-    clock.watch(Interactions, "of_users", "read")
+    clock.watch(PreparedInteractions, "of_users", "read")
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = recommender.recommend_all(_K) if size is None else iter([recommender.recommend(users, _K)])
@@ -54,9 +54,9 @@ def product(run: Path, size: int | None) -> dict[str, Any]:
 def plain(run: Path, size: int | None) -> dict[str, Any]:
     """The network's own forward over all items, some users at a time, then the top unseen items."""
     loaded = load_run(run, _CPU)
-    data = RunData.of(loaded)
+    data = RunData.load(loaded)
     started = time.perf_counter()
-    known = Interactions(data.folder, data.spec, data.columns).of_users(sample(len(data.users), size))
+    known = PreparedInteractions(data.folder, data.spec, data.columns).of_users(sample(len(data.users), size))
     read_s = time.perf_counter() - started
     model, items = loaded.model, torch.arange(len(data.items))
     n_users = max(1, _PAIRS // len(items))

@@ -37,8 +37,8 @@ from benchmark.training.variants import (
 )
 from model.data.batch import Batch
 from model.data.dataset import open_train
-from model.data.train_loader import EpochBatches, SamplingConfig
-from model.distributed.process_group import World
+from model.data.train_loader import SamplingConfig, TrainLoader
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from model.training.step import Step
@@ -90,7 +90,7 @@ def _plain(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Tra
 
 
 def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trainer:
-    rows, world = open_train(folder, read_feature_spec(folder), _CPU), World(_CPU)
+    rows, world = open_train(folder, read_feature_spec(folder), _CPU), ProcessGroup(_CPU)
     amp = variant.precision == "amp"
     config = TrainConfig(
         batch_size=batch_size,
@@ -108,19 +108,19 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         in_memory=variant.in_memory,
         seed=_SEED,
     )
-    batches = EpochBatches(rows, sampling, world)
+    batches = TrainLoader(rows, sampling, world)
     shape = NeuMFConfig(
         n_users=rows.columns.n_users, n_items=rows.columns.n_items, factors=FACTORS, layers=LAYERS, dropout=DROPOUT
     )
     network = NeuMF(shape)
     if variant.kind == "kernels":
         from model.compiled import loops
-        from model.compiled.step import KernelStep
+        from model.compiled.step import CompiledStep
 
-        clock.watch(KernelStep, "gradients", "gather")
-        clock.watch(KernelStep, "_product", "products")
+        clock.watch(CompiledStep, "gradients", "gather")
+        clock.watch(CompiledStep, "_product", "products")
         clock.watch(loops, "train_block", "forward and backward")
-        clock.watch(KernelStep, "adam", "optimizer")
+        clock.watch(CompiledStep, "adam", "optimizer")
     else:
         clock.watch(model.training.torch_step._Gather, "apply", "gather")
         clock.watch(TorchStep, "_logits", "forward")
@@ -166,11 +166,11 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
         trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))  # warm-up
         clock.seconds = dict.fromkeys(clock.seconds, 0.0) | {"loader wait": 0.0}
         loss, samples, number = torch.zeros(()), 0, 0
-        following = clock.timed(lambda: next(trainer.batches, None), "loader wait")
+        next_batch = clock.timed(lambda: next(trainer.batches, None), "loader wait")
         started = time.perf_counter()
         while (number < steps) if steps is not None else (not number or time.perf_counter() - started < seconds):
             if number:  # the first batch was already fetched for the warm-up
-                batch = following()
+                batch = next_batch()
             if batch is None or len(batch) < batch_size // (1 + NEGATIVES) * (1 + NEGATIVES):
                 raise UserError(
                     f"an epoch of {folder} has fewer than {steps or number + 1} full batches of {batch_size:,}; lower "

@@ -28,7 +28,7 @@ _BLOCK_ITEMS = 4096  # items projected at a time
 _TABLE_BYTES = 1 << 30  # limit for the table of all items; above it, item rows are computed per chunk
 
 
-class KernelScoring:
+class CompiledScorer:
     """See `model.scoring.scorer.Scorer`."""
 
     def __init__(self, model: NeuMF, threads: int) -> None:

@@ -43,7 +43,7 @@ class RowGradient:
 Gradients = dict[Tensor, Tensor | RowGradient]
 
 
-class KernelStep:
+class CompiledStep:
     """Gradients of a batch on a CPU, and Adam with them, for a network without side features."""
 
     def __init__(self, model: NeuMF, threads: int, products: torch.dtype = torch.float32) -> None:

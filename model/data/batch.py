@@ -27,7 +27,7 @@ class Batch:
     group: int = 1
 
     @staticmethod
-    def of(columns: Iterable[Tensor], group: int = 1) -> Batch:
+    def from_columns(columns: Iterable[Tensor], group: int = 1) -> Batch:
         users, items, labels, *side = columns
         return Batch(users, items, labels, tuple(side), group)
 
@@ -40,15 +40,15 @@ class Batch:
 
     def cut(self, start: int, stop: int) -> Batch:
         """Samples start … stop - 1; these should be whole groups."""
-        return Batch.of((column[start:stop] for column in self.columns), self.group)
+        return Batch.from_columns((column[start:stop] for column in self.columns), self.group)
 
     def take(self, which: Tensor) -> Batch:
         """Samples by index."""
-        return Batch.of(column.index_select(0, which) for column in self.columns)
+        return Batch.from_columns(column.index_select(0, which) for column in self.columns)
 
     def followed_by(self, other: Batch) -> Batch:
         group = self.group if self.group == other.group else 1
-        return Batch.of(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
+        return Batch.from_columns(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Groups:
     @staticmethod
     def single(rows: Batch) -> Groups:
         """Rows without negatives."""
-        return Groups(Batch.of(rows.columns), rows.items.new_empty((len(rows), 0)))
+        return Groups(Batch.from_columns(rows.columns), rows.items.new_empty((len(rows), 0)))
 
     @property
     def size(self) -> int:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from model.data.partitions import FilesSource, Source, TableSource
-from preprocessing.spec.columns import Columns
+from model.data.partitions import FilePartitions, Partitions, TablePartitions
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
@@ -31,9 +31,9 @@ class Rows:
         names: the streamed columns, in order.
     """
 
-    columns: Columns
+    columns: FeatureColumns
     names: tuple[str, ...]
-    source: Source = field(repr=False)
+    source: Partitions = field(repr=False)
     frames: FrameDevice = field(repr=False)
 
     def only(self, names: Sequence[str]) -> Rows:
@@ -84,7 +84,7 @@ class Rows:
 class _Load:
     """Reads a partition as a dataframe."""
 
-    source: Source
+    source: Partitions
     names: tuple[str, ...]
     frames: FrameDevice
 
@@ -96,7 +96,7 @@ class _Load:
         return id(self.source), self.names
 
 
-def _check_range(columns: Columns, name: str, values: Tensor) -> None:
+def _check_range(columns: FeatureColumns, name: str, values: Tensor) -> None:
     """Raise UserError for an id outside its cardinality, a label outside [0, 1] or a non-finite number."""
     cardinality = columns.cardinality(name)
     low, high = (float(bound) for bound in torch.aminmax(values))  # host sync: once per block read, not per step
@@ -119,7 +119,7 @@ def _check_range(columns: Columns, name: str, values: Tensor) -> None:
         )
 
 
-def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: Columns | None = None) -> Rows:
+def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: FeatureColumns | None = None) -> Rows:
     """Open the train rows, (user, item, label) and all side features, with each user's rows consecutive.
 
     A folder that does not guarantee that order (`metadata.time_ordered`) is read into memory and sorted.
@@ -130,13 +130,13 @@ def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: C
     Raises:
         UserError: a file is missing or does not match the spec, or there are no rows.
     """
-    columns = columns or Columns.of(spec)
+    columns = columns or FeatureColumns.from_spec(spec)
     names = (columns.user, columns.item, columns.label, *(feature.name for feature in columns.side))
     return open_mapping(folder, spec, "train", columns, names, device)
 
 
 def open_mapping(
-    folder: Path, spec: FeatureSpec, mapping: str, columns: Columns, names: tuple[str, ...], device: torch.device
+    folder: Path, spec: FeatureSpec, mapping: str, columns: FeatureColumns, names: tuple[str, ...], device: torch.device
 ) -> Rows:
     """Open some columns of a mapping; train is sorted by user unless its order is guaranteed.
 
@@ -146,14 +146,14 @@ def open_mapping(
     frames = frame_device("cpu" if device.type == "cpu" else "auto")
     chunks = spec.chunks(mapping)
     promised = mapping != "train" or spec.metadata.time_ordered
-    source: Source
+    source: Partitions
     if promised and len(chunks) == 1 and chunks[0].type == "parquet":
-        source = FilesSource.of(columns, chunk_files(folder, chunks[0]), names)
+        source = FilePartitions.open(columns, chunk_files(folder, chunks[0]), names)
     else:
         table = columns.cast(read_mapping(folder, spec, mapping, names), str(folder))
         if mapping == "train":
             table = table.take(pa.array(np.argsort(table.column(columns.user).to_numpy(), kind="stable")))
-        source = TableSource.of(columns, table)
+        source = TablePartitions.from_table(columns, table)
     if not source.n_rows:
         raise UserError(f"{folder}: {mapping} has no rows")
     return Rows(columns, names, source, frames)

@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from workflows.common.errors import UserError
 
 _PART_ROWS = 1 << 20
 
 
-class Source(Protocol):
+class Partitions(Protocol):
     """Rows in parts of about `_PART_ROWS`."""
 
     @property
@@ -36,16 +36,16 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class TableSource:
+class TablePartitions:
     """Rows in memory."""
 
-    columns: Columns
+    columns: FeatureColumns
     table: pa.Table = field(repr=False)
     cuts: tuple[int, ...]
 
     @staticmethod
-    def of(columns: Columns, table: pa.Table) -> TableSource:
-        return TableSource(columns, table, _user_cuts(table.column(columns.user).to_numpy()))
+    def from_table(columns: FeatureColumns, table: pa.Table) -> TablePartitions:
+        return TablePartitions(columns, table, _user_cuts(table.column(columns.user).to_numpy()))
 
     @property
     def n_rows(self) -> int:
@@ -65,14 +65,14 @@ class TableSource:
 
 
 @dataclass(frozen=True)
-class FilesSource:
+class FilePartitions:
     """Rows in Parquet files; each part is a range of row groups of one file."""
 
-    columns: Columns
+    columns: FeatureColumns
     parts: tuple[_ParquetPart, ...]
 
     @staticmethod
-    def of(columns: Columns, files: Sequence[Path], names: Sequence[str]) -> FilesSource:
+    def open(columns: FeatureColumns, files: Sequence[Path], names: Sequence[str]) -> FilePartitions:
         """
         Args:
             names: columns required in each file.
@@ -81,7 +81,7 @@ class FilesSource:
             UserError: a file is not Parquet, or a column is missing.
         """
         parts = tuple(part for file in files for part in _parquet_parts(file, names, columns.user))
-        return FilesSource(columns, parts)
+        return FilePartitions(columns, parts)
 
     @property
     def n_rows(self) -> int:

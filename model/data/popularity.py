@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from model.data.dataset import Rows
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 
 
-def item_popularity(rows: Rows, world: World, held_out: Tensor | None = None, block_rows: int = 1 << 20) -> Tensor:
+def item_popularity(
+    rows: Rows, world: ProcessGroup, held_out: Tensor | None = None, block_rows: int = 1 << 20
+) -> Tensor:
     """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
 
     Args:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model.data.vocabulary import Ids
+from model.data.vocabulary import Vocabulary
 from model.network.checkpoint import Run
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from workflows.common.errors import UserError
 
@@ -22,12 +22,12 @@ class RunData:
 
     folder: Path
     spec: FeatureSpec
-    columns: Columns
-    users: Ids
-    items: Ids
+    columns: FeatureColumns
+    users: Vocabulary
+    items: Vocabulary
 
     @staticmethod
-    def of(run: Run, folder: Path | None = None) -> RunData:
+    def load(run: Run, folder: Path | None = None) -> RunData:
         """
         Args:
             folder: None if it has not moved.
@@ -42,14 +42,14 @@ class RunData:
             )
         spec = read_feature_spec(folder, run.config["feature_spec_file"])
         columns = _columns(run, folder, spec)
-        users = Ids.of(folder, columns.user, "user", columns.n_users)
-        return RunData(folder, spec, columns, users, Ids.of(folder, columns.item, "item", columns.n_items))
+        users = Vocabulary.load(folder, columns.user, "user", columns.n_users)
+        return RunData(folder, spec, columns, users, Vocabulary.load(folder, columns.item, "item", columns.n_items))
 
 
-def _columns(run: Run, folder: Path, spec: FeatureSpec) -> Columns:
+def _columns(run: Run, folder: Path, spec: FeatureSpec) -> FeatureColumns:
     """The roles of the folder's features in the network; raises UserError if it is another folder."""
     ids = run.config.get("features") or {}
-    columns, shape = Columns.of(spec, ids.get("user"), ids.get("item")), run.model.config
+    columns, shape = FeatureColumns.from_spec(spec, ids.get("user"), ids.get("item")), run.model.config
     if (columns.n_users, columns.n_items) != (shape.n_users, shape.n_items):
         raise UserError(
             f"{folder} has {columns.n_users:,} users and {columns.n_items:,} items, but {run.folder} was "

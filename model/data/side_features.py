@@ -10,13 +10,15 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.network.neumf import unknown_values
-from preprocessing.spec.columns import Columns, SideFeature
+from preprocessing.spec.columns import FeatureColumns, SideFeature
 from workflows.common.errors import UserError
 
 _BLOCK_ROWS = 1 << 20
 
 
-def settle(train: Rows, test: Rows | None, device: torch.device) -> tuple[Columns, tuple[Tensor, ...]]:
+def resolve_side_features(
+    train: Rows, test: Rows | None, device: torch.device
+) -> tuple[FeatureColumns, tuple[Tensor, ...]]:
     """Assign each `either_side` feature to the row or the item, and look up the item features.
 
     An `either_side` feature with a single value per user in train is a user feature and stays with the row; otherwise,
@@ -26,7 +28,7 @@ def settle(train: Rows, test: Rows | None, device: torch.device) -> tuple[Column
     Memory: one value per item (for `either_side` also per user) and feature; the rows are streamed.
 
     Args:
-        train, test: rows with all their side features, from `open_train` and `open_test`.
+        train, test: rows with all their side features, from `open_train` and `open_test_set`.
     Returns:
         The columns with an empty `either_side`, and the per-item values of each `item_side` feature, for
         `NeuMF.set_item_tables`.

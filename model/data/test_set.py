@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from model.data.dataset import Rows, open_mapping
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 
@@ -17,7 +17,7 @@ _BLOCK_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
-class HeldOut:
+class TestSet:
     """Test rows.
 
     Attributes:
@@ -31,13 +31,13 @@ class HeldOut:
     note: str = ""
 
 
-def open_test(
+def open_test_set(
     folder: Path,
     spec: FeatureSpec,
     device: torch.device,
-    columns: Columns | None = None,
+    columns: FeatureColumns | None = None,
     positives_alone: bool = False,
-) -> HeldOut | None:
+) -> TestSet | None:
     """The test rows; None if there is nothing to rank: no test mapping, or series with only the positive.
 
     If `metadata.test_samples_per_series` is missing, runs of equal length with one user each are taken as series,
@@ -54,7 +54,7 @@ def open_test(
     declared = spec.metadata.test_samples_per_series
     if not spec.source_spec.get("test") or (declared == 1 and not positives_alone):
         return None
-    columns = columns or Columns.of(spec)
+    columns = columns or FeatureColumns.from_spec(spec)
     there = {name for chunk in spec.chunks("test") for name in chunk.features}
     # Row features are required; item features can come from train.
     optional = [feature.name for feature in (*columns.item_side, *columns.either_side)]
@@ -68,20 +68,20 @@ def open_test(
             f"{folder}: test has {rows.n_rows:,} rows, which are no whole series of "
             f"{declared} (metadata.test_samples_per_series)"
         )
-    return HeldOut(rows, declared)
+    return TestSet(rows, declared)
 
 
-def _undeclared(folder: Path, rows: Rows, device: torch.device) -> HeldOut:
+def _undeclared(folder: Path, rows: Rows, device: torch.device) -> TestSet:
     length = _first_run(rows, device)
     why = _contradiction(rows, length, device)
     if not why:
-        return HeldOut(rows, length, f"test series of {length} rows, found in the data")
+        return TestSet(rows, length, f"test series of {length} rows, found in the data")
     if rows.columns.label not in rows.names:
         raise UserError(
             f"{folder}: the test rows cannot be evaluated: metadata.test_samples_per_series is missing, {why}, and "
             "there is no label column; add either to the feature spec"
         )
-    return HeldOut(rows, None, f"AUC instead of HR and NDCG: metadata.test_samples_per_series is missing, and {why}")
+    return TestSet(rows, None, f"AUC instead of HR and NDCG: metadata.test_samples_per_series is missing, and {why}")
 
 
 def _first_run(rows: Rows, device: torch.device) -> int:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from model.data.batch import Batch, Groups
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from workflows.common.errors import UserError
-from workflows.common.prefetch import made_ahead
+from workflows.common.prefetch import prefetch
 from workflows.device import launches_only, torch_generator
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
@@ -58,18 +58,18 @@ class SamplingConfig:
         return self.kind != "static" and self.per_positive > 0
 
 
-class EpochBatches:
+class TrainLoader:
     """This rank's batches of each epoch over a set of rows.
 
     From memory, every rank takes its share of the same global batches. When streaming, each rank reads its own
-    partitions, so ranks may have different numbers of batches (`World.aligned` keeps them in step).
+    partitions, so ranks may have different numbers of batches (`ProcessGroup.aligned` keeps them in step).
     """
 
     def __init__(
         self,
         rows: Rows,
         config: SamplingConfig,
-        world: World,
+        world: ProcessGroup,
         candidates: Candidates | None = None,
         held_out: Tensor | None = None,
     ) -> None:
@@ -94,7 +94,7 @@ class EpochBatches:
         prefetches them: close the generator unless it is exhausted.
         """
         batches = self._from_memory(number) if self.config.in_memory else self._from_disk(number)
-        return batches if launches_only(self.device) else made_ahead(batches, -(-_AHEAD // self.config.batch_size))
+        return batches if launches_only(self.device) else prefetch(batches, -(-_AHEAD // self.config.batch_size))
 
     def _from_memory(self, number: int) -> Generator[Batch, None, None]:
         seed = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
@@ -145,7 +145,7 @@ class EpochBatches:
     def _all_rows(self) -> Iterator[Batch]:
         if self._resident is None:
             blocks = self.rows.stream(BLOCK_ROWS, self.device)
-            self._resident = self._trained_on(Batch.of(map(torch.cat, zip(*blocks, strict=True))))
+            self._resident = self._trained_on(Batch.from_columns(map(torch.cat, zip(*blocks, strict=True))))
         yield self._resident
 
     def _streamed(self, seed: int) -> Generator[Batch, None, None]:
@@ -201,7 +201,7 @@ def whole_users(
     held: Batch | None = None  # a block's last user may continue in the next one
     with closing(rows.stream(block_rows, device, order)) as blocks:
         for columns in blocks:
-            block = Batch.of(columns)
+            block = Batch.from_columns(columns)
             if held is not None:
                 block = held.followed_by(block)
             last = block.users == block.users[-1]

@@ -13,7 +13,7 @@ _BLOCK_ROWS = 1 << 20
 
 
 @dataclass(frozen=True)
-class Seen:
+class UserItems:
     """Train positives by user in CSR form, 4 bytes each.
 
     Attributes:
@@ -25,7 +25,7 @@ class Seen:
     items: Tensor
 
     @staticmethod
-    def of(train: Rows, device: torch.device) -> Seen:
+    def from_rows(train: Rows, device: torch.device) -> UserItems:
         columns = train.columns
         rows = train.only((columns.user, columns.item, columns.label))
         counts = torch.zeros(columns.n_users, dtype=torch.int64, device=device)
@@ -40,7 +40,7 @@ class Seen:
         torch.cumsum(counts, 0, out=starts[1:])
         if not bool((users[1:] >= users[:-1]).all()):  # partitioned by a hash of the user
             items = items[torch.argsort(users, stable=True)]
-        return Seen(starts, items)
+        return UserItems(starts, items)
 
     def of_users(self, users: Tensor) -> tuple[Tensor, Tensor]:
         """The seen items of some users: (index into `users`, item), int64, one pair per train positive.

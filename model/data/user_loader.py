@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.data.train_loader import BLOCK_ROWS, Batch, whole_users
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from workflows.device import torch_generator
 from workflows.sampling import counter_rng
 
@@ -74,10 +74,12 @@ class UserBatch:
         return UserBatch(self.users[which], counts, self.items[place], self.weights[place])
 
 
-class UserBatches:
-    """Shuffled batches of users for each epoch; each rank gets its share (see `EpochBatches`)."""
+class UserLoader:
+    """Shuffled batches of users for each epoch; each rank gets its share (see `TrainLoader`)."""
 
-    def __init__(self, rows: Rows, config: UserLoaderConfig, world: World, held_out: Tensor | None = None) -> None:
+    def __init__(
+        self, rows: Rows, config: UserLoaderConfig, world: ProcessGroup, held_out: Tensor | None = None
+    ) -> None:
         """
         Args:
             rows: with the columns of a `Batch`, consecutive by user.
@@ -104,9 +106,9 @@ class UserBatches:
         with closing(self.blocks(order[world.rank :: world.size])) as blocks:
             for number, block in enumerate(blocks):
                 block_seed = counter_rng.stream_seed(seed, world.rank, number)
-                yield from self._batches(block, max(1, own.stop - own.start), block_seed, World(self.device))
+                yield from self._batches(block, max(1, own.stop - own.start), block_seed, ProcessGroup(self.device))
 
-    def _batches(self, users: UserBatch, size: int, seed: int, world: World) -> Iterator[UserBatch]:
+    def _batches(self, users: UserBatch, size: int, seed: int, world: ProcessGroup) -> Iterator[UserBatch]:
         """This rank's share of each batch: all users, shuffled, in nearly equal batches of at most `size` users."""
         generator = torch_generator(seed, self.device)
         order = torch.randperm(len(users.users), generator=generator, device=self.device)

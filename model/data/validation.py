@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from model.data.dataset import Rows
-from model.data.partitions import TableSource
-from model.data.test_set import HeldOut
+from model.data.partitions import TablePartitions
+from model.data.test_set import TestSet
 from model.data.train_loader import whole_users
 from workflows.common.errors import UserError
 from workflows.sampling import counter_rng
@@ -33,7 +33,7 @@ class Validation:
     """
 
     held_out: Tensor
-    series: HeldOut
+    series: TestSet
 
 
 def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, device: torch.device) -> Validation:
@@ -79,5 +79,5 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
             "--validation leave-one-out: no user has two train items and lacks another, so there is nothing to hold out"
         )
     table = pa.concat_tables(tables)
-    rows = Rows(columns, tuple(table.column_names), TableSource.of(columns, table), train.frames)
-    return Validation(held_out.to(device), HeldOut(rows, 1 + negatives))
+    rows = Rows(columns, tuple(table.column_names), TablePartitions.from_table(columns, table), train.frames)
+    return Validation(held_out.to(device), TestSet(rows, 1 + negatives))

@@ -15,7 +15,7 @@ Id = int | str
 _SHOWN = 3
 
 
-class Ids:
+class Vocabulary:
     """The original ids of a folder's users or items, in order of their encoded ids."""
 
     def __init__(self, what: str, originals: pd.Series) -> None:
@@ -33,20 +33,20 @@ class Ids:
             )
 
     @staticmethod
-    def of(folder: Path, column: str, what: str, n: int) -> Ids:
+    def load(folder: Path, column: str, what: str, n: int) -> Vocabulary:
         """Read the ids of a prepared folder; without categories, encoded ids are the original ones.
 
         Raises:
             UserError: the list of ids is unreadable, or its length is not `n`.
         """
         if not (folder / "categories").is_dir():
-            return Ids(what, pd.Series(np.arange(n)))
+            return Vocabulary(what, pd.Series(np.arange(n)))
         originals = read_categories(folder, column)
         if len(originals) != n:
             raise UserError(
                 f"{folder}/categories lists {len(originals):,} ids of {column!r}, but its feature spec {n:,}"
             )
-        return Ids(what, originals)
+        return Vocabulary(what, originals)
 
     def __len__(self) -> int:
         return len(self._index)

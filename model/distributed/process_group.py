@@ -31,7 +31,7 @@ SizedItem = TypeVar("SizedItem", bound=Sized)
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Position of this process: global `rank` of `size`, and `local_rank` on its machine."""
 
     rank: int = 0
@@ -39,7 +39,7 @@ class Place:
     local_rank: int = 0
 
     @staticmethod
-    def of_environment(environment: Mapping[str, str] = os.environ) -> Place | None:
+    def from_environment(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
         """Read the variables of torchrun (or `model.distributed.launch`) or SLURM's `srun`; None if neither set them.
 
         Raises:
@@ -60,10 +60,10 @@ class Place:
             raise UserError(f"the launcher's environment variables should be integers, got {given}") from None
         if not 0 <= rank < size or local < 0:
             raise UserError(f"rank {rank} (local {local}) of {size} processes: ranks should be 0 .. {size - 1}")
-        return Place(rank, size, local)
+        return RankInfo(rank, size, local)
 
 
-class World:
+class ProcessGroup:
     """The process group of a run, as seen by one rank.
 
     Attributes:
@@ -93,7 +93,7 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
-    def copy_first(self, tensor: Tensor) -> None:
+    def broadcast(self, tensor: Tensor) -> None:
         """Broadcast a device tensor from rank 0, in place."""
         if self.size > 1:
             dist.broadcast(tensor, 0)
@@ -111,7 +111,7 @@ class World:
 
         return total
 
-    def same(self, number: int) -> int:
+    def broadcast_int(self, number: int) -> int:
         """Broadcast a number from rank 0; also acts as a barrier."""
         return self.start_sum(number if self.is_first else 0)()
 
@@ -133,21 +133,23 @@ class World:
         batch = next(batches, None)
         total = self.start_sum(len(batch) if batch is not None else 0)
         while samples := total():
-            following = next(batches, None)
-            total = self.start_sum(len(following) if following is not None else 0)
+            next_batch = next(batches, None)
+            total = self.start_sum(len(next_batch) if next_batch is not None else 0)
             yield batch, samples
-            batch = following
+            batch = next_batch
 
 
 @contextmanager
-def joined(place: Place, device: torch.device, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def init_process_group(
+    place: RankInfo, device: torch.device, environment: Mapping[str, str] = os.environ
+) -> Iterator[ProcessGroup]:
     """Initialise the process group (`MASTER_ADDR`, `MASTER_PORT`), and destroy it at the end.
 
     Raises:
         UserError: the processes could not connect.
     """
     if place.size == 1:
-        yield World(device)
+        yield ProcessGroup(device)
         return
     address = environment.get("MASTER_ADDR") or _first_host(environment)
     port = environment.get("MASTER_PORT") or _port(environment)
@@ -169,7 +171,7 @@ def joined(place: Place, device: torch.device, environment: Mapping[str, str] = 
             "start all processes with the same MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
-        yield World(device, place.rank, place.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield ProcessGroup(device, place.rank, place.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
         with suppress(RuntimeError):  # if another rank has already exited
             dist.destroy_process_group()

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.data.popularity import item_popularity
-from model.data.user_loader import UserBatches, UserLoaderConfig
-from model.distributed.process_group import World
+from model.data.user_loader import UserLoader, UserLoaderConfig
+from model.distributed.process_group import ProcessGroup
 from model.ensemble import ease
 from model.network.checkpoint import load_factors, save_factors
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.training.all_items_step import CatalogueStep, start_from_popularity
+from model.training.all_items_step import AllItemsStep, start_from_popularity
 from model.training.config import TrainConfig
 from model.training.trainer import Training
 from workflows.common.progress import Stage, stage
@@ -37,7 +37,7 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class Choice:
+class MemberConfig:
     """Training settings of one member."""
 
     kind: str
@@ -51,11 +51,11 @@ class Choice:
         return f"{self.kind}-{self.seed}-{self.width}-{self.penalty:.6g}-{self.recency:g}"
 
 
-class Members:
+class MemberTrainer:
     """Trains members on one split of train and caches them in a folder, so that a run can be resumed."""
 
     def __init__(
-        self, train: Rows, config: TrainConfig, world: World, held_out: Tensor | None, folder: Path, shown: bool
+        self, train: Rows, config: TrainConfig, world: ProcessGroup, held_out: Tensor | None, folder: Path, shown: bool
     ) -> None:
         """
         Args:
@@ -68,12 +68,12 @@ class Members:
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # do not reuse members of other settings
         self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
 
-    def factors(self, choice: Choice) -> Factors:
+    def factors(self, choice: MemberConfig) -> Factors:
         path = self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors"
         world, columns = self._world, self.columns
         # The folder may exist only on the first rank's disk.
         known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
-        if not world.same(known is not None):
+        if not world.broadcast_int(known is not None):
             batches = self.batches(choice.recency, choice.seed)
             total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
             with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
@@ -84,11 +84,11 @@ class Members:
         elif known is None:
             known = torch.empty(columns.n_users, choice.width), torch.empty(columns.n_items, choice.width)
         factors = Factors(*(tensor.to(world.device) for tensor in known))
-        world.copy_first(factors.users)
-        world.copy_first(factors.items)
+        world.broadcast(factors.users)
+        world.broadcast(factors.items)
         return factors
 
-    def scores(self, choice: Choice, users: Tensor) -> Tensor:
+    def scores(self, choice: MemberConfig, users: Tensor) -> Tensor:
         """Scores of the given users for all items, float32 [V, n_items]."""
         own = self.factors(choice)
         return own.users[users] @ own.items.T
@@ -98,14 +98,14 @@ class Members:
         """Number of train positives per item, int64 [n_items]."""
         return item_popularity(self._train, self._world, self._held_out)
 
-    def batches(self, recency: float, seed: int = 0) -> UserBatches:
+    def batches(self, recency: float, seed: int = 0) -> UserLoader:
         config = self._config
         users = UserLoaderConfig(
             batch_size=config.batch_size, recency=recency, in_memory=config.loader == "memory", seed=seed
         )
-        return UserBatches(self._train, users, self._world, self._held_out)
+        return UserLoader(self._train, users, self._world, self._held_out)
 
-    def _trained(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
+    def _trained(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:
         config = replace(
             self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
@@ -115,13 +115,13 @@ class Members:
         )
         model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
         start_from_popularity(model, self.item_counts, choice.kind)
-        training = Training(model, CatalogueStep(model, config, self._world, self.item_counts))
+        training = Training(model, AllItemsStep(model, config, self._world, self.item_counts))
         history = training.fit(batches, None, config, lambda _: None, progress)
         self.samples += sum(epoch.train_samples for epoch in history.epochs)
         self.seconds += history.seconds
         return model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach()
 
-    def _item_item(self, choice: Choice, batches: UserBatches, progress: Stage) -> tuple[Tensor, Tensor]:
+    def _item_item(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:
         products = self._products
         weights = ease.item_weights(products, choice.penalty * float(products.diagonal().mean()))
         if choice.recency:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.ensemble import ease
-from model.ensemble.members import Choice, Members
+from model.ensemble.members import MemberConfig, MemberTrainer
 from model.evaluation.expected_metrics import expected_means
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
@@ -38,7 +38,7 @@ OnMember = Callable[[str, tuple[float, float]], None]
 
 
 @dataclass(frozen=True)
-class HeldOutUsers:
+class ValidationRanking:
     """Users whose held-out item is ranked against all items that are not their train positives.
 
     Attributes:
@@ -54,7 +54,7 @@ class HeldOutUsers:
     k: int
 
     @staticmethod
-    def of(members: Members, held_out: Tensor, drawn: int, k: int, seed: int) -> HeldOutUsers:
+    def from_rows(members: MemberTrainer, held_out: Tensor, drawn: int, k: int, seed: int) -> ValidationRanking:
         """All users with a held-out item, or a seeded random sample of what the memory limit allows."""
         n_items, device = members.columns.n_items, held_out.device
         users = (held_out >= 0).nonzero().squeeze(1)
@@ -66,7 +66,7 @@ class HeldOutUsers:
         for block in members.batches(0.0).blocks():
             rows = place[block.users][block.owners]
             seen[rows[rows >= 0], block.items[rows >= 0]] = True
-        return HeldOutUsers(users, held_out[users].long(), seen, drawn, k)
+        return ValidationRanking(users, held_out[users].long(), seen, drawn, k)
 
     def quality(self, scores: Tensor) -> tuple[float, float]:
         """Expected HR@k and NDCG@k of scores [V, n_items]."""
@@ -104,23 +104,23 @@ class HeldOutUsers:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Ensemble:
     """The members of the ensemble: their training settings and weights."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[MemberConfig, ...]
     weights: tuple[float, ...]
     by_popularity: float
     quality: tuple[float, float]
 
     @staticmethod
-    def found(
-        members: Members,
-        held_out: HeldOutUsers,
+    def search(
+        members: MemberTrainer,
+        held_out: ValidationRanking,
         config: TrainConfig,
         factors: int,
         time_ordered: bool,
         on_member: OnMember,
-    ) -> Recipe:
+    ) -> Ensemble:
         """Choose penalties and recency, then the weights, on the validation split.
 
         Args:
@@ -135,10 +135,10 @@ class Recipe:
                           f"{ease.MAX_ITEMS:,}")  # fmt: skip
         widths = [len(part) for part in torch.arange(factors).tensor_split(len(kinds))]
         seeds = [counter_rng.stream_seed(config.seed, _MEMBER_STREAM, n) % 2**32 for n in range(len(kinds))]
-        chosen: dict[str, Choice] = {}
+        chosen: dict[str, MemberConfig] = {}
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:
-                first = Choice(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
+                first = MemberConfig(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
                 chosen[kind] = _searched(members, held_out, first, time_ordered, on_member)
         choices = [
             replace(chosen[kind], seed=seed, width=width)
@@ -152,7 +152,7 @@ class Recipe:
             total = total + weight * feature
         quality = held_out.quality(total)
         on_member("all together", quality)
-        return Recipe(tuple(choices), tuple(weights), by_popularity, quality)
+        return Ensemble(tuple(choices), tuple(weights), by_popularity, quality)
 
     def to_json(self) -> dict[str, Any]:
         members = [
@@ -160,7 +160,7 @@ class Recipe:
         ]
         return {"members": members, "by_popularity": self.by_popularity}
 
-    def fused(self, members: Members) -> NeuMF:
+    def merge_factors(self, members: MemberTrainer) -> NeuMF:
         """Sum the members into one GMF."""
         parts = [members.factors(choice) for choice in self.choices]
         users = torch.cat([part.users for part in parts], dim=1)
@@ -181,19 +181,19 @@ class Recipe:
 
 
 def _searched(
-    members: Members, held_out: HeldOutUsers, first: Choice, time_ordered: bool, on_member: OnMember
-) -> Choice:
+    members: MemberTrainer, held_out: ValidationRanking, first: MemberConfig, time_ordered: bool, on_member: OnMember
+) -> MemberConfig:
     """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
-    known: dict[Choice, float] = {}
+    known: dict[MemberConfig, float] = {}
 
-    def quality(choice: Choice) -> float:
+    def quality(choice: MemberConfig) -> float:
         if choice not in known:
             found = held_out.quality(members.scores(choice, held_out.users))
             on_member(choice.name, found)
             known[choice] = sum(found)
         return known[choice]
 
-    def is_near(choice: Choice) -> bool:
+    def is_near(choice: MemberConfig) -> bool:
         return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
 
     best = first
@@ -201,9 +201,9 @@ def _searched(
         found = replace(best, recency=recency)
         start = found.penalty
         for factor in (_STEP, 1.0 / _STEP):
-            following = replace(found, penalty=found.penalty * factor)
-            while is_near(following) and quality(following) > quality(found):
-                found, following = following, replace(following, penalty=following.penalty * factor)
+            next_member = replace(found, penalty=found.penalty * factor)
+            while is_near(next_member) and quality(next_member) > quality(found):
+                found, next_member = next_member, replace(next_member, penalty=next_member.penalty * factor)
             if found.penalty != start:
                 break
         best = max(best, found, key=quality)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from model.data.dataset import Rows
 from model.data.popularity import item_popularity
-from model.data.test_set import HeldOut
-from model.data.user_items import Seen
-from model.distributed.process_group import World
+from model.data.test_set import TestSet
+from model.data.user_items import UserItems
+from model.distributed.process_group import ProcessGroup
 from model.evaluation.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
 from model.network.neumf import NeuMF
 from model.scoring.scorer import Scorer
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.device import synchronize
 
@@ -36,7 +36,7 @@ class AnyScorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Scores:
+class EvalMetrics:
     """Means over all series, or `auc` over all rows if they are not series (None if there is only one label).
 
     `loss` is binary cross-entropy on logits (NaN for NaN scores), `coverage` the share of all items that are in at
@@ -72,7 +72,7 @@ class Scores:
         return [f"{name.upper()} {value:.4f}" for name, value in self.named(k).items()]
 
 
-class Evaluation:
+class Evaluator:
     """Evaluates on a run's test rows. Each rank scores a part; all ranks get the same metrics."""
 
     def __init__(
@@ -81,8 +81,8 @@ class Evaluation:
         length: int | None,
         k: int,
         batch_size: int,
-        world: World,
-        seen: Seen | None = None,
+        world: ProcessGroup,
+        seen: UserItems | None = None,
         in_memory: bool = False,
     ) -> None:
         """
@@ -102,25 +102,25 @@ class Evaluation:
         self._resident: list[Sequence[Tensor]] | None = None
 
     @staticmethod
-    def of(
-        test: HeldOut,
-        columns: Columns,
+    def from_test_set(
+        test: TestSet,
+        columns: FeatureColumns,
         k: int,
         batch_size: int,
-        world: World,
-        seen: Seen | None = None,
+        world: ProcessGroup,
+        seen: UserItems | None = None,
         in_memory: bool = False,
-    ) -> Evaluation:
+    ) -> Evaluator:
         """
         Args:
             columns: feature roles, as used by the network.
         """
         unused = {columns.label} if test.length is not None else set()
         rows = test.rows.only([name for name in columns.streamed if name not in unused])
-        return Evaluation(rows, test.length, k, batch_size, world, seen, in_memory)
+        return Evaluator(rows, test.length, k, batch_size, world, seen, in_memory)
 
     @torch.inference_mode()
-    def __call__(self, model: nn.Module) -> Scores:
+    def __call__(self, model: nn.Module) -> EvalMetrics:
         """Evaluate a network without dropout and in full precision; its training mode is restored."""
         training, started = model.training, time.perf_counter()
         model.eval()
@@ -131,7 +131,7 @@ class Evaluation:
             model.train(training)
 
     @torch.inference_mode()
-    def popularity(self, train: Rows) -> Scores:
+    def popularity(self, train: Rows) -> EvalMetrics:
         """Evaluate the baseline that ranks the same candidates by number of train interactions."""
         counts = item_popularity(train, self.world).float()  # exact up to 2**24
         return self.measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
@@ -139,7 +139,7 @@ class Evaluation:
     def _pairwise(self, score: Callable[..., Tensor]) -> _Pairwise:
         return _Pairwise(score, self.rows.columns.n_items, self._piece_rows)
 
-    def measure(self, scorer: AnyScorer, started: float) -> Scores:
+    def measure(self, scorer: AnyScorer, started: float) -> EvalMetrics:
         """Measure a scorer on the test rows.
 
         Args:
@@ -151,7 +151,7 @@ class Evaluation:
             return self._rank(self._rank_series(scorer, self.length), self.length, started)
         return self._measure_rows(scorer, started)
 
-    def _rank(self, measured: Iterator[_Ranked], n_ranks: int, started: float) -> Scores:
+    def _rank(self, measured: Iterator[_Ranked], n_ranks: int, started: float) -> EvalMetrics:
         """Means over the series of all processes.
 
         Args:
@@ -169,12 +169,12 @@ class Evaluation:
             self.world.sum(tensor)
         if not counts.any():  # host sync: once per evaluation
             raise UserError("the test rows contain no positive, so there is nothing to rank")
-        means = RankMeans.of(counts.tolist(), self.k)  # host sync: once per evaluation
+        means = RankMeans.from_counts(counts.tolist(), self.k)  # host sync: once per evaluation
         loss_sum, samples = sums.tolist()
         coverage = float((recommended > 0).double().mean())
         synchronize(device)
         seconds = time.perf_counter() - started
-        return Scores(
+        return EvalMetrics(
             means.hit_rate,
             means.ndcg,
             loss_sum / samples,
@@ -192,13 +192,13 @@ class Evaluation:
             labels[:, 0] = 1.0
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             # Each item once; NaN comes first, as for the ranks, and is never recommended.
-            again = repeated(items)
-            best = torch.where(again, -torch.inf, logits).topk(min(self.k, length), dim=1)
+            is_duplicate = repeated(items)
+            best = torch.where(is_duplicate, -torch.inf, logits).topk(min(self.k, length), dim=1)
             first = items.gather(1, best.indices)[best.values > -torch.inf]
             samples = torch.tensor(logits.numel())
-            yield _Ranked(positive_ranks(logits, items, again), first, loss, samples.to(loss.device))
+            yield _Ranked(positive_ranks(logits, items, is_duplicate), first, loss, samples.to(loss.device))
 
-    def _rank_all(self, scorer: AnyScorer, seen: Seen) -> Iterator[_Ranked]:
+    def _rank_all(self, scorer: AnyScorer, seen: UserItems) -> Iterator[_Ranked]:
         """Rank each positive against all items its user has not seen."""
         n_items = self.rows.columns.n_items
         for users, positives, side in self._positives(max(1, min(self.batch_size, _PIECE_PAIRS) // n_items)):
@@ -225,7 +225,7 @@ class Evaluation:
             for part in which.split(n_users) if len(which) else ():
                 yield users[part], items[part].long(), [column[part] for column in side]
 
-    def _measure_rows(self, scorer: AnyScorer, started: float) -> Scores:
+    def _measure_rows(self, scorer: AnyScorer, started: float) -> EvalMetrics:
         """Loss and AUC over rows that are not series; every rank measures all rows and holds a score (4 bytes) and a
         label for each in memory."""
         loss, all_scores, positive = torch.zeros((), dtype=torch.float64, device=self.world.device), [], []
@@ -237,7 +237,7 @@ class Evaluation:
         area = auc(torch.cat(all_scores), torch.cat(positive))
         mean_loss = float(loss) / self.rows.n_rows  # host sync: once per evaluation
         seconds = time.perf_counter() - started
-        return Scores(None, None, mean_loss, seconds, self.rows.n_rows / seconds, area)
+        return EvalMetrics(None, None, mean_loss, seconds, self.rows.n_rows / seconds, area)
 
     @property
     def _piece_rows(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-def positive_ranks(scores: Tensor, items: Tensor, again: Tensor | None = None) -> Tensor:
+def positive_ranks(scores: Tensor, items: Tensor, is_duplicate: Tensor | None = None) -> Tensor:
     """Rank of the positive (column 0) of each series, from 0.
 
     Duplicate items count once. Ties and NaN rank before the positive, so a constant or broken model never scores.
@@ -18,21 +18,21 @@ def positive_ranks(scores: Tensor, items: Tensor, again: Tensor | None = None) -
     Args:
         scores: float, shape [S, L].
         items: integer ids of the same shape.
-        again: `repeated(items)`, if already computed.
+        is_duplicate: `repeated(items)`, if already computed.
     Returns:
         int64, shape [S]: number of other distinct items that score at least as high as the positive.
     """
     # The positive comes first, so only its copies are marked and left out.
-    again = repeated(items) if again is None else again
-    return (~(scores < scores[:, :1]) & ~again)[:, 1:].sum(dim=1)
+    is_duplicate = repeated(items) if is_duplicate is None else is_duplicate
+    return (~(scores < scores[:, :1]) & ~is_duplicate)[:, 1:].sum(dim=1)
 
 
 def repeated(items: Tensor) -> Tensor:
     """Whether an item already occurs earlier in its series: bool, the shape of `items` [S, L]."""
     ordered, place = items.sort(dim=1, stable=True)
-    again = torch.zeros_like(items, dtype=torch.bool)
-    again.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
-    return again
+    is_duplicate = torch.zeros_like(items, dtype=torch.bool)
+    is_duplicate.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+    return is_duplicate
 
 
 def full_ranks(scores: Tensor, positives: Tensor, owners: Tensor, seen: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class RankMeans:
     mrr: float
 
     @staticmethod
-    def of(counts: Sequence[float], k: int) -> RankMeans:
+    def from_counts(counts: Sequence[float], k: int) -> RankMeans:
         """Means from the number of positives at each rank, from 0 (whole numbers).
 
         Equal counts give bit-identical means, however they were collected.

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target = args.output or args.run / _EMBEDDINGS
         check_output(target, args.overwrite, is_embeddings)
         run = load_run(args.run, torch.device("cpu"))
-        data = RunData.of(run, args.data)
+        data = RunData.load(run, args.data)
         with staged_folder(target, args.overwrite, is_embeddings) as folder:
             write_embeddings(folder, run, data)
     else:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from model.data.popularity import item_popularity
 from model.data.run_data import RunData
-from model.data.vocabulary import Id, Ids
-from model.distributed.process_group import World
+from model.data.vocabulary import Id, Vocabulary
+from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import Run, load_run
 from model.recommend.recommendations import Recommendations, best
-from model.recommend.user_data import Interactions, Known, cut
+from model.recommend.user_data import PreparedInteractions, UserHistories, cut
 from model.scoring.scorer import Scorer
 from workflows import device as devices
 from workflows.common.errors import UserError
@@ -39,19 +39,19 @@ class Recommender:
 
     def __init__(self, run: Run, data: Path | None = None, in_memory: bool = False) -> None:
         """As `load`, for a run that is already loaded."""
-        self._run, self._data = run, RunData.of(run, data)
-        self._interactions = Interactions(self._data.folder, self._data.spec, self._data.columns)
+        self._run, self._data = run, RunData.load(run, data)
+        self._interactions = PreparedInteractions(self._data.folder, self._data.spec, self._data.columns)
         self._held = self._interactions.of_users(np.arange(len(self.users))) if in_memory else None
         self._scorer = Scorer(run.model)
         self._device = run.model.final.weight.device
 
     @property
-    def users(self) -> Ids:
+    def users(self) -> Vocabulary:
         """The users the run was trained on."""
         return self._data.users
 
     @property
-    def items(self) -> Ids:
+    def items(self) -> Vocabulary:
         """The items the run was trained on."""
         return self._data.items
 
@@ -83,7 +83,7 @@ class Recommender:
         """The k best items for each user; ties are ordered by internal item id.
 
         Args:
-            users: original ids, as `Ids.known` takes them; repeats are fine.
+            users: original ids, as `Vocabulary.known` takes them; repeats are fine.
             exclude_seen: leave out the user's interactions, in train and held out.
             candidates: original ids of the items to choose from, None for all.
             unknown_users: for users the run was not trained on, raise, or recommend the items with most interactions
@@ -139,7 +139,7 @@ class Recommender:
         known = self._known(self.users.known([user]))
         return self.items.originals(known.items).tolist()
 
-    def _known(self, users: np.ndarray) -> Known:
+    def _known(self, users: np.ndarray) -> UserHistories:
         return self._held.take(users) if self._held is not None else self._interactions.of_users(users)
 
     def _choice(self, k: int, exclude_seen: bool, candidates: Sequence[Id] | None) -> _Choice:
@@ -155,7 +155,7 @@ class Recommender:
         return _Choice(k, exclude_seen, items, column_of)
 
     def _recommendations(
-        self, users: np.ndarray, numbers: np.ndarray, known: Known, choice: _Choice, unknown_users: UnknownUsers
+        self, users: np.ndarray, numbers: np.ndarray, known: UserHistories, choice: _Choice, unknown_users: UnknownUsers
     ) -> Recommendations:
         """
         Args:
@@ -173,7 +173,7 @@ class Recommender:
         starts, chosen = cut(starts, places)
         return Recommendations(users, is_popularity, starts, self.items.originals(items[chosen]), scores[chosen])
 
-    def _usable(self, known: Known, unknown_users: UnknownUsers) -> Known:
+    def _usable(self, known: UserHistories, unknown_users: UnknownUsers) -> UserHistories:
         """Users whose side features are known; all users if the network needs none."""
         features = self._run.model.config.row_side
         if not features or known.has_row.all():
@@ -188,7 +188,7 @@ class Recommender:
         return known.take(known.users[known.has_row])
 
     @torch.inference_mode()
-    def _ranked(self, known: Known, choice: _Choice) -> _Lists:
+    def _ranked(self, known: UserHistories, choice: _Choice) -> _Lists:
         """The best items of each user: list offsets, internal item ids, probabilities."""
         counts, items, scores = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         candidates = torch.from_numpy(choice.items).to(self._device) if choice.items is not None else None
@@ -222,7 +222,7 @@ class Recommender:
     def _popularity(self) -> tuple[np.ndarray, np.ndarray]:
         """All items by descending train interactions, and the number of interactions by internal item id."""
         if self._held is None:
-            counts = item_popularity(self._interactions.train, World(torch.device("cpu"))).numpy()
+            counts = item_popularity(self._interactions.train, ProcessGroup(torch.device("cpu"))).numpy()
         else:
             held, test = (
                 np.bincount(known.items, minlength=len(self.items)) for known in (self._held, self._interactions.test)
@@ -245,7 +245,7 @@ class _Choice:
     items: np.ndarray | None = None
     column_of: np.ndarray | None = None
 
-    def seen(self, known: Known) -> tuple[np.ndarray, np.ndarray]:
+    def seen(self, known: UserHistories) -> tuple[np.ndarray, np.ndarray]:
         """(user index, candidate index) of each interaction with a candidate, int64."""
         owners = np.repeat(np.arange(len(known.users)), np.diff(known.starts))
         if self.column_of is None:

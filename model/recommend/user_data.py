@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from model.data.dataset import open_mapping
-from model.data.test_set import open_test
-from preprocessing.spec.columns import Columns
+from model.data.test_set import open_test_set
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec
 
 _BLOCK_ROWS = 1 << 20
@@ -20,7 +20,7 @@ _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class Known:
+class UserHistories:
     """Histories (in CSR form) and side features of some users.
 
     Attributes:
@@ -38,12 +38,12 @@ class Known:
     row_side: tuple[np.ndarray, ...]
     has_row: np.ndarray
 
-    def take(self, users: np.ndarray) -> Known:
+    def take(self, users: np.ndarray) -> UserHistories:
         """Select some of the users by their encoded ids, ascending."""
         places = np.searchsorted(self.users, users)
         starts, chosen = cut(self.starts, places)
         row_side = tuple(values[places] for values in self.row_side)
-        return Known(users, starts, self.items[chosen], row_side, self.has_row[places])
+        return UserHistories(users, starts, self.items[chosen], row_side, self.has_row[places])
 
 
 def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +61,10 @@ def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     return begins, np.arange(begins[-1]) + np.repeat(first - begins[:-1], counts)
 
 
-class Interactions:
+class PreparedInteractions:
     """A prepared folder's rows by user: train is streamed on every request, test positives are kept in memory."""
 
-    def __init__(self, folder: Path, spec: FeatureSpec, columns: Columns) -> None:
+    def __init__(self, folder: Path, spec: FeatureSpec, columns: FeatureColumns) -> None:
         """
         Args:
             columns: feature roles, with side features as used by the network.
@@ -75,7 +75,7 @@ class Interactions:
         self._folder, self._spec, self._columns = folder, spec, columns
         self.train = open_mapping(folder, spec, "train", columns, columns.streamed, _CPU)
 
-    def of_users(self, users: np.ndarray) -> Known:
+    def of_users(self, users: np.ndarray) -> UserHistories:
         """The data of some users, in one pass over the files.
 
         Args:
@@ -84,7 +84,7 @@ class Interactions:
         train = self._grouped(self._train_blocks(range(self.train.n_partitions)), users)
         return _joined(train, self.test.take(users))
 
-    def by_part(self) -> Iterator[Known]:
+    def by_part(self) -> Iterator[UserHistories]:
         """The data of all users: by train partition, then the users without train rows."""
         left = np.ones(self._columns.n_users, dtype=bool)
         for part in range(self.train.n_partitions):
@@ -95,7 +95,7 @@ class Interactions:
             yield self.test.take(np.flatnonzero(left))
 
     @cached_property
-    def test(self) -> Known:
+    def test(self) -> UserHistories:
         """The test data of all users."""
         return self._grouped(self._test_blocks(), np.arange(self._columns.n_users))
 
@@ -104,7 +104,7 @@ class Interactions:
             yield _Block(users.numpy(), items.numpy(), labels.numpy() > 0, [column.numpy() for column in side])
 
     def _test_blocks(self) -> Iterator[_Block]:
-        test = open_test(self._folder, self._spec, _CPU, self._columns, positives_alone=True)
+        test = open_test_set(self._folder, self._spec, _CPU, self._columns, positives_alone=True)
         if test is None:
             return
         names = [name for name in self._columns.streamed if name != self._columns.label or test.length is None]
@@ -114,7 +114,7 @@ class Interactions:
             is_positive = np.arange(len(users)) % length == 0 if test.length else side.pop(0) > 0
             yield _Block(users, items, is_positive, side)
 
-    def _grouped(self, blocks: Iterable[_Block], users: np.ndarray | None = None) -> Known:
+    def _grouped(self, blocks: Iterable[_Block], users: np.ndarray | None = None) -> UserHistories:
         """Group blocks of rows by user, for some users or (None) for all users with a row."""
         n_users = self._columns.n_users
         wanted = np.ones(n_users, dtype=bool)
@@ -139,7 +139,7 @@ class Interactions:
             owners, items = owners[order], items[order]
         users = np.flatnonzero(has_row) if users is None else users
         starts = np.append(np.searchsorted(owners, users), len(owners))
-        return Known(users, starts, items, tuple(values[users] for values in side), has_row[users])
+        return UserHistories(users, starts, items, tuple(values[users] for values in side), has_row[users])
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _starts(counts: np.ndarray) -> np.ndarray:
     return np.concatenate(([0], np.cumsum(counts)))
 
 
-def _joined(train: Known, test: Known) -> Known:
+def _joined(train: UserHistories, test: UserHistories) -> UserHistories:
     """Merge the data of the same users: train interactions first, then test."""
     counts = np.diff(train.starts), np.diff(test.starts)
     starts = _starts(counts[0] + counts[1])
@@ -168,4 +168,4 @@ def _joined(train: Known, test: Known) -> Known:
         np.where(train.has_row, of_train, of_test)
         for of_train, of_test in zip(train.row_side, test.row_side, strict=True)
     )
-    return Known(train.users, starts, items, row_side, train.has_row | test.has_row)
+    return UserHistories(train.users, starts, items, row_side, train.has_row | test.has_row)

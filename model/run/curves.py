@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model.evaluation.evaluator import Scores
+from model.evaluation.evaluator import EvalMetrics
 from model.training.trainer import History
 from workflows.common.render import write_picture
 
@@ -22,7 +22,7 @@ _LOSSES = {
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it logs the one-off building of its cache
 
 
-def draw_curves(path: Path, history: History, loss: str, k: int, popularity: Scores | None) -> None:
+def draw_curves(path: Path, history: History, loss: str, k: int, popularity: EvalMetrics | None) -> None:
     """Plot loss, and HR@k and NDCG@k or AUC, per epoch; the saved epoch is marked.
 
     Only the loss if nothing was evaluated.

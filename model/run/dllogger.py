@@ -23,7 +23,7 @@ _UNITS = {
 }
 
 
-class RunLog:
+class DLLogger:
     """Appends one line per record, flushed at once so that the log can be followed."""
 
     def __init__(self, path: Path, kept_bytes: int = 0) -> None:

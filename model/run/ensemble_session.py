@@ -9,10 +9,10 @@ from contextlib import nullcontext
 from torch import Tensor
 
 from model.data.dataset import Rows
-from model.distributed.process_group import World
-from model.ensemble.members import Members
-from model.ensemble.search import HeldOutUsers, Recipe
-from model.evaluation.evaluator import Evaluation, Scores
+from model.distributed.process_group import ProcessGroup
+from model.ensemble.members import MemberTrainer
+from model.ensemble.search import Ensemble, ValidationRanking
+from model.evaluation.evaluator import EvalMetrics, Evaluator
 from model.run.folder import METRICS_NAME, STAGES_NAME, RunWriter
 from model.training.config import TrainConfig
 from workflows.common.progress import console
@@ -25,12 +25,12 @@ def train_members(
     held_out: Tensor,
     negatives: int,
     time_ordered: bool,
-    evaluation: Evaluation | None,
-    popularity: Scores | None,
-    world: World,
+    evaluation: Evaluator | None,
+    popularity: EvalMetrics | None,
+    world: ProcessGroup,
 ) -> None:
     """Choose, weight, train and sum the members (`model.ensemble.search`), and write the run."""
-    if args.resume is not None and world.same((args.resume / METRICS_NAME).exists()):
+    if args.resume is not None and world.broadcast_int((args.resume / METRICS_NAME).exists()):
         shutil.rmtree(args.resume / STAGES_NAME, ignore_errors=True)  # left by a run killed while finishing
         console.print(f"{args.resume} is finished")
         return
@@ -41,12 +41,12 @@ def train_members(
                 writer.member(name, quality)
 
         folder, shown = args.output / STAGES_NAME, "progress" not in args.without
-        members = Members(train, config, world, held_out, folder, shown)
-        users = HeldOutUsers.of(members, held_out, negatives, config.topk, config.seed)
-        recipe = Recipe.found(members, users, config, args.factors, time_ordered, on_member)
+        members = MemberTrainer(train, config, world, held_out, folder, shown)
+        users = ValidationRanking.from_rows(members, held_out, negatives, config.topk, config.seed)
+        recipe = Ensemble.search(members, users, config, args.factors, time_ordered, on_member)
         del users
-        everything = Members(train, config, world, None, folder, shown)
-        model = recipe.fused(everything)
+        everything = MemberTrainer(train, config, world, None, folder, shown)
+        model = recipe.merge_factors(everything)
         test = evaluation(model) if evaluation is not None else None
         if writer is not None:
             throughput = (members.samples + everything.samples) / max(members.seconds + everything.seconds, 1e-9)

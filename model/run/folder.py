@@ -14,16 +14,16 @@ from typing import Any
 
 import torch
 
-from model.evaluation.evaluator import Scores
+from model.evaluation.evaluator import EvalMetrics
 from model.network.checkpoint import CONFIG_NAME, save_model, save_reference
 from model.network.neumf import NeuMF
 from model.run.arguments import FLAGS_NAME, is_flags, plain, write_flags
 from model.run.card import write_card
-from model.run.dllogger import RunLog
+from model.run.dllogger import DLLogger
 from model.training.config import TrainConfig
 from model.training.resume_state import save_last
 from model.training.trainer import History, Training
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.common.files import Aside, check_output, read_json, write_json
 from workflows.common.progress import console, human
@@ -69,7 +69,12 @@ class RunWriter:
     """
 
     def __init__(
-        self, args: argparse.Namespace, config: TrainConfig, columns: Columns, device: torch.device, log_bytes: int = 0
+        self,
+        args: argparse.Namespace,
+        config: TrainConfig,
+        columns: FeatureColumns,
+        device: torch.device,
+        log_bytes: int = 0,
     ) -> None:
         """
         Args:
@@ -86,13 +91,13 @@ class RunWriter:
         self._without: set[str] = set(args.without)
         self._has_result = args.resume is not None
         self._aside = Aside(self._folder) if args.resume is None else None
-        self._log: RunLog | None = None
+        self._log: DLLogger | None = None
         self._board: Any = None
         self._n_members = 0
         try:
             self._folder.mkdir(parents=True, exist_ok=args.resume is not None)
             if "log" not in self._without:
-                self._log = RunLog(args.log_path or self._folder / _LOG_NAME, log_bytes)
+                self._log = DLLogger(args.log_path or self._folder / _LOG_NAME, log_bytes)
             if args.mode == "train":
                 write_flags(self._folder / FLAGS_NAME, args, config.seed)
         except OSError:
@@ -167,7 +172,7 @@ class RunWriter:
         save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
         self._keep()
 
-    def _named(self, scores: Scores) -> dict[str, float]:
+    def _named(self, scores: EvalMetrics) -> dict[str, float]:
         """Metrics of an epoch by name; names on a validation split have a prefix."""
         prefix = "" if self._config.validation == "none" else "validation_"
         return {prefix + name: value for name, value in scores.all_named(self._config.topk).items()}
@@ -187,7 +192,7 @@ class RunWriter:
     def folder(self) -> Path:
         return self._folder
 
-    def finish_training(self, history: History, test: Scores | None, popularity: Scores | None) -> None:
+    def finish_training(self, history: History, test: EvalMetrics | None, popularity: EvalMetrics | None) -> None:
         """Write the summary, `metrics.json`, `curves.png` and the model card.
 
         Args:
@@ -254,8 +259,8 @@ class RunWriter:
         recipe: dict[str, Any],
         throughput: float,
         quality: tuple[float, float],
-        test: Scores | None,
-        popularity: Scores | None,
+        test: EvalMetrics | None,
+        popularity: EvalMetrics | None,
     ) -> None:
         """Write the summed model and the other files of an ordinary run.
 
@@ -284,14 +289,14 @@ class RunWriter:
         self._finish(test, popularity, more)
         shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
 
-    def finish_test(self, scores: Scores, popularity: Scores) -> None:
+    def finish_test(self, scores: EvalMetrics, popularity: EvalMetrics) -> None:
         """Write the metrics of an evaluated checkpoint."""
         if self._log is not None:
             metrics = {**scores.all_named(self._config.topk), "eval_throughput": scores.samples_per_s}
             self._log.summary({**metrics, "validation_loss": scores.loss})
         self._finish(scores, popularity, {"eval_throughput": scores.samples_per_s})
 
-    def _finish(self, scores: Scores | None, popularity: Scores | None, more: dict[str, Any]) -> None:
+    def _finish(self, scores: EvalMetrics | None, popularity: EvalMetrics | None, more: dict[str, Any]) -> None:
         k = self._config.topk
         metrics = {
             f"hr@{k}": scores.hit_rate if scores else None,
@@ -316,7 +321,7 @@ class RunWriter:
         console.print(f"results in {self._shown}")
 
 
-def _outcome(scores: Scores | None, popularity: Scores | None, k: int) -> str:
+def _outcome(scores: EvalMetrics | None, popularity: EvalMetrics | None, k: int) -> str:
     """The result of a run, in one line."""
     if scores is None or popularity is None:
         return "no test series with negatives, so nothing was evaluated; the last epoch was saved"

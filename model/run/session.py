@@ -12,64 +12,64 @@ from torch import Tensor
 
 from model.data.dataset import Rows, open_train
 from model.data.popularity import item_popularity
-from model.data.side_features import settle
-from model.data.test_set import HeldOut, open_test
-from model.data.train_loader import EpochBatches, SamplingConfig, check_labels
-from model.data.user_items import Seen
-from model.data.user_loader import UserBatches, UserLoaderConfig
+from model.data.side_features import resolve_side_features
+from model.data.test_set import TestSet, open_test_set
+from model.data.train_loader import SamplingConfig, TrainLoader, check_labels
+from model.data.user_items import UserItems
+from model.data.user_loader import UserLoader, UserLoaderConfig
 from model.data.validation import leave_one_out
-from model.distributed.process_group import World
-from model.evaluation.evaluator import Evaluation, Scores
+from model.distributed.process_group import ProcessGroup
+from model.evaluation.evaluator import EvalMetrics, Evaluator
 from model.network.checkpoint import WEIGHTS_NAME, load_weights
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.network.pretrained import start_from
 from model.run.arguments import train_config
 from model.run.ensemble_session import train_members
 from model.run.folder import RunWriter, check_run
-from model.training.all_items_step import CatalogueStep, has_item_bias, start_from_popularity
+from model.training.all_items_step import AllItemsStep, has_item_bias, start_from_popularity
 from model.training.config import TrainConfig
 from model.training.resume_state import load_last
 from model.training.step import Step
 from model.training.trainer import Training
-from preprocessing.spec.columns import Columns
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
 from workflows.device import rng_state, torch_generator
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.config import Sampling, build_candidates
 
 _DROPOUT_STREAM = 5
 _VALIDATION_NEGATIVES = 100  # if there are no test series to match
 
 
-def run(args: argparse.Namespace, world: World) -> None:
+def run(args: argparse.Namespace, world: ProcessGroup) -> None:
     """Train, or test a checkpoint, as the flags say; only rank 0 writes and prints.
 
     Raises:
         UserError: the flags, the data or a checkpoint are invalid.
     """
     console.quiet = not world.is_first
-    config = train_config(args, world.same(secrets.randbits(32) if args.seed is None else args.seed))
+    config = train_config(args, world.broadcast_int(secrets.randbits(32) if args.seed is None else args.seed))
     _check_flags(args, config, world)
     if world.is_first:
         check_run(args)
     spec = read_feature_spec(args.data, args.feature_spec_file)
-    columns = Columns.of(spec, args.user_feature, args.item_feature)
-    test = open_test(args.data, spec, world.device, columns, positives_alone=config.eval == "full")
+    columns = FeatureColumns.from_spec(spec, args.user_feature, args.item_feature)
+    test = open_test_set(args.data, spec, world.device, columns, positives_alone=config.eval == "full")
     _check_topk(args, config, test)
     if test is not None and test.note:
         console.print(test.note)
     train = open_train(args.data, spec, world.device, columns)
-    columns, item_tables = settle(train, test.rows if test is not None else None, world.device)
+    columns, item_tables = resolve_side_features(train, test.rows if test is not None else None, world.device)
     train = replace(train.only(columns.streamed), columns=columns)
     shape = _shape(args, columns)
-    seen = Seen.of(train, world.device) if config.eval == "full" else None
+    seen = UserItems.from_rows(train, world.device) if config.eval == "full" else None
     in_memory = config.loader == "memory"
 
-    def measured(held_out: HeldOut) -> Evaluation:
-        return Evaluation.of(held_out, columns, config.topk, config.valid_batch_size, world, seen, in_memory)
+    def measured(held_out: TestSet) -> Evaluator:
+        return Evaluator.from_test_set(held_out, columns, config.topk, config.valid_batch_size, world, seen, in_memory)
 
     evaluation = measured(test) if test is not None else None
     popularity = evaluation.popularity(train) if evaluation is not None else None
@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, world: World) -> None:
         )
         return
     model = _network(args, shape, item_tables, config.seed, world)
-    if config.whole_catalogue:
+    if config.all_items_loss:
         step, batches = _over_all_items(args, config, model, train, held_out, world)
     else:
         kind = "static" if spec.metadata.train_negatives else config.negatives
@@ -107,8 +107,8 @@ def run(args: argparse.Namespace, world: World) -> None:
 
 
 def _over_samples(
-    config: TrainConfig, kind: str, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
-) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
+    config: TrainConfig, kind: str, model: NeuMF, train: Rows, held_out: Tensor | None, world: ProcessGroup
+) -> tuple[Step | AllItemsStep, TrainLoader | UserLoader]:
     """Step and batches for positives and sampled negatives.
 
     Args:
@@ -122,13 +122,18 @@ def _over_samples(
         seed=config.seed,
     )
     check_labels(train, sampling, world.device)
-    batches = EpochBatches(train, sampling, world, _candidates(train, sampling, world), held_out)
+    batches = TrainLoader(train, sampling, world, _candidates(train, sampling, world), held_out)
     return Step(model, config, world), batches
 
 
 def _over_all_items(
-    args: argparse.Namespace, config: TrainConfig, model: NeuMF, train: Rows, held_out: Tensor | None, world: World
-) -> tuple[Step | CatalogueStep, EpochBatches | UserBatches]:
+    args: argparse.Namespace,
+    config: TrainConfig,
+    model: NeuMF,
+    train: Rows,
+    held_out: Tensor | None,
+    world: ProcessGroup,
+) -> tuple[Step | AllItemsStep, TrainLoader | UserLoader]:
     """Step and batches for users and all items.
 
     Raises:
@@ -147,17 +152,17 @@ def _over_all_items(
     users = UserLoaderConfig(
         batch_size=config.batch_size, recency=config.recency, in_memory=config.loader == "memory", seed=config.seed
     )
-    return CatalogueStep(model, config, world, counts), UserBatches(train, users, world, held_out)
+    return AllItemsStep(model, config, world, counts), UserLoader(train, users, world, held_out)
 
 
-def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) -> None:
+def _check_flags(args: argparse.Namespace, config: TrainConfig, world: ProcessGroup) -> None:
     """Raise UserError for invalid combinations of flags."""
     if config.batch_size < world.size:
         raise UserError(
             f"--batch_size should be at least {world.size}, the number of processes, got {config.batch_size}"
         )
     least = 2 * max(1, len(config.members))
-    if (config.whole_catalogue or config.members) and (args.arch != "gmf" or args.factors < least):
+    if (config.all_items_loss or config.members) and (args.arch != "gmf" or args.factors < least):
         raise UserError(
             f"{'--members' if config.members else '--loss ' + config.loss} needs --arch gmf with --factors {least} or "
             f"more, the last of which is the item bias; got --arch {args.arch} --factors {args.factors}"
@@ -169,7 +174,7 @@ def _check_flags(args: argparse.Namespace, config: TrainConfig, world: World) ->
         raise UserError(f"{which}; omit --load_checkpoint_path")
 
 
-def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | None) -> None:
+def _check_topk(args: argparse.Namespace, config: TrainConfig, test: TestSet | None) -> None:
     if config.eval == "sampled" and test is not None and test.length is not None and config.topk > test.length:
         raise UserError(
             f"--topk {config.topk} exceeds the length of the test series in {args.data} ({test.length}), so every "
@@ -177,7 +182,7 @@ def _check_topk(args: argparse.Namespace, config: TrainConfig, test: HeldOut | N
         )
 
 
-def _shape(args: argparse.Namespace, columns: Columns) -> NeuMFConfig:
+def _shape(args: argparse.Namespace, columns: FeatureColumns) -> NeuMFConfig:
     """The network's shape from the flags and the data; raises UserError if it is invalid."""
     return NeuMFConfig(
         n_users=columns.n_users,
@@ -192,7 +197,7 @@ def _shape(args: argparse.Namespace, columns: Columns) -> NeuMFConfig:
 
 
 def _network(
-    args: argparse.Namespace, shape: NeuMFConfig, tables: tuple[Tensor, ...], seed: int, world: World
+    args: argparse.Namespace, shape: NeuMFConfig, tables: tuple[Tensor, ...], seed: int, world: ProcessGroup
 ) -> NeuMF:
     """The network before training, identical on every rank."""
     # Dropout draws from torch's global generator, seeded differently on each rank.
@@ -206,21 +211,21 @@ def _network(
     return model.to(world.device)
 
 
-def _candidates(train: Rows, sampling: SamplingConfig, world: World) -> Candidates | None:
+def _candidates(train: Rows, sampling: SamplingConfig, world: ProcessGroup) -> Candidates | None:
     """The distribution of sampled negatives; None if uniform over all items."""
     if sampling.kind != "popularity" or not sampling.draws:
         return None
     counts = item_popularity(train, world)
-    return line_of(train.columns.n_items, Sampling(kind="popularity"), counts.cpu().numpy(), None, counts)
+    return build_candidates(train.columns.n_items, Sampling(kind="popularity"), counts.cpu().numpy(), None, counts)
 
 
 def _test(
     args: argparse.Namespace,
     config: TrainConfig,
-    columns: Columns,
+    columns: FeatureColumns,
     model: NeuMF,
-    evaluation: Evaluation,
-    popularity: Scores,
+    evaluation: Evaluator,
+    popularity: EvalMetrics,
 ) -> None:
     world = evaluation.world
     with RunWriter(args, config, columns, world.device) if world.is_first else nullcontext() as writer:
@@ -232,12 +237,12 @@ def _test(
 def _train(
     args: argparse.Namespace,
     config: TrainConfig,
-    columns: Columns,
+    columns: FeatureColumns,
     training: Training,
-    batches: EpochBatches | UserBatches,
-    chosen_by: Evaluation | None,
-    evaluation: Evaluation | None,
-    popularity: Scores | None,
+    batches: TrainLoader | UserLoader,
+    chosen_by: Evaluator | None,
+    evaluation: Evaluator | None,
+    popularity: EvalMetrics | None,
 ) -> None:
     """Train, and write the run.
 
@@ -264,7 +269,7 @@ def _train(
             if writer is not None:
                 load_weights(writer.folder / WEIGHTS_NAME, model)
             for tensor in model.state_dict().values():
-                world.copy_first(tensor)
+                world.broadcast(tensor)
             test = evaluation(model) if evaluation is not None else None
         if writer is not None:
             writer.finish_training(history, test, popularity)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from model.compiled.available import compiled_loops
 from model.network.neumf import NeuMF
-from model.scoring.torch_scorer import TorchScoring
+from model.scoring.torch_scorer import TorchScorer
 
 if TYPE_CHECKING:
-    from model.compiled.scorer import KernelScoring
+    from model.compiled.scorer import CompiledScorer
 
 
 class Scorer:
@@ -29,7 +29,7 @@ class Scorer:
         Args:
             kernels: whether compiled loops may be used.
         """
-        self._scoring: TorchScoring | KernelScoring = TorchScoring(model) if not kernels else _scoring(model)
+        self._scoring: TorchScorer | CompiledScorer = TorchScorer(model) if not kernels else _scoring(model)
 
     @torch.no_grad()
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
@@ -63,10 +63,10 @@ class Scorer:
         return self._scoring.all_items(users, *side, items=items)
 
 
-def _scoring(model: NeuMF) -> TorchScoring | KernelScoring:
+def _scoring(model: NeuMF) -> TorchScorer | CompiledScorer:
     weight = model.final.weight
     if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not len(model.mlp) or not compiled_loops():
-        return TorchScoring(model)
-    from model.compiled.scorer import KernelScoring
+        return TorchScorer(model)
+    from model.compiled.scorer import CompiledScorer
 
-    return KernelScoring(model, torch.get_num_threads())
+    return CompiledScorer(model, torch.get_num_threads())

@@ -19,7 +19,7 @@ CHUNK_SAMPLES_ON_DEVICE = 1 << 17
 _TILE_USERS = 8  # users that share each read of an item
 
 
-class TorchScoring:
+class TorchScorer:
     """See `model.scoring.scorer.Scorer`."""
 
     def __init__(self, model: NeuMF, chunk: int | None = None) -> None:

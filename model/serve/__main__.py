@@ -13,7 +13,7 @@ import uvicorn
 from model.network.checkpoint import load_run
 from model.recommend.recommender import Recommender
 from model.serve.app import create_app
-from model.serve.service import Answers
+from model.serve.service import Service
 from preprocessing.spec.titles import read_titles
 from workflows import device
 from workflows.common.cli import HelpFormatter
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     recommender = Recommender(run, data, in_memory=True)
     own_titles = data / "titles.parquet"
     path = args.titles or (own_titles if own_titles.is_file() else None)
-    answers = Answers(recommender, read_titles(path) if path else {})
+    answers = Service(recommender, read_titles(path) if path else {})
     app = create_app(answers, refuses_unknown=args.unknown_users == "error")
     config = uvicorn.Config(
         app,

@@ -25,9 +25,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from model.serve.batching import Batcher, QueueFullError
-from model.serve.middleware import Edge
+from model.serve.middleware import Middleware
 from model.serve.schemas import Answer, Failure, Health, Query, UserAnswer
-from model.serve.service import Answers, Asked
+from model.serve.service import Asked, Service
 
 MAX_BODY_BYTES = 1 << 16
 MAX_BATCH, MAX_WAITING = 256, 2048  # users
@@ -35,7 +35,7 @@ _PAGE = Path(__file__).parent / "page"
 _SHOWN_ERRORS = 3
 
 
-def create_app(answers: Answers, refuses_unknown: bool) -> ASGIApp:
+def create_app(answers: Service, refuses_unknown: bool) -> ASGIApp:
     """The service of a run as an ASGI application.
 
     Args:
@@ -78,10 +78,10 @@ def create_app(answers: Answers, refuses_unknown: bool) -> ASGIApp:
         return FileResponse(_PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=_PAGE))
-    return Edge(app, registry)
+    return Middleware(app, registry)
 
 
-def _batcher(answers: Answers, registry: CollectorRegistry) -> Batcher[Asked, UserAnswer]:
+def _batcher(answers: Service, registry: CollectorRegistry) -> Batcher[Asked, UserAnswer]:
     """A batcher that reports to the metrics."""
     ProcessCollector(registry=registry)
     buckets = [1 << power for power in range(MAX_BATCH.bit_length())]

@@ -20,7 +20,7 @@ _DOCS_POLICY = f"{_POLICY}; script-src 'self' 'unsafe-inline'; style-src 'self' 
 _COUNTED = ("/recommend", "/health", "/metrics")  # all others share one label, since clients choose the paths
 
 
-class Edge:
+class Middleware:
     """ASGI middleware."""
 
     def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:

@@ -23,7 +23,7 @@ class Asked:
     history: int
 
 
-class Answers:
+class Service:
     """A run's recommendations with titles."""
 
     def __init__(self, recommender: Recommender, titles: Mapping[str, str]) -> None:

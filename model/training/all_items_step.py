@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.data.user_loader import UserBatch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.step import adam, shared_gradients
@@ -23,7 +23,7 @@ _THREAD_WORK = 50_000_000
 _SCORE_WORK = 40  # per logit, besides the matrix products
 
 
-class CatalogueStep:
+class AllItemsStep:
     """Adam steps on the mean loss of all positives, each -log of the softmax over all items (multinomial likelihood;
     Liang et al. 2018, section 2.1), with an L2 penalty.
 
@@ -31,7 +31,7 @@ class CatalogueStep:
     their number of positives, and over all items with theirs, the latter scaled by the step's share of all positives.
     """
 
-    def __init__(self, model: NeuMF, config: TrainConfig, world: World, item_counts: Tensor) -> None:
+    def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, item_counts: Tensor) -> None:
         """
         Args:
             model: GMF with at least 2 factors; see `start_from_popularity`.

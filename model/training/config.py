@@ -50,7 +50,7 @@ class TrainConfig:
     seed: int = 0
 
     @property
-    def whole_catalogue(self) -> bool:
+    def all_items_loss(self) -> bool:
         """Whether the loss is over all items instead of sampled negatives."""
         return self.loss != "bce"
 
@@ -75,7 +75,7 @@ class TrainConfig:
         for name in ("weight_decay", "recency"):
             if not 0.0 <= getattr(self, name) < float("inf"):
                 wrong.append(f"--{name} should be 0 or more, got {getattr(self, name)}")
-            elif getattr(self, name) and not self.whole_catalogue:
+            elif getattr(self, name) and not self.all_items_loss:
                 wrong.append(f"--{name} goes with --loss softmax or bce-all; leave it out, or add one")
         if self.members and self.loss != "bce":
             wrong.append("--members come with their own losses; leave --loss out")
@@ -86,7 +86,7 @@ class TrainConfig:
         if self.members and (self.weight_decay or self.recency):
             wrong.append("--members come with their own penalties and recency; leave out --weight_decay and --recency")
         ignored: list[str] = []
-        if self.whole_catalogue or self.members:
+        if self.all_items_loss or self.members:
             ignored += ["negatives", "negative_samples", "grads_accumulated", "compile", "cuda_graphs"]
         if self.members:
             ignored += ["patience", "threshold"]

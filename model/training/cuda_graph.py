@@ -13,7 +13,7 @@ _WARM_UPS = 3  # libraries initialise in their first calls, which cannot be capt
 Gradients = Callable[[Batch, Tensor], Tensor]
 
 
-class Graphed:
+class GradientGraph:
     """A CUDA graph of a function that adds a batch's gradients to fixed memory (`TorchStep.gradients`).
 
     Once captured, the graph replays for batches of the first shape seen, which are copied to its input buffers. Before
@@ -49,6 +49,6 @@ class Graphed:
         return self._loss.clone()  # the next replay overwrites it
 
     def _record(self, batch: Batch, weight: Tensor) -> Callable[[], None]:
-        self._batch, self._weight = Batch.of(map(Tensor.clone, batch.columns), batch.group), weight.clone()
+        self._batch, self._weight = Batch.from_columns(map(Tensor.clone, batch.columns), batch.group), weight.clone()
         replay, self._loss = self._capture(lambda: self._gradients(self._batch, self._weight))
         return replay

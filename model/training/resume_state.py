@@ -10,7 +10,7 @@ from typing import Any
 import safetensors
 import torch
 
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import FORMAT, fill, save_tensors
 from model.training.trainer import History, Training
 from workflows.common.errors import UserError
@@ -40,7 +40,7 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
     save_tensors(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
 
 
-def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] | None:
+def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str, Any] | None:
     """Restore training from `save_last`; each rank restores its own random state.
 
     Returns:
@@ -56,7 +56,7 @@ def load_last(folder: Path, training: Training, world: World) -> dict[str, Any] 
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
-        history = History.of_json(about["history"])
+        history = History.from_json(about["history"])
     except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
         raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
     ranks = sum(name.startswith("rng.") for name in tensors)

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from model.compiled.available import compiled_loops
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
-from model.training.cuda_graph import Graphed
+from model.training.cuda_graph import GradientGraph
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from model.training.torch_step import CHUNK_SAMPLES, TorchStep
 from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
 
 if TYPE_CHECKING:
-    from model.compiled.step import KernelStep
+    from model.compiled.step import CompiledStep
 
 # Minimum work per thread, in multiplications of the hidden layers or equivalents.
 _THREAD_WORK = 350_000_000
@@ -34,7 +34,7 @@ class Step:
     (`model.training.torch_step`).
     """
 
-    def __init__(self, model: NeuMF, config: TrainConfig, world: World, kernels: bool = True) -> None:
+    def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, kernels: bool = True) -> None:
         """
         Args:
             kernels: whether compiled loops may be used.
@@ -61,7 +61,7 @@ class Step:
                 piece = -(-config.batch_size // world.size // config.grads_accumulated)
                 chunk = min(chunk, piece) if chunk is not None else piece
             of_batch = TorchStep(model, chunk, autocast, config.compile).gradients
-            self._torch = Graphed(of_batch, capture) if capture is not None else of_batch
+            self._torch = GradientGraph(of_batch, capture) if capture is not None else of_batch
 
     def __call__(self, batch: Batch | None, samples: int) -> Tensor:
         """
@@ -119,8 +119,8 @@ def _threads(model: NeuMF, samples: int) -> int:
 
 
 def _kernel_step(
-    model: NeuMF, config: TrainConfig, world: World, dtype: torch.dtype | None, threads: int
-) -> KernelStep | None:
+    model: NeuMF, config: TrainConfig, world: ProcessGroup, dtype: torch.dtype | None, threads: int
+) -> CompiledStep | None:
     """The compiled step, or None if it does not apply."""
     side = model.config.row_side or model.config.item_side
     float32 = next(model.parameters()).dtype is torch.float32
@@ -130,9 +130,9 @@ def _kernel_step(
         return None
     if not compiled_loops():
         return None
-    from model.compiled.step import KernelStep
+    from model.compiled.step import CompiledStep
 
     # --amp uses bfloat16 only if that is faster; --precision bf16 always does.
     reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
     products = torch.bfloat16 if reduced else torch.float32
-    return KernelStep(model, threads, products)
+    return CompiledStep(model, threads, products)

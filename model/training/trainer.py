@@ -12,11 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from model.data.train_loader import EpochBatches
-from model.data.user_loader import UserBatches
-from model.evaluation.evaluator import Scores
+from model.data.train_loader import TrainLoader
+from model.data.user_loader import UserLoader
+from model.evaluation.evaluator import EvalMetrics
 from model.network.neumf import NeuMF
-from model.training.all_items_step import CatalogueStep
+from model.training.all_items_step import AllItemsStep
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.threads import torch_threads
@@ -34,7 +34,7 @@ class EpochReport:
     train_loss: float
     train_samples: int
     train_s: float
-    scores: Scores | None
+    scores: EvalMetrics | None
 
     @property
     def train_throughput(self) -> float:
@@ -92,11 +92,11 @@ class History:
         return asdict(self)
 
     @staticmethod
-    def of_json(known: dict[str, Any]) -> History:
+    def from_json(known: dict[str, Any]) -> History:
         """Inverse of `to_json`; raises KeyError or TypeError for anything else."""
         epochs = []
         for epoch in known["epochs"]:
-            scores = Scores(**epoch["scores"]) if epoch["scores"] is not None else None
+            scores = EvalMetrics(**epoch["scores"]) if epoch["scores"] is not None else None
             epochs.append(EpochReport(**{**epoch, "scores": scores}))
         return History(**{**known, "epochs": tuple(epochs)})
 
@@ -106,13 +106,13 @@ class Training:
     """A network being trained, its step and its history; `last/` holds these and torch's random state."""
 
     model: NeuMF
-    step: Step | CatalogueStep
+    step: Step | AllItemsStep
     history: History = field(default_factory=History)
 
     def fit(
         self,
-        batches: EpochBatches | UserBatches,
-        evaluation: Callable[[NeuMF], Scores] | None,
+        batches: TrainLoader | UserLoader,
+        evaluation: Callable[[NeuMF], EvalMetrics] | None,
         config: TrainConfig,
         on_epoch: Callable[[Training], None],
         progress: Stage,
@@ -138,7 +138,7 @@ class Training:
         return self.history
 
     def _epoch(
-        self, batches: EpochBatches | UserBatches, number: int, config: TrainConfig, progress: Stage
+        self, batches: TrainLoader | UserLoader, number: int, config: TrainConfig, progress: Stage
     ) -> EpochReport:
         world, started = self.step.world, time.perf_counter()
         expected, step = max(1, batches.samples_per_epoch()), cast(Callable[[Any, int], Tensor], self.step)

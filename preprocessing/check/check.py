@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from preprocessing.check.rules import check_rules
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
-from preprocessing.spec.features import Roles
+from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.findings import Finding, error, note
-from preprocessing.spec.ranges import Survey
+from preprocessing.spec.ranges import ValueRanges
 from preprocessing.spec.reader import BLOCK_ROWS, locate, text_features
 from preprocessing.spec.values import Kind, Wrong, iter_values, kinds_of, text_of
 from preprocessing.transcode.feature_workflow import is_file_name
@@ -47,7 +47,7 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
         kinds = kinds_of(folder, spec)
     except UserError as err:
         return [error(str(folder / spec_name), str(err))]
-    survey = Survey(kinds)
+    survey = ValueRanges(kinds)
     findings = [finding for mapping in spec.source_spec for finding in _values(folder, spec, mapping, kinds, survey)]
     usable = not findings  # all findings so far are errors
     findings += _cardinalities(spec, survey)
@@ -57,7 +57,7 @@ def check_folder(folder: Path, spec_name: str) -> list[Finding]:
     if not usable:
         return findings
     try:
-        findings += check_rules(folder, resolved, Roles.of(resolved), kinds)
+        findings += check_rules(folder, resolved, FeatureRoles.from_spec(resolved), kinds)
     except UserError as err:
         # Before transcoding, text has no cardinality, so the roles may still be ambiguous.
         findings.append(Finding("note" if text_of(kinds) else "error", str(folder / spec_name), str(err)))
@@ -76,7 +76,9 @@ def _unreadable(folder: Path, spec: FeatureSpec) -> list[Finding]:
     return findings
 
 
-def _values(folder: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, Kind], survey: Survey) -> list[Finding]:
+def _values(
+    folder: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, Kind], survey: ValueRanges
+) -> list[Finding]:
     """Check the files, chunk lengths and values of a mapping."""
     kinds = {name: kind for name, kind in kinds.items() if mapping == "train" or name in spec.features(mapping)}
     declared = {name: size for name in kinds if isinstance(size := spec.feature_spec[name].cardinality, int)}
@@ -101,7 +103,7 @@ def _values(folder: Path, spec: FeatureSpec, mapping: str, kinds: Mapping[str, K
     ]
 
 
-def _cardinalities(spec: FeatureSpec, survey: Survey) -> list[Finding]:
+def _cardinalities(spec: FeatureSpec, survey: ValueRanges) -> list[Finding]:
     sizes = {name: spec.feature_spec[name].cardinality for name in survey.found}
     return [
         note(f"feature_spec.{name}.cardinality", f"is much larger than the largest id + 1 ({size:,}, found {found:,})")

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from preprocessing.spec.feature_spec import FeatureSpec
-from preprocessing.spec.features import Roles
+from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.findings import Finding, error, note
 from preprocessing.spec.reader import BLOCK_ROWS, file_rows
 from preprocessing.spec.series import Series, first_run
@@ -22,7 +22,7 @@ from preprocessing.spec.values import Block, Kind, iter_values
 _EXAMPLES = 3
 
 
-def check_rules(folder: Path, spec: FeatureSpec, roles: Roles, kinds: Mapping[str, Kind]) -> list[Finding]:
+def check_rules(folder: Path, spec: FeatureSpec, roles: FeatureRoles, kinds: Mapping[str, Kind]) -> list[Finding]:
     """Findings about rules that the rows violate.
 
     Args:
@@ -68,7 +68,7 @@ def check_rules(folder: Path, spec: FeatureSpec, roles: Roles, kinds: Mapping[st
     return findings + [finding for values in items for finding in values.findings()]
 
 
-def _file_ends(folder: Path, spec: FeatureSpec, roles: Roles) -> np.ndarray:
+def _file_ends(folder: Path, spec: FeatureSpec, roles: FeatureRoles) -> np.ndarray:
     """Cumulative row counts at which train files end; empty if the spec does not promise `time_ordered`."""
     if not spec.metadata.time_ordered:
         return np.zeros(0, dtype=np.int64)
@@ -133,11 +133,11 @@ class _WholeUsers:
         begins = np.flatnonzero(users != before)
         runs = users[begins]
         _, first = np.unique(runs, return_index=True)
-        again = self._seen[runs]
-        again[np.setdiff1d(np.arange(len(runs)), first)] = True
-        if again.any() and not self._again:
-            self._first = start + int(begins[again.argmax()])
-        self._again += int(again.sum())
+        is_duplicate = self._seen[runs]
+        is_duplicate[np.setdiff1d(np.arange(len(runs)), first)] = True
+        if is_duplicate.any() and not self._again:
+            self._first = start + int(begins[is_duplicate.argmax()])
+        self._again += int(is_duplicate.sum())
         self._seen[runs] = True
         ends = self._file_ends[(self._file_ends >= start) & (self._file_ends < start + len(users))] - start
         self._cut += int((users[ends] == before[ends]).sum())

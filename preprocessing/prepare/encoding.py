@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.prepare.id_bitmap import Present
+from preprocessing.prepare.id_bitmap import IdBitmap
 from preprocessing.prepare.partition import SpilledLog, narrow, texts_path
 from preprocessing.prepare.row_filter import ITEM, TIME, USER
 from preprocessing.prepare.text_ids import in_order, text_buckets, text_keys, texts_of_bucket
@@ -86,7 +86,7 @@ def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
             buckets = range(text_buckets(spilled.partitions))
             cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in buckets], parts.append)
             originals[name] = in_order(parts)
-        elif (ids := Present.distinct([spill.present[name] for spill in spilled.spills])) is not None:
+        elif (ids := IdBitmap.distinct([spill.present[name] for spill in spilled.spills])) is not None:
             originals[name] = pa.array(narrow(ids))
     far_apart = [name for name in (USER, ITEM) if name not in originals]
     if far_apart:

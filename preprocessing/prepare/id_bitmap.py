@@ -11,26 +11,26 @@ _MAX_RANGE = 1 << 26  # 8 MiB of bits
 
 
 @dataclass(frozen=True)
-class Present:
+class IdBitmap:
     """Bit i is set if `low + i` occurs; `low` is a multiple of 8."""
 
     low: int
     bits: np.ndarray
 
     @staticmethod
-    def of(ids: np.ndarray) -> Present | None:
+    def from_ids(ids: np.ndarray) -> IdBitmap | None:
         """Bitmap of the integers in an array; None if their range is too wide."""
         if not len(ids):
-            return Present(0, np.zeros(0, dtype=np.uint8))
+            return IdBitmap(0, np.zeros(0, dtype=np.uint8))
         low, high = int(ids.min()) & ~7, int(ids.max())
         if high - low >= _MAX_RANGE:
             return None
         found = np.zeros(high - low + 1, dtype=np.bool_)
         found[ids - low] = True
-        return Present(low, np.packbits(found))
+        return IdBitmap(low, np.packbits(found))
 
     @staticmethod
-    def distinct(parts: Sequence[Present | None]) -> np.ndarray | None:
+    def distinct(parts: Sequence[IdBitmap | None]) -> np.ndarray | None:
         """Union of the parts, ascending int64; None if a part is None, all are empty, or the union is too wide."""
         some = [part for part in parts if part is not None and len(part.bits)]
         if None in parts or not some:

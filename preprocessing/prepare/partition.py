@@ -18,7 +18,7 @@ import dask
 import numpy as np
 import pyarrow as pa
 
-from preprocessing.prepare.id_bitmap import Present
+from preprocessing.prepare.id_bitmap import IdBitmap
 from preprocessing.prepare.row_filter import ITEM, TIME, USER, Selection, select
 from preprocessing.prepare.text_ids import bucket_of, spill_texts, text_buckets
 from preprocessing.sources.log import Log, Piece
@@ -47,7 +47,7 @@ class Spill:
     offsets: np.ndarray
     item_sizes: tuple[int, ...]
     text: tuple[str, ...]
-    present: dict[str, Present | None]
+    present: dict[str, IdBitmap | None]
     rows_read: int
     missing: int
     below_rating: int
@@ -148,7 +148,7 @@ def _spill_table(
     partial.write_bytes(b"".join(part[start:end] for start, end in pairwise(offsets.tolist()) for part in grouped))
     partial.replace(path)
     item_sizes = tuple(values.itemsize for values in columns)
-    present = {ids: Present.of(arrays[ids]) for ids in (USER, ITEM) if ids not in text}
+    present = {ids: IdBitmap.from_ids(arrays[ids]) for ids in (USER, ITEM) if ids not in text}
     return Spill(name, offsets, item_sizes, text, present, rows_read, missing, below_rating, unknown)
 
 

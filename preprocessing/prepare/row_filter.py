@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.sources.log import Columns, Piece
+from preprocessing.sources.log import LogColumns, Piece
 from preprocessing.sources.parquet import value_type
 from workflows.common.errors import UserError
 
@@ -30,7 +30,7 @@ class Selection:
         known: ids to keep, per id column; None: all.
     """
 
-    columns: Columns
+    columns: LogColumns
     min_rating: float | None = None
     strict: bool = False
     known: dict[str, IdTable] | None = None

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preprocessing.sources.log import Columns
+from preprocessing.sources.log import LogColumns
 from workflows.common.errors import UserError
 
 # Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
 _KNOWN_COLUMNS = (
-    Columns(user="user_id", item="item_id", time="timestamp", rating="rating"),
-    Columns(user="userId", item="movieId", time="timestamp", rating="rating"),
-    Columns(user="user", item="item", time="time", rating="rating"),
+    LogColumns(user="user_id", item="item_id", time="timestamp", rating="rating"),
+    LogColumns(user="userId", item="movieId", time="timestamp", rating="rating"),
+    LogColumns(user="user", item="item", time="time", rating="rating"),
 )
 
 
-def recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
+def recognise(shown: str, names: Sequence[str], with_rating: bool) -> LogColumns:
     """The columns of a log with well-known column names.
 
     Raises:
@@ -33,7 +33,7 @@ def recognise(shown: str, names: Sequence[str], with_rating: bool) -> Columns:
     )
 
 
-def require_columns(shown: str, names: Sequence[str], columns: Columns) -> None:
+def require_columns(shown: str, names: Sequence[str], columns: LogColumns) -> None:
     """Raises UserError if a column of the log is missing from a file or appears twice."""
     twice = [name for name in columns.names if list(names).count(name) > 1]
     if twice:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from preprocessing.sources.columns import recognise, require_columns
 from preprocessing.sources.fields import holds, id_type, time_type
-from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from preprocessing.sources.sniff import column_heads, delimiter_for, header_of
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
@@ -31,7 +31,7 @@ class _Layout:
 
 
 def csv_log(
-    sources: Sequence[SourceFile], columns: Columns | None, with_rating: bool, names: Sequence[str] | None
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, names: Sequence[str] | None
 ) -> Log:
     """A log of text files.
 
@@ -60,7 +60,7 @@ def csv_log(
     return Log("CSV log", columns, _pieces(layouts, columns, header))
 
 
-def _pieces(layouts: Sequence[_Layout], columns: Columns, header: bool) -> list[Piece]:
+def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> list[Piece]:
     ids = {
         name: pa.string() if any(layout.guesses.get(name) == pa.string() for layout in layouts) else pa.int64()
         for name in (columns.user, columns.item)
@@ -86,7 +86,7 @@ def _pieces(layouts: Sequence[_Layout], columns: Columns, header: bool) -> list[
 
 
 def _guess_types(
-    source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: Columns
+    source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: LogColumns
 ) -> dict[str, pa.DataType]:
     heads = column_heads(source.path, source.shown, delimiter, names, header, columns.names[:3])
     for name in (columns.user, columns.item):

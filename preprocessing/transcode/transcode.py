@@ -19,8 +19,8 @@ from pyarrow import feather
 
 from preprocessing.config import STATS_NAME
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
-from preprocessing.spec.features import Roles
-from preprocessing.spec.ranges import Survey
+from preprocessing.spec.features import FeatureRoles
+from preprocessing.spec.ranges import ValueRanges
 from preprocessing.spec.reader import BLOCK_ROWS, locate
 from preprocessing.spec.series import found_length
 from preprocessing.spec.values import Block, Kind, iter_values, kinds_of, text_of
@@ -70,11 +70,11 @@ def transcode(
     spec = read_feature_spec(source, spec_name)
     _check_names(spec, out_spec_name)
     # Fail before reading any rows if the spec cannot have roles; the actual roles need all cardinalities.
-    Roles.of(spec.with_cardinalities(dict.fromkeys(spec.categorical(), 1)))
+    FeatureRoles.from_spec(spec.with_cardinalities(dict.fromkeys(spec.categorical(), 1)))
     kinds = kinds_of(source, spec)
     scratch = output / ".spill"
     scratch.mkdir()
-    survey = Survey(kinds)
+    survey = ValueRanges(kinds)
     with stage("read", None, "rows") as running:
         parts = {name: _spill(source, spec, name, kinds, survey, scratch, running) for name in spec.source_spec}
 
@@ -83,7 +83,7 @@ def transcode(
     found = survey.found | {name: len(values) for name, values in workflow.encoder.categories.items()}
     _check_cardinalities(spec, found, survey)
     spec = spec.with_cardinalities(found)
-    roles = Roles.of(spec)
+    roles = FeatureRoles.from_spec(spec)
     spec = _with_series(spec, roles, parts.get("test", []))
     workflow.save(output)
     _keep_categories(source, output, kinds)
@@ -108,7 +108,7 @@ def transcode(
     return stats
 
 
-def _with_series(spec: FeatureSpec, roles: Roles, test: list[Part]) -> FeatureSpec:
+def _with_series(spec: FeatureSpec, roles: FeatureRoles, test: list[Part]) -> FeatureSpec:
     """The spec with the test series length filled in from the data if undeclared; NVIDIA's scripts need it."""
     if spec.metadata.test_samples_per_series is not None or not test or roles.label not in spec.features("test"):
         return spec
@@ -141,7 +141,7 @@ def _spill(
     spec: FeatureSpec,
     mapping: str,
     kinds: Mapping[str, Kind],
-    survey: Survey,
+    survey: ValueRanges,
     scratch: Path,
     running: Stage,
 ) -> list[Part]:
@@ -204,7 +204,7 @@ def _keep_categories(source: Path, output: Path, kinds: Mapping[str, Kind]) -> N
             save_categories(output, name, read_categories(source, name))
 
 
-def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: Survey) -> None:
+def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: ValueRanges) -> None:
     """Raises UserError if a declared cardinality is too small; warns if most ids are unused."""
     small = {
         name: n for name, n in found.items() if isinstance(d := spec.feature_spec[name].cardinality, int) and d < n

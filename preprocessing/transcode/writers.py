@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from preprocessing.prepare.writer import required
 from preprocessing.spec.feature_spec import Chunk, FeatureSpec
-from preprocessing.spec.features import Roles
+from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.reader import save_tensor
 from preprocessing.spec.values import Kind
 from workflows.cluster import ThreadCluster
@@ -36,7 +36,7 @@ class Target:
 
     folder: Path
     kinds: Mapping[str, Kind]
-    roles: Roles
+    roles: FeatureRoles
     device: FrameDevice
     cluster: ThreadCluster
     advance: Callable[[int], None]

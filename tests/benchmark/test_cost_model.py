@@ -36,7 +36,7 @@ from benchmark.training import limits
 from benchmark.training import variants as settings
 from preprocessing.synthetic.log import Shape
 from workflows.common.errors import UserError
-from workflows.device import KERNEL_ROWS
+from workflows.device import COMPILED_ROWS
 
 _ROOT = Path(__file__).parents[2]
 _SHAPE = Shape(3_000, 2_000, 60_000)
@@ -173,7 +173,7 @@ def test_fake_tensors_give_the_same_counts() -> None:
 
 def test_counted_arrays_record_numpy_operations() -> None:
     counter = Counter()
-    values = CountedArray.of(np.arange(1000, dtype=np.int32), counter)
+    values = CountedArray.wrap(np.arange(1000, dtype=np.int32), counter)
     with counter.stage("s"):
         doubled = values * 2  # 4000 in, 4000 out
         found = np.take(doubled, np.array([1, 5, 7]))  # 24 + 3 sectors in, 12 out
@@ -280,7 +280,7 @@ def test_batches_stream_rows_once_and_are_counted_per_sample() -> None:
 
 def test_preprocessing_is_counted_per_interaction() -> None:
     log = small_log(_SHAPE)
-    assert len(log) < KERNEL_ROWS
+    assert len(log) < COMPILED_ROWS
     assert not log.duplicated(["user", "item"]).any()
     users = log["user"].nunique()
     counted = count_preprocessing(_SHAPE)

@@ -125,7 +125,7 @@ def test_standard_errors_cover_users_and_seeds() -> None:
 
 
 def test_ranks_and_histories_match_a_plain_count(folder: Path) -> None:
-    data = Data.of(folder)
+    data = Data.load(folder)
     scores = torch.randint(0, 12, (USERS, ITEMS), generator=torch.Generator().manual_seed(0)).float()  # with ties
     ranks = data.ranks(lambda users: scores[users])
     train, test = (pq.read_table(folder / f"{name}.parquet").to_pandas() for name in ("train", "test"))
@@ -139,7 +139,7 @@ def test_ranks_and_histories_match_a_plain_count(folder: Path) -> None:
     assert (ranks.others == ITEMS - 8 - 1).all()
     metrics = ranks.metrics()
     for way, found in (("sampled", sampled), ("full", full)):
-        means = RankMeans.of(np.bincount(found).tolist(), 10)
+        means = RankMeans.from_counts(np.bincount(found).tolist(), 10)
         assert metrics[f"{way} hr@10"].mean() == pytest.approx(means.hit_rate)
         assert metrics[f"{way} ndcg@10"].mean() == pytest.approx(means.ndcg)
     # Without the last item each user has seven, weighted 1, 1/2 … 1/7 from the last one back, normalised to a sum of 7.

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.evaluation.metrics import positive_ranks
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
@@ -46,7 +46,7 @@ def batches(device: torch.device, sizes: list[int]) -> list[Batch]:
 
 
 def step_of(net: NeuMF, device: torch.device, **config: Any) -> Step:
-    return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), World(device), kernels=False)
+    return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), ProcessGroup(device), kernels=False)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from model.data.dataset import Rows, open_train
-from model.data.test_set import open_test
+from model.data.test_set import open_test_set
 from model.network.checkpoint import save_model
 from model.network.neumf import NeuMF, NeuMFConfig
 from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, Metadata, read_feature_spec
@@ -99,7 +99,7 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
 
     def rows(parts: Sequence[Sequence[Row]], n_users: int, n_items: int, length: int) -> Rows:
         folder = write_folder([[(0, 0, 1.0)]], n_users, n_items, parts, length)
-        opened = open_test(folder, read_feature_spec(folder), CPU)
+        opened = open_test_set(folder, read_feature_spec(folder), CPU)
         assert opened is not None
         return opened.rows
 
@@ -114,8 +114,10 @@ def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
         code = (
             "import torch\n"
             "from model.distributed.launch import end_at_once\n"
-            "from model.distributed.process_group import Place, joined\n"
-            "def main():\n  with joined(Place.of_environment() or Place(), torch.device('cpu')) as world:\n"
+            "from model.distributed.process_group import RankInfo, init_process_group\n"
+            "def main():\n"
+            "  rank = RankInfo.from_environment() or RankInfo()\n"
+            "  with init_process_group(rank, torch.device('cpu')) as world:\n"
         )
         script = tmp_path / "rank.py"
         lines = "".join(f"    {line}\n" for line in body.strip().splitlines())

@@ -29,7 +29,7 @@ from workflows.operators.encode import EncodeIds, IdTable
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates, Unseen, ordered_pairs
-from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.config import Sampling, build_candidates
 from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import histories, run_lengths, run_starts, stable_order
 from workflows.sampling.negatives import row_negatives, series_negatives
@@ -207,34 +207,34 @@ COUNTS, SINCE = RNG.integers(0, 50, N_ITEMS), RNG.integers(0, 9, N_ITEMS)
 
 
 def line(kind: str, like: Any) -> Candidates:
-    return line_of(N_ITEMS, Sampling(**KINDS[kind]), COUNTS, SINCE, like)
+    return build_candidates(N_ITEMS, Sampling(**KINDS[kind]), COUNTS, SINCE, like)
 
 
 @EACH_KIND
 def test_candidates(kind: str) -> None:
     users, items, times = (RNG.integers(0, high, 120) for high in (6, N_ITEMS, 12))
     ours, theirs = line(kind, users), line(kind, gpu(users))
-    for name in ("before", "items", "places", "since"):
+    for name in ("cdf", "items", "positions", "since"):
         if getattr(ours, name) is not None:
             same(getattr(theirs, name), getattr(ours, name))
     points = RNG.integers(0, ours.weight, (6, 5))
-    same(theirs.place_of(gpu(items)), ours.place_of(items))
+    same(theirs.position_of(gpu(items)), ours.position_of(items))
     same(theirs.item_at(gpu(items)), ours.item_at(items))
-    same(theirs.weight_before(gpu(items)), ours.weight_before(items))
-    same(theirs.place_at(gpu(points)), ours.place_at(points))
-    same(theirs.limits(gpu(times)), ours.limits(times))
+    same(theirs.cdf_at(gpu(items)), ours.cdf_at(items))
+    same(theirs.position_at(gpu(points)), ours.position_at(points))
+    same(theirs.cutoffs(gpu(times)), ours.cutoffs(times))
 
     pairs = ordered_pairs(users, items, N_ITEMS)
     same(ordered_pairs(gpu(users), gpu(items), N_ITEMS), pairs)
     unseen, there = Unseen(*pairs, 6, ours), Unseen(*map(gpu, pairs), 6, theirs)
-    owners, limits = np.arange(6), ours.limits(np.array([0, 3, 8, 12, 5, 5]))
-    same(there.left(gpu(owners)), unseen.left(owners))
-    same(there.usable_limits(gpu(owners), gpu(limits)), unseen.usable_limits(owners, limits))
-    points %= unseen.left(owners)[:, None]
-    same(there.places(gpu(owners), gpu(points)), unseen.places(owners, points))
+    owners, cutoffs = np.arange(6), ours.cutoffs(np.array([0, 3, 8, 12, 5, 5]))
+    same(there.available(gpu(owners)), unseen.available(owners))
+    same(there.usable_cutoffs(gpu(owners), gpu(cutoffs)), unseen.usable_cutoffs(owners, cutoffs))
+    points %= unseen.available(owners)[:, None]
+    same(there.positions(gpu(owners), gpu(points)), unseen.positions(owners, points))
     some, taken = owners[::2], np.array([[1, 30], [4, 5], [30, 30]])
     rest, rest_there = unseen.without(some, taken), there.without(gpu(some), gpu(taken))
-    same(rest_there.left(gpu(np.arange(3))), rest.left(np.arange(3)))
+    same(rest_there.available(gpu(np.arange(3))), rest.available(np.arange(3)))
 
 
 @EACH_KIND

@@ -14,7 +14,7 @@ import torch
 
 from workflows.common.errors import UserError
 from workflows.device import (
-    KERNEL_ROWS,
+    COMPILED_ROWS,
     FrameDevice,
     collective_backend,
     frame_device,
@@ -124,12 +124,12 @@ def test_to_arrow_drops_the_index() -> None:
 
 
 def test_large_host_partitions_use_compiled_loops() -> None:
-    assert [FrameDevice(on_cpu=True).compiles(rows) for rows in (0, KERNEL_ROWS - 1, KERNEL_ROWS)] == [
+    assert [FrameDevice(on_cpu=True).compiles(rows) for rows in (0, COMPILED_ROWS - 1, COMPILED_ROWS)] == [
         False,
         False,
         True,
     ]
-    assert not FrameDevice(on_cpu=False).compiles(10 * KERNEL_ROWS)
+    assert not FrameDevice(on_cpu=False).compiles(10 * COMPILED_ROWS)
 
 
 def test_frames_of_returns_the_library_of_a_dataframe() -> None:

@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def made_ahead(items: Generator[T, None, None], most: int) -> Generator[T, None, None]:
+def prefetch(items: Generator[T, None, None], most: int) -> Generator[T, None, None]:
     """Run a generator on its own thread and prefetch its items, starting with the first `next`.
 
     Closing this generator, or an exception in it, ends the thread and closes `items` before control returns.

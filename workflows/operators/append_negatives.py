@@ -11,7 +11,7 @@ from workflows.merlin import ColumnSchema, Operator
 from workflows.operators.encode import EncodeIds
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.config import EXACT, KINDS, Sampling, line_of
+from workflows.sampling.config import EXACT, KINDS, Sampling, build_candidates
 from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import count, stable_order
 from workflows.sampling.negatives import row_negatives
@@ -30,17 +30,17 @@ class DrawsNegatives(Operator):
         if sampling.needs_statistics and statistics is None:
             raise ValueError("popularity and time-aware negatives need ItemStatistics before them in the workflow")
         self.encoder, self.item, self.sampling, self.statistics = encoder, item, sampling, statistics
-        self._line: Candidates | None = None
+        self._candidates: Candidates | None = None
 
     @property
     def n_items(self) -> int:
         return len(self.encoder.categories[self.item])
 
     def candidates(self, like) -> Candidates:
-        if self._line is None or self._line.n_items != self.n_items:
+        if self._candidates is None or self._candidates.n_items != self.n_items:
             counts, since = (None, None) if self.statistics is None else (self.statistics.counts, self.statistics.since)
-            self._line = line_of(self.n_items, self.sampling, counts, since, like)
-        return self._line
+            self._candidates = build_candidates(self.n_items, self.sampling, counts, since, like)
+        return self._candidates
 
     def train_rows(self, users, items, times, per_positive: int) -> dict[str, Any]:
         """Each row followed by its negatives (none if the user has interacted with every item)."""
@@ -57,7 +57,7 @@ class DrawsNegatives(Operator):
         return {"user": rows[keep], "item": samples[keep], "label": labels[keep]}
 
     def __getstate__(self):
-        return {**self.__dict__, "_line": None}  # may hold device memory, so the receiver rebuilds it
+        return {**self.__dict__, "_candidates": None}  # may hold device memory, so the receiver rebuilds it
 
 
 class AppendNegatives(DrawsNegatives):

@@ -89,8 +89,8 @@ class LeaveOneOut(DrawsNegatives):
         last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
         positives = xp.astype(xp.take(history.items, xp.take(history.by_time, last)), xp.int64)
         seed, exact = stream_seed(self.sampling.seed, _TEST_STREAM), self.sampling.kind != "uniform"
-        line = self.candidates(history.items)
-        negatives = series_negatives(history, held_out, line, self.test_negatives, seed, exact)
+        candidates = self.candidates(history.items)
+        negatives = series_negatives(history, held_out, candidates, self.test_negatives, seed, exact)
         series = xp.concat([positives[:, None], negatives], axis=1)
         users = xp.broadcast_to(xp.take(history.users, held_out)[:, None], series.shape)
         labels = xp.broadcast_to(count(series.shape[1], positives)[None, :] == 0, series.shape)

@@ -2,7 +2,7 @@
 
 Array code makes a pass over memory for every operation; these loops make few and allocate little.
 Numba (which Merlin needs anyway) compiles them on first import and caches them in `__pycache__`. Use them through
-`workflows.device.host_kernels`.
+`workflows.device.host_loops`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _mix, _advanced, _below = (njit(function) for function in (counter_rng.mix, coun
 
 @njit
 def _below_32(bits, bound):
-    """`counters.below` for a bound of at most 2**32, all uint64: in halves, so that it vectorizes."""
+    """`counter_rng.below` for a bound of at most 2**32, all uint64: in halves, so that it vectorizes."""
     low = (bits & _U(0xFFFFFFFF)) * bound >> _U(32)
     return ((bits >> _U(32)) * bound + low) >> _U(32)
 
@@ -58,23 +58,23 @@ def _sorted_codes(codes, width):
     passes = max(1, -(-width // _DIGIT_BITS))
     digit_bits = max(1, -(-width // passes))
     mask = np.uint64((1 << digit_bits) - 1)
-    places = np.zeros((passes, 1 << digit_bits), np.uint32)
-    for place in range(n_codes):
-        order[place] = place
-        code = codes[place]
+    positions = np.zeros((passes, 1 << digit_bits), np.uint32)
+    for position in range(n_codes):
+        order[position] = position
+        code = codes[position]
         for number in range(passes):
-            places[number, code & mask] += np.uint32(1)
+            positions[number, code & mask] += np.uint32(1)
             code >>= np.uint64(digit_bits)
     for number in range(passes):
-        shift, to = np.uint64(number * digit_bits), places[number]
+        shift, to = np.uint64(number * digit_bits), positions[number]
         before = np.uint32(0)
         for digit in range(len(to)):
             rows = to[digit]
             to[digit] = before
             before += rows
-        for place in range(n_codes):
-            digit = codes[place] >> shift & mask
-            codes_to[to[digit]], order_to[to[digit]] = codes[place], order[place]
+        for position in range(n_codes):
+            digit = codes[position] >> shift & mask
+            codes_to[to[digit]], order_to[to[digit]] = codes[position], order[position]
             to[digit] += np.uint32(1)
         codes, codes_to = codes_to, codes
         order, order_to = order_to, order
@@ -92,12 +92,12 @@ def _histories(users, items, times, low_user, low_item, low_time, item_bits, pai
     rows, own_items, own_times = np.empty(n_rows, np.int64), np.empty(n_rows, np.int64), np.empty(n_rows, np.int64)
     n_pairs, n_users = 0, 0
     item_mask, before = np.uint64((1 << item_bits) - 1), np.uint64(0)
-    for place in range(n_rows):
-        code, time = codes[place], times[order[place]]
-        if place and code == before:
+    for position in range(n_rows):
+        code, time = codes[position], times[order[position]]
+        if position and code == before:
             own_times[n_pairs - 1] = min(own_times[n_pairs - 1], time)
             continue
-        if not place or (code ^ before) >> np.uint64(item_bits):
+        if not position or (code ^ before) >> np.uint64(item_bits):
             owners[n_users], starts[n_users] = np.int64(code >> np.uint64(item_bits)) + low_user, n_pairs
             n_users += 1
         rows[n_pairs], own_items[n_pairs], own_times[n_pairs] = n_users - 1, np.int64(code & item_mask) + low_item, time
@@ -106,8 +106,8 @@ def _histories(users, items, times, low_user, low_item, low_time, item_bits, pai
     for user in range(n_users):
         counts[user] = (starts[user + 1] if user + 1 < n_users else n_pairs) - starts[user]
     codes = codes[:n_pairs]
-    for place in range(n_pairs):
-        codes[place] = np.uint64(rows[place]) << np.uint64(time_bits) | np.uint64(own_times[place] - low_time)
+    for position in range(n_pairs):
+        codes[position] = np.uint64(rows[position]) << np.uint64(time_bits) | np.uint64(own_times[position] - low_time)
     owner_bits = 0
     while n_users >> owner_bits:
         owner_bits += 1
@@ -137,13 +137,13 @@ def _merge(into, n_into, more, n_more):
 
 
 @njit(_INT[:, ::1](*[_INTS] * 5, _INT, _INT), nogil=True, cache=True)
-def distinct_places(starts, ends, places, keys, limits, n_items, length):
+def distinct_positions(starts, ends, positions, keys, cutoffs, n_items, length):
     """The positions that `negatives.series_negatives` draws if all weights are equal: int64 [T, length], ascending.
 
     Args:
-        starts, ends: int64 [T]; the owner of series t has the positions places[starts[t] : ends[t]].
-        places: int64 [N], ascending for each owner.
-        keys, limits: int64 [T], random key and limit per series; a limit that leaves nothing is ignored.
+        starts, ends: int64 [T]; the owner of series t has the positions positions[starts[t] : ends[t]].
+        positions: int64 [N], ascending for each owner.
+        keys, cutoffs: int64 [T], random key and cutoff per series; a cutoff that leaves nothing is ignored.
     """
     n_series = len(keys)
     chosen = np.empty((n_series, length), np.int64)
@@ -153,27 +153,27 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
     taken, points = np.empty(longest + length, np.int64), np.empty(length, np.int64)
     for series in range(n_series):
         own, key = chosen[series], keys[series]
-        start, own_places = starts[series], ends[series] - starts[series]
-        limit, n_taken = limits[series], 0
-        while n_taken < own_places and places[start + n_taken] < limit:
+        start, own_positions = starts[series], ends[series] - starts[series]
+        cutoff, n_taken = cutoffs[series], 0
+        while n_taken < own_positions and positions[start + n_taken] < cutoff:
             n_taken += 1
-        if n_taken == limit:
-            limit, n_taken = n_items, own_places
-        taken[:n_taken] = places[start : start + n_taken]
+        if n_taken == cutoff:
+            cutoff, n_taken = n_items, own_positions
+        taken[:n_taken] = positions[start : start + n_taken]
         found, drawn = 0, 0
-        while found < length and n_taken < limit:
+        while found < length and n_taken < cutoff:
             missing = length - found
             for draw in range(missing):
-                points[draw] = _below(_mix(_advanced(key, drawn + draw + 1)), limit - n_taken)
+                points[draw] = _below(_mix(_advanced(key, drawn + draw + 1)), cutoff - n_taken)
             drawn += missing
             points[:missing].sort()
             new, passed = 0, 0  # points are sorted, so one pass over `taken` finds all positions
             for draw in range(missing):
                 while passed < n_taken and taken[passed] <= points[draw] + passed:
                     passed += 1
-                place = points[draw] + passed
-                if not new or points[new - 1] != place:
-                    points[new] = place
+                position = points[draw] + passed
+                if not new or points[new - 1] != position:
+                    points[new] = position
                     new += 1
             _merge(taken, n_taken, points, new)
             _merge(own, found, points, new)
@@ -181,8 +181,8 @@ def distinct_places(starts, ends, places, keys, limits, n_items, length):
             found += new
         if found < length:  # too few candidates: repeat them as evenly as possible
             points[:found] = own[:found]
-            for place in range(length):
-                own[place] = points[place % found] if found else 0
+            for position in range(length):
+                own[position] = points[position % found] if found else 0
             own.sort()
     return chosen
 
@@ -226,7 +226,7 @@ _ROWS_TO_PLACES = [
 
 
 @njit(_ROWS_TO_PLACES, nogil=True, cache=True)
-def row_places(users, items, n_items, per_row, seed):
+def row_positions(users, items, n_items, per_row, seed):
     """The result of `negatives.row_negatives` if all weights are equal: [N, per_row], and bool [N].
 
     A bitmap marks the user's own items. The loops over all draws are branch-free; only the few draws that hit one of

@@ -38,7 +38,7 @@ class Sampling:
 EXACT = Sampling()
 
 
-def line_of(
+def build_candidates(
     n_items: int, sampling: Sampling, counts: np.ndarray | None, since: np.ndarray | None, like: Any
 ) -> Candidates:
     """Build the candidates to draw from, in the array library and on the device of `like`.
@@ -46,19 +46,19 @@ def line_of(
     Args:
         counts, since: int64 [n_items], interaction count and earliest time of each item, if `sampling` needs them.
     """
-    before = items = places = appeared = None
+    cdf = items = positions = appeared = None
     if sampling.time_aware:
         assert since is not None
         items = np.lexsort((np.arange(n_items), since))
-        places = np.argsort(items)
+        positions = np.argsort(items)
         appeared = since[items]
     if sampling.kind == "popularity":
         assert counts is not None
         share = counts.astype(np.float64) ** sampling.exponent
         # Integers, so that sums are exact; at least 1, so that every item can be drawn.
         weights = np.maximum(1, share / share.sum() * (MAX_WEIGHT - n_items)).astype(np.int64)
-        before = np.concatenate([[0], np.cumsum(weights if items is None else weights[items])])
+        cdf = np.concatenate([[0], np.cumsum(weights if items is None else weights[items])])
     xp = array_namespace(like)
-    there = device(like)
-    arrays = (before, items, places, appeared)
-    return Candidates(n_items, *(None if array is None else xp.asarray(array, device=there) for array in arrays))
+    like_device = device(like)
+    arrays = (cdf, items, positions, appeared)
+    return Candidates(n_items, *(None if array is None else xp.asarray(array, device=like_device) for array in arrays))

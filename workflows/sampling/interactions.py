@@ -7,7 +7,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows.device import host_kernels
+from workflows.device import host_loops
 
 Array = Any  # a NumPy or CuPy array; torch cannot sort 16-bit digits
 
@@ -91,7 +91,7 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
     for column in (users, items, times):
         if not xp.isdtype(column.dtype, "integral"):
             raise TypeError(f"users, items and times should be integers, got {column.dtype}")
-    kernels = host_kernels(users)
+    kernels = host_loops(users)
     found = None if kernels is None else kernels.histories(users, items, times)
     if found is not None:
         return Histories(*found)
@@ -130,5 +130,5 @@ def _earliest(times: Array, first: Array) -> Array:
     run, times = xp.take(run, rows), xp.take(times, rows)
     order = stable_order(times, run)
     leads = xp.take(times, order)[run_starts(xp.take(run, order))]
-    place = xp.cumulative_sum(xp.astype(several, xp.int64)) - 1
-    return xp.where(several, xp.take(leads, xp.clip(place, min=0)), least)
+    position = xp.cumulative_sum(xp.astype(several, xp.int64)) - 1
+    return xp.where(several, xp.take(leads, xp.clip(position, min=0)), least)

@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows.device import host_kernels, host_view
+from workflows.device import host_loops, host_view
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
 from workflows.sampling.interactions import Histories, count, run_starts
@@ -15,7 +15,7 @@ Array = Any  # a NumPy, CuPy or torch array
 
 
 def series_negatives(
-    history: Histories, which: Array, candidates: Candidates, length: int, seed: int, exact: bool = True
+    history: Histories, selected: Array, candidates: Candidates, length: int, seed: int, exact: bool = True
 ) -> Array:
     """Test negatives for the last interaction of the selected users, ascending: int64 [T, length].
 
@@ -24,32 +24,34 @@ def series_negatives(
     and positives. If no unseen item had appeared by the time of the positive, time is ignored.
 
     Args:
-        which: int64 [T], ascending indices of users in the history; each must have an unseen item.
-        seed: from `counters.stream_seed`.
+        selected: int64 [T], ascending indices of users in the history; each must have an unseen item.
+        seed: from `counter_rng.stream_seed`.
     """
     xp = array_namespace(history.users)
-    last = xp.take(history.by_time, xp.take(history.starts, which) + xp.take(history.counts, which) - 1)
-    limits = candidates.limits(xp.take(history.times, last))
-    key = counter_rng.keys(seed, xp.take(history.users, which))
+    last = xp.take(history.by_time, xp.take(history.starts, selected) + xp.take(history.counts, selected) - 1)
+    cutoffs = candidates.cutoffs(xp.take(history.times, last))
+    key = counter_rng.keys(seed, xp.take(history.users, selected))
     if not exact:
-        limits = xp.where(limits > 0, limits, candidates.n_items)
-        bits = counter_rng.draws(key[:, None], count(length, which)[None, :])
-        chosen = candidates.place_at(counter_rng.below(bits, candidates.weight_before(limits)[:, None]))
+        cutoffs = xp.where(cutoffs > 0, cutoffs, candidates.n_items)
+        bits = counter_rng.draws(key[:, None], count(length, selected)[None, :])
+        chosen = candidates.position_at(counter_rng.below(bits, candidates.cdf_at(cutoffs)[:, None]))
         return xp.sort(candidates.item_at(chosen), axis=1)
-    owners, places = history.rows, candidates.place_of(history.items)
-    if candidates.places is not None:
-        owners, places = ordered_pairs(owners, places, candidates.n_items)
-    kernels = host_kernels(places) if candidates.before is None else None
+    owners, positions = history.rows, candidates.position_of(history.items)
+    if candidates.positions is not None:
+        owners, positions = ordered_pairs(owners, positions, candidates.n_items)
+    kernels = host_loops(positions) if candidates.cdf is None else None
     if kernels is not None:
-        starts, counts = xp.take(history.starts, which), xp.take(history.counts, which)
-        chosen = kernels.distinct_places(starts, starts + counts, places, key, limits, candidates.n_items, length)
+        starts, counts = xp.take(history.starts, selected), xp.take(history.counts, selected)
+        chosen = kernels.distinct_positions(
+            starts, starts + counts, positions, key, cutoffs, candidates.n_items, length
+        )
     else:
-        unseen = Unseen(owners, places, history.users.shape[0], candidates)
-        chosen = _without_replacement(unseen, which, key, unseen.usable_limits(which, limits), length)
+        unseen = Unseen(owners, positions, history.users.shape[0], candidates)
+        chosen = _without_replacement(unseen, selected, key, unseen.usable_cutoffs(selected, cutoffs), length)
     return chosen if candidates.items is None else xp.sort(candidates.item_at(chosen), axis=1)
 
 
-def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array, length: int) -> Array:
+def _without_replacement(unseen: Unseen, owner: Array, key: Array, cutoffs: Array, length: int) -> Array:
     """`length` distinct remaining positions per owner, ascending: int64 [T, length]; repeats if there are fewer.
 
     Each round draws the missing number of positions from those remaining and drops duplicates. This is equivalent to
@@ -57,7 +59,7 @@ def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array
 
     Args:
         owner: int64 [T], ascending.
-        key, limits: int64 [T], random key and limit per owner.
+        key, cutoffs: int64 [T], random key and cutoff per owner.
     """
     xp = array_namespace(owner)
     if not (owner.shape[0] and length):
@@ -67,23 +69,23 @@ def _without_replacement(unseen: Unseen, owner: Array, key: Array, limits: Array
     chosen = xp.zeros((owner.shape[0], 0), dtype=xp.int64, device=device(owner))
     done, numbers = [], []
     while True:
-        bound = unseen.left(owner, limits)
+        bound = unseen.available(owner, cutoffs)
         missing = xp.where(bound > 0, length - xp.sum(xp.astype(chosen < none, xp.int64), axis=1), 0)
         found = _draw(unseen, owner, key, drawn, bound, missing, none)
         merged = xp.sort(xp.concat([chosen, found], axis=1), axis=1) if chosen.shape[1] else found
-        again = merged[:, 1:] == merged[:, :-1]
-        merged = xp.concat([merged[:, :1], xp.where(again, none, merged[:, 1:])], axis=1)
+        is_duplicate = merged[:, 1:] == merged[:, :-1]
+        merged = xp.concat([merged[:, :1], xp.where(is_duplicate, none, merged[:, 1:])], axis=1)
         gaps = xp.any(merged == none, axis=1) | (merged.shape[1] > length)
         done.append(merged[~gaps][:, :length])
         numbers.append(number[~gaps])
         # Close the gaps of the others; an owner is finished if it has `length` positions or no candidates remain.
         chosen = xp.sort(merged[gaps], axis=1)[:, :length]
-        state = [column[gaps] for column in (number, owner, key, limits, drawn + missing, bound)]
+        state = [column[gaps] for column in (number, owner, key, cutoffs, drawn + missing, bound)]
         finished = (chosen[:, -1] < none) | (state[-1] == 0)
         done.append(_repeated(chosen[finished], none))
         numbers.append(state[0][finished])
         chosen = chosen[~finished]
-        number, owner, key, limits, drawn, bound = (column[~finished] for column in state)
+        number, owner, key, cutoffs, drawn, bound = (column[~finished] for column in state)
         if not number.shape[0]:
             break
         # Exclude the positions drawn so far from the next round.
@@ -100,17 +102,17 @@ def _draw(unseen: Unseen, owner: Array, key: Array, drawn: Array, bound: Array, 
     points = counter_rng.below(bits, xp.clip(bound, min=1)[:, None])
     # Sorted, so that the search passes over its table once; the padding sorts last.
     points = xp.sort(xp.where(slot < missing[:, None], points, MAX_WEIGHT), axis=1)
-    places = unseen.places(owner, xp.clip(points, max=xp.clip(bound - 1, min=0)[:, None]))
-    return xp.where(points < MAX_WEIGHT, places, none)
+    positions = unseen.positions(owner, xp.clip(points, max=xp.clip(bound - 1, min=0)[:, None]))
+    return xp.where(points < MAX_WEIGHT, positions, none)
 
 
 def _repeated(chosen: Array, none: int) -> Array:
     """Fill missing positions (`none`, at the end of each row) by repeating the others; ascending."""
     xp = array_namespace(chosen)
     rows, length = chosen.shape
-    there = xp.sum(xp.astype(chosen < none, xp.int64), axis=1)
-    at = count(rows, chosen)[:, None] * length + count(length, chosen)[None, :] % xp.clip(there, min=1)[:, None]
-    filled = xp.take(xp.reshape(chosen, (-1,)), xp.reshape(at, (-1,)))
+    n_present = xp.sum(xp.astype(chosen < none, xp.int64), axis=1)
+    index = count(rows, chosen)[:, None] * length + count(length, chosen)[None, :] % xp.clip(n_present, min=1)[:, None]
+    filled = xp.take(xp.reshape(chosen, (-1,)), xp.reshape(index, (-1,)))
     return xp.sort(xp.reshape(filled, chosen.shape), axis=1)
 
 
@@ -132,18 +134,18 @@ def row_negatives(
     Args:
         users: int32 or int64 [N], each user's rows consecutive and complete.
         items: same dtype, [N].
-        seed: from `counters.stream_seed`; include the epoch for fresh draws.
+        seed: from `counter_rng.stream_seed`; include the epoch for fresh draws.
         times: integers [N], if `candidates` is time-aware.
     Returns:
         items [N, per_row], same dtype as `items`, and bool [N]: False if the user has seen every item and so has no
         negative (ignore the values in such a row).
     """
     xp = array_namespace(users, items)
-    alike = exact and candidates.before is None and candidates.items is None and candidates.since is None
-    host = (host_view(users), host_view(items)) if alike and candidates.n_items < 1 << 31 else ()
-    kernels = host_kernels(host[0]) if host else None
+    is_uniform = exact and candidates.cdf is None and candidates.items is None and candidates.since is None
+    host = (host_view(users), host_view(items)) if is_uniform and candidates.n_items < 1 << 31 else ()
+    kernels = host_loops(host[0]) if host else None
     if kernels is not None:
-        found = kernels.row_places(*host, candidates.n_items, per_row, seed)
+        found = kernels.row_positions(*host, candidates.n_items, per_row, seed)
         return tuple(xp.asarray(each, device=device(users)) for each in found)
     kind = items.dtype
     users, items = (xp.astype(column, xp.int64, copy=False) for column in (users, items))
@@ -151,22 +153,25 @@ def row_negatives(
     owner = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
     starts = xp.nonzero(new_user)[0]
     row = count(users.shape[0], users) - xp.take(starts, owner)
-    owners, places = ordered_pairs(owner, candidates.place_of(items), candidates.n_items)
+    owners, positions = ordered_pairs(owner, candidates.position_of(items), candidates.n_items)
     taken = owners.shape[0] if exact else 0
-    unseen = Unseen(owners[:taken], places[:taken], starts.shape[0], candidates)
-    limits = None
+    unseen = Unseen(owners[:taken], positions[:taken], starts.shape[0], candidates)
+    cutoffs = None
     if candidates.since is not None:
-        limits = unseen.usable_limits(owner, candidates.limits(times))
-    bound = unseen.left(owner, limits)
+        cutoffs = unseen.usable_cutoffs(owner, candidates.cutoffs(times))
+    bound = unseen.available(owner, cutoffs)
     number = row[:, None] * per_row + count(per_row, users)[None, :]
     bits = counter_rng.draws(counter_rng.keys(seed, users)[:, None], number)
-    if alike:
-        places = counter_rng.below(bits, candidates.n_items)
-        again = unseen.taken(owner, places)
-        bits, owner = counter_rng.mix(bits[again]), xp.broadcast_to(owner[:, None], again.shape)[again]
-        points = counter_rng.below(bits, xp.clip(unseen.left(owner), min=1))
-        places[again] = unseen.places(owner, points[:, None])[:, 0]
+    if is_uniform:
+        positions = counter_rng.below(bits, candidates.n_items)
+        is_duplicate = unseen.taken(owner, positions)
+        bits, owner = (
+            counter_rng.mix(bits[is_duplicate]),
+            xp.broadcast_to(owner[:, None], is_duplicate.shape)[is_duplicate],
+        )
+        points = counter_rng.below(bits, xp.clip(unseen.available(owner), min=1))
+        positions[is_duplicate] = unseen.positions(owner, points[:, None])[:, 0]
     else:
-        places = unseen.places(owner, counter_rng.below(bits, xp.clip(bound, min=1)[:, None]))
-    places = xp.clip(places, max=candidates.n_items - 1)
-    return xp.astype(candidates.item_at(places), kind, copy=False), bound > 0
+        positions = unseen.positions(owner, counter_rng.below(bits, xp.clip(bound, min=1)[:, None]))
+    positions = xp.clip(positions, max=candidates.n_items - 1)
+    return xp.astype(candidates.item_at(positions), kind, copy=False), bound > 0

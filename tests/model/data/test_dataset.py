@@ -17,8 +17,8 @@ import yaml
 
 import train
 from model.data.dataset import Rows, open_train
-from model.data.test_set import open_test
-from preprocessing.spec.columns import Columns
+from model.data.test_set import open_test_set
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
@@ -116,7 +116,7 @@ def test_foreign_layouts_stream_their_rows(tmp_path: Path, layout: str) -> None:
     # Rows are grouped by user, and each user's rows keep their order.
     expected = train_known[np.argsort(train_known[:, 0], kind="stable")]
     assert stream(rows) == [tuple(row) for row in expected.tolist()]
-    test = open_test(tmp_path, spec, CPU)
+    test = open_test_set(tmp_path, spec, CPU)
     assert test is not None
     assert (test.length, test.note) == (LENGTH, "")
     assert stream(test.rows) == [tuple(row) for row in test_known[:, :2].tolist()]
@@ -137,7 +137,7 @@ def test_unused_columns_are_not_read(tmp_path: Path) -> None:
     parquet_folder(tmp_path, text=True, time_ordered=True)
     spec, (_, test_known) = read_feature_spec(tmp_path), known_rows()
     assert len(stream(open_train(tmp_path, spec, CPU))) == N_USERS * 9
-    assert stream(open_test(tmp_path, spec, CPU).rows) == [tuple(row) for row in test_known[:, :2].tolist()]
+    assert stream(open_test_set(tmp_path, spec, CPU).rows) == [tuple(row) for row in test_known[:, :2].tolist()]
 
 
 def test_a_pandas_index_is_read_as_a_column(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_ids_outside_their_cardinality_are_refused(tmp_path: Path, layout: str, 
     spec["feature_spec"][name]["cardinality"] = least - 1
     path.write_text(yaml.safe_dump(spec))
     spec = read_feature_spec(tmp_path)
-    rows = open_train(tmp_path, spec, CPU) if mapping == "train" else open_test(tmp_path, spec, CPU).rows
+    rows = open_train(tmp_path, spec, CPU) if mapping == "train" else open_test_set(tmp_path, spec, CPU).rows
     known = known_rows()[mapping == "test"][:, 0 if kind == "user" else 1]
     if known.max() < least - 1:
         pytest.skip("the largest id is not among these rows")
@@ -238,7 +238,7 @@ def broken(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 def open_both(folder: Path) -> None:
     spec = read_feature_spec(folder)
     stream(open_train(folder, spec, CPU))
-    test = open_test(folder, spec, CPU)
+    test = open_test_set(folder, spec, CPU)
     assert test is not None
     stream(test.rows)
 
@@ -274,7 +274,7 @@ def test_without_series_to_rank_there_is_no_test_set(tmp_path: Path, layout: str
     for change in changes:
         (tmp_path / "feature_spec.yaml").write_text(original)
         broken(tmp_path, change)
-        assert open_test(tmp_path, read_feature_spec(tmp_path), CPU) is None
+        assert open_test_set(tmp_path, read_feature_spec(tmp_path), CPU) is None
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -362,5 +362,5 @@ def test_an_empty_csv_file_adds_no_rows(tmp_path: Path) -> None:
 
 def test_columns_are_read_from_a_spec(tmp_path: Path) -> None:
     csv_folder(tmp_path)
-    columns = Columns.of(read_feature_spec(tmp_path))
-    assert columns == Columns("reader", "book", "bought", N_USERS, N_ITEMS)
+    columns = FeatureColumns.from_spec(read_feature_spec(tmp_path))
+    assert columns == FeatureColumns("reader", "book", "bought", N_USERS, N_ITEMS)

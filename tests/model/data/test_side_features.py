@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from model.data import side_features
 from model.data.dataset import open_train
-from model.data.side_features import settle
-from model.data.test_set import open_test
-from preprocessing.spec.columns import Columns, SideFeature
+from model.data.side_features import resolve_side_features
+from model.data.test_set import open_test_set
+from preprocessing.spec.columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
@@ -27,10 +27,10 @@ CHANNELS = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]}
 _NUMBERS = itertools.count()
 
 
-def settled(folder: Path) -> tuple[Columns, dict[str, torch.Tensor]]:
+def settled(folder: Path) -> tuple[FeatureColumns, dict[str, torch.Tensor]]:
     spec = read_feature_spec(folder)
-    test = open_test(folder, spec, CPU)
-    columns, tables = settle(open_train(folder, spec, CPU), test.rows if test is not None else None, CPU)
+    test = open_test_set(folder, spec, CPU)
+    columns, tables = resolve_side_features(open_train(folder, spec, CPU), test.rows if test is not None else None, CPU)
     names = [feature.name for feature in columns.item_side]
     return columns, dict(zip(names, tables, strict=True))
 
@@ -135,7 +135,7 @@ def test_test_rows_may_lack_item_features_but_not_row_features(write_frames: Cal
 def test_without_side_features_nothing_is_read(monkeypatch: pytest.MonkeyPatch, train_rows: Callable) -> None:
     rows = train_rows([[(0, 1, 1.0)]], N_USERS, N_ITEMS)
     monkeypatch.setattr(type(rows), "stream", None)
-    assert settle(rows, None, CPU) == (rows.columns, ())
+    assert resolve_side_features(rows, None, CPU) == (rows.columns, ())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e39])

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.data import test_set
-from model.data.test_set import HeldOut, open_test
+from model.data.test_set import TestSet, open_test_set
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
@@ -24,13 +24,13 @@ _NUMBERS = itertools.count()
 Row = tuple[int, float]  # user, label
 
 
-def opened(write_frames: Callable[..., Path], rows: list[Row], labelled: bool = True, **metadata: int) -> HeldOut:
+def opened(write_frames: Callable[..., Path], rows: list[Row], labelled: bool = True, **metadata: int) -> TestSet:
     frame = pd.DataFrame({"user": [u for u, _ in rows], "item": 1, "label": [label for _, label in rows]})
     channels = {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]}
     frames = {"train": frame, "test": frame if labelled else frame.drop(columns="label")}
     sizes = {"user": N_USERS, "item": N_ITEMS}
     folder = write_frames(frames, channels, sizes, name=f"folder{next(_NUMBERS)}", **metadata)
-    test = open_test(folder, read_feature_spec(folder), CPU)
+    test = open_test_set(folder, read_feature_spec(folder), CPU)
     assert test is not None
     return test
 
@@ -110,9 +110,9 @@ def test_without_test_rows_the_result_is_none(write_frames: Callable[..., Path])
         {"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
         {"user": 1, "item": 1},
     )
-    assert open_test(folder, read_feature_spec(folder), CPU) is None
+    assert open_test_set(folder, read_feature_spec(folder), CPU) is None
     spec = yaml.safe_load((folder / "feature_spec.yaml").read_text())
     spec["source_spec"]["test"] = spec["source_spec"]["train"]
     spec["metadata"] = {"test_samples_per_series": 1}  # only the positive
     (folder / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
-    assert open_test(folder, read_feature_spec(folder), CPU) is None
+    assert open_test_set(folder, read_feature_spec(folder), CPU) is None

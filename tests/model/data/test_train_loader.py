@@ -24,16 +24,16 @@ from model.data import partitions
 from model.data import train_loader as batches_module
 from model.data.batch import Batch
 from model.data.dataset import Rows, open_train
-from model.data.train_loader import EpochBatches, SamplingConfig, check_labels
-from model.distributed.process_group import World
+from model.data.train_loader import SamplingConfig, TrainLoader, check_labels
+from model.distributed.process_group import ProcessGroup
 from model.training.config import CHOICES
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.config import Sampling, line_of
+from workflows.sampling.config import Sampling, build_candidates
 
 CPU = torch.device("cpu")
-ALONE = World(CPU)
+ALONE = ProcessGroup(CPU)
 Row = tuple[int, int, float]
 N_ITEMS = 30
 _NUMBERS = itertools.count()
@@ -49,15 +49,15 @@ def listed(batch: Batch) -> list[Row]:
 
 
 def epoch(
-    rows: Rows, number: int, world: World = ALONE, candidates: Candidates | None = None, **change: object
+    rows: Rows, number: int, world: ProcessGroup = ALONE, candidates: Candidates | None = None, **change: object
 ) -> list[list[Row]]:
-    return [listed(batch) for batch in EpochBatches(rows, config(**change), world, candidates).epoch(number)]
+    return [listed(batch) for batch in TrainLoader(rows, config(**change), world, candidates).epoch(number)]
 
 
 def popularity(rows: list[Row]) -> Candidates:
     """Items weighted by their number of positives."""
     counts = np.bincount([item for _, item, label in rows if label > 0], minlength=N_ITEMS)
-    return line_of(N_ITEMS, Sampling(kind="popularity"), counts, None, torch.zeros(0))
+    return build_candidates(N_ITEMS, Sampling(kind="popularity"), counts, None, torch.zeros(0))
 
 
 def flat(batches: list[list[Row]]) -> list[Row]:
@@ -156,7 +156,7 @@ def test_epochs_differ_and_a_seed_repeats_them(train_rows: Callable, in_memory: 
 def test_an_epoch_can_be_iterated_repeatedly(train_rows: Callable) -> None:
     rows = train_rows(FOLDERS["several parts"], 12, N_ITEMS)
     for in_memory in (False, True):
-        batches = EpochBatches(rows, config(in_memory=in_memory), ALONE)
+        batches = TrainLoader(rows, config(in_memory=in_memory), ALONE)
         first = [listed(batch) for batch in batches.epoch(0)]
         list(batches.epoch(1))
         assert [listed(batch) for batch in batches.epoch(0)] == first
@@ -170,14 +170,14 @@ def test_prefetching_does_not_change_the_batches(
     before = threading.active_count()
     found = epoch(rows, 0, in_memory=in_memory)
     assert threading.active_count() == before
-    monkeypatch.setattr(batches_module, "made_ahead", None)  # must not be called
+    monkeypatch.setattr(batches_module, "prefetch", None)  # must not be called
     monkeypatch.setattr(batches_module, "launches_only", lambda _: True)
     assert epoch(rows, 0, in_memory=in_memory) == found
 
 
 def test_the_order_of_partitions_changes_between_epochs(train_rows: Callable) -> None:
     parts = [user_rows([8], user) for user in range(8)]
-    batches = EpochBatches(train_rows(parts, 8, N_ITEMS), config(), ALONE)
+    batches = TrainLoader(train_rows(parts, 8, N_ITEMS), config(), ALONE)
     orders = []
     for seed in range(3):
         users = torch.cat([block.users for block in batches._streamed(seed)])
@@ -197,7 +197,7 @@ def test_blocks_contain_whole_users_and_respect_the_size_limit(train_rows: Calla
     sizes = [1 + (7 * user) % 13 for user in range(60)]
     parts = [user_rows(sizes[start : start + 12], start) for start in range(0, 60, 12)]
     rows = train_rows(parts, 60, N_ITEMS)
-    batches = EpochBatches(rows, config(), ALONE)
+    batches = TrainLoader(rows, config(), ALONE)
     assert batches.block_rows == sum(sizes) // 4
     for limit in (batches.block_rows, 20, 5, 1):
         batches.block_rows = limit
@@ -211,7 +211,7 @@ def test_blocks_contain_whole_users_and_respect_the_size_limit(train_rows: Calla
 
 def test_the_block_is_bounded_for_large_sets() -> None:
     rows: Any = SimpleNamespace(n_rows=10**9, columns=SimpleNamespace(n_items=5))
-    assert EpochBatches(rows, config(), ALONE).block_rows == 1 << 20
+    assert TrainLoader(rows, config(), ALONE).block_rows == 1 << 20
 
 
 # Partitions that twelve users of 20 rows make at 25 rows per partition.
@@ -351,20 +351,20 @@ def test_negatives_do_not_depend_on_partitions_or_blocks(train_rows: Callable, k
 def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
     for kind, expected in (("exact", 55), ("uniform", 55), ("static", 11)):
-        for world in (ALONE, World(CPU, 1, 3)):
-            assert EpochBatches(rows, config(kind=kind), world).samples_per_epoch() == expected
+        for world in (ALONE, ProcessGroup(CPU, 1, 3)):
+            assert TrainLoader(rows, config(kind=kind), world).samples_per_epoch() == expected
 
 
 def test_samples_per_epoch_excludes_held_out_rows(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6, 1])], 4, N_ITEMS)
     held_out = torch.tensor([3, 4, -1, -1], dtype=torch.int32)
     for kind, expected in (("exact", 50), ("uniform", 50), ("static", 10)):
-        assert EpochBatches(rows, config(kind=kind), ALONE, held_out=held_out).samples_per_epoch() == expected
+        assert TrainLoader(rows, config(kind=kind), ALONE, held_out=held_out).samples_per_epoch() == expected
 
 
 def test_batch_dtypes(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6])], 2, N_ITEMS)
-    for batch in EpochBatches(rows, config(), ALONE).epoch(0):
+    for batch in TrainLoader(rows, config(), ALONE).epoch(0):
         assert batch.users.dtype == batch.items.dtype == torch.int32
         assert batch.labels.dtype == torch.float32
         assert batch.users.shape == batch.items.shape == batch.labels.shape == (len(batch),)
@@ -385,7 +385,7 @@ def test_a_negative_keeps_the_side_features_of_its_positive(
     folder = write_frames({"train": frame.sample(frac=1.0, random_state=1)}, channels, sizes)
     rows = open_train(folder, read_feature_spec(folder), CPU)
     assert rows.names == ("user", "item", "label", "hour", "age")
-    batches = list(EpochBatches(rows, config(kind=kind, in_memory=in_memory, batch_size=17), ALONE).epoch(0))
+    batches = list(TrainLoader(rows, config(kind=kind, in_memory=in_memory, batch_size=17), ALONE).epoch(0))
     assert [column.dtype for column in batches[0].side] == [torch.int32, torch.float32]
     found = [row for batch in batches for row in zip(*(column.tolist() for column in batch.columns), strict=True)]
     positives = frame[frame["label"] > 0]
@@ -413,7 +413,7 @@ def test_rows_with_one_label_and_no_negatives_are_refused(
 
 def of_ranks(rows: Rows, number: int, size: int, **more: Any) -> list[list[list[Row]]]:
     """The batches of each rank."""
-    return [epoch(rows, number, World(CPU, rank, size), **more) for rank in range(size)]
+    return [epoch(rows, number, ProcessGroup(CPU, rank, size), **more) for rank in range(size)]
 
 
 @pytest.mark.parametrize("parts", FOLDERS.values(), ids=FOLDERS.keys())
@@ -486,7 +486,7 @@ def test_ranks_leave_out_held_out_rows(
     found: Counter = Counter()
     for rank in range(size):
         sampling = config(batch_size=batch_size, in_memory=in_memory)
-        batches = EpochBatches(rows, sampling, World(CPU, rank, size), held_out=held_out)
+        batches = TrainLoader(rows, sampling, ProcessGroup(CPU, rank, size), held_out=held_out)
         found.update(flat([listed(batch) for batch in batches.epoch(0)]))
     check_exact_epoch([list(found.elements())], kept, found.total(), 4)
 
@@ -495,7 +495,7 @@ def test_ranks_get_other_partitions_every_epoch(train_rows: Callable) -> None:
     rows = train_rows([user_rows([4], user) for user in range(8)], 8, N_ITEMS)
     owners = set()
     for number in range(4):
-        own = frozenset(user for user, _, _ in flat(epoch(rows, number, World(CPU, 1, 2))))
+        own = frozenset(user for user, _, _ in flat(epoch(rows, number, ProcessGroup(CPU, 1, 2))))
         assert len(own) == 4
         owners.add(own)
     assert len(owners) > 1
@@ -518,8 +518,8 @@ def test_shares_keep_the_side_features_of_their_rows(write_frames: Callable[...,
     rows = open_train(folder, read_feature_spec(folder), CPU)
     sampling = config(in_memory=True, batch_size=17)
     for size in (1, 2, 3, 4):
-        ranks = [EpochBatches(rows, sampling, World(CPU, rank, size)).epoch(0) for rank in range(size)]
-        for whole, *shares in zip(EpochBatches(rows, sampling, ALONE).epoch(0), *ranks, strict=True):
+        ranks = [TrainLoader(rows, sampling, ProcessGroup(CPU, rank, size)).epoch(0) for rank in range(size)]
+        for whole, *shares in zip(TrainLoader(rows, sampling, ALONE).epoch(0), *ranks, strict=True):
             for column, *pieces in zip(whole.columns, *(share.columns for share in shares), strict=True):
                 assert torch.equal(torch.cat(pieces), column)
 
@@ -527,7 +527,7 @@ def test_shares_keep_the_side_features_of_their_rows(write_frames: Callable[...,
 @pytest.mark.parametrize("in_memory", [False, True], ids=["merlin", "memory"])
 def test_a_positive_and_its_negatives_stay_together(train_rows: Callable, in_memory: bool) -> None:
     rows = train_rows([user_rows([5, 9, 3]), user_rows([7, 2], 3)], 12, N_ITEMS)
-    batches = list(EpochBatches(rows, config(batch_size=16, in_memory=in_memory), ALONE).epoch(0))
+    batches = list(TrainLoader(rows, config(batch_size=16, in_memory=in_memory), ALONE).epoch(0))
     for batch in batches:
         assert batch.group == 5
         groups = [column.view(-1, 5) for column in (batch.users, batch.labels)]
@@ -539,6 +539,6 @@ def test_a_positive_and_its_negatives_stay_together(train_rows: Callable, in_mem
 
 def test_rows_without_negatives_give_ungrouped_samples(train_rows: Callable) -> None:
     parts = [[(0, 1, 1.0), (0, 2, 0.0), (1, 4, 1.0)]]
-    batches = list(EpochBatches(train_rows(parts, 3, N_ITEMS), config(in_memory=True), ALONE).epoch(0))
+    batches = list(TrainLoader(train_rows(parts, 3, N_ITEMS), config(in_memory=True), ALONE).epoch(0))
     assert [batch.group for batch in batches] == [1]
     check_exact_epoch([listed(batch) for batch in batches], flat(parts), 16, 4)

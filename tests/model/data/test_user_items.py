@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from model.data import user_items as module
 from model.data.dataset import Rows, open_train
-from model.data.user_items import Seen
+from model.data.user_items import UserItems
 from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
@@ -31,7 +31,7 @@ def brute(parts: list[list[Row]]) -> dict[int, list[int]]:
     return {user: sorted(items) for user, items in found.items()}
 
 
-def check(seen: Seen, expected: dict[int, list[int]]) -> None:
+def check(seen: UserItems, expected: dict[int, list[int]]) -> None:
     assert (seen.starts.dtype, seen.items.dtype) == (torch.int64, torch.int32)
     assert seen.starts.shape == (N_USERS + 1,)
     bounds = itertools.pairwise(seen.starts.tolist())
@@ -39,7 +39,7 @@ def check(seen: Seen, expected: dict[int, list[int]]) -> None:
     assert len(seen.items) == sum(map(len, expected.values()))
 
 
-def check_users(seen: Seen, expected: dict[int, list[int]], users: torch.Tensor) -> None:
+def check_users(seen: UserItems, expected: dict[int, list[int]], users: torch.Tensor) -> None:
     owners, items = seen.of_users(users)
     assert owners.dtype == items.dtype == torch.int64
     found: list[list[int]] = [[] for _ in users]
@@ -68,7 +68,7 @@ def test_seen_matches_a_loop_over_the_rows(
     with pytest.MonkeyPatch.context() as patch:
         for rows_at_a_time in (module._BLOCK_ROWS, block_rows):
             patch.setattr(module, "_BLOCK_ROWS", rows_at_a_time)
-            seen = Seen.of(rows, CPU)
+            seen = UserItems.from_rows(rows, CPU)
             check(seen, expected)
             for dtype in (torch.int32, torch.int64):
                 check_users(seen, expected, torch.tensor(users, dtype=dtype))
@@ -76,20 +76,22 @@ def test_seen_matches_a_loop_over_the_rows(
 
 def test_users_may_be_in_any_part(train_rows: Callable[..., Rows]) -> None:
     parts = [[(4, 8, 1.0), (4, 0, 1.0), (5, 3, 1.0)], [], [(0, 2, 1.0), (3, 1, 1.0)], [(1, 7, 1.0)]]
-    seen = Seen.of(train_rows(parts, N_USERS, N_ITEMS), CPU)
+    seen = UserItems.from_rows(train_rows(parts, N_USERS, N_ITEMS), CPU)
     assert seen.starts.tolist() == [0, 1, 2, 2, 3, 5, 6, 6]
     assert seen.items.tolist() == [2, 7, 1, 8, 0, 3]  # each user's in order
 
 
 def test_label_0_rows_are_not_seen(train_rows: Callable[..., Rows]) -> None:
     rows = train_rows([[(1, 2, 0.0), (1, 3, 1.0), (1, 2, 0.0), (2, 5, 0.0)]], N_USERS, N_ITEMS)
-    check(Seen.of(rows, CPU), brute([[(1, 3, 1.0)]]))
+    check(UserItems.from_rows(rows, CPU), brute([[(1, 3, 1.0)]]))
     nothing = train_rows([[(1, 2, 0.0)], [(0, 5, 0.0)]], N_USERS, N_ITEMS, name="nothing")
-    check(Seen.of(nothing, CPU), brute([]))
+    check(UserItems.from_rows(nothing, CPU), brute([]))
 
 
 def test_queried_users_may_repeat_be_unordered_or_empty(train_rows: Callable[..., Rows]) -> None:
-    seen = Seen.of(train_rows([[(1, 2, 1.0), (1, 5, 1.0), (4, 0, 1.0), (4, 0, 1.0)]], N_USERS, N_ITEMS), CPU)
+    seen = UserItems.from_rows(
+        train_rows([[(1, 2, 1.0), (1, 5, 1.0), (4, 0, 1.0), (4, 0, 1.0)]], N_USERS, N_ITEMS), CPU
+    )
     owners, items = seen.of_users(torch.tensor([4, 6, 1, 0, 1]))
     assert owners.tolist() == [0, 0, 2, 2, 4, 4]
     assert items.tolist() == [0, 0, 2, 5, 2, 5]

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from model.data import user_loader as users_module
 from model.data.dataset import Rows, open_train
-from model.data.user_loader import UserBatch, UserBatches, UserLoaderConfig
-from model.distributed.process_group import World
+from model.data.user_loader import UserBatch, UserLoader, UserLoaderConfig
+from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
-ALONE = World(CPU)
+ALONE = ProcessGroup(CPU)
 Row = tuple[int, int, float]
 N_ITEMS = 30
 LOADERS = ("merlin", "memory")
@@ -96,7 +96,7 @@ def test_every_positive_occurs_once_and_nothing_else(
 ) -> None:
     rows = train_rows(parts, 12, N_ITEMS)
     for n_users in (1, 2, 100):
-        batches = list(UserBatches(rows, config(n_users, loader=loader), ALONE).epoch(0))
+        batches = list(UserLoader(rows, config(n_users, loader=loader), ALONE).epoch(0))
         assert of_epoch(batches) == histories(flat(parts))
         assert max(len(batch.users) for batch in batches) <= n_users
         if loader == "memory":  # nearly equal, so that no step has only a few users
@@ -128,11 +128,11 @@ def test_ranks_share_the_users_and_skip_held_out_items(
     for user, items in histories(flat(content)).items():
         if len(items) > 1:
             held_out[user] = data.draw(st.sampled_from([-1, *items]))
-    worlds = [World(CPU, rank, size) for rank in range(size)]
-    ranks = [list(UserBatches(rows, config(n_users, loader=loader), world, held_out).epoch(3)) for world in worlds]
+    worlds = [ProcessGroup(CPU, rank, size) for rank in range(size)]
+    ranks = [list(UserLoader(rows, config(n_users, loader=loader), world, held_out).epoch(3)) for world in worlds]
     assert of_epoch(itertools.chain.from_iterable(ranks)) == histories(flat(content), held_out)
     if loader == "memory":  # each step has the same users as on one rank
-        alone = UserBatches(rows, config(n_users, loader=loader), ALONE, held_out).epoch(3)
+        alone = UserLoader(rows, config(n_users, loader=loader), ALONE, held_out).epoch(3)
         for whole, *shares in zip(alone, *ranks, strict=True):
             assert torch.equal(torch.cat([share.users for share in shares]), whole.users)
 
@@ -142,7 +142,7 @@ def test_epochs_differ_and_are_reproducible_by_seed(train_rows: Callable[..., Ro
     rows = train_rows([user_rows([2] * 20), user_rows([3] * 20, 20)], 40, N_ITEMS)
 
     def order(number: int, seed: int, again: int = 0) -> list[list[int]]:
-        batches = UserBatches(rows, config(5, loader=loader, seed=seed), ALONE)
+        batches = UserLoader(rows, config(5, loader=loader, seed=seed), ALONE)
         for earlier in range(again):
             list(batches.epoch(earlier))
         return [batch.users.tolist() for batch in batches.epoch(number)]
@@ -163,7 +163,7 @@ def test_weights_are_powers_of_age(train_rows: Callable[..., Rows], loader: str,
     kept = histories(flat(parts))
     for user in (0, 3, 8):  # the latest item; the one before it becomes the latest
         held_out[user] = kept[user][-1]
-    batches = UserBatches(train_rows(parts, 12, N_ITEMS), config(recency=power, loader=loader), ALONE, held_out)
+    batches = UserLoader(train_rows(parts, 12, N_ITEMS), config(recency=power, loader=loader), ALONE, held_out)
     for batch in batches.epoch(0):
         for user, weights in zip(batch.users.tolist(), batch.weights.split(batch.counts.tolist()), strict=True):
             ages = np.arange(len(histories(flat(parts), held_out)[user]), 0, -1.0)
@@ -176,7 +176,7 @@ def test_users_that_continue_in_the_next_block_stay_whole(
     monkeypatch.setattr(users_module, "BLOCK_ROWS", 4)
     parts = FOLDERS["several parts"]
     rows = train_rows(parts, 12, N_ITEMS)
-    blocks = list(UserBatches(rows, config(recency=1.0), ALONE).blocks())
+    blocks = list(UserLoader(rows, config(recency=1.0), ALONE).blocks())
     assert len(blocks) > 3
     assert of_epoch(blocks) == histories(flat(parts))
     joined = UserBatch.joined(blocks)

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from model.data import validation as module
 from model.data.dataset import Rows, open_train
-from model.data.train_loader import EpochBatches, SamplingConfig
+from model.data.train_loader import SamplingConfig, TrainLoader
 from model.data.validation import Validation, leave_one_out
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 
@@ -247,7 +247,7 @@ def test_the_series_uses_the_first_row_of_a_repeated_pair(write_frames: Callable
 def trained_on(train: Rows, held_out: torch.Tensor, in_memory: bool, kind: str = "static") -> Counter:
     config = SamplingConfig(batch_size=7, per_positive=2, kind=kind, in_memory=in_memory, seed=1)
     found: Counter = Counter()
-    for batch in EpochBatches(train, config, World(CPU), held_out=held_out).epoch(0):
+    for batch in TrainLoader(train, config, ProcessGroup(CPU), held_out=held_out).epoch(0):
         found.update(zip(*(column.tolist() for column in batch.columns), strict=True))
     return found
 

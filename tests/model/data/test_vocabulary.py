@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.data.vocabulary import Id, Ids
+from model.data.vocabulary import Id, Vocabulary
 from workflows.common.errors import UserError
 
 int64 = st.integers(-(2**63), 2**63 - 1)
@@ -16,7 +16,7 @@ int64 = st.integers(-(2**63), 2**63 - 1)
 
 @given(st.lists(int64, min_size=1, unique=True))
 def test_integers_are_found_as_integers_and_as_text(originals: list[int]) -> None:
-    ids = Ids("user", pd.Series(originals, dtype="int64"))
+    ids = Vocabulary("user", pd.Series(originals, dtype="int64"))
     numbers = list(range(len(originals)))
     for given_ids in (originals, [str(one) for one in originals], np.array(originals)):
         assert ids.known(given_ids).tolist() == numbers
@@ -26,26 +26,26 @@ def test_integers_are_found_as_integers_and_as_text(originals: list[int]) -> Non
 
 @given(st.lists(st.text(), min_size=1, unique=True))
 def test_text_is_matched_exactly(originals: list[str]) -> None:
-    ids = Ids("item", pd.Series(originals, dtype=object))
+    ids = Vocabulary("item", pd.Series(originals, dtype=object))
     assert ids.known(originals).tolist() == list(range(len(originals)))
     assert ids.spelt(originals).tolist() == originals
 
 
 @pytest.mark.parametrize("one", ["07", "7.0", " 7", "+7", "", "x", "1_0", 8, 7.0, True, 2**70, str(2**70), None])
 def test_ids_in_another_form_are_unknown(one: Id) -> None:
-    ids = Ids("user", pd.Series([7, 1, 10, 0]))
+    ids = Vocabulary("user", pd.Series([7, 1, 10, 0]))
     assert ids.find([7, one, "7"]).tolist() == [0, -1, 0]
     with pytest.raises(UserError, match=r"not among the 4 users .*such as 7, 1, 10"):
         ids.known([one])
 
 
 def test_integers_may_refer_to_text_ids() -> None:
-    ids = Ids("user", pd.Series(["7", "07", "a"]))
+    ids = Vocabulary("user", pd.Series(["7", "07", "a"]))
     assert ids.find([7, "07", "b"]).tolist() == [0, 1, -1]
 
 
 def test_one_non_integer_id_turns_all_ids_into_text() -> None:
-    ids = Ids("user", pd.Series([7, 8]))
+    ids = Vocabulary("user", pd.Series([7, 8]))
     assert ids.spelt([7, "8"]).tolist() == [7, 8]
     assert ids.spelt([7, "nobody"]).tolist() == ["7", "nobody"]
 
@@ -53,4 +53,4 @@ def test_one_non_integer_id_turns_all_ids_into_text() -> None:
 @pytest.mark.parametrize(("originals", "named"), [(["a", "b", "a"], "'a'"), ([7, 8, 7], "7")])
 def test_duplicate_ids_are_refused(originals: list, named: str) -> None:
     with pytest.raises(UserError, match=f"contains {named} twice"):
-        Ids("user", pd.Series(originals))
+        Vocabulary("user", pd.Series(originals))

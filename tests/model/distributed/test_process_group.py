@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 import torch
 
-from model.distributed.process_group import Place, World, _interface_to, joined
+from model.distributed.process_group import ProcessGroup, RankInfo, _interface_to, init_process_group
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")
@@ -16,10 +16,10 @@ CPU = torch.device("cpu")
 def test_collectives_agree_on_all_ranks(in_processes: Callable) -> None:
     body = """
 print(world.sum(torch.tensor([1.0, world.rank])).tolist())
-print(world.start_sum(10 + world.rank)(), world.same(world.rank + 7))
+print(world.start_sum(10 + world.rank)(), world.broadcast_int(world.rank + 7))
 print([tensor.tolist() for tensor in world.gather(torch.tensor([world.rank, 5]))])
 mine = torch.full((2,), float(world.rank + 1))
-world.copy_first(mine)
+world.broadcast(mine)
 print(mine.tolist(), world.share(10), world.is_first)
 """
     first, second, third = in_processes(3, body)
@@ -43,11 +43,11 @@ for batch, samples in world.aligned(batches):
 
 
 def test_a_single_process_needs_no_communication() -> None:
-    world = World(CPU)
-    with joined(Place(), CPU) as alone:
+    world = ProcessGroup(CPU)
+    with init_process_group(RankInfo(), CPU) as alone:
         assert (alone.rank, alone.size, alone.is_first) == (0, 1, True)
     assert world.sum(torch.ones(2)).tolist() == [1.0, 1.0]
-    assert (world.start_sum(3)(), world.same(4)) == (3, 4)
+    assert (world.start_sum(3)(), world.broadcast_int(4)) == (3, 4)
     assert [tensor.tolist() for tensor in world.gather(torch.ones(1))] == [[1.0]]
 
     assert list(world.aligned(iter([[1, 2], [3]]))) == [([1, 2], 2), ([3], 1)]
@@ -56,35 +56,35 @@ def test_a_single_process_needs_no_communication() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("total", [0, 1, 6, 7, 100])
 def test_shares_cover_every_element_once(size: int, total: int) -> None:
-    shares = [World(CPU, rank, size).share(total) for rank in range(size)]
+    shares = [ProcessGroup(CPU, rank, size).share(total) for rank in range(size)]
     assert [place for share in shares for place in range(total)[share]] == list(range(total))
     sizes = [share.stop - share.start for share in shares]
     assert max(sizes) - min(sizes) <= 1
 
 
-PLACES: dict[str, tuple[Mapping[str, str], Place | None]] = {
+PLACES: dict[str, tuple[Mapping[str, str], RankInfo | None]] = {
     "nobody": ({}, None),
-    "torchrun": ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1)),
-    "by hand": ({"RANK": "0", "WORLD_SIZE": "2"}, Place(0, 2, 0)),
+    "torchrun": ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, RankInfo(3, 8, 1)),
+    "by hand": ({"RANK": "0", "WORLD_SIZE": "2"}, RankInfo(0, 2, 0)),
     "srun": (
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"},
-        Place(9, 16, 1),
+        RankInfo(9, 16, 1),
     ),
     "srun with fewer tasks than the job": (
         {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "2"},
-        Place(1, 2, 0),
+        RankInfo(1, 2, 0),
     ),
     "batch script without srun": ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, None),
     "torchrun under SLURM": (
         {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2", "RANK": "5", "WORLD_SIZE": "8"},
-        Place(5, 8, 0),
+        RankInfo(5, 8, 0),
     ),
 }
 
 
 @pytest.mark.parametrize(("environment", "place"), PLACES.values(), ids=PLACES.keys())
-def test_the_place_is_read_from_the_launchers_variables(environment: Mapping[str, str], place: Place | None) -> None:
-    assert Place.of_environment(environment) == place
+def test_the_place_is_read_from_the_launchers_variables(environment: Mapping[str, str], place: RankInfo | None) -> None:
+    assert RankInfo.from_environment(environment) == place
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_place_is_read_from_the_launchers_variables(environment: Mapping[str
 )
 def test_an_invalid_place_is_rejected(environment: Mapping[str, str]) -> None:
     with pytest.raises(UserError, match=r"rank|launcher"):
-        Place.of_environment(environment)
+        RankInfo.from_environment(environment)
 
 
 def test_the_interface_to_a_host_is_found() -> None:

@@ -27,10 +27,10 @@ from torch import Tensor
 import model.export.__main__
 import train
 from model.data.dataset import Rows
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.ensemble import ease
-from model.ensemble.members import Choice, Factors, Members
-from model.ensemble.search import HeldOutUsers, Recipe, _searched
+from model.ensemble.members import Factors, MemberConfig, MemberTrainer
+from model.ensemble.search import Ensemble, ValidationRanking, _searched
 from model.network.checkpoint import load_factors, load_run, load_weights
 from model.network.neumf import NeuMF
 from model.recommend.recommender import Recommender
@@ -96,12 +96,12 @@ def tried(run: Path) -> list[str]:
 # Weights and quality of known scores.
 
 
-def held_out_users(n_users: int = 40, n_items: int = 15, seed: int = 0) -> tuple[HeldOutUsers, torch.Generator]:
+def held_out_users(n_users: int = 40, n_items: int = 15, seed: int = 0) -> tuple[ValidationRanking, torch.Generator]:
     g = torch.Generator().manual_seed(seed)
     items = torch.randint(n_items, (n_users,), generator=g)
     seen = torch.rand(n_users, n_items, generator=g) < 0.3
     seen[torch.arange(n_users), items] = False
-    return HeldOutUsers(torch.arange(n_users), items, seen, drawn=4, k=3), g
+    return ValidationRanking(torch.arange(n_users), items, seen, drawn=4, k=3), g
 
 
 def test_quality_is_the_mean_over_all_draws_of_unseen_items() -> None:
@@ -119,7 +119,7 @@ def test_quality_is_the_mean_over_all_draws_of_unseen_items() -> None:
     assert users.quality(scores) == pytest.approx((np.mean(hits), np.mean(gains)))
 
 
-def likelihood(users: HeldOutUsers, features: list[Tensor], weights: Tensor) -> Tensor:
+def likelihood(users: ValidationRanking, features: list[Tensor], weights: Tensor) -> Tensor:
     total = sum(weight * feature.double() for weight, feature in zip(weights, features, strict=True))
     assert isinstance(total, Tensor)
     chances = torch.log_softmax(total.masked_fill(users.seen, -torch.inf), dim=1)
@@ -148,7 +148,7 @@ def test_weights_that_generated_the_choices_are_recovered() -> None:
     scores = sum(weight * feature for weight, feature in zip(known, features, strict=True))
     assert isinstance(scores, Tensor)
     items = scores.masked_fill(seen, -torch.inf).softmax(1).multinomial(1, generator=g).squeeze(1)
-    users = HeldOutUsers(torch.arange(n_users), items, seen, drawn=4, k=3)
+    users = ValidationRanking(torch.arange(n_users), items, seen, drawn=4, k=3)
     assert users.weights(features) == pytest.approx(known, abs=0.1)
 
 
@@ -165,9 +165,9 @@ def test_weights_are_finite_for_uninformative_and_for_perfect_features() -> None
     assert users.quality(users.weights([certain])[0] * certain)[0] == 1.0
 
 
-def members_of(rows: Rows, folder: Path, held_out: Tensor | None = None, **change: Any) -> Members:
+def members_of(rows: Rows, folder: Path, held_out: Tensor | None = None, **change: Any) -> MemberTrainer:
     config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader="memory", seed=1, **change)
-    return Members(rows, config, World(CPU), held_out, folder, shown=False)
+    return MemberTrainer(rows, config, ProcessGroup(CPU), held_out, folder, shown=False)
 
 
 def last_of_users(rows: list[Row], leave: int = 5) -> Tensor:
@@ -185,7 +185,7 @@ def test_held_out_users_and_their_seen_items(
     rows = [row for part in parts for row in part]
     held_out = last_of_users(rows)
     members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", held_out)
-    found = HeldOutUsers.of(members, held_out, 6, 3, seed=0)
+    found = ValidationRanking.from_rows(members, held_out, 6, 3, seed=0)
     assert found.users.tolist() == list(range(5, N_USERS))
     assert found.items.tolist() == held_out[5:].tolist()
     expected = torch.zeros(N_USERS, N_ITEMS, dtype=torch.bool)
@@ -194,7 +194,7 @@ def test_held_out_users_and_their_seen_items(
     assert torch.equal(found.seen, expected[5:])
     # Above the limit, users are sampled.
     monkeypatch.setattr("model.ensemble.search._VALIDATION_PAIRS", 20 * N_ITEMS + 1)
-    draws = [HeldOutUsers.of(members, held_out, 6, 3, seed) for seed in (0, 0, 1)]
+    draws = [ValidationRanking.from_rows(members, held_out, 6, 3, seed) for seed in (0, 0, 1)]
     assert [len(draw.users) for draw in draws] == [20] * 3
     assert draws[0].users.tolist() == draws[1].users.tolist() != draws[2].users.tolist()
     assert torch.equal(draws[2].seen, expected[draws[2].users])
@@ -203,7 +203,7 @@ def test_held_out_users_and_their_seen_items(
 def test_members_with_equal_settings_are_trained_once(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
     parts, _ = rows_of_users()
     rows, folder = train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages"
-    choices = [Choice(kind, 5, 4, penalty, 0.0) for kind, penalty in (("softmax", 0.5), ("item-item", 4.0))]
+    choices = [MemberConfig(kind, 5, 4, penalty, 0.0) for kind, penalty in (("softmax", 0.5), ("item-item", 4.0))]
     first = [members_of(rows, folder).factors(choice) for choice in choices]
     files = sorted(folder.iterdir())
     assert len(files) == 2
@@ -226,12 +226,12 @@ def test_members_with_equal_settings_are_trained_once(train_rows: Callable[..., 
 
 
 class KnownMembers:
-    """Stub of `Members`: the quality of a choice is a function of its penalty and recency."""
+    """Stub of `MemberTrainer`: the quality of a choice is a function of its penalty and recency."""
 
     def __init__(self, best: tuple[float, float]) -> None:
-        self.best, self.asked = best, list[Choice]()
+        self.best, self.asked = best, list[MemberConfig]()
 
-    def scores(self, choice: Choice, users: Tensor) -> Choice:
+    def scores(self, choice: MemberConfig, users: Tensor) -> MemberConfig:
         self.asked.append(choice)
         return choice
 
@@ -246,7 +246,7 @@ def test_the_search_continues_while_quality_improves(best: tuple[float, float], 
     members: Any = KnownMembers(best)
     users: Any = type("Users", (), {"users": None, "quality": members.quality})()
     told: list[str] = []
-    first = Choice("softmax", 1, 4, 0.5, 0.5 if time_ordered else 0.0)
+    first = MemberConfig("softmax", 1, 4, 0.5, 0.5 if time_ordered else 0.0)
     found = _searched(members, users, first, time_ordered, lambda name, _: told.append(name))
     assert found.penalty == pytest.approx(best[0])
     assert found.recency == (best[1] if time_ordered else 0.0)
@@ -258,7 +258,7 @@ def test_the_search_continues_while_quality_improves(best: tuple[float, float], 
 def test_the_search_is_bounded(best: float) -> None:
     members: Any = KnownMembers((best, 0.0))
     users: Any = type("Users", (), {"users": None, "quality": members.quality})()
-    found = _searched(members, users, Choice("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
+    found = _searched(members, users, MemberConfig("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
     assert 16 < max(found.penalty / 0.5, 0.5 / found.penalty) < 32
     assert len(members.asked) < 15
 
@@ -269,9 +269,9 @@ def test_the_fused_model_scores_like_the_sum_of_its_members(
 ) -> None:
     parts, _ = rows_of_users()
     members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages")
-    choices = [Choice(kind, seed, 3 + seed, 0.5, 0.0) for seed, kind in enumerate(kinds)]
+    choices = [MemberConfig(kind, seed, 3 + seed, 0.5, 0.0) for seed, kind in enumerate(kinds)]
     weights = (0.8, -0.3, 1.7)
-    fused = Recipe(tuple(choices), weights, -0.4, (0.0, 0.0)).fused(members)
+    merge_factors = Ensemble(tuple(choices), weights, -0.4, (0.0, 0.0)).merge_factors(members)
     counts = torch.bincount(torch.tensor([item for part in parts for _, item, _ in part]), minlength=N_ITEMS)
     expected = -0.4 * torch.log(counts + 1.0).expand(N_USERS, -1)
     for choice, weight in zip(choices, weights, strict=True):
@@ -279,8 +279,8 @@ def test_the_fused_model_scores_like_the_sum_of_its_members(
         assert ((own.users[:, -1] == 1.0).all()) == (choice.kind != "item-item")
         expected = expected + weight * (own.users @ own.items.T)
     pairs = torch.cartesian_prod(torch.arange(N_USERS), torch.arange(N_ITEMS)).T
-    torch.testing.assert_close(fused(*pairs).view(N_USERS, N_ITEMS), expected, rtol=1e-4, atol=1e-5)
-    assert (fused.config.arch, fused.config.factors) == ("gmf", 3 + 4 + 5)
+    torch.testing.assert_close(merge_factors(*pairs).view(N_USERS, N_ITEMS), expected, rtol=1e-4, atol=1e-5)
+    assert (merge_factors.config.arch, merge_factors.config.factors) == ("gmf", 3 + 4 + 5)
 
 
 # Whole runs.
@@ -437,15 +437,15 @@ import json
 from pathlib import Path
 from model.training.config import TrainConfig
 from model.data.dataset import open_train
-from model.ensemble.members import Choice, Members
+from model.ensemble.members import MemberConfig, MemberTrainer
 from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader={loader!r}, seed=1)
 for again in range(2):
-    members = Members(rows, config, world, None, folder.parent / f"disk-{{world.rank}}", shown=False)
+    members = MemberTrainer(rows, config, world, None, folder.parent / f"disk-{{world.rank}}", shown=False)
     for kind in ("softmax", "item-item"):
-        own = members.factors(Choice(kind, 5, 4, 0.5, 0.5))
+        own = members.factors(MemberConfig(kind, 5, 4, 0.5, 0.5))
         print(json.dumps([members.samples, (own.users @ own.items.T).double().sum(1).tolist()]))
 """
 

@@ -23,20 +23,20 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model.data.dataset import Rows, open_train
-from model.data.partitions import TableSource
+from model.data.partitions import TablePartitions
 from model.data.popularity import item_popularity
-from model.data.test_set import open_test
-from model.data.user_items import Seen
-from model.distributed.process_group import World
-from model.evaluation.evaluator import Evaluation, Scores
+from model.data.test_set import open_test_set
+from model.data.user_items import UserItems
+from model.distributed.process_group import ProcessGroup
+from model.evaluation.evaluator import EvalMetrics, Evaluator
 from model.network.neumf import NeuMF, NeuMFConfig
-from preprocessing.spec.columns import Columns, SideFeature
+from preprocessing.spec.columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.device import frame_device
 
 CPU = torch.device("cpu")
-ALONE = World(CPU)
+ALONE = ProcessGroup(CPU)
 N_USERS, N_ITEMS, LENGTH, SERIES = 9, 12, 6, 31
 Row = tuple[int, int, float]
 Result = TypeVar("Result")
@@ -53,12 +53,12 @@ class Scoring(nn.Module):
         return self.score(*columns)
 
 
-def on_ranks(size: int, work: Callable[[World], Result]) -> list[Result]:
+def on_ranks(size: int, work: Callable[[ProcessGroup], Result]) -> list[Result]:
     """The results of `size` concurrent ranks, one thread each."""
     added = [torch.empty(0)] * size
     met = threading.Barrier(size, timeout=60)
 
-    class Rank(World):
+    class Rank(ProcessGroup):
         def sum(self, tensor: Tensor) -> Tensor:
             added[self.rank] = tensor.clone()
             met.wait()
@@ -103,7 +103,7 @@ def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, flo
     return tuple(float(np.mean(values)) for values in (hits, gains, reciprocal, losses))
 
 
-def ranked(scores: Scores) -> tuple[float | None, ...]:
+def ranked(scores: EvalMetrics) -> tuple[float | None, ...]:
     """The metrics that `brute` computes."""
     return scores.hit_rate, scores.ndcg, scores.mrr, scores.loss
 
@@ -120,7 +120,7 @@ def test_metrics_match_a_plain_loop(test_rows: Callable, cuts: list[int], batch_
     table = np.random.default_rng(5).integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)  # many ties
     scores = torch.from_numpy(table)
     streamed = test_rows(parts, N_USERS, N_ITEMS, LENGTH)
-    found = Evaluation(streamed, LENGTH, 2, batch_size, ALONE)(Scoring(lambda users, items: scores[users, items]))
+    found = Evaluator(streamed, LENGTH, 2, batch_size, ALONE)(Scoring(lambda users, items: scores[users, items]))
     assert ranked(found) == pytest.approx(brute(rows, table, 2), rel=1e-6)
     assert found.auc is None
     assert found.samples_per_s == pytest.approx(len(rows) / found.seconds)
@@ -136,7 +136,7 @@ def test_every_series_is_scored_once_including_the_last_partial_batch(test_rows:
         seen.extend(zip(users.tolist(), items.tolist(), strict=True))
         return torch.zeros(len(users))
 
-    Evaluation(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples hold 4 whole series
+    Evaluator(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples hold 4 whole series
     assert seen == [(user, item) for user, item, _ in rows]
 
 
@@ -147,7 +147,7 @@ def test_parts_are_concatenated_in_spec_order(write_folder: Callable[..., Path])
     spec = yaml.safe_load(path.read_text())
     spec["source_spec"]["test"][0]["files"].reverse()  # a series begins in part 1 and ends in part 0
     path.write_text(yaml.safe_dump(spec))
-    streamed = open_test(folder, read_feature_spec(folder), CPU).rows
+    streamed = open_test_set(folder, read_feature_spec(folder), CPU).rows
     blocks = [zip(users.tolist(), items.tolist(), strict=True) for users, items in streamed.stream(30, CPU)]
     assert [pair for block in blocks for pair in block] == [(user, item) for user, item, _ in rows]
 
@@ -161,7 +161,7 @@ def test_evaluation_disables_dropout_and_restores_the_training_mode(test_rows: C
     table = model.eval()(users, items).detach().reshape(N_USERS, N_ITEMS).double().numpy()
     for training in (True, False):
         model.train(training)
-        found = Evaluation(streamed, LENGTH, 3, 100, ALONE)(model)
+        found = Evaluator(streamed, LENGTH, 3, 100, ALONE)(model)
         assert ranked(found) == pytest.approx(brute(rows, table, 3), rel=1e-5)
         assert model.training is training
 
@@ -170,7 +170,7 @@ def test_the_training_mode_is_restored_after_an_error(test_rows: Callable) -> No
     streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
     with pytest.raises(UserError, match="id 99"):
-        Evaluation(streamed, 2, 1, 10, ALONE)(model)
+        Evaluator(streamed, 2, 1, 10, ALONE)(model)
     assert model.training
 
 
@@ -199,7 +199,7 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
     streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
-        assert Evaluation(streamed, 3, k, 6, ALONE).popularity(popular).hit_rate == pytest.approx(hits)
+        assert Evaluator(streamed, 3, k, 6, ALONE).popularity(popular).hit_rate == pytest.approx(hits)
 
 
 def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata: int) -> tuple[Path, pd.DataFrame]:
@@ -213,11 +213,11 @@ def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata:
     return write_frames({"train": frame, "test": frame}, channels, sizes, **metadata), frame
 
 
-def evaluation_of(folder: Path, batch_size: int) -> Evaluation:
+def evaluation_of(folder: Path, batch_size: int) -> Evaluator:
     spec = read_feature_spec(folder)
-    test = open_test(folder, spec, CPU)
+    test = open_test_set(folder, spec, CPU)
     assert test is not None
-    return Evaluation.of(test, Columns.of(spec), 2, batch_size, ALONE)
+    return Evaluator.from_test_set(test, FeatureColumns.from_spec(spec), 2, batch_size, ALONE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10**6])
@@ -275,7 +275,7 @@ def test_popularity_also_ranks_rows_without_series(write_frames: Callable[..., P
 
 
 def test_metrics_by_name() -> None:
-    scores = Scores(0.5, 0.25, 0.7, 1.0, 10.0, mrr=0.125, coverage=0.75)
+    scores = EvalMetrics(0.5, 0.25, 0.7, 1.0, 10.0, mrr=0.125, coverage=0.75)
     compared = {"hr@7": 0.5, "ndcg@7": 0.25}
     assert scores.named(7) == compared
     assert scores.all_named(7) == compared | {"recall@7": 0.5, "mrr": 0.125, "coverage@7": 0.75}
@@ -320,16 +320,18 @@ class Case:
         scores = torch.from_numpy(self.table)
         return Scoring(lambda users, items, hours: scores[users, items, hours])
 
-    def evaluation(self, k: int, batch_size: int, world: World = ALONE, full: bool = True, **more: bool) -> Evaluation:
-        columns = Columns("user", "item", "label", self.n_users, self.n_items, (SideFeature("hour", N_HOURS),))
+    def evaluation(
+        self, k: int, batch_size: int, world: ProcessGroup = ALONE, full: bool = True, **more: bool
+    ) -> Evaluator:
+        columns = FeatureColumns("user", "item", "label", self.n_users, self.n_items, (SideFeature("hour", N_HOURS),))
         names = [name for name in columns.streamed if name != "label" or self.length is None]
         values = dict(zip(columns.streamed, zip(*self.rows, strict=True), strict=True))
         table = pa.table({name: values[name] for name in names}).cast(columns.schema(names))
-        rows = Rows(columns, tuple(names), TableSource.of(columns, table), frame_device("cpu"))
+        rows = Rows(columns, tuple(names), TablePartitions.from_table(columns, table), frame_device("cpu"))
         items = [sorted(self.seen[user]) for user in range(self.n_users)]
         starts = torch.tensor([0, *np.cumsum([len(own) for own in items])])
-        seen = Seen(starts, torch.tensor([item for own in items for item in own], dtype=torch.int32))
-        return Evaluation(rows, self.length, k, batch_size, world, seen if full else None, **more)
+        seen = UserItems(starts, torch.tensor([item for own in items for item in own], dtype=torch.int32))
+        return Evaluator(rows, self.length, k, batch_size, world, seen if full else None, **more)
 
     @staticmethod
     def random(
@@ -362,7 +364,7 @@ def first_k(scores: dict[int, float], k: int) -> tuple[set[int], set[int]]:
     return certain, {item for item, score in scores.items() if (values > score).sum() < k}
 
 
-def check_full(found: Scores, case: Case, table: np.ndarray, k: int) -> None:
+def check_full(found: EvalMetrics, case: Case, table: np.ndarray, k: int) -> None:
     """Each positive is ranked among all items its user has not seen."""
     ranks, losses, certain, possible = [], [], set(), set()
     for user, positive, hour in case.positives:
@@ -484,7 +486,7 @@ def test_coverage_of_series_counts_items_in_any_top_k(k: int) -> None:
 MODES = {"series": (3, False), "all items": (3, True), "labelled rows": (None, True)}
 
 
-def exact(scores: Scores) -> tuple[float | None, ...]:
+def exact(scores: EvalMetrics) -> tuple[float | None, ...]:
     """The metrics that are bit-identical for any number of ranks; the loss is summed in another order."""
     return scores.hit_rate, scores.ndcg, scores.mrr, scores.coverage, scores.auc
 
@@ -496,7 +498,7 @@ def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bo
     for batch_size in (6, 40):  # ten pieces, and two, so that some ranks have none
         one = case.evaluation(2, batch_size, full=full)(case.model)
 
-        def twice(world: World, batch_size: int = batch_size) -> list[Scores]:
+        def twice(world: ProcessGroup, batch_size: int = batch_size) -> list[EvalMetrics]:
             evaluation = case.evaluation(2, batch_size, world, full, in_memory=in_memory)
             return [evaluation(case.model), evaluation(case.model)]
 
@@ -594,7 +596,7 @@ def test_the_auc_of_nan_scores_is_zero() -> None:
 def test_an_evaluation_of_a_folder_uses_labels_and_history(write_frames: Callable[..., Path]) -> None:
     folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 0.5, 0.0, 0.0, 1.0])
     spec = read_feature_spec(folder)
-    test, train = open_test(folder, spec, CPU), open_train(folder, spec, CPU)
+    test, train = open_test_set(folder, spec, CPU), open_train(folder, spec, CPU)
     assert test is not None
     table = np.random.default_rng(5).integers(-2, 3, (9, 12, 4)).astype(np.float32)
     rows = [(row.user, row.item, row.label, row.hour) for row in frame.itertuples()]
@@ -603,5 +605,7 @@ def test_an_evaluation_of_a_folder_uses_labels_and_history(write_frames: Callabl
         if label > 0:
             seen[user].add(item)
     case = Case(rows, None, seen, table)
-    evaluation = Evaluation.of(test, Columns.of(spec), 3, 20, ALONE, Seen.of(train, CPU), in_memory=True)
+    evaluation = Evaluator.from_test_set(
+        test, FeatureColumns.from_spec(spec), 3, 20, ALONE, UserItems.from_rows(train, CPU), in_memory=True
+    )
     check_full(evaluation(case.model), case, table, 3)

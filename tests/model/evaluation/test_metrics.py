@@ -45,9 +45,9 @@ def test_ranks_match_a_plain_count(case: tuple[list[list[float]], list[list[int]
 
 
 def means(ranks: Sequence[int], k: int, n_ranks: int = 0) -> RankMeans:
-    """Means of the ranks, counted as `Evaluation` does."""
+    """Means of the ranks, counted as `Evaluator` does."""
     counts = torch.bincount(torch.tensor(ranks), minlength=max(n_ranks, *ranks, 0))
-    return RankMeans.of(counts.double().tolist(), k)
+    return RankMeans.from_counts(counts.double().tolist(), k)
 
 
 def brute_means(ranks: Sequence[int], k: int) -> RankMeans:
@@ -67,7 +67,12 @@ def test_means_match_the_definition(ranks: list[int], k: int, n_ranks: int) -> N
 def test_means_do_not_depend_on_how_ranks_were_counted(ranks: list[int], k: int, random: Random) -> None:
     shuffled = random.sample(ranks, len(ranks))
     whole = [ranks.count(rank) for rank in range(31)]
-    assert means(shuffled, k) == means(ranks, k) == RankMeans.of(whole, k) == RankMeans.of([*whole, 0, 0], k)
+    assert (
+        means(shuffled, k)
+        == means(ranks, k)
+        == RankMeans.from_counts(whole, k)
+        == RankMeans.from_counts([*whole, 0, 0], k)
+    )
 
 
 def test_means_by_hand() -> None:

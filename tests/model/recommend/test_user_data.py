@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.recommend.user_data import Interactions, Known, cut
-from preprocessing.spec.columns import Columns
+from model.recommend.user_data import PreparedInteractions, UserHistories, cut
+from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 
 N_USERS, N_ITEMS = 9, 7
@@ -39,7 +39,7 @@ def by_hand(train: pd.DataFrame, test: pd.DataFrame, user: int) -> tuple[list[in
     return items, hour
 
 
-def check(known: Known, train: pd.DataFrame, test: pd.DataFrame) -> None:
+def check(known: UserHistories, train: pd.DataFrame, test: pd.DataFrame) -> None:
     for place, user in enumerate(known.users.tolist()):
         items, hour = by_hand(train, test, user)
         assert known.items[known.starts[place] : known.starts[place + 1]].tolist() == items
@@ -63,7 +63,7 @@ def test_rows_are_gathered_by_user(
     sizes = {"user": N_USERS, "item": N_ITEMS, "hour": 24}
     folder = write_frames({"train": train, "test": test}, CHANNELS, sizes, time_ordered=in_order)
     spec = read_feature_spec(folder)
-    interactions = Interactions(folder, spec, Columns.of(spec))
+    interactions = PreparedInteractions(folder, spec, FeatureColumns.from_spec(spec))
     users = np.array([1, 2, 4, 8])
     check(some := interactions.of_users(users), train, test)
     check(some.take(users[[0, 3]]), train, test)

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import model.run.curves
-from model.evaluation.evaluator import Scores
+from model.evaluation.evaluator import EvalMetrics
 from model.run.curves import draw_curves
 from model.training.config import CHOICES
 from model.training.trainer import EpochReport, History
@@ -27,7 +27,7 @@ def test_the_first_panel_names_both_losses(
 ) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr(model.run.curves, "write_picture", lambda _, figure: figures.append(figure))
-    scores = Scores(hit_rate=0.5, ndcg=0.25, loss=0.4, seconds=1.0, samples_per_s=1.0)
+    scores = EvalMetrics(hit_rate=0.5, ndcg=0.25, loss=0.4, seconds=1.0, samples_per_s=1.0)
     history = History(tuple(EpochReport(epoch, 0.3, 10, 1.0, scores) for epoch in range(2)), 2.0)
     draw_curves(tmp_path / "curves.png", history, loss, 10, None)
     panel = figures[0].axes[0]

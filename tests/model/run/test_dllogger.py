@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model.run.dllogger import RunLog
+from model.run.dllogger import DLLogger
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def test_lines_follow_the_dllogger_format(tmp_path: Path) -> None:
     path = tmp_path / "some" / "log.json"
-    with closing(RunLog(path)) as log:
+    with closing(DLLogger(path)) as log:
         log.parameters({"epochs": 2, "data": "there"})
         log.epoch(0, {"hr@10": 0.5})
         log.epoch(1, {"hr@10": 0.25})
@@ -55,20 +55,20 @@ def test_lines_follow_the_dllogger_format(tmp_path: Path) -> None:
 def test_an_existing_log_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     for run in range(2):
-        with closing(RunLog(path)) as log:
+        with closing(DLLogger(path)) as log:
             log.parameters({"run": run})
     assert [line["data"] for line in read_lines(path) if line["type"] == "LOG"] == [{"run": 1}]
 
 
 def test_a_log_continues_from_its_saved_length(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
-    with closing(RunLog(path)) as log:
+    with closing(DLLogger(path)) as log:
         log.parameters({"run": 0})
         log.epoch(0, {"loss": 1.0})
         kept = log.bytes
         log.epoch(1, {"loss": 0.5})
     before = path.read_bytes()
-    with closing(RunLog(path, kept)) as log:
+    with closing(DLLogger(path, kept)) as log:
         assert log.bytes == kept
         log.epoch(1, {"loss": 0.25})
     assert path.read_bytes()[:kept] == before[:kept]
@@ -77,7 +77,7 @@ def test_a_log_continues_from_its_saved_length(tmp_path: Path) -> None:
 
 
 def test_a_missing_log_is_started_anew(tmp_path: Path) -> None:
-    with closing(RunLog(tmp_path / "log.json", 1000)) as log:
+    with closing(DLLogger(tmp_path / "log.json", 1000)) as log:
         log.epoch(3, {})
     lines = read_lines(tmp_path / "log.json")
     assert lines[0]["type"] == "METADATA"

@@ -295,11 +295,11 @@ def test_mode_test_writes_only_metrics_and_the_log(data: Path) -> None:
 
 
 def test_more_processes_than_samples_per_batch_are_rejected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.distributed.process_group import World
+    from model.distributed.process_group import ProcessGroup
     from model.run.arguments import parse_args
     from model.run.session import run
 
-    class Many(World):
+    class Many(ProcessGroup):
         def same(self, number: int) -> int:
             return number
 

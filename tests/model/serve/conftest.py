@@ -16,7 +16,7 @@ import uvicorn
 
 from model.recommend.recommender import Recommender
 from model.serve.app import create_app
-from model.serve.service import Answers
+from model.serve.service import Service
 from preprocessing.spec.titles import read_titles
 
 
@@ -77,5 +77,5 @@ def recommender(titled_run: Path) -> Recommender:
 
 
 @pytest.fixture
-def answers(titled_run: Path, recommender: Recommender) -> Answers:
-    return Answers(recommender, read_titles(titled_run.parent / "prepared" / "titles.parquet"))
+def answers(titled_run: Path, recommender: Recommender) -> Service:
+    return Service(recommender, read_titles(titled_run.parent / "prepared" / "titles.parquet"))

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from model.recommend.recommender import Recommender
 from model.serve import app
 from model.serve.schemas import UserAnswer
-from model.serve.service import Answers, Asked
+from model.serve.service import Asked, Service
 
 TITLES = {f"item-{number}": f"<b>Title</b> & item-{number}" for number in range(11)}  # the last item has none
 
@@ -43,7 +43,7 @@ def metrics(client: Callable[..., Any]) -> dict[tuple[str, ...], float]:
 
 @pytest.mark.parametrize(("k", "history"), [(3, 2), (10, 0), (1000, 1000)])
 def test_answers_match_the_recommender_with_titles(
-    start: Callable[..., Any], answers: Answers, recommender: Recommender, k: int, history: int
+    start: Callable[..., Any], answers: Service, recommender: Recommender, k: int, history: int
 ) -> None:
     client = start(answers)
     users = ["55", 1007, "20", "55"]  # ids as text and as numbers, with duplicates
@@ -53,7 +53,7 @@ def test_answers_match_the_recommender_with_titles(
 
 
 def test_concurrent_requests_with_different_options_are_answered_correctly(
-    start: Callable[..., Any], answers: Answers, recommender: Recommender
+    start: Callable[..., Any], answers: Service, recommender: Recommender
 ) -> None:
     client = start(answers)
     asked = [(user, k, k % 3) for user in ("3", "20", "55", "1007") for k in (1, 2, 5, 12)] * 3
@@ -67,13 +67,13 @@ def test_concurrent_requests_with_different_options_are_answered_correctly(
             assert answer == {"users": [expected(recommender, *one)]}
 
 
-def test_unknown_users_are_rejected_by_index(start: Callable[..., Any], answers: Answers) -> None:
+def test_unknown_users_are_rejected_by_index(start: Callable[..., Any], answers: Service) -> None:
     response = start(answers)("POST", "/recommend", {"users": ["3", "Nobody", "55", "<b>"]})
     assert (response.status, response.json) == (404, {"detail": "unknown users, by index in users: 1, 3"})
 
 
 def test_unknown_users_get_items_marked_as_popular(
-    start: Callable[..., Any], answers: Answers, recommender: Recommender
+    start: Callable[..., Any], answers: Service, recommender: Recommender
 ) -> None:
     client = start(answers, refuses_unknown=False)
     users = client("POST", "/recommend", {"users": ["nobody", "3"], "k": 4, "history": 3}).json["users"]
@@ -142,7 +142,7 @@ def test_every_response_has_security_headers_and_no_traceback(start: Callable[..
             assert not re.search(rb"secret|script|Traceback", response.body)
 
 
-def test_the_pages_load_no_external_resources(start: Callable[..., Any], answers: Answers) -> None:
+def test_the_pages_load_no_external_resources(start: Callable[..., Any], answers: Service) -> None:
     client = start(answers)
     for page in ("/", "/docs"):
         links = re.findall(r'(?:src|href)="([^"]+)"', client("GET", page).body.decode())
@@ -152,7 +152,7 @@ def test_the_pages_load_no_external_resources(start: Callable[..., Any], answers
             assert client("GET", f"/{link.lstrip('/')}").status == 200, link
 
 
-def test_the_openapi_description_matches_the_service(start: Callable[..., Any], answers: Answers) -> None:
+def test_the_openapi_description_matches_the_service(start: Callable[..., Any], answers: Service) -> None:
     client = start(answers)
     described = client("GET", "/openapi.json").json
     assert list(described["paths"]) == ["/recommend", "/health", "/metrics"]
@@ -180,5 +180,5 @@ def test_no_body_causes_a_server_error(shared_client: Callable[..., Any], body: 
 
 
 @pytest.fixture
-def shared_client(start: Callable[..., Any], answers: Answers) -> Callable[..., Any]:
+def shared_client(start: Callable[..., Any], answers: Service) -> Callable[..., Any]:
     return start(answers)

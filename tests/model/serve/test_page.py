@@ -15,7 +15,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
 from model.recommend.recommender import Recommender
-from model.serve.service import Answers
+from model.serve.service import Service
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -63,7 +63,7 @@ def page() -> Iterator[Page]:
 
 
 def test_recommendations_are_shown_next_to_the_history(
-    page: Page, start: Callable[..., Any], answers: Answers, recommender: Recommender
+    page: Page, start: Callable[..., Any], answers: Service, recommender: Recommender
 ) -> None:
     page.driver.get(start(answers).address)
     page.until(lambda: page.texts("#examples button") == ["1007", "3", "55"])
@@ -87,7 +87,7 @@ def test_recommendations_are_shown_next_to_the_history(
 
 
 def test_an_unknown_user_is_reported_and_the_next_one_answered(
-    page: Page, start: Callable[..., Any], answers: Answers
+    page: Page, start: Callable[..., Any], answers: Service
 ) -> None:
     page.driver.get(start(answers).address)
     page.ask("<img src=x>")
@@ -98,7 +98,7 @@ def test_an_unknown_user_is_reported_and_the_next_one_answered(
     assert page.find("#results").is_displayed()
 
 
-def test_popular_items_are_labelled_popular(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_popular_items_are_labelled_popular(page: Page, start: Callable[..., Any], answers: Service) -> None:
     page.driver.get(f"{start(answers, refuses_unknown=False).address}/#user=new")
     page.until(lambda: "popular, not personal" in page.find("#status").text)
     assert "most popular" in page.find("#meaning").text
@@ -106,7 +106,7 @@ def test_popular_items_are_labelled_popular(page: Page, start: Callable[..., Any
     assert page.errors == []
 
 
-def test_the_page_is_accessible(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_the_page_is_accessible(page: Page, start: Callable[..., Any], answers: Service) -> None:
     page.driver.get(f"{start(answers).address}/#user=3")
     page.until(lambda: page.find("#status").text == "User 3")
     assert [page.find(name).accessible_name for name in ("#user", "#k")] == ["User id", "How many"]
@@ -118,7 +118,7 @@ def test_the_page_is_accessible(page: Page, start: Callable[..., Any], answers: 
     assert page.driver.switch_to.active_element.get_attribute("id") == "k"
 
 
-def test_the_openapi_page_works_offline(page: Page, start: Callable[..., Any], answers: Answers) -> None:
+def test_the_openapi_page_works_offline(page: Page, start: Callable[..., Any], answers: Service) -> None:
     page.driver.get(f"{start(answers).address}/docs")
     page.until(lambda: page.texts(".opblock-summary-path") == ["/recommend", "/health", "/metrics"])
     assert page.errors == []

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model.data.user_loader import UserBatch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.training.all_items_step import CatalogueStep, has_item_bias, start_from_popularity
+from model.training.all_items_step import AllItemsStep, has_item_bias, start_from_popularity
 from model.training.config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -80,7 +80,7 @@ def test_steps_are_adam_on_the_mean_loss_with_its_penalty(kind: str, weight_deca
     config = TrainConfig(loss=kind, weight_decay=weight_decay, eps=1e-3, learning_rate=0.05)
     model = network(COUNTS, kind)
     expected = copy.deepcopy(model)
-    step = CatalogueStep(model, config, World(CPU), COUNTS)
+    step = AllItemsStep(model, config, ProcessGroup(CPU), COUNTS)
     tables = [expected.mf_user_embed.weight, expected.mf_item_embed.weight]
     optimizer = torch.optim.Adam(tables, lr=0.05, betas=(config.beta1, config.beta2), eps=1e-3)
     last_layer = copy.deepcopy(model.final.state_dict())
@@ -103,7 +103,7 @@ def test_the_penalty_shrinks_all_but_the_bias() -> None:
     for weight_decay in (0.0, 50.0):
         model = network(COUNTS)
         config = TrainConfig(loss="softmax", weight_decay=weight_decay, learning_rate=0.02)
-        step = CatalogueStep(model, config, World(CPU), COUNTS)
+        step = AllItemsStep(model, config, ProcessGroup(CPU), COUNTS)
         for batch in BATCHES * 30:
             step(batch, len(batch))
         models.append(model)
@@ -117,7 +117,7 @@ def test_bfloat16_stays_close() -> None:
     for precision in ("fp32", "bf16"):
         model = network(COUNTS)
         config = TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3, learning_rate=0.01, precision=precision)
-        step = CatalogueStep(model, config, World(CPU), COUNTS)
+        step = AllItemsStep(model, config, ProcessGroup(CPU), COUNTS)
         losses.append([float(step(batch, len(batch))) for batch in BATCHES])
         models.append(model)
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
@@ -131,7 +131,7 @@ def test_without_users_on_this_rank_a_step_only_applies_the_item_penalty() -> No
     nothing = BATCHES[0].take(torch.zeros(0, dtype=torch.int64))
     models = [network(COUNTS), network(COUNTS)]
     for model, batch in zip(models, (None, nothing), strict=True):
-        step = CatalogueStep(model, TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3), World(CPU), COUNTS)
+        step = AllItemsStep(model, TrainConfig(loss="softmax", weight_decay=0.1, eps=1e-3), ProcessGroup(CPU), COUNTS)
         before = copy.deepcopy(model.state_dict())
         assert float(step(batch, 10)) == 0.0  # the positives are on other ranks
         assert torch.equal(model.mf_user_embed.weight, before["mf_user_embed.weight"])
@@ -183,12 +183,12 @@ def test_a_network_of_another_form_is_recognised(change: str) -> None:
 STEPS = """
 import json
 from pathlib import Path
-from model.training.all_items_step import CatalogueStep, start_from_popularity
+from model.training.all_items_step import AllItemsStep, start_from_popularity
 from model.training.config import TrainConfig
 from model.data.dataset import open_train
 from model.data.popularity import item_popularity
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.data.user_loader import UserBatches, UserLoaderConfig
+from model.data.user_loader import UserLoader, UserLoaderConfig
 from preprocessing.spec.feature_spec import read_feature_spec
 folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
@@ -196,7 +196,7 @@ config = TrainConfig(loss="softmax", weight_decay=0.2, recency=0.5, learning_rat
 counts = item_popularity(rows, world)
 model = NeuMF(NeuMFConfig(n_users=9, n_items=12, factors=5, arch="gmf"), torch.Generator().manual_seed(0))
 start_from_popularity(model, counts, "softmax")
-step, batches, losses = CatalogueStep(model, config, world, counts), UserBatches(rows, UserLoaderConfig(
+step, batches, losses = AllItemsStep(model, config, world, counts), UserLoader(rows, UserLoaderConfig(
     batch_size=36, recency=0.5, in_memory=True), world), []
 for epoch in range(4):
     for batch, samples in world.aligned(batches.epoch(epoch)):

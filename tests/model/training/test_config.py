@@ -79,8 +79,8 @@ def test_penalty_and_recency_require_a_loss_over_all_items(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name} goes with --loss softmax or bce-all"):
         TrainConfig(**{name: 0.5})  # type: ignore[arg-type]
     for loss in ("softmax", "bce-all"):
-        assert TrainConfig(loss=loss, **{name: 0.5}).whole_catalogue  # type: ignore[arg-type]
-    assert not TrainConfig().whole_catalogue
+        assert TrainConfig(loss=loss, **{name: 0.5}).all_items_loss  # type: ignore[arg-type]
+    assert not TrainConfig().all_items_loss
 
 
 IGNORED: dict[str, Any] = {

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from model.compiled import loops
-from model.compiled.step import KernelStep, RowGradient
+from model.compiled.step import CompiledStep, RowGradient
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from model.training.step import Step
@@ -91,7 +91,7 @@ LAYERS = [(16, 8), (16, 12, 8), (256, 256, 128, 64), (10, 7, 5, 3), (70, 130, 65
 def test_compiled_gradients_match_autograd(layers: tuple[int, ...], dropout: float, threads: int) -> None:
     model, batch = network(layers, dropout), samples(500, 5)
     torch.manual_seed(7)
-    loss, gradients = KernelStep(model, threads).gradients(batch, 1.0 / len(batch))
+    loss, gradients = CompiledStep(model, threads).gradients(batch, 1.0 / len(batch))
     torch.manual_seed(7)
     seed = int(torch.randint(-(2**62), 2**62, ()))
     keep, order = round((1.0 - dropout) * loops.KEEP_ALL), torch.argsort(batch.users, stable=True)
@@ -120,15 +120,15 @@ def test_masks_do_not_depend_on_threads() -> None:
     found = []
     for threads in (1, 2, 5):
         torch.manual_seed(7)
-        found.append(dense(model, KernelStep(model, threads).gradients(batch, 1.0)[1]))
+        found.append(dense(model, CompiledStep(model, threads).gradients(batch, 1.0)[1]))
     assert_equal(found[1], found[0], 1e-5)
     assert_equal(found[2], found[0], 1e-5)
 
 
 def test_bfloat16_products_stay_close() -> None:
     model, batch = network((16, 12, 8)), samples(500)
-    _, exact = KernelStep(model, 1).gradients(batch, 1.0 / 500)
-    _, mixed = KernelStep(model, 1, torch.bfloat16).gradients(batch, 1.0 / 500)
+    _, exact = CompiledStep(model, 1).gradients(batch, 1.0 / 500)
+    _, mixed = CompiledStep(model, 1, torch.bfloat16).gradients(batch, 1.0 / 500)
     for name, value in dense(model, exact).items():
         error = (dense(model, mixed)[name] - value).norm() / value.norm()
         assert error < 0.03, name
@@ -156,7 +156,7 @@ def test_torch_gradients_match_autograd(
 @pytest.mark.parametrize("layers", [(16, 12, 8), (16, 8)], ids=str)
 def test_compiled_loops_train_a_plain_mlp(layers: tuple[int, ...]) -> None:
     model, batch = network(layers, arch="mlp"), samples(500, 5)
-    loss, gradients = KernelStep(model, 1).gradients(batch, 1.0 / len(batch))
+    loss, gradients = CompiledStep(model, 1).gradients(batch, 1.0 / len(batch))
     expected_loss, expected = reference(model, batch)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     trained = {name for name, parameter in model.named_parameters() if parameter.numel()}
@@ -195,7 +195,7 @@ def test_ten_steps_match_torchs_adam(kernels_used: bool) -> None:
     plain = copy.deepcopy(model)
     # A larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps.
     config = TrainConfig(batch_size=60, eps=1e-3)
-    step = Step(model, config, World(CPU), kernels=kernels_used)
+    step = Step(model, config, ProcessGroup(CPU), kernels=kernels_used)
     optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate, betas=(0.25, 0.5), eps=1e-3)
     for number in range(10):
         batch = samples(60, 5, seed=number)
@@ -238,7 +238,7 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
 def test_the_torch_step_never_synchronises_with_the_device(precision: str, row_side: tuple[SideFeature, ...]) -> None:
     model = network((16, 12, 8), 0.5, row_side=row_side)
     config = TrainConfig(batch_size=60, precision=precision)
-    step = Step(model, config, World(CPU), kernels=False)
+    step = Step(model, config, ProcessGroup(CPU), kernels=False)
     batch = samples(60, 5, row_side=row_side)
     step(batch, len(batch))  # the optimiser initialises its state in the first step
     with Watched() as watched:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from model.data.batch import Batch
-from model.distributed.process_group import World
+from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.training.all_items_step import CatalogueStep
+from model.training.all_items_step import AllItemsStep
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.threads import torch_threads, worthwhile_threads
 from model.training.trainer import Training
 
-WORLD = World(torch.device("cpu"))
+WORLD = ProcessGroup(torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,7 @@ def test_threads_of_all_items_steps_depend_on_the_number_of_scores(
 ) -> None:
     model = NeuMF(NeuMFConfig(n_users=900, n_items=n_items, factors=width, arch="gmf"))
     config = TrainConfig(batch_size=batch_size, loss="softmax")
-    assert CatalogueStep(model, config, WORLD, torch.ones(n_items, dtype=torch.int64)).threads == threads
+    assert AllItemsStep(model, config, WORLD, torch.ones(n_items, dtype=torch.int64)).threads == threads
 
 
 def test_an_epoch_uses_the_number_of_threads_of_its_step() -> None:

@@ -14,9 +14,9 @@ from torch import nn
 
 import model.training.step
 from model.data.batch import Batch
-from model.data.train_loader import EpochBatches, SamplingConfig
-from model.distributed.process_group import World
-from model.evaluation.evaluator import Evaluation, Scores
+from model.data.train_loader import SamplingConfig, TrainLoader
+from model.distributed.process_group import ProcessGroup
+from model.evaluation.evaluator import EvalMetrics, Evaluator
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from model.training.step import Step
@@ -47,7 +47,7 @@ def batches(count: int, size: int = 50) -> list[Batch]:
 
 def train(config: TrainConfig, data: list[Batch]) -> tuple[NeuMF, list[float]]:
     model = network()
-    step = Step(model, config, World(CPU))
+    step = Step(model, config, ProcessGroup(CPU))
     return model, [step(batch, len(batch)).item() for batch in data]
 
 
@@ -120,7 +120,7 @@ def test_amp_uses_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch
 
 
 class FixedBatches:
-    """Stub of `EpochBatches`."""
+    """Stub of `TrainLoader`."""
 
     def __init__(self, data: list[Batch]) -> None:
         self.data = data
@@ -133,7 +133,7 @@ class FixedBatches:
 
 
 def fit_with(
-    scores: list[Scores] | None, data: list[Batch] | None = None, **config: Any
+    scores: list[EvalMetrics] | None, data: list[Batch] | None = None, **config: Any
 ) -> tuple[History, list[tuple[int, bool]]]:
     """Train with given scores after each epoch (None: no evaluation).
 
@@ -142,21 +142,21 @@ def fit_with(
     settings = TrainConfig(**{"epochs": len(scores or []), **config})
     source: Any = FixedBatches(data or batches(2) + batches(1, 7))
     model = network(0.5)
-    training = Training(model, Step(model, settings, World(CPU)))
+    training = Training(model, Step(model, settings, ProcessGroup(CPU)))
 
     def on_epoch(training: Training) -> None:
         history = training.history
         told.append((history.epochs[-1].epoch, history.best_epoch is history.epochs[-1]))
 
-    def evaluation(_: nn.Module) -> Scores:
+    def evaluation(_: nn.Module) -> EvalMetrics:
         return next(coming)
 
     with stage("train", 1, "samples", shown=False) as progress:
         return training.fit(source, evaluation if scores else None, settings, on_epoch, progress), told
 
 
-def hits(*rates: float) -> list[Scores]:
-    return [Scores(rate, 0.0, 0.5, 1.0, 1.0) for rate in rates]
+def hits(*rates: float) -> list[EvalMetrics]:
+    return [EvalMetrics(rate, 0.0, 0.5, 1.0, 1.0) for rate in rates]
 
 
 def test_the_earliest_best_epoch_is_kept() -> None:
@@ -231,11 +231,11 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     model = network(0.5)
     before = copy.deepcopy(model.state_dict())
     config = TrainConfig(epochs=2, topk=1, threshold=2.0)
-    world = World(CPU)
-    evaluation = Evaluation(series, 2, config.topk, config.valid_batch_size, world)
+    world = ProcessGroup(CPU)
+    evaluation = Evaluator(series, 2, config.topk, config.valid_batch_size, world)
     training = Training(model, Step(model, config, world))
     with stage("train", 90, "samples", shown=False) as progress:
-        report = training.fit(EpochBatches(rows, sampling, world), evaluation, config, lambda _: None, progress)
+        report = training.fit(TrainLoader(rows, sampling, world), evaluation, config, lambda _: None, progress)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
     # Users without samples do not move: their gradient is zero from the first step on.
@@ -243,7 +243,7 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
 
 
 def test_without_series_epochs_are_compared_by_auc() -> None:
-    areas = [Scores(None, None, 0.5, 1.0, 1.0, auc=area) for area in (0.4, 0.7, 0.6, 0.8)]
+    areas = [EvalMetrics(None, None, 0.5, 1.0, 1.0, auc=area) for area in (0.4, 0.7, 0.6, 0.8)]
     report, told = fit_with(areas, threshold=0.75)
     assert [best for _, best in told] == [True, True, False, True]
     assert (report.best_epoch.epoch, report.best_epoch.quality) == (3, 0.8)
@@ -251,7 +251,7 @@ def test_without_series_epochs_are_compared_by_auc() -> None:
 
 
 def test_with_only_the_loss_the_last_epoch_is_kept() -> None:
-    report, _ = fit_with([Scores(None, None, 0.5, 1.0, 1.0)] * 3, threshold=0.0)
+    report, _ = fit_with([EvalMetrics(None, None, 0.5, 1.0, 1.0)] * 3, threshold=0.0)
     assert report.best_epoch.epoch == 2
 
 
@@ -272,8 +272,8 @@ def test_patience_stops_training_without_improvement(rates: tuple[float, ...], p
 def test_a_history_round_trips_through_json() -> None:
     history, _ = fit_with(hits(0.1, 0.7, 0.3), threshold=0.6)
     assert len(history.epochs) == 2
-    assert History.of_json(json.loads(json.dumps(history.to_json()))) == history
-    assert History.of_json(json.loads(json.dumps(History().to_json()))) == History()
+    assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
+    assert History.from_json(json.loads(json.dumps(History().to_json()))) == History()
 
 
 @pytest.mark.parametrize("pieces", [1, 3])
@@ -284,7 +284,7 @@ def test_a_step_uses_the_side_features_of_its_rows(pieces: int) -> None:
     g = torch.Generator().manual_seed(1)
     (batch,) = batches(1)
     columns = (torch.randint(5, (50,), generator=g), torch.randn(50, generator=g))
-    step = Step(model, TrainConfig(eps=1e-3, grads_accumulated=pieces), World(CPU))
+    step = Step(model, TrainConfig(eps=1e-3, grads_accumulated=pieces), ProcessGroup(CPU))
     loss = step(Batch(batch.users, batch.items, batch.labels, columns), 50).item()
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0045, betas=(0.25, 0.5), eps=1e-3)
     logits = plain(batch.users, batch.items, *columns)
@@ -298,7 +298,7 @@ def test_a_step_uses_the_side_features_of_its_rows(pieces: int) -> None:
 # Each rank trains on its share of the same global batches and prints the loss of each step over all ranks.
 STEPS = """
 from pathlib import Path
-from model.data.train_loader import EpochBatches, SamplingConfig
+from model.data.train_loader import TrainLoader, SamplingConfig
 from model.training.config import TrainConfig
 from model.data.dataset import open_train
 from model.network.neumf import NeuMF, NeuMFConfig
@@ -308,7 +308,7 @@ folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 sampling = SamplingConfig(batch_size={batch_size}, per_positive=3, kind="exact", in_memory={in_memory}, seed=1)
 for dtype, pieces, steps in {cases}:
-    batches = EpochBatches(rows, sampling, world)
+    batches = TrainLoader(rows, sampling, world)
     shape = NeuMFConfig(n_users=20, n_items=30, factors=4, layers=(16, 8), dropout=0.0)
     model = NeuMF(shape, torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     step = Step(model, TrainConfig(learning_rate=0.01, grads_accumulated=pieces), world)

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from preprocessing.prepare.partition import SpilledLog, load_partition, spill_log
 from preprocessing.prepare.row_filter import Selection
 from preprocessing.prepare.text_ids import text_keys
-from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from workflows.cluster import thread_cluster
 from workflows.common.errors import UserError
 from workflows.device import frame_device
 from workflows.operators.encode import IdTable
 
-_COLUMNS = Columns(user="u", item="i", time="t", rating="r")
+_COLUMNS = LogColumns(user="u", item="i", time="t", rating="r")
 _CPU = frame_device("cpu")
 
 

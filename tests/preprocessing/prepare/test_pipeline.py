@@ -18,7 +18,7 @@ from preprocessing.__main__ import main
 from preprocessing.spec.feature_spec import read_feature_spec
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
-from workflows.device import KERNEL_ROWS
+from workflows.device import COMPILED_ROWS
 
 Prepare = Callable[..., Path]
 Files = Callable[[Path, str], list[pd.DataFrame]]
@@ -334,10 +334,10 @@ def test_large_partitions_give_the_same_rows_as_small_ones(
     tmp_path: Path, prepare_log: Prepare, mapping_files: Files, unit: int, flags: list[str]
 ) -> None:
     """Large partitions use compiled loops if times fit (seconds, milliseconds), small ones array code."""
-    rng, rows = np.random.default_rng(6), 2 * KERNEL_ROWS
+    rng, rows = np.random.default_rng(6), 2 * COMPILED_ROWS
     columns = {"user": rng.integers(0, 400, rows), "item": rng.zipf(1.1, rows) % 9_000}
     log = pd.DataFrame({**columns, "time": rng.integers(10**9, 16 * 10**8, rows) * unit})
-    assert len(log[["user", "item"]].drop_duplicates()) > KERNEL_ROWS
+    assert len(log[["user", "item"]].drop_duplicates()) > COMPILED_ROWS
     path = _write(log, tmp_path / "log", "csv")
     found = []
     for partitions in ("1", "7"):

@@ -11,11 +11,11 @@ import pytest
 
 from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
-_COLUMNS = Columns(user="who", item="what", time="when")
+_COLUMNS = LogColumns(user="who", item="what", time="when")
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     return written
 
 
-def _open(*paths: Path, columns: Columns | None = _COLUMNS, names: Sequence[str] | None = None) -> Log:
+def _open(*paths: Path, columns: LogColumns | None = _COLUMNS, names: Sequence[str] | None = None) -> Log:
     return csv_log([SourceFile(path, path.name, path) for path in paths], columns, with_rating=False, names=names)
 
 
@@ -111,9 +111,9 @@ def test_text_without_a_header_is_read_by_the_given_names(
     rows = [["1", "tea, hot" if delimiter == "\t" else "tea", "4.5", "9"], ["2", "x", "3", "8"]]
     path = write("log", bom + "".join(delimiter.join(row) + "\n" for row in rows))
     log = _open(path, columns=None, names=["user", "item", "rating", "time"])
-    assert log.columns == Columns(user="user", item="item", time="time")
+    assert log.columns == LogColumns(user="user", item="item", time="time")
     assert log_rows(log).to_numpy().tolist() == [[1, rows[0][1], 9], [2, "x", 8]]
-    own = Columns(user="d", item="a", time="c")
+    own = LogColumns(user="d", item="a", time="c")
     assert log_rows(_open(path, columns=own, names=["a", "b", "c", "d"]))["d"].tolist() == [9, 8]
 
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from workflows.common.errors import UserError
 
-_OWN = Columns(user="who", item="what", time="when")
+_OWN = LogColumns(user="who", item="what", time="when")
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
@@ -52,7 +52,7 @@ def test_well_known_column_names_need_no_flags(
         path = tmp_path / "log"
         pq.write_table(pa.table({"extra": [0], time: [1], item: [2], user: [3]}), path)
     log = open_log(path, None, False, tmp_path)
-    assert log.columns == Columns(user=user, item=item, time=time)
+    assert log.columns == LogColumns(user=user, item=item, time=time)
     with pytest.raises(UserError, match="which columns hold user, item, time and rating"):
         open_log(path, None, True, tmp_path)
 
@@ -61,7 +61,7 @@ def test_named_columns_take_precedence_over_well_known_ones(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
 ) -> None:
     path = write_lines("ratings.csv", ["userId,movieId,rating,timestamp", "1,2,3,4"])
-    log = open_log(path, Columns(user="movieId", item="userId", time="timestamp"), False, tmp_path)
+    log = open_log(path, LogColumns(user="movieId", item="userId", time="timestamp"), False, tmp_path)
     assert log_rows(log).to_numpy().tolist() == [[2, 1, 4]]
 
 
@@ -196,7 +196,7 @@ def test_given_names_take_precedence_over_movielens_detection(
         b"PK\x03\x04",
     ],
 )
-def test_garbage_is_refused_with_the_file_name(tmp_path: Path, content: bytes, columns: Columns | None) -> None:
+def test_garbage_is_refused_with_the_file_name(tmp_path: Path, content: bytes, columns: LogColumns | None) -> None:
     (tmp_path / "log").write_bytes(content)
     with pytest.raises(UserError, match=str(tmp_path / "log")):
         open_log(tmp_path / "log", columns, False, tmp_path)

@@ -15,19 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.sources.log import Columns, Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
-_COLUMNS = Columns(user="user", item="item", time="time")
+_COLUMNS = LogColumns(user="user", item="item", time="time")
 
 
-def _log(*paths: Path, columns: Columns = _COLUMNS) -> Log:
+def _log(*paths: Path, columns: LogColumns = _COLUMNS) -> Log:
     return parquet_log([SourceFile(path, str(path), path) for path in paths], columns, with_rating=False)
 
 
-def _pieces(path: Path, columns: Columns = _COLUMNS) -> list[Piece]:
+def _pieces(path: Path, columns: LogColumns = _COLUMNS) -> list[Piece]:
     return _log(path, columns=columns).pieces
 
 

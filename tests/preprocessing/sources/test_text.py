@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from preprocessing.sources import quoting, sniff, text
 from preprocessing.sources.delimited import csv_log
-from preprocessing.sources.log import Columns, Log
+from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.text import TextFormat, text_pieces
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
-_COLUMNS = Columns(user="who", item="what", time="when")
+_COLUMNS = LogColumns(user="who", item="what", time="when")
 
 
-def _open(path: Path, columns: Columns = _COLUMNS) -> Log:
+def _open(path: Path, columns: LogColumns = _COLUMNS) -> Log:
     return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False, names=None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from preprocessing.spec.columns import Columns, SideFeature
+from preprocessing.spec.columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 
@@ -42,8 +42,8 @@ def spec(cardinalities: dict[str, Any] | None = None, **channels: list[str]) -> 
 
 def test_the_example_gets_the_documented_roles() -> None:
     gender, age = SideFeature("user_gender", 2), SideFeature("user_age")
-    columns = Columns.of(spec())
-    assert columns == Columns("user_id", "item_id", "label", 9, 7, (gender,), (), (age,))
+    columns = FeatureColumns.from_spec(spec())
+    assert columns == FeatureColumns("user_id", "item_id", "label", 9, 7, (gender,), (), (age,))
     assert columns.side == (gender, age)
     assert columns.streamed == ("user_id", "item_id", "label", "user_gender")
     sizes = {name: columns.cardinality(name) for name in EXAMPLE["feature_spec"]}
@@ -51,31 +51,31 @@ def test_the_example_gets_the_documented_roles() -> None:
 
 
 def test_ids_can_be_named() -> None:
-    columns = Columns.of(spec(), "user_gender", "item_id")
+    columns = FeatureColumns.from_spec(spec(), "user_gender", "item_id")
     assert (columns.user, columns.n_users) == ("user_gender", 2)
     assert columns.row_side == (SideFeature("user_id", 9),)
     with pytest.raises(UserError, match="--user_feature nobody"):
-        Columns.of(spec(), "nobody")
+        FeatureColumns.from_spec(spec(), "nobody")
 
 
 @pytest.mark.parametrize("auto", [["user_gender"], ["item_id"], ["user_id", "item_id", "user_age"]])
 def test_cardinality_auto_requires_transcoding(auto: list[str]) -> None:
     with pytest.raises(UserError, match=r"python -m preprocessing --input FOLDER --output DIR") as error:
-        Columns.of(spec(dict.fromkeys(auto, "auto")))
+        FeatureColumns.from_spec(spec(dict.fromkeys(auto, "auto")))
     assert all(name in str(error.value) for name in auto)
 
 
 def test_a_categorical_feature_needs_a_cardinality() -> None:
     with pytest.raises(UserError, match=r"user_gender\.cardinality"):
-        Columns.of(spec({"user_gender": None}))
+        FeatureColumns.from_spec(spec({"user_gender": None}))
 
 
 def test_a_cardinality_makes_a_feature_categorical_in_any_channel() -> None:
-    assert Columns.of(spec({"user_age": 80})).either_side == (SideFeature("user_age", 80),)
+    assert FeatureColumns.from_spec(spec({"user_age": 80})).either_side == (SideFeature("user_age", 80),)
 
 
 def test_columns_are_cast_to_32_bits() -> None:
-    columns = Columns.of(spec())
+    columns = FeatureColumns.from_spec(spec())
     table = pa.table({"label": [1, 0], "user_age": [0.1, 2**25 + 1], "user_id": [3.0, 8.0]})
     cast = columns.cast(table, "here")
     assert cast.schema == pa.schema([("label", pa.float32()), ("user_age", pa.float32()), ("user_id", pa.int32())])
@@ -95,4 +95,4 @@ def test_columns_are_cast_to_32_bits() -> None:
 )
 def test_missing_and_mistyped_values_are_refused(name: str, values: list[Any], said: str) -> None:
     with pytest.raises(UserError, match=f"there: feature {said}"):
-        Columns.of(spec()).cast(pa.table({name: values}), "there")
+        FeatureColumns.from_spec(spec()).cast(pa.table({name: values}), "there")

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.spec.ranges import Survey
+from preprocessing.spec.ranges import ValueRanges
 from preprocessing.spec.values import Block
 
 
@@ -14,7 +14,7 @@ def _block(ids: list[int], numbers: list[float]) -> Block:
 
 @given(blocks=st.lists(st.lists(st.integers(0, 500) | st.integers(0, 2**22), max_size=20), max_size=6))
 def test_distinct_ids_are_counted_across_blocks(blocks: list[list[int]]) -> None:
-    survey = Survey({"x": "id", "n": "number"})
+    survey = ValueRanges({"x": "id", "n": "number"})
     for ids in blocks:
         survey.add("train", _block(ids, [0.0] * len(ids)))
     everything = {id_ for ids in blocks for id_ in ids}
@@ -23,7 +23,7 @@ def test_distinct_ids_are_counted_across_blocks(blocks: list[list[int]]) -> None
 
 
 def test_number_ranges_cover_train_only_and_id_ranges_all_mappings() -> None:
-    survey = Survey({"x": "id", "n": "number"})
+    survey = ValueRanges({"x": "id", "n": "number"})
     survey.add("train", _block([1, 2], [3.0, -1.0]))
     survey.add("train", _block([0], [4.0]))
     survey.add("test", _block([9], [100.0]))

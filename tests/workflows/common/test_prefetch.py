@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from workflows.common.prefetch import made_ahead
+from workflows.common.prefetch import prefetch
 
 ROOT = Path(__file__).parents[3]
 
@@ -54,7 +54,7 @@ def no_thread_is_left() -> Generator[None, None, None]:
 @pytest.mark.parametrize("most", [1, 3, 1000])
 def test_all_items_come_in_order_from_another_thread(end: int, most: int) -> None:
     numbers = Numbers(end)
-    assert list(made_ahead(numbers(), most)) == list(range(end))
+    assert list(prefetch(numbers(), most)) == list(range(end))
     assert numbers.closed.is_set()
     assert numbers.threads <= {"made-ahead"}
 
@@ -63,7 +63,7 @@ def test_all_items_come_in_order_from_another_thread(end: int, most: int) -> Non
 def test_prefetching_stops_at_the_limit(most: int) -> None:
     numbers = Numbers(100)
     numbers.until = most + 3  # two consumed, `most` queued, one waiting for room
-    with closing(made_ahead(numbers(), most)) as ahead:
+    with closing(prefetch(numbers(), most)) as ahead:
         assert [next(ahead), next(ahead)] == [0, 1]
         assert numbers.waiting.wait(timeout=60)
         assert numbers.made == most + 3
@@ -73,14 +73,14 @@ def test_prefetching_stops_at_the_limit(most: int) -> None:
 
 def test_nothing_is_produced_before_the_first_next() -> None:
     numbers = Numbers(3)
-    ahead = made_ahead(numbers(), 2)
+    ahead = prefetch(numbers(), 2)
     ahead.close()
     assert numbers.made == 0
 
 
 def test_an_error_is_raised_after_the_items_before_it() -> None:
     error = ValueError("a broken file")
-    ahead = made_ahead(Numbers(3, error)(), 1000)
+    ahead = prefetch(Numbers(3, error)(), 1000)
     assert [next(ahead) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="a broken file") as caught:
         next(ahead)
@@ -89,7 +89,7 @@ def test_an_error_is_raised_after_the_items_before_it() -> None:
 
 def test_an_error_in_the_consumer_closes_the_generator() -> None:
     numbers = Numbers(10**9)
-    with suppress(ZeroDivisionError), closing(made_ahead(numbers(), 2)) as ahead:
+    with suppress(ZeroDivisionError), closing(prefetch(numbers(), 2)) as ahead:
         for number in ahead:
             1 // (5 - number)
     assert numbers.closed.is_set()
@@ -98,14 +98,14 @@ def test_an_error_in_the_consumer_closes_the_generator() -> None:
 
 def test_the_generator_is_closed_when_the_prefetcher_is_garbage_collected() -> None:
     numbers = Numbers(10**9)
-    assert next(made_ahead(numbers(), 2)) == 0  # the prefetcher is collected here
+    assert next(prefetch(numbers(), 2)) == 0  # the prefetcher is collected here
     assert numbers.closed.is_set()
 
 
 PROGRAM = """
 import itertools, os, signal, sys
 from contextlib import closing
-from workflows.common.prefetch import made_ahead
+from workflows.common.prefetch import prefetch
 from workflows.common.errors import run_command
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells make background jobs ignore it
 def numbers():
@@ -114,7 +114,7 @@ def numbers():
     finally:
         print("closed", flush=True)
 def main():
-    with closing(made_ahead(numbers(), 2)) as ahead:
+    with closing(prefetch(numbers(), 2)) as ahead:
         next(ahead)
         print("ready", flush=True)
         {body}
@@ -137,7 +137,7 @@ def test_an_interruption_ends_the_process(name: str, status: int) -> None:
 
 
 def test_an_unclosed_generator_does_not_block_exit() -> None:
-    program = PROGRAM.format(body="open_for_ever.append(made_ahead(itertools.count(), 2)); next(open_for_ever[0])")
+    program = PROGRAM.format(body="open_for_ever.append(prefetch(itertools.count(), 2)); next(open_for_ever[0])")
     program = program.replace("def main", "open_for_ever = []\ndef main").replace(
         "itertools.count()", "(n for n in itertools.count())"
     )

@@ -372,8 +372,8 @@ def test_an_operator_is_pickled_without_its_candidates() -> None:
     rows = workflow.transform(log)
     operator = workflow.output_node.op
     copy = pickle.loads(pickle.dumps(operator))
-    assert copy._line is None
-    assert operator._line is not None
+    assert copy._candidates is None
+    assert operator._candidates is not None
     inputs = encoded(log).astype({"user": "int32", "item": "int32"})
     pd.testing.assert_frame_equal(copy.transform(None, inputs), rows)
 

@@ -107,7 +107,7 @@ def test_unknown_ids_are_still_unknown_after_loading(tmp_path: Path) -> None:
     save_workflow(tmp_path, encoder.categories, split)
     _, restored, _ = load_workflow(tmp_path)
     ids = pd.DataFrame({"who": [0, 1, 57], "what": [87, -1, 3]})
-    selector = type("Columns", (), {"names": ["who", "what"]})
+    selector = type("FeatureColumns", (), {"names": ["who", "what"]})
     assert restored.transform(selector, ids).to_numpy().tolist() == [[0, 29], [-1, -1], [19, 1]]
 
 

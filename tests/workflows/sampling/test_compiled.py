@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.device import KERNEL_ROWS, host_kernels
+from workflows.device import COMPILED_ROWS, host_loops
 from workflows.sampling import compiled, interactions, negatives
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.counter_rng import keys, stream_seed
@@ -81,7 +81,7 @@ def test_arrays_can_be_read_only() -> None:
     ends = expected.starts + expected.counts
     arguments = expected.starts[which], ends[which], expected.items, keys(SEED, expected.users[which]), which * 0 + 20
     np.testing.assert_array_equal(
-        compiled.distinct_places(*map(read_only, arguments), 20, 7), compiled.distinct_places(*arguments, 20, 7)
+        compiled.distinct_positions(*map(read_only, arguments), 20, 7), compiled.distinct_positions(*arguments, 20, 7)
     )
 
 
@@ -102,10 +102,10 @@ def test_series_negatives_match_array_code(shape: tuple, length: int, time_aware
         candidates = Candidates(n_items, None, line, np.argsort(line), np.sort(rng.integers(-9, shape[4], n_items)))
     history = histories(*columns)
     which = np.flatnonzero(history.counts < n_items)
-    # Both calls take the same path except for `host_kernels`, which rejects so few rows.
+    # Both calls take the same path except for `host_loops`, which rejects so few rows.
     with pytest.MonkeyPatch.context() as patch:
         expected = negatives.series_negatives(history, which, candidates, length, SEED)
-        patch.setattr(negatives, "host_kernels", lambda _: compiled)
+        patch.setattr(negatives, "host_loops", lambda _: compiled)
         found = negatives.series_negatives(history, which, candidates, length, SEED)
     np.testing.assert_array_equal(found, expected)
     assert found.shape == (len(which), length)
@@ -116,9 +116,9 @@ def same_rows(users: np.ndarray, items: np.ndarray, n_items: int, per_row: int, 
     candidates = Candidates(n_items)
     given_as = torch.from_numpy if as_tensors else np.asarray
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(negatives, "host_kernels", lambda _: None)
+        patch.setattr(negatives, "host_loops", lambda _: None)
         expected = negatives.row_negatives(users, items, candidates, per_row, SEED)
-        patch.setattr(negatives, "host_kernels", lambda _: compiled)
+        patch.setattr(negatives, "host_loops", lambda _: compiled)
         found = negatives.row_negatives(given_as(users), given_as(items), candidates, per_row, SEED)
     assert isinstance(found[0], torch.Tensor) == as_tensors
     assert np.asarray(found[0]).dtype == expected[0].dtype == items.dtype
@@ -149,29 +149,31 @@ def test_row_negatives_of_users_with_clustered_items(n_items: int, kind: type) -
 def test_positions_of_one_series_computed_by_hand() -> None:
     """Items 1 and 3 of 5 are taken, leaving 0, 2 and 4: fewer than the five requested."""
     one = np.array([0])
-    places = compiled.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
+    places = compiled.distinct_positions(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([5]), 5, 5)
     assert places.tolist()[0] in [[0, 0, 2, 2, 4]]
     # Limit 2 leaves only item 0; limit 0 leaves none, so time is ignored.
     for limit, expected in ((2, {0}), (0, {0, 2, 4})):
-        few = compiled.distinct_places(one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3)
+        few = compiled.distinct_positions(
+            one, np.array([2]), np.array([1, 3]), keys(SEED, one), np.array([limit]), 5, 3
+        )
         assert set(few[0].tolist()) == expected
 
 
 def test_kernels_are_used_only_for_large_host_arrays() -> None:
-    large = np.zeros(KERNEL_ROWS, dtype=np.int32)
-    assert host_kernels(large) is compiled
-    assert host_kernels(large[1:]) is None
-    assert host_kernels(torch.zeros(KERNEL_ROWS)) is None
+    large = np.zeros(COMPILED_ROWS, dtype=np.int32)
+    assert host_loops(large) is compiled
+    assert host_loops(large[1:]) is None
+    assert host_loops(torch.zeros(COMPILED_ROWS)) is None
 
 
 def test_large_logs_use_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
-    users, items, times = (rng.integers(0, high, KERNEL_ROWS) for high in (300, 500, 10_000))
+    users, items, times = (rng.integers(0, high, COMPILED_ROWS) for high in (300, 500, 10_000))
     fast = histories(users, items, times)
     which = np.arange(len(fast.users))
     drawn = negatives.series_negatives(fast, which, Candidates(500), 100, SEED)
-    monkeypatch.setattr(interactions, "host_kernels", lambda _: None)
-    monkeypatch.setattr(negatives, "host_kernels", lambda _: None)
+    monkeypatch.setattr(interactions, "host_loops", lambda _: None)
+    monkeypatch.setattr(negatives, "host_loops", lambda _: None)
     same(fast, histories(users, items, times))
     np.testing.assert_array_equal(drawn, negatives.series_negatives(fast, which, Candidates(500), 100, SEED))
 
@@ -181,8 +183,8 @@ def test_array_code_is_the_fallback_without_a_cache_folder(tmp_path: Path) -> No
     shutil.copytree(ROOT / "workflows", tmp_path / "workflows", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "workflows" / "sampling" / "__pycache__").write_text("no folder")
     program = (
-        "import numpy as np; from workflows.device import KERNEL_ROWS, host_kernels;"
-        "print(host_kernels(np.zeros(KERNEL_ROWS)))"
+        "import numpy as np; from workflows.device import COMPILED_ROWS, host_loops;"
+        "print(host_loops(np.zeros(COMPILED_ROWS)))"
     )
     environment = {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "PATH": "/usr/bin:/bin"}
     ran = subprocess.run(

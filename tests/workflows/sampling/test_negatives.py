@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workflows.device import KERNEL_ROWS
+from workflows.device import COMPILED_ROWS
 from workflows.sampling import counter_rng, negatives
 from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import Histories, histories
@@ -144,7 +144,7 @@ def test_inexact_series_are_any_items_that_had_appeared(case: Case, length: int,
         assert set(row) <= (case.appeared(last[user]) or set(range(case.n_items)))
 
 
-def alike(n_users: int, seen: Iterable[int], n_items: int, weights: list[int] | None = None) -> Case:
+def uniform_case(n_users: int, seen: Iterable[int], n_items: int, weights: list[int] | None = None) -> Case:
     """Many users who have all seen the same items."""
     items = np.array(sorted(seen))
     users = np.repeat(np.arange(n_users), len(items))
@@ -158,7 +158,7 @@ def series_of(case: Case, length: int, **options: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("n_unseen", [5, 7, 8, 9])
 def test_series_cover_all_subsets_evenly(n_unseen: int, assert_uniform: Callable) -> None:
-    series = series_of(alike(20_000, {0, 2}, n_unseen + 2), 4)
+    series = series_of(uniform_case(20_000, {0, 2}, n_unseen + 2), 4)
     subsets = Counter(map(tuple, series.tolist()))
     unseen = set(range(n_unseen + 2)) - {0, 2}
     assert set(subsets) == set(itertools.combinations(sorted(unseen), 4))
@@ -166,7 +166,7 @@ def test_series_cover_all_subsets_evenly(n_unseen: int, assert_uniform: Callable
 
 
 def test_pairs_in_longer_series_are_uniform(assert_uniform: Callable) -> None:
-    series = series_of(alike(10_000, {39, 40}, 41), 6)
+    series = series_of(uniform_case(10_000, {39, 40}, 41), 6)
     together = np.zeros((39, 39), dtype=np.int64)
     # One pair of each series, so that counts are independent.
     chosen = np.sort(np.argsort(np.random.default_rng(0).random((10_000, 6)), axis=1)[:, :2], axis=1)
@@ -201,14 +201,14 @@ def assert_chances(counts: Counter, chances: dict[Any, float]) -> None:
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_popularity_series_match_sequential_draws_by_weight(weights: list[int], length: int) -> None:
     # After a heavy item is drawn, later rounds exclude it: this reveals wrong probabilities.
-    case = alike(40_000, {1, 6}, 7, weights)
+    case = uniform_case(40_000, {1, 6}, 7, weights)
     found = Counter(map(tuple, series_of(case, length).tolist()))
     assert_chances(found, successive_sampling({item: weights[item] for item in (0, 2, 3, 4, 5)}, length))
 
 
 def test_popularity_weights_hold_for_time_aware_candidates() -> None:
     weights, first = [9, 1, 4, 2, 6], np.array([3, 0, 9, 1, 3])
-    case = replace(alike(30_000, {3}, 5, weights), first=first)
+    case = replace(uniform_case(30_000, {3}, 5, weights), first=first)
     case = replace(case, times=case.times + 5)  # item 2 appeared at 9
     found = Counter(map(tuple, series_of(case, 2).tolist()))
     assert_chances(found, successive_sampling({0: 9, 1: 1, 4: 6}, 2))
@@ -216,7 +216,7 @@ def test_popularity_weights_hold_for_time_aware_candidates() -> None:
 
 def test_inexact_series_follow_the_weights_of_all_items() -> None:
     weights = [9, 1, 4, 2]
-    case = alike(10_000, {0}, 4, weights)
+    case = uniform_case(10_000, {0}, 4, weights)
     found = Counter(series_of(case, 3, exact=False).ravel().tolist())
     assert_chances(found, {item: weight / 16 for item, weight in enumerate(weights)})
 
@@ -224,7 +224,7 @@ def test_inexact_series_follow_the_weights_of_all_items() -> None:
 @EXACT
 def test_all_items_are_candidates_if_none_had_appeared(exact: bool, assert_uniform: Callable) -> None:
     # As when a fitted workflow transforms a log older than the one it was fitted on.
-    case = replace(alike(5000, {5}, 6), first=np.arange(6) + 100)
+    case = replace(uniform_case(5000, {5}, 6), first=np.arange(6) + 100)
     series, (rows, _) = series_of(case, 1, exact=exact), rows_of(case, 1, exact=exact)
     for drawn in (series, rows):
         assert_uniform(np.bincount(drawn.ravel(), minlength=6 - exact))
@@ -284,7 +284,7 @@ def test_series_use_only_the_array_standard_and_one_device(kind: str, exact: boo
 @pytest.mark.parametrize(("users", "length"), [(0, 5), (5, 0), (0, 0)])
 @EXACT
 def test_empty_series(users: int, length: int, exact: bool) -> None:
-    case = alike(5, {0}, 4)
+    case = uniform_case(5, {0}, 4)
     found = series_negatives(case.history, np.arange(users), case.candidates, length, SEED, exact)
     assert found.shape == (users, length)
 
@@ -301,7 +301,7 @@ def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
         return bits
 
     monkeypatch.setattr(counter_rng, "draws", counted)
-    monkeypatch.setattr(negatives, "host_kernels", lambda _: None)  # compiled loops draw one at a time
+    monkeypatch.setattr(negatives, "host_loops", lambda _: None)  # compiled loops draw one at a time
     return drawn
 
 
@@ -327,7 +327,7 @@ def test_a_user_with_one_unseen_item_needs_no_retries(kind: str, rounds: list) -
 def test_extreme_weights_need_few_rounds(weights: list[int], most: int, rounds: list) -> None:
     # Rejection sampling would need about 10^11 draws.
     n_items = len(weights)
-    case = alike(50, {n_items - 1}, n_items, weights)
+    case = uniform_case(50, {n_items - 1}, n_items, weights)
     series = series_of(case, n_items - 2)  # all but one of the remaining items
     for row in series.tolist():
         assert len(set(row)) == n_items - 2
@@ -366,11 +366,11 @@ def test_inexact_row_negatives_are_any_items_that_had_appeared(case: Case, seed:
 @pytest.mark.parametrize(
     ("n_users", "weights"),
     [(3000, None), (10_000, None), (3000, [3, 1, 8, 2, 2, 5, 90, 1, 1, 4, 6, 7])],
-    ids=["alike", "alike, compiled", "weights"],
+    ids=["uniform_case", "alike, compiled", "weights"],
 )
 def test_row_negatives_follow_the_weights_of_the_unseen_items(n_users: int, weights: list[int] | None) -> None:
-    case = alike(n_users, {2, 7, 8, 11}, 12, weights)
-    assert (len(case.users) >= KERNEL_ROWS) == (n_users == 10_000)
+    case = uniform_case(n_users, {2, 7, 8, 11}, 12, weights)
+    assert (len(case.users) >= COMPILED_ROWS) == (n_users == 10_000)
     negatives, exists = rows_of(case, 4)
     assert exists.all()
     unseen = {item: 1 if weights is None else weights[item] for item in range(12) if item not in {2, 7, 8, 11}}
@@ -380,7 +380,7 @@ def test_row_negatives_follow_the_weights_of_the_unseen_items(n_users: int, weig
 
 def test_users_rows_and_draws_are_independent(assert_uniform: Callable) -> None:
     # Sixteen unseen items: pairs of draws fill a 16 x 16 grid evenly only if they are independent.
-    case = alike(20_000, {16, 17}, 18)
+    case = uniform_case(20_000, {16, 17}, 18)
     negatives, _ = rows_of(case, 2)
     of_user = negatives.reshape(20_000, 2, 2)
 
@@ -428,7 +428,7 @@ def test_row_negatives_accept_users_in_any_order() -> None:
 
 
 def test_row_negatives_change_with_the_seed_and_the_draw() -> None:
-    case = alike(50, {0, 1, 2}, 10_000)
+    case = uniform_case(50, {0, 1, 2}, 10_000)
     (first, _), (second, _) = (rows_of(case, 4, seed=stream_seed(1, epoch)) for epoch in range(2))
     assert (first == second).mean() < 0.01
     assert len(np.unique(first)) > 0.9 * first.size
@@ -481,7 +481,7 @@ def test_ids_of_the_largest_catalogue_do_not_overflow() -> None:
 
 def test_the_maximum_weight_does_not_overflow_for_many_users() -> None:
     # 300,000 users at the maximum weight: keys near 2^57. Half the weight belongs to the item that all have seen.
-    case = alike(300_000, {1}, 3, [MAX_WEIGHT // 4, MAX_WEIGHT // 2, MAX_WEIGHT // 4])
+    case = uniform_case(300_000, {1}, 3, [MAX_WEIGHT // 4, MAX_WEIGHT // 2, MAX_WEIGHT // 4])
     negatives, exists = rows_of(case, 1)
     assert exists.all()
     found = Counter(negatives.ravel().tolist())
