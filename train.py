@@ -17,19 +17,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.gpus is not None and args.gpus < 1:
         raise UserError(f"--gpus should be 1 or more, got {args.gpus}")
-    place = RankInfo.from_environment()
-    if place is None and (args.gpus or 1) > 1:
+    rank_info = RankInfo.from_environment()
+    if rank_info is None and (args.gpus or 1) > 1:
         torch_device(args.device, args.gpus)  # check that there are enough devices
         status = launch(args.gpus, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
         return
-    place = place or RankInfo()
-    device = torch_device(args.device, args.gpus, place.local_rank)
+    rank_info = rank_info or RankInfo()
+    device = torch_device(args.device, args.gpus, rank_info.local_rank)
     end_with_launcher()
     from model.run.session import run  # imports Merlin and the rest, which the launcher does not need
 
-    with init_process_group(place, device) as world:
+    with init_process_group(rank_info, device) as world:
         run(args, world)
 
 

@@ -41,8 +41,8 @@ _RECENCIES = (0.5, 1.0)
 class Split:
     """The data to fit: all of train, or train without the held-out items."""
 
-    def __init__(self, data: Data, held_out: Tensor | None, seed: int) -> None:
-        self._data, self._held_out, self._seed = data, held_out, seed
+    def __init__(self, data: Data, validation_items: Tensor | None, seed: int) -> None:
+        self._data, self._held_out, self._seed = data, validation_items, seed
         self._histories: dict[float, Matrix] = {}
 
     def histories(self, recency: float) -> Matrix:
@@ -131,8 +131,12 @@ class Validated:
     """Validation metrics of a model by its settings; each combination is fitted once."""
 
     def __init__(self, model: str, data: Data, seed: int) -> None:
-        held_out = data.held_out(seed)
-        self._model, self._measured, self._split = model, data.validation(held_out), Split(data, held_out, seed)
+        validation_items = data.validation_items(seed)
+        self._model, self._measured, self._split = (
+            model,
+            data.validation(validation_items),
+            Split(data, validation_items, seed),
+        )
         self._known: dict[tuple[float, ...], tuple[float, float]] = {}
 
     def metrics(self, settings: Settings) -> tuple[float, float]:

@@ -79,9 +79,9 @@ def _prepare(args: argparse.Namespace) -> None:
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
-        kernels = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
+        compiled = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
-        _import_ahead("preprocessing.prepare.pipeline", *kernels, *drawing)
+        _import_ahead("preprocessing.prepare.pipeline", *compiled, *drawing)
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
         spilled = spill_log(log, selection, partitions, cluster, scratch)

@@ -107,7 +107,7 @@ def host_loops(array: Any) -> ModuleType | None:
     """`workflows.sampling.compiled` for a large host array; None if array code has to be used or is fast enough."""
     if not isinstance(array, np.ndarray) or array.shape[0] < COMPILED_ROWS:
         return None
-    return _kernels()
+    return _compiled_loops()
 
 
 def host_view(array: Any) -> np.ndarray | None:
@@ -119,7 +119,7 @@ def host_view(array: Any) -> np.ndarray | None:
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def _compiled_loops() -> ModuleType | None:
     return load_loops(lambda: importlib.import_module("workflows.sampling.compiled"))
 
 

@@ -92,10 +92,10 @@ def _rates(size: int, mib: int) -> dict[str, float]:
 
 def _torch_step_s(shape: Shape, n: int) -> float:
     step = model.training.step.Step(
-        NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), ProcessGroup(_CPU), kernels=False
+        NeuMF(network_config(shape.users, shape.items)), TrainConfig(batch_size=n), ProcessGroup(_CPU), compiled=False
     )
     users, items, labels = _samples(shape, n)
-    batch = Batch(users.int(), items.int(), labels, group=_GROUP)
+    batch = Batch(users.int(), items.int(), labels, group_size=_GROUP)
     return median_s(lambda: step(batch, n), time.process_time)
 
 

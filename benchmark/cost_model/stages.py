@@ -110,9 +110,9 @@ def _torch_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
     network = NeuMF(network_config(shape.users, shape.items))
     network.train()
     config = TrainConfig(batch_size=n, precision="fp16" if amp else None)
-    step = model.training.step.Step(network, config, ProcessGroup(_CPU), kernels=False)
+    step = model.training.step.Step(network, config, ProcessGroup(_CPU), compiled=False)
     ids = torch.zeros(n, dtype=torch.int32)
-    batch = Batch(ids, ids, torch.zeros(n), group=_GROUP)
+    batch = Batch(ids, ids, torch.zeros(n), group_size=_GROUP)
     return lambda: step(batch, n)
 
 

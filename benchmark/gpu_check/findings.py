@@ -148,8 +148,8 @@ class Findings:
         """Compare two arrays element by element."""
         same_kind = found.shape == expected.shape and found.dtype == expected.dtype
         wrong = int((found != expected).sum()) if same_kind else max(found.size, expected.size)
-        told, wanted = (f"{values.size:,} values ({values.dtype})" for values in (found, expected))
-        self._compared(Comparison(f"{what}: {wrong:,} differ", told, wanted, None, same_kind and not wrong))
+        reported, wanted = (f"{values.size:,} values ({values.dtype})" for values in (found, expected))
+        self._compared(Comparison(f"{what}: {wrong:,} differ", reported, wanted, None, same_kind and not wrong))
 
     def close(self, what: str, found: float, expected: float, tolerance: float, relative: bool = True) -> None:
         """Compare two numbers; the tolerance is relative to the expected value, or absolute if not `relative`."""

@@ -24,11 +24,11 @@ def environment(settings: Settings, found: Findings) -> None:
 
     cuda = torch.version.cuda
     found.facts |= {"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": cuda}
-    found.facts["packages"] = {name: told for name in _PACKAGES if (told := _version(name))}
+    found.facts["packages"] = {name: reported for name in _PACKAGES if (reported := _version(name))}
     try:
         query = ["nvidia-smi", f"--query-gpu={_QUERY}", "--format=csv"]
-        told = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
-        found.facts["GPUs"] = told.strip().splitlines()
+        reported = subprocess.run(query, capture_output=True, text=True, check=True, timeout=60).stdout
+        found.facts["GPUs"] = reported.strip().splitlines()
     except (OSError, subprocess.SubprocessError) as err:
         found.left_out["GPUs"] = f"nvidia-smi failed ({err})"
     device = torch_device(settings.device, None)

@@ -84,7 +84,7 @@ def parity_batches(scale: Scale) -> list[Batch]:
 
 
 def on_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch.from_columns((column.to(device) for column in batch.columns), batch.group)
+    return Batch.from_columns((column.to(device) for column in batch.columns), batch.group_size)
 
 
 def network(shape: Shape, scale: Scale, device: torch.device, dropout: float) -> NeuMF:

@@ -65,7 +65,7 @@ def _trace(
     """Profile steps after a warm-up into a Chrome trace; the figure is the idle time in per cent."""
     device, scale = torch_device(settings.device, None), settings.scale
     net = network(scale.parity_shape, scale, device, DROPOUT)
-    step = Step(net, train_config(size, **config), ProcessGroup(device), kernels=False)
+    step = Step(net, train_config(size, **config), ProcessGroup(device), compiled=False)
     for batch in islice(batches, WARM_UPS):
         step(batch, len(batch))
     synchronize(device)

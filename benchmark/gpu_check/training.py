@@ -57,7 +57,7 @@ def _losses(
     """Mean loss of each step of one training run."""
     scale = settings.scale
     net = network(scale.parity_shape, scale, device, dropout)
-    step = Step(net, train_config(scale.parity_batch, eps=_EPS, **config), ProcessGroup(device), kernels=False)
+    step = Step(net, train_config(scale.parity_batch, eps=_EPS, **config), ProcessGroup(device), compiled=False)
     state = rng_state(device)
     losses = [step(on_device(batch, device), len(batch)) / len(batch) for batch in batches]
     set_rng_state(device, state)  # the next run draws the same random numbers

@@ -94,25 +94,25 @@ class Data:
         assert self.test.length is not None
         return self.test.length - 1
 
-    def held_out(self, seed: int) -> Tensor:
+    def validation_items(self, seed: int) -> Tensor:
         """One item per user for choosing settings, as with `--validation leave-one-out`; -1 for none."""
-        return leave_one_out(self.train, self.time_ordered, self.drawn, seed, _WORLD.device).held_out
+        return leave_one_out(self.train, self.time_ordered, self.drawn, seed, _WORLD.device).validation_items
 
-    def histories(self, recency: float = 0.0, held_out: Tensor | None = None) -> Matrix:
+    def histories(self, recency: float = 0.0, validation_items: Tensor | None = None) -> Matrix:
         """Weight of each train interaction, 1 without recency (see `UserLoader`); [n_users, n_items]."""
         columns = self.train.columns
         found = np.zeros((columns.n_users, columns.n_items))
         loader = UserLoaderConfig(batch_size=TrainConfig.batch_size, recency=recency)
-        batches = UserLoader(self.train, loader, _WORLD, held_out)
+        batches = UserLoader(self.train, loader, _WORLD, validation_items)
         for users, rows in histories(batches.blocks(), columns.n_items):
             found[users.numpy()] = rows.numpy()
         return found
 
-    def validation(self, held_out: Tensor) -> Callable[[Matrix], tuple[float, float]]:
+    def validation(self, validation_items: Tensor) -> Callable[[Matrix], tuple[float, float]]:
         """Expected HR@10 and NDCG@10 of the held-out items, as a function of all users' scores for all items."""
-        users = (held_out >= 0).nonzero().squeeze(1)
-        seen = torch.from_numpy(self.histories(held_out=held_out)[users.numpy()] > 0)
-        of_users = ValidationRanking(users, held_out[users].long(), seen, self.drawn, K)
+        users = (validation_items >= 0).nonzero().squeeze(1)
+        seen = torch.from_numpy(self.histories(validation_items=validation_items)[users.numpy()] > 0)
+        of_users = ValidationRanking(users, validation_items[users].long(), seen, self.drawn, K)
         return lambda scores: of_users.quality(torch.from_numpy(scores.astype(np.float32))[users])
 
     def ranks(self, all_items: Callable[[Tensor], Tensor]) -> Ranks:

@@ -113,7 +113,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
         n_users=rows.columns.n_users, n_items=rows.columns.n_items, factors=FACTORS, layers=LAYERS, dropout=DROPOUT
     )
     network = NeuMF(shape)
-    if variant.kind == "kernels":
+    if variant.kind == "compiled":
         from model.compiled import loops
         from model.compiled.step import CompiledStep
 
@@ -124,7 +124,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     else:
         clock.watch(model.training.torch_step._Gather, "apply", "gather")
         clock.watch(TorchStep, "_logits", "forward")
-    step = Step(network, config, world, kernels=variant.kind == "kernels")
+    step = Step(network, config, world, compiled=variant.kind == "compiled")
     if variant.in_memory:  # rows are read once per run, as in the plain variant
         with closing(batches.epoch(0)) as first:
             next(first)
@@ -155,7 +155,7 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
     variant, clock = VARIANTS[name], Clock()
     torch.manual_seed(_SEED)
     trainer = (_plain if variant.kind == "plain" else _ours)(variant, folder, batch_size, clock)
-    if variant.kind != "kernels":
+    if variant.kind != "compiled":
         clock.watch(Tensor, "backward", "backward")
         clock.watch(torch.optim.Adam, "step", "optimizer")
     trainer.network.train()

@@ -19,14 +19,14 @@ class Variant:
     """One way to train the same network.
 
     Attributes:
-        kind: "plain" is the reference's method (`benchmark.training.plain_training`); "kernels" and "torch" are the
+        kind: "plain" is the reference's method (`benchmark.training.plain_training`); "compiled" and "torch" are the
             product's two steps.
         precision: as in `model.training.config.TrainConfig.precision`; "amp" is the flag of that name.
         in_memory: batches from memory, else streamed.
         accumulated: gradients are accumulated over pieces of `PIECE` samples.
     """
 
-    kind: Literal["plain", "kernels", "torch"]
+    kind: Literal["plain", "compiled", "torch"]
     what: str
     precision: str = "fp32"
     in_memory: bool = False
@@ -38,10 +38,10 @@ VARIANTS = {
     "plain accumulated": Variant(
         kind="plain", what="plain, the gradients of 65,536 samples at a time added up", accumulated=True
     ),
-    "compiled": Variant(kind="kernels", what="the product on a CPU: streamed, compiled loops"),
-    "compiled, in memory": Variant(kind="kernels", what="its batches from memory", in_memory=True),
-    "compiled, amp": Variant(kind="kernels", what="with --amp", precision="amp"),
-    "compiled, bf16": Variant(kind="kernels", what="with bfloat16 products", precision="bf16"),
+    "compiled": Variant(kind="compiled", what="the product on a CPU: streamed, compiled loops"),
+    "compiled, in memory": Variant(kind="compiled", what="its batches from memory", in_memory=True),
+    "compiled, amp": Variant(kind="compiled", what="with --amp", precision="amp"),
+    "compiled, bf16": Variant(kind="compiled", what="with bfloat16 products", precision="bf16"),
     "torch": Variant(kind="torch", what="the product's torch step: streamed, grouped, in chunks"),
     "torch, bf16": Variant(kind="torch", what="in bfloat16", precision="bf16"),
 }

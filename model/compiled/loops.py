@@ -47,7 +47,7 @@ def _lowest_bit(typing_context, bits):
 
 
 @intrinsic
-def _prefetch(typing_context, array, place):
+def _prefetch(typing_context, array, index):
     """Prefetch the cache line of array[place]."""
 
     def generate(context, builder, signature, arguments):
@@ -58,13 +58,13 @@ def _prefetch(typing_context, array, place):
         builder.call(function, [pointer, *(ir.Constant(ir.IntType(32), value) for value in (0, 3, 1))])
         return context.get_dummy_value()
 
-    return types.void(array, place), generate
+    return types.void(array, index), generate
 
 
 @_inlined
 def _prefetch_row(table, row, width):
-    for place in range(row * width, (row + _U(1)) * width, _U(16)):
-        _prefetch(table, place)
+    for index in range(row * width, (row + _U(1)) * width, _U(16)):
+        _prefetch(table, index)
 
 
 @_inlined
@@ -93,9 +93,9 @@ def _kept(keep, state):
     for start in range(_U(0), _U(64), _U(4)):
         state = _next(state)
         drawn = state * _U(2685821657736338717)
-        for place in range(_U(4)):
-            low = (drawn >> (_U(_KEEP_BITS) * place)) & _U(0xFFFF)
-            bits |= _U(low < keep) << (start + place)
+        for index in range(_U(4)):
+            low = (drawn >> (_U(_KEEP_BITS) * index)) & _U(0xFFFF)
+            bits |= _U(low < keep) << (start + index)
     return bits, state
 
 
@@ -110,17 +110,17 @@ def _activate(units, at, width, active, words, keep, scale, state):
         positive = _U(0)
         # Full words have a width known at compile time; the last one may be shorter.
         if n_units == _U(64):
-            for place in range(_U(64)):
-                positive |= _U(units[begin + place] > _ZERO) << place
+            for index in range(_U(64)):
+                positive |= _U(units[begin + index] > _ZERO) << index
             kept &= positive
-            for place in range(_U(64)):
-                units[begin + place] = scale * units[begin + place] if (kept >> place) & _U(1) else _ZERO
+            for index in range(_U(64)):
+                units[begin + index] = scale * units[begin + index] if (kept >> index) & _U(1) else _ZERO
         else:
-            for place in range(n_units):
-                positive |= _U(units[begin + place] > _ZERO) << place
+            for index in range(n_units):
+                positive |= _U(units[begin + index] > _ZERO) << index
             kept &= positive
-            for place in range(n_units):
-                units[begin + place] = scale * units[begin + place] if (kept >> place) & _U(1) else _ZERO
+            for index in range(n_units):
+                units[begin + index] = scale * units[begin + index] if (kept >> index) & _U(1) else _ZERO
         active[word] = kept
         word += _U(1)
     return state
@@ -142,10 +142,10 @@ def _list_active(values, at, width, active, words, listed, numbers):
     return n_active
 
 
-def _vector(context, builder, kind, array, place, width):
-    """A pointer to `width` float32 of an array, starting at `place`, as one vector; `kind` is its numba type."""
+def _vector(context, builder, kind, array, index, width):
+    """A pointer to `width` float32 of an array, starting at `index`, as one vector; `kind` is its numba type."""
     data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [place]), ir.VectorType(ir.FloatType(), width).as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), ir.VectorType(ir.FloatType(), width).as_pointer())
 
 
 @intrinsic
@@ -361,9 +361,9 @@ def _train_block(
                 n_active = _list_active(gradient, _U(0), width, active, words, listed, numbers)
                 for t in range(n_active):
                     unit = bias + numbers[t]
-                    place = unit * _PIECE + n_samples[unit]
-                    samples[place] = sample
-                    values[place] = listed[t]
+                    index = unit * _PIECE + n_samples[unit]
+                    samples[index] = sample
+                    values[index] = listed[t]
                     n_samples[unit] += _U(1)
                 for unit in range(below):
                     lower[unit] = _ZERO
@@ -401,8 +401,8 @@ def dropout_masks(seed, first, last, hidden_widths, keep):
         for width in hidden_widths:
             for start in range(0, width, 64):
                 kept, state = _kept(_U(keep), state)
-                for place in range(min(64, width - start)):
-                    masks[sample - first, at + start + place] = (kept >> _U(place)) & _U(1)
+                for index in range(min(64, width - start)):
+                    masks[sample - first, at + start + index] = (kept >> _U(index)) & _U(1)
             at += width
     return masks
 
@@ -426,17 +426,17 @@ def adam_rows(weights, means, squares, gradients, rows, first, last, rate, beta1
     for row in range(first, last):
         weight, mean, square = weights[row], means[row], squares[row]
         if rows[row] < 0:
-            for place in range(len(weight)):
-                mean[place] *= beta1
-                square[place] *= beta2
-                weight[place] -= by_mean * mean[place] / (sqrt(square[place]) * by_square + eps)
+            for index in range(len(weight)):
+                mean[index] *= beta1
+                square[index] *= beta2
+                weight[index] -= by_mean * mean[index] / (sqrt(square[index]) * by_square + eps)
         else:
             gradient = gradients[rows[row]]
-            for place in range(len(weight)):
-                slope = gradient[place]
-                mean[place] = beta1 * mean[place] + rest1 * slope
-                square[place] = beta2 * square[place] + rest2 * slope * slope
-                weight[place] -= by_mean * mean[place] / (sqrt(square[place]) * by_square + eps)
+            for index in range(len(weight)):
+                slope = gradient[index]
+                mean[index] = beta1 * mean[index] + rest1 * slope
+                square[index] = beta2 * square[index] + rest2 * slope * slope
+                weight[index] -= by_mean * mean[index] / (sqrt(square[index]) * by_square + eps)
 
 
 @_inlined
@@ -448,8 +448,8 @@ def _list_positive(units, at, width, listed, numbers):
         if n_units == _U(64):
             bits = _positive_bits(units, begin)
         else:
-            for place in range(n_units):
-                bits |= _U(not units[begin + place] <= _ZERO) << place
+            for index in range(n_units):
+                bits |= _U(not units[begin + index] <= _ZERO) << index
         while bits:
             unit = _lowest_bit(bits)
             bits &= bits - _U(1)

@@ -85,7 +85,7 @@ class CompiledScorer:
             yield start, self._item_rows(ids[start : start + _ROWS])
 
     def _pairs(self, users: Tensor, items: Tensor, side: Sequence[Tensor]) -> Tensor:
-        starts, which = runs(users, *side)
+        starts, index = runs(users, *side)
         if len(starts) > _ROWS:
             halves = (slice(None, len(users) // 2), slice(len(users) // 2, None))
             return torch.cat(
@@ -100,7 +100,7 @@ class CompiledScorer:
         # Sort by item, truncated to 16 bits, which NumPy sorts in linear time.
         shift = max(0, len(table).bit_length() - 16)
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
-        own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (which, items))
+        own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (index, items))
         found = np.empty(len(users), dtype=np.float32)
         self._share(len(users), loops.score_pairs, found, _flat(rows), _flat(table), own_rows, own_items)
         logits = torch.empty(len(users))

@@ -17,19 +17,19 @@ class Batch:
         users, items: int32 or int64 ids.
         labels: float32.
         side: row side features, int32 ids or float32 numbers.
-        group: consecutive samples of one user that share one positive (1: ungrouped).
+        group_size: consecutive samples of one user that share one positive (1: ungrouped).
     """
 
     users: Tensor
     items: Tensor
     labels: Tensor
     side: tuple[Tensor, ...] = ()
-    group: int = 1
+    group_size: int = 1
 
     @staticmethod
-    def from_columns(columns: Iterable[Tensor], group: int = 1) -> Batch:
+    def from_columns(columns: Iterable[Tensor], group_size: int = 1) -> Batch:
         users, items, labels, *side = columns
-        return Batch(users, items, labels, tuple(side), group)
+        return Batch(users, items, labels, tuple(side), group_size)
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
@@ -40,15 +40,15 @@ class Batch:
 
     def cut(self, start: int, stop: int) -> Batch:
         """Samples start … stop - 1; these should be whole groups."""
-        return Batch.from_columns((column[start:stop] for column in self.columns), self.group)
+        return Batch.from_columns((column[start:stop] for column in self.columns), self.group_size)
 
-    def take(self, which: Tensor) -> Batch:
+    def take(self, index: Tensor) -> Batch:
         """Samples by index."""
-        return Batch.from_columns(column.index_select(0, which) for column in self.columns)
+        return Batch.from_columns(column.index_select(0, index) for column in self.columns)
 
     def followed_by(self, other: Batch) -> Batch:
-        group = self.group if self.group == other.group else 1
-        return Batch.from_columns(map(torch.cat, zip(self.columns, other.columns, strict=True)), group)
+        group_size = self.group_size if self.group_size == other.group_size else 1
+        return Batch.from_columns(map(torch.cat, zip(self.columns, other.columns, strict=True)), group_size)
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Groups:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, which: Tensor) -> Groups:
+    def take(self, index: Tensor) -> Groups:
         """Groups by index."""
-        return Groups(self.rows.take(which), self.negatives.index_select(0, which))
+        return Groups(self.rows.take(index), self.negatives.index_select(0, index))
 
     def followed_by(self, other: Groups) -> Groups:
         """Concatenate groups of the same size."""

@@ -10,20 +10,20 @@ from model.distributed.process_group import ProcessGroup
 
 
 def item_popularity(
-    rows: Rows, world: ProcessGroup, held_out: Tensor | None = None, block_rows: int = 1 << 20
+    rows: Rows, world: ProcessGroup, validation_items: Tensor | None = None, block_rows: int = 1 << 20
 ) -> Tensor:
     """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
 
     Args:
-        held_out: int32 [n_users], one item per user that is not counted, -1 for none.
+        validation_items: int32 [n_users], one item per user that is not counted, -1 for none.
     """
     columns = rows.columns
     counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
-    own = range(world.rank, rows.n_partitions, world.size)
+    local = range(world.rank, rows.n_partitions, world.size)
     pairs = rows.only((columns.user, columns.item, columns.label))
-    for users, items, labels in pairs.stream(block_rows, world.device, own):
+    for users, items, labels in pairs.stream(block_rows, world.device, local):
         counted = labels > 0
-        if held_out is not None:
-            counted &= held_out[users] != items
+        if validation_items is not None:
+            counted &= validation_items[users] != items
         counts += torch.bincount(items[counted], minlength=counts.shape[0])
     return world.sum(counts)

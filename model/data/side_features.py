@@ -89,9 +89,9 @@ class _Values:
         self._known[ids] = True
         wrong = (self.table[ids] != values).nonzero()
         if len(wrong):  # host sync: once per block read
-            place = wrong[0]
-            owner = int(ids[place])
-            self.contradiction = owner, self.table[owner].item(), values[place].item()
+            index = wrong[0]
+            owner = int(ids[index])
+            self.contradiction = owner, self.table[owner].item(), values[index].item()
 
     def refuse_contradiction(self) -> None:
         """Raise UserError if an item has two values."""

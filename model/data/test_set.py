@@ -55,11 +55,11 @@ def open_test_set(
     if not spec.source_spec.get("test") or (declared == 1 and not positives_alone):
         return None
     columns = columns or FeatureColumns.from_spec(spec)
-    there = {name for chunk in spec.chunks("test") for name in chunk.features}
+    present = {name for chunk in spec.chunks("test") for name in chunk.features}
     # Row features are required; item features can come from train.
     optional = [feature.name for feature in (*columns.item_side, *columns.either_side)]
     names = (columns.user, columns.item, *(feature.name for feature in columns.row_side))
-    names += tuple(name for name in ([] if declared else [columns.label]) + optional if name in there)
+    names += tuple(name for name in ([] if declared else [columns.label]) + optional if name in present)
     rows = open_mapping(folder, spec, "test", columns, names, device)
     if declared is None:
         return _undeclared(folder, rows, device)

@@ -71,20 +71,20 @@ class TrainLoader:
         config: SamplingConfig,
         world: ProcessGroup,
         candidates: Candidates | None = None,
-        held_out: Tensor | None = None,
+        validation_items: Tensor | None = None,
     ) -> None:
         """
         Args:
             rows: with the columns of a `Batch`, in its order.
             candidates: distribution of the negatives, on the device; None: uniform over all items.
-            held_out: int32 [n_users], one item per user to exclude from training (`model.data.validation`), -1 for
-            none.
+            validation_items: int32 [n_users], one item per user to exclude from training (`model.data.validation`), -1
+            for none.
         """
         self.rows, self.config, self.world, self.device = rows, config, world, world.device
         # Stream a small set like a large one, holding at most a quarter of it at once.
         self.block_rows = min(BLOCK_ROWS, max(1, rows.n_rows // 4))
         self._candidates = candidates or Candidates(rows.columns.n_items)
-        self._held_out = held_out
+        self._validation_items = validation_items
         self._resident: Batch | None = None
 
     def epoch(self, number: int) -> Generator[Batch, None, None]:
@@ -99,8 +99,8 @@ class TrainLoader:
     def _from_memory(self, number: int) -> Generator[Batch, None, None]:
         seed = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
         for batch in self._batches(self._all_rows(), number, self.config.batch_size, seed):
-            own = self.world.share(len(batch) // batch.group)
-            yield batch.cut(own.start * batch.group, own.stop * batch.group)
+            local = self.world.share(len(batch) // batch.group_size)
+            yield batch.cut(local.start * batch.group_size, local.stop * batch.group_size)
 
     def _from_disk(self, number: int) -> Generator[Batch, None, None]:
         seed, rank = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
@@ -117,8 +117,8 @@ class TrainLoader:
 
     def samples_per_epoch(self) -> int:
         """Samples per epoch over all ranks, assuming that all rows are positives (for progress only)."""
-        held_out = 0 if self._held_out is None else int((self._held_out >= 0).sum())
-        return (self.rows.n_rows - held_out) * (1 + self.config.per_positive if self.config.draws else 1)
+        validation_items = 0 if self._validation_items is None else int((self._validation_items >= 0).sum())
+        return (self.rows.n_rows - validation_items) * (1 + self.config.per_positive if self.config.draws else 1)
 
     def _batches(self, blocks: Iterable[Batch], epoch: int, size: int, seed: int) -> Iterator[Batch]:
         """Shuffle the groups within each block and cut them into batches of `size` samples, rounded down to whole
@@ -151,17 +151,17 @@ class TrainLoader:
     def _streamed(self, seed: int) -> Generator[Batch, None, None]:
         """Blocks of whole users from this rank's partitions, in a partition order given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
-        own = order[self.world.rank :: self.world.size]
-        with closing(whole_users(self.rows, self.block_rows, self.device, own)) as blocks:
+        local = order[self.world.rank :: self.world.size]
+        with closing(whole_users(self.rows, self.block_rows, self.device, local)) as blocks:
             for block in blocks:
                 yield self._trained_on(block)
 
     def _trained_on(self, block: Batch) -> Batch:
         """A block without its held-out rows."""
-        if self._held_out is None:
+        if self._validation_items is None:
             return block
-        held_out = (self._held_out[block.users] == block.items) & (block.labels > 0)
-        return block.take((~held_out).nonzero().squeeze(1))
+        validation_items = (self._validation_items[block.users] == block.items) & (block.labels > 0)
+        return block.take((~validation_items).nonzero().squeeze(1))
 
     def _groups(self, block: Batch, epoch: int) -> Groups:
         """A block's rows grouped with their negatives; ungrouped samples if some rows have none."""

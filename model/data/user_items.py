@@ -51,5 +51,5 @@ class UserItems:
         first, last = self.starts[users], self.starts[users.long() + 1]
         counts = last - first
         owner = torch.repeat_interleave(torch.arange(len(users), device=users.device), counts)
-        place = torch.arange(len(owner), device=users.device) - (counts.cumsum(0) - counts)[owner] + first[owner]
-        return owner, self.items[place].long()
+        index = torch.arange(len(owner), device=users.device) - (counts.cumsum(0) - counts)[owner] + first[owner]
+        return owner, self.items[index].long()

@@ -66,32 +66,38 @@ class UserBatch:
         columns = zip(*((block.users, block.counts, block.items, block.weights) for block in blocks), strict=True)
         return UserBatch(*map(torch.cat, columns))
 
-    def take(self, which: Tensor) -> UserBatch:
+    def take(self, index: Tensor) -> UserBatch:
         """Users by index, in the given order."""
-        counts, first = self.counts[which], (self.counts.cumsum(0) - self.counts)[which]
-        place = torch.arange(int(counts.sum()), device=which.device)  # host sync: once per batch
-        place += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(place))
-        return UserBatch(self.users[which], counts, self.items[place], self.weights[place])
+        counts, first = self.counts[index], (self.counts.cumsum(0) - self.counts)[index]
+        rows = torch.arange(int(counts.sum()), device=index.device)  # host sync: once per batch
+        rows += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(rows))
+        return UserBatch(self.users[index], counts, self.items[rows], self.weights[rows])
 
 
 class UserLoader:
     """Shuffled batches of users for each epoch; each rank gets its share (see `TrainLoader`)."""
 
     def __init__(
-        self, rows: Rows, config: UserLoaderConfig, world: ProcessGroup, held_out: Tensor | None = None
+        self, rows: Rows, config: UserLoaderConfig, world: ProcessGroup, validation_items: Tensor | None = None
     ) -> None:
         """
         Args:
             rows: with the columns of a `Batch`, consecutive by user.
-            held_out: int32 [n_users], the item of each user excluded from training, -1 for none.
+            validation_items: int32 [n_users], the item of each user excluded from training, -1 for none.
         """
-        self.rows, self.world, self.device, self._config, self._held_out = rows, world, world.device, config, held_out
+        self.rows, self.world, self.device, self._config, self._validation_items = (
+            rows,
+            world,
+            world.device,
+            config,
+            validation_items,
+        )
         self._batch_users = max(1, config.batch_size // rows.columns.n_items)
         self._resident: UserBatch | None = None
 
     def samples_per_epoch(self) -> int:
         """Positives per epoch over all ranks, assuming that all rows are positives (for progress only)."""
-        return self.rows.n_rows - (0 if self._held_out is None else int((self._held_out >= 0).sum()))
+        return self.rows.n_rows - (0 if self._validation_items is None else int((self._validation_items >= 0).sum()))
 
     def epoch(self, number: int) -> Generator[UserBatch, None, None]:
         """This rank's batches of an epoch (from 0); every user occurs once."""
@@ -112,8 +118,8 @@ class UserLoader:
         """This rank's share of each batch: all users, shuffled, in nearly equal batches of at most `size` users."""
         generator = torch_generator(seed, self.device)
         order = torch.randperm(len(users.users), generator=generator, device=self.device)
-        for which in order.tensor_split(-(-len(order) // size)) if len(order) else ():
-            yield users.take(which[world.share(len(which))])
+        for index in order.tensor_split(-(-len(order) // size)) if len(order) else ():
+            yield users.take(index[world.share(len(index))])
 
     def blocks(self, order: list[int] | None = None) -> Generator[UserBatch, None, None]:
         """Users of the partitions, in partition order, in blocks of about `BLOCK_ROWS` positives.
@@ -124,8 +130,8 @@ class UserLoader:
         with closing(whole_users(self.rows, BLOCK_ROWS, self.device, order)) as blocks:
             for block in blocks:
                 trained_on = block.labels > 0
-                if self._held_out is not None:
-                    trained_on &= self._held_out[block.users] != block.items
+                if self._validation_items is not None:
+                    trained_on &= self._validation_items[block.users] != block.items
                 yield self._interactions(block.take(trained_on.nonzero().squeeze(1)))
 
     def _interactions(self, positives: Batch) -> UserBatch:

@@ -28,11 +28,11 @@ class Validation:
     """One train interaction held out per user.
 
     Attributes:
-        held_out: int32 [n_users] on the device, the item held out of each user; -1: none.
+        validation_items: int32 [n_users] on the device, the item held out of each user; -1: none.
         series: like test's: user, item and row side features, positive first.
     """
 
-    held_out: Tensor
+    validation_items: Tensor
     series: TestSet
 
 
@@ -50,7 +50,7 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         UserError: no user has two items.
     """
     columns = train.columns
-    held_out = torch.full((columns.n_users,), -1, dtype=torch.int32)
+    validation_items = torch.full((columns.n_users,), -1, dtype=torch.int32)
     order_seed, negative_seed = (counter_rng.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
     tables: list[pa.Table] = []
     for block in whole_users(train, _BLOCK_ROWS, torch.device("cpu")):
@@ -60,13 +60,13 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         if not time_ordered:
             order = counter_rng.mix(counter_rng.keys(order_seed, users * columns.n_items + items))
         history = histories(users, items, order)
-        which = np.flatnonzero((history.counts > 1) & (history.counts < columns.n_items))
-        if not len(which):
+        index = np.flatnonzero((history.counts > 1) & (history.counts < columns.n_items))
+        if not len(index):
             continue
-        last = history.by_time[history.starts[which] + history.counts[which] - 1]
-        owners, chosen = history.users[which], history.items[last]
-        held_out[torch.from_numpy(owners)] = torch.from_numpy(chosen).int()
-        drawn = series_negatives(history, which, Candidates(columns.n_items), negatives, negative_seed)
+        last = history.by_time[history.starts[index] + history.counts[index] - 1]
+        owners, chosen = history.users[index], history.items[last]
+        validation_items[torch.from_numpy(owners)] = torch.from_numpy(chosen).int()
+        drawn = series_negatives(history, index, Candidates(columns.n_items), negatives, negative_seed)
         # The source row of each positive, for its side features.
         source = np.flatnonzero(np.isin(users * columns.n_items + items, owners * columns.n_items + chosen))
         source = source[np.unique(users[source], return_index=True)[1]]
@@ -80,4 +80,4 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
         )
     table = pa.concat_tables(tables)
     rows = Rows(columns, tuple(table.column_names), TablePartitions.from_table(columns, table), train.frames)
-    return Validation(held_out.to(device), TestSet(rows, 1 + negatives))
+    return Validation(validation_items.to(device), TestSet(rows, 1 + negatives))

@@ -141,14 +141,14 @@ class ProcessGroup:
 
 @contextmanager
 def init_process_group(
-    place: RankInfo, device: torch.device, environment: Mapping[str, str] = os.environ
+    rank_info: RankInfo, device: torch.device, environment: Mapping[str, str] = os.environ
 ) -> Iterator[ProcessGroup]:
     """Initialise the process group (`MASTER_ADDR`, `MASTER_PORT`), and destroy it at the end.
 
     Raises:
         UserError: the processes could not connect.
     """
-    if place.size == 1:
+    if rank_info.size == 1:
         yield ProcessGroup(device)
         return
     address = environment.get("MASTER_ADDR") or _first_host(environment)
@@ -161,17 +161,17 @@ def init_process_group(
         dist.init_process_group(
             collective_backend(device),
             init_method=f"tcp://{address}:{port}",
-            rank=place.rank,
-            world_size=place.size,
+            rank=rank_info.rank,
+            world_size=rank_info.size,
             timeout=_PATIENCE,
         )
     except (RuntimeError, ValueError) as err:  # torch reports network errors as RuntimeError
         raise UserError(
-            f"rank {place.rank} could not connect to the other {place.size - 1} processes at {address}:{port} ({err}); "
-            "start all processes with the same MASTER_ADDR and MASTER_PORT"
+            f"rank {rank_info.rank} could not connect to the other {rank_info.size - 1} processes at {address}:{port} "
+            f"({err}); start all processes with the same MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
-        yield ProcessGroup(device, place.rank, place.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        yield ProcessGroup(device, rank_info.rank, rank_info.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
     finally:
         with suppress(RuntimeError):  # if another rank has already exited
             dist.destroy_process_group()
@@ -183,11 +183,11 @@ def _interface_to(host: str) -> str | None:
         family, kind, *_, where = socket.getaddrinfo(host, _PORT, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
             probe.connect(where)  # UDP: nothing is sent
-            own = probe.getsockname()[0]
+            local = probe.getsockname()[0]
     except OSError:
         return None
     addresses = psutil.net_if_addrs().items()
-    return next((name for name, known in addresses if own in {entry.address for entry in known}), None)
+    return next((name for name, known in addresses if local in {entry.address for entry in known}), None)
 
 
 def _first_host(environment: Mapping[str, str]) -> str:

@@ -46,9 +46,9 @@ def item_products(blocks: Iterable[UserBatch], n_items: int, device: torch.devic
 def histories(blocks: Iterable[UserBatch], n_items: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield batches of users and their histories as dense rows of weights, float32 [B, n_items]."""
     for block in blocks:
-        for which in torch.arange(len(block.users), device=block.users.device).split(_USERS):
-            some = block.take(which)
-            rows = torch.zeros(len(which), n_items, device=which.device)
+        for index in torch.arange(len(block.users), device=block.users.device).split(_USERS):
+            some = block.take(index)
+            rows = torch.zeros(len(index), n_items, device=index.device)
             rows.index_put_((some.owners, some.items), some.weights, accumulate=True)
             yield some.users, rows
 

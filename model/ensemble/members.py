@@ -55,16 +55,23 @@ class MemberTrainer:
     """Trains members on one split of train and caches them in a folder, so that a run can be resumed."""
 
     def __init__(
-        self, train: Rows, config: TrainConfig, world: ProcessGroup, held_out: Tensor | None, folder: Path, shown: bool
+        self,
+        train: Rows,
+        config: TrainConfig,
+        world: ProcessGroup,
+        validation_items: Tensor | None,
+        folder: Path,
+        show_progress: bool,
     ) -> None:
         """
         Args:
-            held_out: int32 [n_users], the item of each user excluded from training, -1 for none; None: train on all.
+            validation_items: int32 [n_users], the item of each user excluded from training, -1 for none; None: train on
+            all.
         """
         self.columns, self._train, self._world = train.columns, train, world
         self._config = replace(config, members=(), loss="softmax")  # every loss uses the same batches
-        self._held_out, self._shown = held_out, shown
-        self._folder, self._split = folder, "all" if held_out is None else "validation"
+        self._validation_items, self._shown = validation_items, show_progress
+        self._folder, self._split = folder, "all" if validation_items is None else "validation"
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # do not reuse members of other settings
         self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
 
@@ -76,7 +83,7 @@ class MemberTrainer:
         if not world.broadcast_int(known is not None):
             batches = self.batches(choice.recency, choice.seed)
             total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
-            with stage(f"{self._split} {choice.name}", total, "samples", shown=self._shown) as progress:
+            with stage(f"{self._split} {choice.name}", total, "samples", show_progress=self._shown) as progress:
                 train = self._item_item if choice.kind == "item-item" else self._trained
                 known = train(choice, batches, progress)
             if world.is_first:
@@ -96,14 +103,14 @@ class MemberTrainer:
     @cached_property
     def item_counts(self) -> Tensor:
         """Number of train positives per item, int64 [n_items]."""
-        return item_popularity(self._train, self._world, self._held_out)
+        return item_popularity(self._train, self._world, self._validation_items)
 
     def batches(self, recency: float, seed: int = 0) -> UserLoader:
         config = self._config
         users = UserLoaderConfig(
             batch_size=config.batch_size, recency=recency, in_memory=config.loader == "memory", seed=seed
         )
-        return UserLoader(self._train, users, self._world, self._held_out)
+        return UserLoader(self._train, users, self._world, self._validation_items)
 
     def _trained(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:
         config = replace(

@@ -54,19 +54,19 @@ class ValidationRanking:
     k: int
 
     @staticmethod
-    def from_rows(members: MemberTrainer, held_out: Tensor, drawn: int, k: int, seed: int) -> ValidationRanking:
+    def from_rows(members: MemberTrainer, validation_items: Tensor, drawn: int, k: int, seed: int) -> ValidationRanking:
         """All users with a held-out item, or a seeded random sample of what the memory limit allows."""
-        n_items, device = members.columns.n_items, held_out.device
-        users = (held_out >= 0).nonzero().squeeze(1)
+        n_items, device = members.columns.n_items, validation_items.device
+        users = (validation_items >= 0).nonzero().squeeze(1)
         order = torch.randperm(len(users), generator=torch_generator(seed, torch.device("cpu"))).to(device)
         users = users[order[: max(1, _VALIDATION_PAIRS // n_items)]].sort().values
-        place = torch.full((members.columns.n_users,), -1, dtype=torch.int64, device=device)
-        place[users] = torch.arange(len(users), device=device)
+        index = torch.full((members.columns.n_users,), -1, dtype=torch.int64, device=device)
+        index[users] = torch.arange(len(users), device=device)
         seen = torch.zeros(len(users), n_items, dtype=torch.bool, device=device)
         for block in members.batches(0.0).blocks():
-            rows = place[block.users][block.owners]
+            rows = index[block.users][block.owners]
             seen[rows[rows >= 0], block.items[rows >= 0]] = True
-        return ValidationRanking(users, held_out[users].long(), seen, drawn, k)
+        return ValidationRanking(users, validation_items[users].long(), seen, drawn, k)
 
     def quality(self, scores: Tensor) -> tuple[float, float]:
         """Expected HR@k and NDCG@k of scores [V, n_items]."""
@@ -115,7 +115,7 @@ class Ensemble:
     @staticmethod
     def search(
         members: MemberTrainer,
-        held_out: ValidationRanking,
+        validation_items: ValidationRanking,
         config: TrainConfig,
         factors: int,
         time_ordered: bool,
@@ -139,18 +139,18 @@ class Ensemble:
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:
                 first = MemberConfig(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
-                chosen[kind] = _searched(members, held_out, first, time_ordered, on_member)
+                chosen[kind] = _searched(members, validation_items, first, time_ordered, on_member)
         choices = [
             replace(chosen[kind], seed=seed, width=width)
             for kind, width, seed in zip(kinds, widths, seeds, strict=True)
         ]
-        features = [members.scores(choice, held_out.users) for choice in choices]
-        popularity = (members.item_counts.float() + 1.0).log().expand(len(held_out.users), -1)
-        *weights, by_popularity = held_out.weights([*features, popularity])
+        features = [members.scores(choice, validation_items.users) for choice in choices]
+        popularity = (members.item_counts.float() + 1.0).log().expand(len(validation_items.users), -1)
+        *weights, by_popularity = validation_items.weights([*features, popularity])
         total = by_popularity * popularity
         for weight, feature in zip(weights, features, strict=True):
             total = total + weight * feature
-        quality = held_out.quality(total)
+        quality = validation_items.quality(total)
         on_member("all together", quality)
         return Ensemble(tuple(choices), tuple(weights), by_popularity, quality)
 
@@ -169,7 +169,7 @@ class Ensemble:
         shape = NeuMFConfig(n_users=columns.n_users, n_items=columns.n_items, factors=users.shape[1], arch="gmf")
         model = NeuMF(shape, torch_generator(0, torch.device("cpu"))).to(users.device)
         # Last column of a trained member (not item-item), where its users are 1.
-        trained = next(place for place, choice in enumerate(self.choices) if choice.kind != "item-item")
+        trained = next(index for index, choice in enumerate(self.choices) if choice.kind != "item-item")
         bias = sum(choice.width for choice in self.choices[: trained + 1]) - 1
         items[:, bias] += self.by_popularity * (members.item_counts.float() + 1.0).log()
         with torch.no_grad():
@@ -181,14 +181,18 @@ class Ensemble:
 
 
 def _searched(
-    members: MemberTrainer, held_out: ValidationRanking, first: MemberConfig, time_ordered: bool, on_member: OnMember
+    members: MemberTrainer,
+    validation_items: ValidationRanking,
+    first: MemberConfig,
+    time_ordered: bool,
+    on_member: OnMember,
 ) -> MemberConfig:
     """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
     known: dict[MemberConfig, float] = {}
 
     def quality(choice: MemberConfig) -> float:
         if choice not in known:
-            found = held_out.quality(members.scores(choice, held_out.users))
+            found = validation_items.quality(members.scores(choice, validation_items.users))
             on_member(choice.name, found)
             known[choice] = sum(found)
         return known[choice]

@@ -219,10 +219,10 @@ class Evaluator:
         for users, items, *rest in self._pieces(self.length or 1):
             if self.length is None:
                 labels, *side = rest
-                which = (labels > 0).nonzero().squeeze(1)  # host sync: once per piece
+                index = (labels > 0).nonzero().squeeze(1)  # host sync: once per piece
             else:
-                which, side = torch.arange(0, len(users), self.length, device=users.device), rest
-            for part in which.split(n_users) if len(which) else ():
+                index, side = torch.arange(0, len(users), self.length, device=users.device), rest
+            for part in index.split(n_users) if len(index) else ():
                 yield users[part], items[part].long(), [column[part] for column in side]
 
     def _measure_rows(self, scorer: AnyScorer, started: float) -> EvalMetrics:

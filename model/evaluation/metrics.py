@@ -29,9 +29,9 @@ def positive_ranks(scores: Tensor, items: Tensor, is_duplicate: Tensor | None = 
 
 def repeated(items: Tensor) -> Tensor:
     """Whether an item already occurs earlier in its series: bool, the shape of `items` [S, L]."""
-    ordered, place = items.sort(dim=1, stable=True)
+    ordered, element = items.sort(dim=1, stable=True)
     is_duplicate = torch.zeros_like(items, dtype=torch.bool)
-    is_duplicate.scatter_(1, place[:, 1:], ordered[:, 1:] == ordered[:, :-1])
+    is_duplicate.scatter_(1, element[:, 1:], ordered[:, 1:] == ordered[:, :-1])
     return is_duplicate
 
 
@@ -94,7 +94,7 @@ def auc(scores: Tensor, positive: Tensor) -> float | None:
     if not n_pairs:
         return None
     worst = torch.where(positive, -torch.inf, torch.inf).to(scores.dtype)
-    _, place, counts = torch.where(scores.isnan(), worst, scores).unique(return_inverse=True, return_counts=True)
+    _, element, counts = torch.where(scores.isnan(), worst, scores).unique(return_inverse=True, return_counts=True)
     mean_ranks = counts.cumsum(0) - (counts - 1) / 2.0
-    rank_sum = float(mean_ranks.double()[place[positive]].sum())
+    rank_sum = float(mean_ranks.double()[element[positive]].sum())
     return (rank_sum - n_positive * (n_positive + 1) / 2.0) / n_pairs

@@ -22,7 +22,7 @@ def train_members(
     args: argparse.Namespace,
     config: TrainConfig,
     train: Rows,
-    held_out: Tensor,
+    validation_items: Tensor,
     negatives: int,
     time_ordered: bool,
     evaluation: Evaluator | None,
@@ -40,12 +40,12 @@ def train_members(
             if writer is not None:
                 writer.member(name, quality)
 
-        folder, shown = args.output / STAGES_NAME, "progress" not in args.without
-        members = MemberTrainer(train, config, world, held_out, folder, shown)
-        users = ValidationRanking.from_rows(members, held_out, negatives, config.topk, config.seed)
+        folder, show_progress = args.output / STAGES_NAME, "progress" not in args.without
+        members = MemberTrainer(train, config, world, validation_items, folder, show_progress)
+        users = ValidationRanking.from_rows(members, validation_items, negatives, config.topk, config.seed)
         recipe = Ensemble.search(members, users, config, args.factors, time_ordered, on_member)
         del users
-        everything = MemberTrainer(train, config, world, None, folder, shown)
+        everything = MemberTrainer(train, config, world, None, folder, show_progress)
         model = recipe.merge_factors(everything)
         test = evaluation(model) if evaluation is not None else None
         if writer is not None:

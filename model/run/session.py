@@ -68,8 +68,10 @@ def run(args: argparse.Namespace, world: ProcessGroup) -> None:
     seen = UserItems.from_rows(train, world.device) if config.eval == "full" else None
     in_memory = config.loader == "memory"
 
-    def measured(held_out: TestSet) -> Evaluator:
-        return Evaluator.from_test_set(held_out, columns, config.topk, config.valid_batch_size, world, seen, in_memory)
+    def measured(validation_items: TestSet) -> Evaluator:
+        return Evaluator.from_test_set(
+            validation_items, columns, config.topk, config.valid_batch_size, world, seen, in_memory
+        )
 
     evaluation = measured(test) if test is not None else None
     popularity = evaluation.popularity(train) if evaluation is not None else None
@@ -84,30 +86,30 @@ def run(args: argparse.Namespace, world: ProcessGroup) -> None:
         length = test.length if test is not None else None
         negatives = length - 1 if length is not None and length > 1 else negatives
         validation = leave_one_out(train, spec.metadata.time_ordered, negatives, config.seed, world.device)
-    held_out = validation.held_out if validation is not None else None
+    validation_items = validation.validation_items if validation is not None else None
     if config.recency and not spec.metadata.time_ordered:
         raise UserError(
             f"--recency {config.recency:g}: the train rows of {args.data} are not ordered by time "
             "(metadata.time_ordered in the feature spec); omit the flag"
         )
     if config.members:
-        assert held_out is not None
+        assert validation_items is not None
         train_members(
-            args, config, train, held_out, negatives, spec.metadata.time_ordered, evaluation, popularity, world
+            args, config, train, validation_items, negatives, spec.metadata.time_ordered, evaluation, popularity, world
         )
         return
     model = _network(args, shape, item_tables, config.seed, world)
     if config.all_items_loss:
-        step, batches = _over_all_items(args, config, model, train, held_out, world)
+        step, batches = _over_all_items(args, config, model, train, validation_items, world)
     else:
         kind = "static" if spec.metadata.train_negatives else config.negatives
-        step, batches = _over_samples(config, kind, model, train, held_out, world)
+        step, batches = _over_samples(config, kind, model, train, validation_items, world)
     chosen_by = measured(validation.series) if validation is not None else evaluation
     _train(args, config, columns, Training(model, step), batches, chosen_by, evaluation, popularity)
 
 
 def _over_samples(
-    config: TrainConfig, kind: str, model: NeuMF, train: Rows, held_out: Tensor | None, world: ProcessGroup
+    config: TrainConfig, kind: str, model: NeuMF, train: Rows, validation_items: Tensor | None, world: ProcessGroup
 ) -> tuple[Step | AllItemsStep, TrainLoader | UserLoader]:
     """Step and batches for positives and sampled negatives.
 
@@ -122,7 +124,7 @@ def _over_samples(
         seed=config.seed,
     )
     check_labels(train, sampling, world.device)
-    batches = TrainLoader(train, sampling, world, _candidates(train, sampling, world), held_out)
+    batches = TrainLoader(train, sampling, world, _candidates(train, sampling, world), validation_items)
     return Step(model, config, world), batches
 
 
@@ -131,7 +133,7 @@ def _over_all_items(
     config: TrainConfig,
     model: NeuMF,
     train: Rows,
-    held_out: Tensor | None,
+    validation_items: Tensor | None,
     world: ProcessGroup,
 ) -> tuple[Step | AllItemsStep, TrainLoader | UserLoader]:
     """Step and batches for users and all items.
@@ -139,7 +141,7 @@ def _over_all_items(
     Raises:
         UserError: there are no positives, or the checkpoint to start from has no item bias.
     """
-    counts = item_popularity(train, world, held_out)
+    counts = item_popularity(train, world, validation_items)
     if not counts.any():
         raise UserError(f"all train rows of {args.data} have label 0, so there is nothing to learn")
     if args.load_checkpoint_path is None:
@@ -152,7 +154,7 @@ def _over_all_items(
     users = UserLoaderConfig(
         batch_size=config.batch_size, recency=config.recency, in_memory=config.loader == "memory", seed=config.seed
     )
-    return AllItemsStep(model, config, world, counts), UserLoader(train, users, world, held_out)
+    return AllItemsStep(model, config, world, counts), UserLoader(train, users, world, validation_items)
 
 
 def _check_flags(args: argparse.Namespace, config: TrainConfig, world: ProcessGroup) -> None:
@@ -261,8 +263,8 @@ def _train(
                 writer.epoch(training, rng_states)
 
         per_epoch = batches.samples_per_epoch()
-        done, shown = per_epoch * len(training.history.epochs), "progress" not in args.without
-        with stage("train", config.epochs * per_epoch, "samples", done, shown) as progress:
+        done, show_progress = per_epoch * len(training.history.epochs), "progress" not in args.without
+        with stage("train", config.epochs * per_epoch, "samples", done, show_progress) as progress:
             history = training.fit(batches, chosen_by, config, on_epoch, progress)
         test = history.best_epoch.scores
         if chosen_by is not evaluation:  # evaluate the saved model on test once

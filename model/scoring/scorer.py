@@ -24,12 +24,12 @@ class Scorer:
     """
 
     @torch.no_grad()
-    def __init__(self, model: NeuMF, kernels: bool = True) -> None:
+    def __init__(self, model: NeuMF, compiled: bool = True) -> None:
         """
         Args:
-            kernels: whether compiled loops may be used.
+            compiled: whether compiled loops may be used.
         """
-        self._scoring: TorchScorer | CompiledScorer = TorchScorer(model) if not kernels else _scoring(model)
+        self._scoring: TorchScorer | CompiledScorer = TorchScorer(model) if not compiled else _scoring(model)
 
     @torch.no_grad()
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:

@@ -41,9 +41,9 @@ class TorchScorer:
         logits = torch.empty(len(users), dtype=self._bias.dtype, device=self._bias.device)
         for start in range(0, len(users), self._chunk):
             own_users, own_items, *own_side = (column[start : start + self._chunk] for column in (users, items, *side))
-            starts, which = runs(own_users, *own_side)
+            starts, index = runs(own_users, *own_side)
             first, gmf = (
-                rows[which] for rows in self._rows(own_users[starts], [column[starts] for column in own_side])
+                rows[index] for rows in self._rows(own_users[starts], [column[starts] for column in own_side])
             )
             hidden = first.add_(nn.functional.embedding(own_items, self._item_first))
             gmf = gmf.mul_(self.model.mf_item_embed(own_items)).sum(dim=1)

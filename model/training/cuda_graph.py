@@ -34,7 +34,7 @@ class GradientGraph:
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, batch: Batch, weight: Tensor) -> Tensor:
-        shape = (len(batch), batch.group)
+        shape = (len(batch), batch.group_size)
         self._shape = self._shape or shape
         if shape != self._shape:
             return self._gradients(batch, weight)
@@ -49,6 +49,9 @@ class GradientGraph:
         return self._loss.clone()  # the next replay overwrites it
 
     def _record(self, batch: Batch, weight: Tensor) -> Callable[[], None]:
-        self._batch, self._weight = Batch.from_columns(map(Tensor.clone, batch.columns), batch.group), weight.clone()
+        self._batch, self._weight = (
+            Batch.from_columns(map(Tensor.clone, batch.columns), batch.group_size),
+            weight.clone(),
+        )
         replay, self._loss = self._capture(lambda: self._gradients(self._batch, self._weight))
         return replay

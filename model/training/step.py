@@ -34,10 +34,10 @@ class Step:
     (`model.training.torch_step`).
     """
 
-    def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, kernels: bool = True) -> None:
+    def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, compiled: bool = True) -> None:
         """
         Args:
-            kernels: whether compiled loops may be used.
+            compiled: whether compiled loops may be used.
 
         Raises:
             UserError: the device does not support the requested precision or CUDA graphs.
@@ -49,10 +49,10 @@ class Step:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self.threads = _threads(model, config.batch_size // world.size)
-        self._kernel = _kernel_step(model, config, world, dtype, self.threads) if kernels else None
-        if self._kernel is None or world.size > 1:
+        self._compiled = _compiled_step(model, config, world, dtype, self.threads) if compiled else None
+        if self._compiled is None or world.size > 1:
             self._gradients = shared_gradients(model)
-        if self._kernel is None:
+        if self._compiled is None:
             autocast: Callable[[], AbstractContextManager] = nullcontext
             if dtype is not None:
                 autocast = lambda: torch.autocast(world.device.type, dtype=dtype)  # noqa: E731
@@ -71,21 +71,21 @@ class Step:
         Returns:
             The summed loss of this rank's samples, a scalar on the device (no host sync).
         """
-        own = batch if batch is not None and len(batch) else None
-        if self._kernel is not None and own is not None and self.world.size == 1:
-            loss, gradients = self._kernel.gradients(own, 1.0 / samples)
-            self._kernel.adam(self.optimizer, gradients)
+        local = batch if batch is not None and len(batch) else None
+        if self._compiled is not None and local is not None and self.world.size == 1:
+            loss, gradients = self._compiled.gradients(local, 1.0 / samples)
+            self._compiled.adam(self.optimizer, gradients)
             return loss
         self._gradients.zero_()
         loss = torch.zeros((), device=self.world.device)
-        if self._kernel is not None:
-            if own is not None:
-                loss, gradients = self._kernel.gradients(own, 1.0 / samples)
-                self._kernel.add_to_grad(gradients)
+        if self._compiled is not None:
+            if local is not None:
+                loss, gradients = self._compiled.gradients(local, 1.0 / samples)
+                self._compiled.add_to_grad(gradients)
         else:
             scale = self.scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
-            if own is not None:
-                loss = self._torch(own, scale / samples)
+            if local is not None:
+                loss = self._torch(local, scale / samples)
         self.world.sum(self._gradients)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -118,7 +118,7 @@ def _threads(model: NeuMF, samples: int) -> int:
     return worthwhile_threads(samples * (layers + _SAMPLE_WORK) + parameters * PARAMETER_WORK, _THREAD_WORK)
 
 
-def _kernel_step(
+def _compiled_step(
     model: NeuMF, config: TrainConfig, world: ProcessGroup, dtype: torch.dtype | None, threads: int
 ) -> CompiledStep | None:
     """The compiled step, or None if it does not apply."""

@@ -87,7 +87,7 @@ class TorchStep:
         """The summed loss of a batch; gradients are accumulated chunk by chunk."""
         kind = total.dtype
         loss_sum = torch.zeros((), device=batch.labels.device, dtype=kind)
-        size = len(batch) if self._chunk is None else max(1, self._chunk // batch.group) * batch.group
+        size = len(batch) if self._chunk is None else max(1, self._chunk // batch.group_size) * batch.group_size
         for start in range(0, len(batch), size):
             piece = batch.cut(start, start + size)
             with self._autocast():
@@ -107,27 +107,33 @@ class TorchStep:
             table: the first layer's projection of each item, [I, w_1]; its gradient is added to `total`.
         """
         model = self.model
-        users = piece.users.view(-1, piece.group)[:, 0]
+        users = piece.users.view(-1, piece.group_size)[:, 0]
         user_rows = embedding_rows(model.mlp_user_embed.weight, users)
         user_gmf = embedding_rows(model.mf_user_embed.weight, users)
         item_first = _Gather.apply(table, piece.items, total, model.final.bias)
         side = list(model.side_inputs(piece.items, piece.side))
         item_gmf = embedding_rows(model.mf_item_embed.weight, piece.items)
-        return self._layers(user_rows, user_gmf, item_first, item_gmf, side, piece.group)
+        return self._layers(user_rows, user_gmf, item_first, item_gmf, side, piece.group_size)
 
     def _of_layers(
-        self, user_rows: Tensor, user_gmf: Tensor, item_first: Tensor, item_gmf: Tensor, side: list[Tensor], group: int
+        self,
+        user_rows: Tensor,
+        user_gmf: Tensor,
+        item_first: Tensor,
+        item_gmf: Tensor,
+        side: list[Tensor],
+        group_size: int,
     ) -> Tensor:
         """
         Args:
             user_rows, user_gmf: per group, [G, width] and [G, F].
-            item_first, item_gmf: per sample, [G * group, w_1] and [G * group, F].
-            side: inputs of each side feature, [G * group, …].
+            item_first, item_gmf: per sample, [G * group_size, w_1] and [G * group_size, F].
+            side: inputs of each side feature, [G * group_size, …].
         """
         model, share = self.model, 1.0 - self.model.config.dropout
         weight, bias = model.entry
         by_user = nn.functional.linear(user_rows, weight[:, : self._width], bias)
-        hidden = (item_first.view(len(user_rows), group, -1) + by_user[:, None]).view(len(item_first), -1)
+        hidden = (item_first.view(len(user_rows), group_size, -1) + by_user[:, None]).view(len(item_first), -1)
         if side:
             hidden = hidden + nn.functional.linear(torch.cat(side, dim=1), weight[:, 2 * self._width :])
         for number, layer in enumerate(model.mlp):
@@ -135,7 +141,8 @@ class TorchStep:
             if share < 1.0:
                 hidden = hidden * keep_mask(hidden.shape, share, hidden).to(hidden.dtype).mul_(1.0 / share)
         head = model.final.weight[0]
-        gmf = torch.bmm(item_gmf.view(len(user_gmf), group, -1), (user_gmf * head[: model.config.factors])[:, :, None])
+        weighted = (user_gmf * head[: model.config.factors])[:, :, None]
+        gmf = torch.bmm(item_gmf.view(len(user_gmf), group_size, -1), weighted)
         if not len(model.mlp):
             return hidden.squeeze(1) + gmf.view(-1)
         logits = nn.functional.linear(hidden, head[None, model.config.factors :], model.final.bias)

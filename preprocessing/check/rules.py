@@ -38,8 +38,8 @@ def check_rules(folder: Path, spec: FeatureSpec, roles: FeatureRoles, kinds: Map
     items = [_ItemValues(name, spec.cardinality(roles.item)) for name in roles.item_side]
 
     def blocks(mapping: str, rows: int = BLOCK_ROWS) -> Iterator[Block]:
-        there = {name: kind for name, kind in kinds.items() if name in spec.features(mapping)}
-        for block in iter_values(folder, spec, mapping, there, rows):
+        present = {name: kind for name, kind in kinds.items() if name in spec.features(mapping)}
+        for block in iter_values(folder, spec, mapping, present, rows):
             for values in items:
                 values.add(block, roles.item, mapping)
             yield block
@@ -111,11 +111,11 @@ class _TestPairs:
                 continue
             keys = self._sorted[is_positive][hit][:_EXAMPLES]
             examples = ", ".join(f"user {key // self._n_items} and item {key % self._n_items}" for key in keys)
-            told = f"found {hit.sum():,} of {len(hit):,}: {examples}"
+            reported = f"found {hit.sum():,} of {len(hit):,}: {examples}"
             if is_positive:
-                found.append(error("test", f"positives are also positives in train (expected none, {told})"))
+                found.append(error("test", f"positives are also positives in train (expected none, {reported})"))
             else:
-                found.append(note("test", f"negatives are the same user's positives in train ({told})"))
+                found.append(note("test", f"negatives are the same user's positives in train ({reported})"))
         return found
 
 
@@ -146,8 +146,10 @@ class _WholeUsers:
     def findings(self) -> list[Finding]:
         where, found = "metadata.time_ordered", []
         if self._again:
-            told = f"expected one run per user, found {self._again:,} more, first in row {self._first + 1:,} of train"
-            found.append(error(where, f"a user's train rows are not contiguous ({told})"))
+            reported = (
+                f"expected one run per user, found {self._again:,} more, first in row {self._first + 1:,} of train"
+            )
+            found.append(error(where, f"a user's train rows are not contiguous ({reported})"))
         if self._cut:
             found.append(error(where, f"train files split users (expected none, found {self._cut:,})"))
         return found
@@ -184,5 +186,5 @@ class _ItemValues:
         if not self._wrong.any():
             return []
         what = "is an item feature by its channel, but some items have several values"
-        told = f"expected one for each item, found {self._wrong.sum():,} items with more, such as {self._example}"
-        return [error(f"feature_spec.{self._name}", f"{what} ({told})")]
+        reported = f"expected one for each item, found {self._wrong.sum():,} items with more, such as {self._example}"
+        return [error(f"feature_spec.{self._name}", f"{what} ({reported})")]

@@ -15,7 +15,7 @@ _KNOWN_COLUMNS = (
 )
 
 
-def recognise(shown: str, names: Sequence[str], with_rating: bool) -> LogColumns:
+def recognise(display_name: str, names: Sequence[str], with_rating: bool) -> LogColumns:
     """The columns of a log with well-known column names.
 
     Raises:
@@ -27,20 +27,21 @@ def recognise(shown: str, names: Sequence[str], with_rating: bool) -> LogColumns
             return columns
     wanted = "user, item, time and rating" if with_rating else "user, item and time"
     raise UserError(
-        f"{shown}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
+        f"{display_name}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
         f"its columns are {', '.join(map(repr, names))}; if that is the first row of text without a header, "
         "name all columns in order with --columns"
     )
 
 
-def require_columns(shown: str, names: Sequence[str], columns: LogColumns) -> None:
+def require_columns(display_name: str, names: Sequence[str], columns: LogColumns) -> None:
     """Raises UserError if a column of the log is missing from a file or appears twice."""
     twice = [name for name in columns.names if list(names).count(name) > 1]
     if twice:
-        raise UserError(f"{shown}: column {', '.join(map(repr, twice))} appears more than once; rename one")
+        raise UserError(f"{display_name}: column {', '.join(map(repr, twice))} appears more than once; rename one")
     missing = [name for name in columns.names if name not in names]
     if missing:
         raise UserError(
-            f"{shown} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, names))}; "
+            f"{display_name} has no column {', '.join(map(repr, missing))}; "
+            f"its columns are {', '.join(map(repr, names))}; "
             "name yours with --user, --item, --time (and --rating)"
         )

@@ -50,11 +50,11 @@ def csv_log(
     layouts = []
     for source in sources:
         if names is None:
-            delimiter, found = header_of(source.path, source.shown)
+            delimiter, found = header_of(source.path, source.display_name)
         else:
-            delimiter, found = delimiter_for(source.path, source.shown, names), tuple(names)
-        columns = columns or recognise(source.shown, found, with_rating)
-        require_columns(source.shown, found, columns)
+            delimiter, found = delimiter_for(source.path, source.display_name, names), tuple(names)
+        columns = columns or recognise(source.display_name, found, with_rating)
+        require_columns(source.display_name, found, columns)
         layouts.append(_Layout(source, delimiter, found, _guess_types(source, delimiter, found, header, columns)))
     assert columns is not None  # there is at least one source
     return Log("CSV log", columns, _pieces(layouts, columns, header))
@@ -65,7 +65,7 @@ def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> li
         name: pa.string() if any(layout.guesses.get(name) == pa.string() for layout in layouts) else pa.int64()
         for name in (columns.user, columns.item)
     }
-    times = [(one.source.shown, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
+    times = [(one.source.display_name, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
     time = common_time(times) if times else pa.int64()
     pieces: list[Piece] = []
     for layout in layouts:
@@ -81,20 +81,20 @@ def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> li
             time=(columns.time, time),
             quoted_newlines=True,
         )
-        pieces += text_pieces(layout.source.path, form, layout.source.shown)
+        pieces += text_pieces(layout.source.path, form, layout.source.display_name)
     return pieces
 
 
 def _guess_types(
     source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: LogColumns
 ) -> dict[str, pa.DataType]:
-    heads = column_heads(source.path, source.shown, delimiter, names, header, columns.names[:3])
+    heads = column_heads(source.path, source.display_name, delimiter, names, header, columns.names[:3])
     for name in (columns.user, columns.item):
         pointed = next((value for value in heads[name] if _POINTED.fullmatch(value)), None)
         if pointed is not None:
             raise UserError(
-                f"{source.shown}: column {name!r} holds the id {pointed}, the way integers are written if some are "
-                "missing; write ids as integers, since 1.0 and 1 would be two ids"
+                f"{source.display_name}: column {name!r} holds the id {pointed}, the way integers are written if some "
+                "are missing; write ids as integers, since 1.0 and 1 would be two ids"
             )
     guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}
     times = heads[columns.time]
@@ -102,7 +102,7 @@ def _guess_types(
         kind = time_type(times)
         if not any(map(holds(kind), times)):
             raise UserError(
-                f"{source.shown}: column {columns.time!r} holds {times[0][:60]!r}; expected times as integers, "
+                f"{source.display_name}: column {columns.time!r} holds {times[0][:60]!r}; expected times as integers, "
                 "numbers or ISO 8601 dates (2024-01-31, 2024-01-31T12:00:00); convert them"
             )
         guesses[columns.time] = kind

@@ -48,9 +48,9 @@ def _recognised(
     parquet = [source for source in sources if source.head == b"PAR1"]
     if parquet and len(parquet) < len(sources):
         other = next(source for source in sources if source not in parquet)
-        raise UserError(f"{parquet[0].shown} is Parquet, {other.shown} is not; pass files of one format")
+        raise UserError(f"{parquet[0].display_name} is Parquet, {other.display_name} is not; pass files of one format")
     if parquet and names is not None:
-        raise UserError(f"{parquet[0].shown} is Parquet, which names its columns; leave out --columns")
+        raise UserError(f"{parquet[0].display_name} is Parquet, which names its columns; leave out --columns")
     if parquet:
         return parquet_log(parquet, columns, with_rating)
     if names is not None and len(set(names)) < len(names):

@@ -55,17 +55,17 @@ def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | Non
         return None  # among other files, MovieLens' header is just another CSV header
     if other is not None:
         own = sources[layouts.index(layout)]
-        raise UserError(f"{own.shown} is {layout.name}, {other.shown} is not; pass files of one format")
+        raise UserError(f"{own.display_name} is {layout.name}, {other.display_name} is not; pass files of one format")
     columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
     types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
     form = TextFormat(layout.delimiter, _NAMES, layout.header, types, ids=(columns.user, columns.item))
     sources = [source for source in sources if has_rows(source.path, layout.header)] or sources[:1]
-    pieces = [piece for source in sources for piece in text_pieces(source.path, form, source.shown)]
+    pieces = [piece for source in sources for piece in text_pieces(source.path, form, source.display_name)]
     return Log(layout.name, columns, pieces, next(filter(None, map(_titles_beside, sources)), None))
 
 
 def _layout_of(source: SourceFile) -> _Layout | None:
-    first, second = [*sniff(source.path, source.shown).split("\n", 2), ""][:2]
+    first, second = [*sniff(source.path, source.display_name).split("\n", 2), ""][:2]
     layout = next((layout for layout in _LAYOUTS if layout.first_line.fullmatch(first.rstrip("\r"))), None)
     if layout is not None and layout.header and second.strip() and not _RATING.fullmatch(second.rstrip("\r")):
         return None  # foreign ids under MovieLens' header

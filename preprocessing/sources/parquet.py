@@ -26,7 +26,7 @@ class ParquetPiece(Piece):
     """One row group of a Parquet file; it begins at row `first_row` (from 0) of the file."""
 
     path: Path
-    shown: str
+    display_name: str
     columns: LogColumns
     time: pa.DataType
     row_group: int
@@ -53,7 +53,7 @@ class ParquetPiece(Piece):
                     first_row += batch.num_rows
         except (pa.ArrowException, OSError) as err:
             raise UserError(
-                f"{self.shown}, row group {self.row_group}: not readable ({err}); is the file complete?"
+                f"{self.display_name}, row group {self.row_group}: not readable ({err}); is the file complete?"
             ) from None
 
     def _converted(self, table: pa.Table, first_row: int) -> pa.Table:
@@ -62,14 +62,14 @@ class ParquetPiece(Piece):
             if name in (self.columns.user, self.columns.item):
                 column = self._ids(name, column, first_row)
             elif name == self.columns.time:
-                column = as_time(column, self.time, self.shown)
+                column = as_time(column, self.time, self.display_name)
             elif pa.types.is_decimal(column.type):
                 column = pc.cast(column, pa.float64())
             table = table.set_column(index, name, column)
         return table
 
     def place(self, row: int) -> str:
-        return f"{self.shown}, row {self.first_row + row + 1}"
+        return f"{self.display_name}, row {self.first_row + row + 1}"
 
     def _ids(self, name: str, column: pa.ChunkedArray, first_row: int) -> pa.ChunkedArray:
         try:
@@ -94,11 +94,11 @@ def parquet_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_
     files = [(source, *_footer(source)) for source in sources]
     files = [(source, schema, metadata) for source, schema, metadata in files if metadata.num_rows]
     if not files:
-        raise UserError(f"{sources[0].shown} has no rows; expected a log of user, item and time")
-    columns = columns or recognise(files[0][0].shown, files[0][1].names, with_rating)
-    types = [(source.shown, _column_types(source, schema, columns)) for source, schema, _ in files]
+        raise UserError(f"{sources[0].display_name} has no rows; expected a log of user, item and time")
+    columns = columns or recognise(files[0][0].display_name, files[0][1].names, with_rating)
+    types = [(source.display_name, _column_types(source, schema, columns)) for source, schema, _ in files]
     _require_one_kind_of_ids(types, columns)
-    time = common_time([(shown, kinds[columns.time]) for shown, kinds in types])
+    time = common_time([(display_name, kinds[columns.time]) for display_name, kinds in types])
     pieces = [piece for source, _, metadata in files for piece in _row_groups(source, metadata, columns, time)]
     return Log("Parquet log", columns, pieces)
 
@@ -108,7 +108,7 @@ def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
         with pq.ParquetFile(source.path) as file:  # close at once: there may be more files than the limit on open files
             return file.schema_arrow, file.metadata
     except (pa.ArrowException, OSError) as err:
-        raise UserError(f"{source.shown}: not a readable Parquet file ({err}); is it complete?") from None
+        raise UserError(f"{source.display_name}: not a readable Parquet file ({err}); is it complete?") from None
 
 
 def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: LogColumns, time: pa.DataType) -> list[Piece]:
@@ -119,7 +119,14 @@ def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: LogColum
         if group.num_rows:
             pieces.append(
                 ParquetPiece(
-                    source.path, source.shown, columns, time, index, first_row, group.num_rows, group.total_byte_size
+                    source.path,
+                    source.display_name,
+                    columns,
+                    time,
+                    index,
+                    first_row,
+                    group.num_rows,
+                    group.total_byte_size,
                 )
             )
         first_row += group.num_rows
@@ -128,7 +135,7 @@ def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: LogColum
 
 def _column_types(source: SourceFile, schema: pa.Schema, columns: LogColumns) -> dict[str, pa.DataType]:
     """Value types of the log's columns, each checked against its role."""
-    require_columns(source.shown, schema.names, columns)
+    require_columns(source.display_name, schema.names, columns)
     types = {name: value_type(schema.field(name).type) for name in columns.names}
     for name, kind in types.items():
         expected, fits = "numbers", _is_number(kind)
@@ -138,7 +145,7 @@ def _column_types(source: SourceFile, schema: pa.Schema, columns: LogColumns) ->
             expected, fits = "numbers or dates", fits or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
         if not fits:
             raise UserError(
-                f"{source.shown}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
+                f"{source.display_name}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
                 "name another column or convert it"
             )
     return types
@@ -146,8 +153,8 @@ def _column_types(source: SourceFile, schema: pa.Schema, columns: LogColumns) ->
 
 def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]], columns: LogColumns) -> None:
     for name in (columns.user, columns.item):
-        text = [shown for shown, kinds in types if _is_text(kinds[name])]
-        numbers = [shown for shown, kinds in types if not _is_text(kinds[name])]
+        text = [display_name for display_name, kinds in types if _is_text(kinds[name])]
+        numbers = [display_name for display_name, kinds in types if not _is_text(kinds[name])]
         if text and numbers:
             raise UserError(
                 f"column {name!r} holds integers in {numbers[0]} and text in {text[0]}; convert one to the other's type"

@@ -12,7 +12,7 @@ _BLOCK_BYTES = 1 << 17  # fits in a CPU cache
 _QUOTE, _NEWLINE, _RETURN = b'"\n\r'
 
 
-def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int] | None:
+def quoted_cuts(path: Path, delimiter: str, display_name: str, every: int) -> list[int] | None:
     """Find safe offsets to split text with newlines in quoted fields.
 
     As in Arrow, a quote opens a field only at the field's beginning.
@@ -37,7 +37,9 @@ def quoted_cuts(path: Path, delimiter: str, shown: str, every: int) -> list[int]
             if not scan.inside and file.tell() - cuts[-1] >= every:
                 cuts.append(file.tell())
     if scan.inside:
-        raise UserError(f"{shown}, line {scan.opened}: a quoted field is not closed; close it or double the quote")
+        raise UserError(
+            f"{display_name}, line {scan.opened}: a quoted field is not closed; close it or double the quote"
+        )
     return cuts[1:] if scan.found else None
 
 

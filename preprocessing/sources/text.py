@@ -51,13 +51,13 @@ class TextFormat:
 
 @dataclass(frozen=True)
 class TextPiece(Piece):
-    """Bytes `start` to `stop` of a file: whole rows, without the header; `shown` is the file's display name."""
+    """Bytes `start` to `stop` of a file: whole rows, without the header; `display_name` is the file's display name."""
 
     path: Path
     format: TextFormat
     start: int
     stop: int
-    shown: str
+    display_name: str
     quoted_newlines: bool = False
 
     @property
@@ -84,7 +84,9 @@ class TextPiece(Piece):
             if kind == pa.string():
                 table = table.set_column(index, name, _trimmed(table.column(name), data.isascii()))
             elif self.format.time is not None and name == self.format.time[0]:
-                table = table.set_column(index, name, as_time(table.column(name), self.format.time[1], self.shown))
+                table = table.set_column(
+                    index, name, as_time(table.column(name), self.format.time[1], self.display_name)
+                )
         return table
 
     def place(self, row: int) -> str:
@@ -113,7 +115,7 @@ class TextPiece(Piece):
 
     def _line(self, number: int) -> str:
         """Location of a line of the piece (from 1), for messages."""
-        return f"{self.shown}, line {_count_lines(self.path, self.start) + number}"
+        return f"{self.display_name}, line {_count_lines(self.path, self.start) + number}"
 
     def _refuse_padding(self, data: bytes, delimiter: str) -> None:
         """Refuse ids such as 007 in an integer column, which would silently become 7."""
@@ -148,7 +150,7 @@ class TextPiece(Piece):
                         f"got {row[name][:60]!r}; fix or remove that line, "
                         "or convert the log to Parquet, which keeps the types you set"
                     )
-        return UserError(f"{self.shown}: not readable as delimited text ({err}); check its encoding and quoting")
+        return UserError(f"{self.display_name}: not readable as delimited text ({err}); check its encoding and quoting")
 
 
 def _trimmed(column: pa.ChunkedArray, ascii_only: bool) -> pa.ChunkedArray:
@@ -199,16 +201,16 @@ def has_rows(path: Path, header: bool) -> bool:
         return any(block.strip() for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
 
 
-def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
+def text_pieces(path: Path, layout: TextFormat, display_name: str) -> list[Piece]:
     """Split a file into byte ranges of about `PIECE_BYTES` that end at row boundaries.
 
     Raises:
         UserError: there are no rows, or a quoted field is never closed.
     """
     if not has_rows(path, layout.header):
-        raise UserError(f"{shown} has no rows; expected a log of user, item and time")
+        raise UserError(f"{display_name} has no rows; expected a log of user, item and time")
     size = path.stat().st_size
-    inner = quoted_cuts(path, layout.delimiter, shown, PIECE_BYTES) if layout.quoted_newlines else None
+    inner = quoted_cuts(path, layout.delimiter, display_name, PIECE_BYTES) if layout.quoted_newlines else None
     with path.open("rb") as file:
         start = _seek_rows(file, layout.header)
         if inner is None:
@@ -216,7 +218,7 @@ def text_pieces(path: Path, layout: TextFormat, shown: str) -> list[Piece]:
         else:
             cuts = [start, *(cut for cut in inner if start < cut < size)]
     ends = [*cuts[1:], size]
-    return [TextPiece(path, layout, a, b, shown, inner is not None) for a, b in zip(cuts, ends, strict=True)]
+    return [TextPiece(path, layout, a, b, display_name, inner is not None) for a, b in zip(cuts, ends, strict=True)]
 
 
 def _line_cuts(file: BinaryIO, start: int, size: int) -> Iterator[int]:

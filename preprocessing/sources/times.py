@@ -22,8 +22,8 @@ def common_time(kinds: Sequence[tuple[str, pa.DataType]]) -> pa.DataType:
     Raises:
         UserError: some are numbers and some are dates.
     """
-    dates = [(shown, kind) for shown, kind in kinds if pa.types.is_temporal(kind)]
-    numbers = [(shown, kind) for shown, kind in kinds if not pa.types.is_temporal(kind)]
+    dates = [(display_name, kind) for display_name, kind in kinds if pa.types.is_temporal(kind)]
+    numbers = [(display_name, kind) for display_name, kind in kinds if not pa.types.is_temporal(kind)]
     if dates and numbers:
         raise UserError(
             f"times are numbers in {numbers[0][0]} and dates in {dates[0][0]}; they cannot be compared, so convert one "
@@ -46,7 +46,7 @@ def _is_awkward(kind: pa.DataType) -> bool:
     return pa.types.is_decimal(kind) or pa.types.is_uint64(kind)
 
 
-def as_time(column: pa.ChunkedArray, kind: pa.DataType, shown: str) -> pa.ChunkedArray:
+def as_time(column: pa.ChunkedArray, kind: pa.DataType, display_name: str) -> pa.ChunkedArray:
     """Cast times to the common type.
 
     Raises:
@@ -57,4 +57,6 @@ def as_time(column: pa.ChunkedArray, kind: pa.DataType, shown: str) -> pa.Chunke
     try:
         return pc.cast(column, kind, safe=not pa.types.is_floating(kind))  # integers may lose their last digits
     except pa.ArrowInvalid as err:
-        raise UserError(f"{shown}: a time is out of range for {kind}, the common type of all times ({err})") from None
+        raise UserError(
+            f"{display_name}: a time is out of range for {kind}, the common type of all times ({err})"
+        ) from None

@@ -33,7 +33,7 @@ class SourceFile:
     """
 
     path: Path
-    shown: str
+    display_name: str
     origin: Path
 
     @property
@@ -119,19 +119,19 @@ def _unzip_ratings(archive: Path, into: Path) -> Path:
         raise _unreadable(archive, "zip", err) from None
 
 
-def _copy(packed: IO[bytes], target: Path, shown: str) -> None:
+def _copy(packed: IO[bytes], target: Path, display_name: str) -> None:
     """Write a decompressed stream, up to a bound: the size an archive declares cannot be trusted."""
     written = 0
     with target.open("wb") as file:
         while block := packed.read(_BLOCK_BYTES):
             written += file.write(block)
             if written > _MAX_UNPACKED_BYTES:
-                raise _too_large(shown)
+                raise _too_large(display_name)
 
 
-def _too_large(shown: str) -> UserError:
+def _too_large(display_name: str) -> UserError:
     return UserError(
-        f"{shown} would unpack to more than {_MAX_UNPACKED_BYTES:,} bytes; unpack it yourself and pass "
+        f"{display_name} would unpack to more than {_MAX_UNPACKED_BYTES:,} bytes; unpack it yourself and pass "
         "the log as --input"
     )
 

@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from preprocessing.config import SPEC_NAME
-from preprocessing.spec.validation import ONE_FEATURE, n_values, told, wrong_names
+from preprocessing.spec.validation import ONE_FEATURE, n_values, reported, wrong_names
 from workflows.common.errors import UserError
 
 _MAX_BYTES = 1 << 20
@@ -182,7 +182,7 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     try:
         spec = FeatureSpec.model_validate(content)
     except ValidationError as err:
-        wrong = [told(error) for error in err.errors()] + wrong
+        wrong = [reported(error) for error in err.errors()] + wrong
     if wrong:
         raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *wrong]))
     return spec
@@ -199,13 +199,13 @@ def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
     for name in chunk.files:
         try:
             path = (folder / name).resolve()
-            there = path.is_file()
+            present = path.is_file()
         except (OSError, RuntimeError) as err:  # a loop of links, a name that is too long
             wrong.append(f"{folder / name} cannot be opened ({err})")
             continue
         if not path.is_relative_to(root):
             wrong.append(f"{folder / name} points outside its folder")
-        elif not there:
+        elif not present:
             wrong.append(f"{folder / name} does not exist")
         files.append(path)
     if wrong:

@@ -227,7 +227,7 @@ def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bo
     return dict.fromkeys(wanted, False)
 
 
-def _first_values(path: Path, place: int) -> list[str]:
+def _first_values(path: Path, index: int) -> list[str]:
     """Non-missing values of one column in the first complete rows of a CSV file."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
@@ -237,5 +237,5 @@ def _first_values(path: Path, place: int) -> list[str]:
         rows = list(csv.reader(io.StringIO(head.decode("utf-8-sig", "replace"), newline="")))
     except csv.Error as err:
         raise UserError(f"{path}: not readable as delimited text ({err}); check its quoting") from None
-    values = [row[place].strip() for row in rows if len(row) > place]
+    values = [row[index].strip() for row in rows if len(row) > index]
     return [value for value in values if value not in NULLS]

@@ -80,13 +80,15 @@ class Series:
         if not self._declared:
             why = self._contradiction()
             found = f"is missing; the data has series of {length:,} rows"
-            told = f"is missing and {why}, so only loss and AUC can be reported"
-            findings = [note(where, told if why else found)]
+            reported = f"is missing and {why}, so only loss and AUC can be reported"
+            findings = [note(where, reported if why else found)]
             return findings if why else findings + self._repeats()
         findings = self._constant_label()
         if self._rows % length:
-            told = f"does not divide the number of test rows (expected a multiple of {length:,}, found {self._rows:,})"
-            findings.append(error(where, told))
+            reported = (
+                f"does not divide the number of test rows (expected a multiple of {length:,}, found {self._rows:,})"
+            )
+            findings.append(error(where, reported))
         if self._badly_labelled:
             what = "series do not begin with their only positive"
             found = f"expected none, found {self._badly_labelled:,} of {self._count:,}"

@@ -8,7 +8,7 @@ from typing import Any
 ONE_FEATURE = ("user_ch", "item_ch", "label_ch")  # channels of exactly one feature
 
 
-def told(error: Any) -> str:
+def reported(error: Any) -> str:
     """Format a pydantic error: path in the file, expected value, actual value."""
     where = ".".join(map(str, error["loc"])) or "file"
     message = error["msg"].removeprefix("Value error, ")

@@ -210,10 +210,10 @@ def _check_cardinalities(spec: FeatureSpec, found: Mapping[str, int], survey: Va
         name: n for name, n in found.items() if isinstance(d := spec.feature_spec[name].cardinality, int) and d < n
     }
     if small:
-        told = [f"{name}: declared {spec.cardinality(name):,}, found {n:,}" for name, n in small.items()]
+        reported = [f"{name}: declared {spec.cardinality(name):,}, found {n:,}" for name, n in small.items()]
         raise UserError(
             "a cardinality in the feature spec is smaller than the largest id + 1: "
-            + "; ".join(told)
+            + "; ".join(reported)
             + ". Correct it, or set it to auto to have it computed"
         )
     for name in survey.found:

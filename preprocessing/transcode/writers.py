@@ -104,8 +104,8 @@ def write_tensors(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
 
     def write(index: int, table: pa.Table) -> None:
         for chunk, matrix in zip(chunks, matrices, strict=True):
-            for place, name in enumerate(chunk.features):
-                matrix[offsets[index] : offsets[index + 1], place] = table.column(name).to_numpy()
+            for column, name in enumerate(chunk.features):
+                matrix[offsets[index] : offsets[index + 1], column] = table.column(name).to_numpy()
 
     target.each(write, frames)
     for chunk, matrix in zip(chunks, matrices, strict=True):

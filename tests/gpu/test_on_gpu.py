@@ -46,7 +46,7 @@ def batches(device: torch.device, sizes: list[int]) -> list[Batch]:
 
 
 def step_of(net: NeuMF, device: torch.device, **config: Any) -> Step:
-    return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), ProcessGroup(device), kernels=False)
+    return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), ProcessGroup(device), compiled=False)
 
 
 @contextmanager

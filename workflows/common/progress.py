@@ -43,14 +43,14 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: float | None, unit: str, done: int = 0, shown: bool = True) -> Iterator[Stage]:
+def stage(name: str, total: float | None, unit: str, done: int = 0, show_progress: bool = True) -> Iterator[Stage]:
     """Show the progress of one stage; without a terminal, print one line when it is done.
 
     Args:
         total: units of work, None if not known in advance.
         unit: name of the unit ("rows", "samples"), for the rate.
         done: units completed earlier.
-        shown: whether to show anything.
+        show_progress: whether to show anything.
     """
     started_s = time.perf_counter()
     columns = (
@@ -60,11 +60,11 @@ def stage(name: str, total: float | None, unit: str, done: int = 0, shown: bool 
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as progress:
+    with Progress(*columns, console=console, disable=not (show_progress and console.is_terminal)) as progress:
         task_id = progress.add_task(name, total=total, completed=done, unit=unit, note="")
         yield Stage(progress, task_id)
         completed = progress.tasks[0].completed - done
-    if shown and not console.is_terminal:
+    if show_progress and not console.is_terminal:
         elapsed_s = time.perf_counter() - started_s
         rate = human(completed / elapsed_s) if elapsed_s > 0 else "-"
         console.print(f"{name}: {completed:,.0f} {unit} in {elapsed_s:.1f} s ({rate} {unit}/s)")

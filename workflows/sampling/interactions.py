@@ -91,8 +91,8 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
     for column in (users, items, times):
         if not xp.isdtype(column.dtype, "integral"):
             raise TypeError(f"users, items and times should be integers, got {column.dtype}")
-    kernels = host_loops(users)
-    found = None if kernels is None else kernels.histories(users, items, times)
+    loops = host_loops(users)
+    found = None if loops is None else loops.histories(users, items, times)
     if found is not None:
         return Histories(*found)
     order = stable_order(items, users)

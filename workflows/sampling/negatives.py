@@ -39,12 +39,10 @@ def series_negatives(
     owners, positions = history.rows, candidates.position_of(history.items)
     if candidates.positions is not None:
         owners, positions = ordered_pairs(owners, positions, candidates.n_items)
-    kernels = host_loops(positions) if candidates.cdf is None else None
-    if kernels is not None:
+    loops = host_loops(positions) if candidates.cdf is None else None
+    if loops is not None:
         starts, counts = xp.take(history.starts, selected), xp.take(history.counts, selected)
-        chosen = kernels.distinct_positions(
-            starts, starts + counts, positions, key, cutoffs, candidates.n_items, length
-        )
+        chosen = loops.distinct_positions(starts, starts + counts, positions, key, cutoffs, candidates.n_items, length)
     else:
         unseen = Unseen(owners, positions, history.users.shape[0], candidates)
         chosen = _without_replacement(unseen, selected, key, unseen.usable_cutoffs(selected, cutoffs), length)
@@ -143,9 +141,9 @@ def row_negatives(
     xp = array_namespace(users, items)
     is_uniform = exact and candidates.cdf is None and candidates.items is None and candidates.since is None
     host = (host_view(users), host_view(items)) if is_uniform and candidates.n_items < 1 << 31 else ()
-    kernels = host_loops(host[0]) if host else None
-    if kernels is not None:
-        found = kernels.row_positions(*host, candidates.n_items, per_row, seed)
+    loops = host_loops(host[0]) if host else None
+    if loops is not None:
+        found = loops.row_positions(*host, candidates.n_items, per_row, seed)
         return tuple(xp.asarray(each, device=device(users)) for each in found)
     kind = items.dtype
     users, items = (xp.astype(column, xp.int64, copy=False) for column in (users, items))

@@ -357,9 +357,12 @@ def test_samples_per_epoch_counts_the_negatives(train_rows: Callable) -> None:
 
 def test_samples_per_epoch_excludes_held_out_rows(train_rows: Callable) -> None:
     rows = train_rows([user_rows([5, 6, 1])], 4, N_ITEMS)
-    held_out = torch.tensor([3, 4, -1, -1], dtype=torch.int32)
+    validation_items = torch.tensor([3, 4, -1, -1], dtype=torch.int32)
     for kind, expected in (("exact", 50), ("uniform", 50), ("static", 10)):
-        assert TrainLoader(rows, config(kind=kind), ALONE, held_out=held_out).samples_per_epoch() == expected
+        assert (
+            TrainLoader(rows, config(kind=kind), ALONE, validation_items=validation_items).samples_per_epoch()
+            == expected
+        )
 
 
 def test_batch_dtypes(train_rows: Callable) -> None:
@@ -475,18 +478,18 @@ def test_ranks_leave_out_held_out_rows(
     content = [user_rows(sizes, start) for sizes, start in zip(parts, first, strict=False)]
     folder = write_folder(content, 16, N_ITEMS, name=f"folder{next(_NUMBERS)}")
     rows = open_train(folder, read_feature_spec(folder), CPU)
-    held_out = torch.full((16,), -1, dtype=torch.int32)
+    validation_items = torch.full((16,), -1, dtype=torch.int32)
     own: dict[int, list[int]] = {}
     for user, item, _ in flat(content):
         own.setdefault(user, []).append(item)
     for user, items in own.items():
         if len(items) > 1:
-            held_out[user] = data.draw(st.sampled_from([-1, *items]))
-    kept = [row for row in flat(content) if held_out[row[0]] != row[1]]
+            validation_items[user] = data.draw(st.sampled_from([-1, *items]))
+    kept = [row for row in flat(content) if validation_items[row[0]] != row[1]]
     found: Counter = Counter()
     for rank in range(size):
         sampling = config(batch_size=batch_size, in_memory=in_memory)
-        batches = TrainLoader(rows, sampling, ProcessGroup(CPU, rank, size), held_out=held_out)
+        batches = TrainLoader(rows, sampling, ProcessGroup(CPU, rank, size), validation_items=validation_items)
         found.update(flat([listed(batch) for batch in batches.epoch(0)]))
     check_exact_epoch([list(found.elements())], kept, found.total(), 4)
 
@@ -529,7 +532,7 @@ def test_a_positive_and_its_negatives_stay_together(train_rows: Callable, in_mem
     rows = train_rows([user_rows([5, 9, 3]), user_rows([7, 2], 3)], 12, N_ITEMS)
     batches = list(TrainLoader(rows, config(batch_size=16, in_memory=in_memory), ALONE).epoch(0))
     for batch in batches:
-        assert batch.group == 5
+        assert batch.group_size == 5
         groups = [column.view(-1, 5) for column in (batch.users, batch.labels)]
         assert (groups[0] == groups[0][:, :1]).all()
         assert groups[1].tolist() == [[1.0, 0.0, 0.0, 0.0, 0.0]] * len(groups[1])
@@ -540,5 +543,5 @@ def test_a_positive_and_its_negatives_stay_together(train_rows: Callable, in_mem
 def test_rows_without_negatives_give_ungrouped_samples(train_rows: Callable) -> None:
     parts = [[(0, 1, 1.0), (0, 2, 0.0), (1, 4, 1.0)]]
     batches = list(TrainLoader(train_rows(parts, 3, N_ITEMS), config(in_memory=True), ALONE).epoch(0))
-    assert [batch.group for batch in batches] == [1]
+    assert [batch.group_size for batch in batches] == [1]
     check_exact_epoch([listed(batch) for batch in batches], flat(parts), 16, 4)

@@ -47,11 +47,11 @@ def user_rows(sizes: list[int], first_user: int = 0) -> list[Row]:
     return rows
 
 
-def histories(rows: list[Row], held_out: torch.Tensor | None = None) -> dict[int, list[int]]:
+def histories(rows: list[Row], validation_items: torch.Tensor | None = None) -> dict[int, list[int]]:
     """Positives of each user in order, excluding held-out items."""
     found: dict[int, list[int]] = {}
     for user, item, label in rows:
-        if label > 0 and (held_out is None or held_out[user] != item):
+        if label > 0 and (validation_items is None or validation_items[user] != item):
             found.setdefault(user, []).append(item)
     return found
 
@@ -124,15 +124,17 @@ def test_ranks_share_the_users_and_skip_held_out_items(
     content = [user_rows(sizes, start) for sizes, start in zip(parts, first, strict=False)]
     folder = write_folder(content, 16, N_ITEMS, name=f"folder{next(_NUMBERS)}")
     rows = open_train(folder, read_feature_spec(folder), CPU)
-    held_out = torch.full((16,), -1, dtype=torch.int32)
+    validation_items = torch.full((16,), -1, dtype=torch.int32)
     for user, items in histories(flat(content)).items():
         if len(items) > 1:
-            held_out[user] = data.draw(st.sampled_from([-1, *items]))
+            validation_items[user] = data.draw(st.sampled_from([-1, *items]))
     worlds = [ProcessGroup(CPU, rank, size) for rank in range(size)]
-    ranks = [list(UserLoader(rows, config(n_users, loader=loader), world, held_out).epoch(3)) for world in worlds]
-    assert of_epoch(itertools.chain.from_iterable(ranks)) == histories(flat(content), held_out)
+    ranks = [
+        list(UserLoader(rows, config(n_users, loader=loader), world, validation_items).epoch(3)) for world in worlds
+    ]
+    assert of_epoch(itertools.chain.from_iterable(ranks)) == histories(flat(content), validation_items)
     if loader == "memory":  # each step has the same users as on one rank
-        alone = UserLoader(rows, config(n_users, loader=loader), ALONE, held_out).epoch(3)
+        alone = UserLoader(rows, config(n_users, loader=loader), ALONE, validation_items).epoch(3)
         for whole, *shares in zip(alone, *ranks, strict=True):
             assert torch.equal(torch.cat([share.users for share in shares]), whole.users)
 
@@ -159,14 +161,14 @@ def test_epochs_differ_and_are_reproducible_by_seed(train_rows: Callable[..., Ro
 @pytest.mark.parametrize("loader", LOADERS)
 def test_weights_are_powers_of_age(train_rows: Callable[..., Rows], loader: str, power: float) -> None:
     parts = FOLDERS["several parts"]
-    held_out = torch.full((12,), -1, dtype=torch.int32)
+    validation_items = torch.full((12,), -1, dtype=torch.int32)
     kept = histories(flat(parts))
     for user in (0, 3, 8):  # the latest item; the one before it becomes the latest
-        held_out[user] = kept[user][-1]
-    batches = UserLoader(train_rows(parts, 12, N_ITEMS), config(recency=power, loader=loader), ALONE, held_out)
+        validation_items[user] = kept[user][-1]
+    batches = UserLoader(train_rows(parts, 12, N_ITEMS), config(recency=power, loader=loader), ALONE, validation_items)
     for batch in batches.epoch(0):
         for user, weights in zip(batch.users.tolist(), batch.weights.split(batch.counts.tolist()), strict=True):
-            ages = np.arange(len(histories(flat(parts), held_out)[user]), 0, -1.0)
+            ages = np.arange(len(histories(flat(parts), validation_items)[user]), 0, -1.0)
             assert weights.tolist() == pytest.approx((ages**-power / (ages**-power).sum() * len(ages)).tolist())
 
 

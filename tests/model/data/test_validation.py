@@ -57,13 +57,13 @@ def series_of(validation: Validation) -> dict[int, tuple[int, ...]]:
 
 def check(validation: Validation, rows: list[Row], time_ordered: bool, negatives: int, n_items: int = N_ITEMS) -> None:
     """One item is held out of each eligible user; series hold it and items the user has not interacted with."""
-    held_out, series = validation.held_out, series_of(validation)
-    assert (held_out.dtype, validation.series.length) == (torch.int32, 1 + negatives)
+    validation_items, series = validation.validation_items, series_of(validation)
+    assert (validation_items.dtype, validation.series.length) == (torch.int32, 1 + negatives)
     own = items_of(rows)
     able = {user for user, items in own.items() if 1 < len(items) < n_items}
-    assert {user for user, item in enumerate(held_out.tolist()) if item != -1} == able == series.keys()
+    assert {user for user, item in enumerate(validation_items.tolist()) if item != -1} == able == series.keys()
     for user, (positive, *drawn) in series.items():
-        assert held_out[user] == positive
+        assert validation_items[user] == positive
         assert positive in ([own[user][-1]] if time_ordered else own[user])
         unseen = set(range(n_items)) - set(own[user])
         assert set(drawn) <= unseen
@@ -95,7 +95,7 @@ def test_one_item_is_held_out_of_each_eligible_user(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_BLOCK_ROWS", 3)
         again = leave_one_out(train, time_ordered, negatives, seed, CPU)
-    assert torch.equal(again.held_out, found.held_out)
+    assert torch.equal(again.validation_items, found.validation_items)
     assert series_of(again) == series_of(found)
 
 
@@ -104,13 +104,13 @@ def test_the_last_item_is_held_out_if_rows_are_ordered_by_time(train_rows: Calla
     for seed in range(5):
         train = train_rows([rows], N_USERS, N_ITEMS, name=f"seed{seed}")
         found = leave_one_out(train, True, 3, seed, CPU)
-        assert found.held_out.tolist() == [3, -1, 0, -1, -1, -1]
+        assert found.validation_items.tolist() == [3, -1, 0, -1, -1, -1]
         check(found, rows, True, 3)
 
 
 def test_the_first_row_of_a_duplicate_pair_counts(train_rows: Callable[..., Rows]) -> None:
     train = train_rows([[(0, 5, 1.0), (0, 2, 1.0), (0, 5, 1.0), (1, 4, 1.0), (1, 4, 1.0)]], 2, N_ITEMS)
-    assert leave_one_out(train, True, 2, 1, CPU).held_out.tolist() == [2, -1]
+    assert leave_one_out(train, True, 2, 1, CPU).validation_items.tolist() == [2, -1]
 
 
 def test_nothing_is_held_out_of_users_with_all_items_or_one(train_rows: Callable[..., Rows]) -> None:
@@ -121,7 +121,7 @@ def test_nothing_is_held_out_of_users_with_all_items_or_one(train_rows: Callable
     for time_ordered in (True, False):
         found = leave_one_out(train, time_ordered, 4, 1, CPU)
         check(found, rows, time_ordered, 4)
-        assert (found.held_out >= 0).tolist() == [False, True, False, False, False, False]
+        assert (found.validation_items >= 0).tolist() == [False, True, False, False, False, False]
         (_, *drawn) = series_of(found)[1]
         assert drawn == [N_ITEMS - 1] * 4  # the only unseen item
 
@@ -154,12 +154,12 @@ def even_users(n_users: int, per_user: int, n_items: int) -> list[list[Row]]:
 def test_draws_are_uniform(train_rows: Callable[..., Rows], assert_uniform: Callable) -> None:
     users = even_users(2000, 5, 12)
     found = leave_one_out(train_rows([flat(users)], 2000, 12), False, 3, 1, CPU)
-    held_out = found.held_out.numpy()
-    assert_uniform(np.bincount(held_out, minlength=12))
+    validation_items = found.validation_items.numpy()
+    assert_uniform(np.bincount(validation_items, minlength=12))
     items = np.array([[item for _, item, _ in own] for own in users])
-    places = np.nonzero(items == held_out[:, None])[1]
+    places = np.nonzero(items == validation_items[:, None])[1]
     assert_uniform(np.bincount(places, minlength=5))  # among the user's rows
-    assert_uniform(np.bincount((items < held_out[:, None]).sum(axis=1), minlength=5))  # among the user's items
+    assert_uniform(np.bincount((items < validation_items[:, None]).sum(axis=1), minlength=5))  # among the user's items
     drawn = [item for _, *negatives in series_of(found).values() for item in negatives]
     assert_uniform(np.bincount(drawn, minlength=12))
 
@@ -167,9 +167,9 @@ def test_draws_are_uniform(train_rows: Callable[..., Rows], assert_uniform: Call
 def test_draws_are_reproducible_by_seed_and_differ_between_seeds(train_rows: Callable[..., Rows]) -> None:
     train = train_rows([flat(even_users(200, 6, 15))], 200, 15)
     first, again, other = (leave_one_out(train, False, 4, seed, CPU) for seed in (1, 1, 2))
-    assert torch.equal(first.held_out, again.held_out)
+    assert torch.equal(first.validation_items, again.validation_items)
     assert series_of(first) == series_of(again)
-    assert 0.05 < (first.held_out == other.held_out).float().mean() < 0.35  # one in six by chance
+    assert 0.05 < (first.validation_items == other.validation_items).float().mean() < 0.35  # one in six by chance
     ordered = [series_of(leave_one_out(train, True, 4, seed, CPU)) for seed in (1, 2)]
     assert all(ordered[0][user][0] == ordered[1][user][0] for user in range(200))
     assert np.mean([ordered[0][user] == ordered[1][user] for user in range(200)]) < 0.1
@@ -186,7 +186,7 @@ def test_the_split_does_not_depend_on_partitions(train_rows: Callable[..., Rows]
         for place, parts in enumerate(layouts)
     ]
     for other in found[1:]:
-        assert torch.equal(other.held_out, found[0].held_out)
+        assert torch.equal(other.validation_items, found[0].validation_items)
         assert series_of(other) == series_of(found[0])
 
 
@@ -200,7 +200,7 @@ def test_large_and_small_blocks_hold_out_the_same_items(
     check(whole, flat(users), time_ordered, 20, 150)
     monkeypatch.setattr(module, "_BLOCK_ROWS", 1000)
     in_pieces = leave_one_out(train, time_ordered, 20, 3, CPU)
-    assert torch.equal(in_pieces.held_out, whole.held_out)
+    assert torch.equal(in_pieces.validation_items, whole.validation_items)
     assert series_of(in_pieces) == series_of(whole)
 
 
@@ -244,10 +244,10 @@ def test_the_series_uses_the_first_row_of_a_repeated_pair(write_frames: Callable
     assert hours.tolist() == [2, 2, 2, 2]  # row 1 has label 0
 
 
-def trained_on(train: Rows, held_out: torch.Tensor, in_memory: bool, kind: str = "static") -> Counter:
+def trained_on(train: Rows, validation_items: torch.Tensor, in_memory: bool, kind: str = "static") -> Counter:
     config = SamplingConfig(batch_size=7, per_positive=2, kind=kind, in_memory=in_memory, seed=1)
     found: Counter = Counter()
-    for batch in TrainLoader(train, config, ProcessGroup(CPU), held_out=held_out).epoch(0):
+    for batch in TrainLoader(train, config, ProcessGroup(CPU), validation_items=validation_items).epoch(0):
         found.update(zip(*(column.tolist() for column in batch.columns), strict=True))
     return found
 
@@ -259,12 +259,12 @@ def test_all_rows_except_held_out_pairs_are_trained_on_once(
 ) -> None:
     folder = write_folder(parts, N_USERS, N_ITEMS, name=f"folder{next(_NUMBERS)}")
     train = open_train(folder, read_feature_spec(folder), CPU)
-    held_out = leave_one_out(train, time_ordered, 3, 1, CPU).held_out
+    validation_items = leave_one_out(train, time_ordered, 3, 1, CPU).validation_items
     rows = flat(parts)
-    kept = Counter(row for row in rows if not (row[2] > 0 and held_out[row[0]] == row[1]))
-    assert trained_on(train, held_out, in_memory) == kept
+    kept = Counter(row for row in rows if not (row[2] > 0 and validation_items[row[0]] == row[1]))
+    assert trained_on(train, validation_items, in_memory) == kept
 
-    found = trained_on(train, held_out, in_memory, kind="exact")
+    found = trained_on(train, validation_items, in_memory, kind="exact")
     assert kept <= found
     left = items_of(list(kept))
     drawn = found - kept
@@ -281,7 +281,7 @@ def test_duplicates_of_the_held_out_pair_leave_train_but_its_label_0_rows_stay(
 ) -> None:
     rows = [(0, 1, 1.0), (0, 2, 1.0), (0, 2, 0.5), (0, 2, 0.0), (0, 2, 1.0), (1, 2, 1.0), (1, 2, 1.0)]
     train = train_rows([rows], 2, N_ITEMS)
-    held_out = leave_one_out(train, True, 3, 1, CPU).held_out
-    assert held_out.tolist() == [2, -1]
+    validation_items = leave_one_out(train, True, 3, 1, CPU).validation_items
+    assert validation_items.tolist() == [2, -1]
     expected = Counter([(0, 1, 1.0), (0, 2, 0.0), (1, 2, 1.0), (1, 2, 1.0)])
-    assert trained_on(train, held_out, in_memory) == expected
+    assert trained_on(train, validation_items, in_memory) == expected

@@ -165,17 +165,17 @@ def test_weights_are_finite_for_uninformative_and_for_perfect_features() -> None
     assert users.quality(users.weights([certain])[0] * certain)[0] == 1.0
 
 
-def members_of(rows: Rows, folder: Path, held_out: Tensor | None = None, **change: Any) -> MemberTrainer:
+def members_of(rows: Rows, folder: Path, validation_items: Tensor | None = None, **change: Any) -> MemberTrainer:
     config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader="memory", seed=1, **change)
-    return MemberTrainer(rows, config, ProcessGroup(CPU), held_out, folder, shown=False)
+    return MemberTrainer(rows, config, ProcessGroup(CPU), validation_items, folder, show_progress=False)
 
 
 def last_of_users(rows: list[Row], leave: int = 5) -> Tensor:
     """The last train item of each user except the first `leave`."""
-    held_out = torch.full((N_USERS,), -1, dtype=torch.int32)
+    validation_items = torch.full((N_USERS,), -1, dtype=torch.int32)
     for user, item, _ in rows:
-        held_out[user] = item if user >= leave else -1
-    return held_out
+        validation_items[user] = item if user >= leave else -1
+    return validation_items
 
 
 def test_held_out_users_and_their_seen_items(
@@ -183,18 +183,18 @@ def test_held_out_users_and_their_seen_items(
 ) -> None:
     parts, _ = rows_of_users()
     rows = [row for part in parts for row in part]
-    held_out = last_of_users(rows)
-    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", held_out)
-    found = ValidationRanking.from_rows(members, held_out, 6, 3, seed=0)
+    validation_items = last_of_users(rows)
+    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", validation_items)
+    found = ValidationRanking.from_rows(members, validation_items, 6, 3, seed=0)
     assert found.users.tolist() == list(range(5, N_USERS))
-    assert found.items.tolist() == held_out[5:].tolist()
+    assert found.items.tolist() == validation_items[5:].tolist()
     expected = torch.zeros(N_USERS, N_ITEMS, dtype=torch.bool)
     for user, item, _ in rows:
-        expected[user, item] = item != held_out[user]
+        expected[user, item] = item != validation_items[user]
     assert torch.equal(found.seen, expected[5:])
     # Above the limit, users are sampled.
     monkeypatch.setattr("model.ensemble.search._VALIDATION_PAIRS", 20 * N_ITEMS + 1)
-    draws = [ValidationRanking.from_rows(members, held_out, 6, 3, seed) for seed in (0, 0, 1)]
+    draws = [ValidationRanking.from_rows(members, validation_items, 6, 3, seed) for seed in (0, 0, 1)]
     assert [len(draw.users) for draw in draws] == [20] * 3
     assert draws[0].users.tolist() == draws[1].users.tolist() != draws[2].users.tolist()
     assert torch.equal(draws[2].seen, expected[draws[2].users])
@@ -219,8 +219,10 @@ def test_members_with_equal_settings_are_trained_once(train_rows: Callable[..., 
     assert again.samples == 2 * sum(map(len, parts))
     other = members_of(rows, folder, schedule="cosine").factors(choices[0])
     assert not torch.equal(other.users, first[0].users)
-    held_out = members_of(rows, folder, last_of_users([row for part in parts for row in part])).factors(choices[0])
-    assert not torch.equal(held_out.users, first[0].users)
+    validation_items = members_of(rows, folder, last_of_users([row for part in parts for row in part])).factors(
+        choices[0]
+    )
+    assert not torch.equal(validation_items.users, first[0].users)
     assert len(list(folder.iterdir())) == 4
     assert load_factors(files[1], N_USERS, N_ITEMS, 5) is None
 

@@ -68,7 +68,7 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 
 def scorers(model: NeuMF) -> list[Scorer]:
     """Both kinds, the faster one first."""
-    return [Scorer(model), Scorer(model, kernels=False)]
+    return [Scorer(model), Scorer(model, compiled=False)]
 
 
 @given(st.sampled_from(SHAPES), st.sampled_from(sorted(SIDES)), st.integers(0, 90), st.integers(0, 2**31))

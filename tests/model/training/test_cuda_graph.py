@@ -98,7 +98,7 @@ def batches(sizes: list[int], group: int = 5) -> list[Batch]:
 
 def steps(net: NeuMF, settings: dict[str, Any], given: list[Batch], stand_in: StandIn) -> tuple[list[float], Step]:
     torch.manual_seed(7)
-    step = Step(net, TrainConfig(batch_size=60, eps=1e-3, **settings), ProcessGroup(CPU), kernels=False)
+    step = Step(net, TrainConfig(batch_size=60, eps=1e-3, **settings), ProcessGroup(CPU), compiled=False)
     stand_in.leaves = [step._gradients]
     # A batch may have fewer samples than all ranks together; that total must not be frozen either.
     return [float(step(batch, len(batch) + number)) for number, batch in enumerate(given)], step
@@ -125,7 +125,7 @@ def test_training_is_the_same_with_graphs(stand_in: StandIn, precision: str, pie
 def test_a_loss_is_still_valid_after_the_next_step(stand_in: StandIn) -> None:
     given = batches([60] * (_WARM_UPS + 2))
     expected, _ = steps(network(), {}, given, stand_in)
-    step = Step(network(), TrainConfig(batch_size=60, eps=1e-3, cuda_graphs=True), ProcessGroup(CPU), kernels=False)
+    step = Step(network(), TrainConfig(batch_size=60, eps=1e-3, cuda_graphs=True), ProcessGroup(CPU), compiled=False)
     stand_in.leaves = [step._gradients]
     torch.manual_seed(7)
     losses = [step(batch, len(batch) + number) for number, batch in enumerate(given)]
@@ -146,7 +146,7 @@ def test_a_batch_may_be_overwritten_after_its_step(stand_in: StandIn) -> None:
 
     def losses(settings: dict[str, Any], spoilt: bool) -> list[float]:
         torch.manual_seed(7)
-        step = Step(network(), TrainConfig(batch_size=60, **settings), ProcessGroup(CPU), kernels=False)
+        step = Step(network(), TrainConfig(batch_size=60, **settings), ProcessGroup(CPU), compiled=False)
         stand_in.leaves = [step._gradients]
         found = []
         for batch in given if spoilt else kept:
@@ -167,7 +167,7 @@ def test_the_first_shape_becomes_the_shape_of_the_graph(stand_in: StandIn, first
 
 
 def test_a_rank_without_samples_captures_nothing(stand_in: StandIn) -> None:
-    step = Step(network(), TrainConfig(batch_size=60, cuda_graphs=True), ProcessGroup(CPU), kernels=False)
+    step = Step(network(), TrainConfig(batch_size=60, cuda_graphs=True), ProcessGroup(CPU), compiled=False)
     for _ in range(_WARM_UPS + 2):
         step(None, 60)
     assert stand_in.recordings == 0

@@ -195,7 +195,7 @@ def test_ten_steps_match_torchs_adam(kernels_used: bool) -> None:
     plain = copy.deepcopy(model)
     # A larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps.
     config = TrainConfig(batch_size=60, eps=1e-3)
-    step = Step(model, config, ProcessGroup(CPU), kernels=kernels_used)
+    step = Step(model, config, ProcessGroup(CPU), compiled=kernels_used)
     optimizer = torch.optim.Adam(plain.parameters(), lr=config.learning_rate, betas=(0.25, 0.5), eps=1e-3)
     for number in range(10):
         batch = samples(60, 5, seed=number)
@@ -238,7 +238,7 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
 def test_the_torch_step_never_synchronises_with_the_device(precision: str, row_side: tuple[SideFeature, ...]) -> None:
     model = network((16, 12, 8), 0.5, row_side=row_side)
     config = TrainConfig(batch_size=60, precision=precision)
-    step = Step(model, config, ProcessGroup(CPU), kernels=False)
+    step = Step(model, config, ProcessGroup(CPU), compiled=False)
     batch = samples(60, 5, row_side=row_side)
     step(batch, len(batch))  # the optimiser initialises its state in the first step
     with Watched() as watched:

@@ -14,8 +14,8 @@ from preprocessing.sources.quoting import ends_in_quotes, quoted_cuts
 from workflows.common.errors import UserError
 
 
-def has_quoted_newlines(path: Path, delimiter: str, shown: str) -> bool:
-    return quoted_cuts(path, delimiter, shown, path.stat().st_size) is not None
+def has_quoted_newlines(path: Path, delimiter: str, display_name: str) -> bool:
+    return quoted_cuts(path, delimiter, display_name, path.stat().st_size) is not None
 
 
 def _line_starts(content: str, delimiter: str) -> tuple[list[int], bool, int]:

@@ -73,11 +73,11 @@ def test_on_a_terminal_a_stage_is_a_bar_with_a_note(monkeypatch: pytest.MonkeyPa
     with stage("train", 10, "samples") as running:
         running.advance(10)
         running.note("loss 0.25")
-    shown = text.getvalue()
-    assert "train" in shown
-    assert "samples/s" in shown
-    assert "loss 0.25" in shown
-    assert "samples in" not in shown  # no summary line in addition to the bar
+    show_progress = text.getvalue()
+    assert "train" in show_progress
+    assert "samples/s" in show_progress
+    assert "loss 0.25" in show_progress
+    assert "samples in" not in show_progress  # no summary line in addition to the bar
 
 
 @pytest.mark.parametrize("text", ["[red]", "[/x]", "a[1]", "[link=x]y[/link]", ":smile:", "a:+1:b"])
