@@ -445,7 +445,7 @@ folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader={loader!r}, seed=1)
 for again in range(2):
-    members = MemberTrainer(rows, config, world, None, folder.parent / f"disk-{{world.rank}}", shown=False)
+    members = MemberTrainer(rows, config, world, None, folder.parent / f"disk-{{world.rank}}", show_progress=False)
     for kind in ("softmax", "item-item"):
         own = members.factors(MemberConfig(kind, 5, 4, 0.5, 0.5))
         print(json.dumps([members.samples, (own.users @ own.items.T).double().sum(1).tolist()]))

@@ -151,7 +151,7 @@ def fit_with(
     def evaluation(_: nn.Module) -> EvalMetrics:
         return next(coming)
 
-    with stage("train", 1, "samples", shown=False) as progress:
+    with stage("train", 1, "samples", show_progress=False) as progress:
         return training.fit(source, evaluation if scores else None, settings, on_epoch, progress), told
 
 
@@ -234,7 +234,7 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     world = ProcessGroup(CPU)
     evaluation = Evaluator(series, 2, config.topk, config.valid_batch_size, world)
     training = Training(model, Step(model, config, world))
-    with stage("train", 90, "samples", shown=False) as progress:
+    with stage("train", 90, "samples", show_progress=False) as progress:
         report = training.fit(TrainLoader(rows, sampling, world), evaluation, config, lambda _: None, progress)
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
