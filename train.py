@@ -8,29 +8,27 @@ from collections.abc import Sequence
 
 from model.distributed.launch import end_at_once, end_with_launcher, launch
 from model.distributed.process_group import RankInfo, init_process_group
-from model.run.arguments import parse_args
-from workflows.common.errors import UserError, run_command
+from model.run.arguments import parse_args, run_config
+from workflows.common.errors import run_command
 from workflows.device import torch_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    if args.gpus is not None and args.gpus < 1:
-        raise UserError(f"--gpus should be 1 or more, got {args.gpus}")
+    config = run_config(parse_args(argv))
     rank_info = RankInfo.from_environment()
-    if rank_info is None and (args.gpus or 1) > 1:
-        torch_device(args.device, args.gpus)  # check that there are enough devices
-        status = launch(args.gpus, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
+    if rank_info is None and (config.gpus or 1) > 1:
+        torch_device(config.device, config.gpus)  # check that there are enough devices
+        status = launch(config.gpus or 1, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
         return
     rank_info = rank_info or RankInfo()
-    device = torch_device(args.device, args.gpus, rank_info.local_rank)
+    device = torch_device(config.device, config.gpus, rank_info.local_rank)
     end_with_launcher()
     from model.run.session import run  # imports Merlin and the rest, which the launcher does not need
 
     with init_process_group(rank_info, device) as world:
-        run(args, world)
+        run(config, world)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ import preprocessing.__main__
 import train
 from model.data.test_set import open_test_set
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import Evaluator
+from model.evaluation.evaluator import Evaluator, EvaluatorConfig
 from model.network.checkpoint import load_run, load_weights
 from model.network.neumf import NeuMF
 from model.run.folder import RunWriter
+from model.scoring.scorer import Scorer
 from model.training.trainer import Training
 from preprocessing.sources.movielens import sample_file
 from preprocessing.spec.feature_spec import read_feature_spec
@@ -154,7 +155,8 @@ def test_metrics_match_the_saved_model(run: Path, data: Path) -> None:
     loaded = load_run(run, CPU).model
     opened = open_test_set(data, read_feature_spec(data), CPU)
     assert opened is not None
-    scores = Evaluator(opened.rows, opened.length, 10, 1 << 20, ProcessGroup(CPU))(loaded)
+    evaluator = Evaluator(opened, EvaluatorConfig(10, 1 << 20), ProcessGroup(CPU))
+    scores = evaluator.evaluate(lambda: Scorer(loaded))
     metrics = metrics_of(run)
     assert opened.length == 21
     assert (scores.hit_rate, scores.ndcg) == (metrics["hr@10"], metrics["ndcg@10"])

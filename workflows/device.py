@@ -8,7 +8,8 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -181,26 +182,45 @@ def torch_generator(seed: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def torch_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """Set the precision of float32 matrix products; return the dtype for mixed precision, None for pure float32.
+def resolve_precision(amp: bool, precision: str | None, device: torch.device) -> str:
+    """The precision that `--amp` and `--precision` mean on a device: "fp32", "tf32", "fp16" or "bf16".
 
-    Args:
-        name: "fp32", "tf32" (19-bit products of float32), "fp16" or "bf16" (mixed precision), or "amp": float16 on
-            a GPU (as in the reference), bfloat16 on a CPU.
+    "tf32" is float32 with matrix products of 19-bit operands.
+
+    `--amp` is float16 on a GPU, as in the reference. On a CPU it is bfloat16 if that is faster, otherwise float32.
 
     Raises:
         UserError: "tf32" without a GPU.
     """
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
+    if precision is not None or not amp:
+        return precision or "fp32"
+    if device.type == "cuda":
+        return "fp16"
+    return "bf16" if multiplies_bfloat16(device) else "fp32"
+
+
+def mixed_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of mixed precision; None for float32 throughout, with or without TF32 products."""
     import torch
 
-    on_gpu = device.type == "cuda"
-    if name == "tf32" and not on_gpu:
-        raise UserError("--precision tf32 needs an NVIDIA GPU; on a CPU use fp32 or bf16")
-    if on_gpu:
-        torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
-    if name == "amp":
-        name = "fp16" if on_gpu else "bf16"
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(name)
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+
+
+@contextmanager
+def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Within, float32 matrix products use TF32 if `precision` is "tf32"; elsewhere they are full float32."""
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

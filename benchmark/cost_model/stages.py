@@ -7,7 +7,6 @@ of items. Array code takes the GPU's path: compiled loops only take over larger 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -29,9 +28,10 @@ from benchmark.training.plain_training import PlainNeuMF, PlainStep, Samples, pr
 from model.data.batch import Batch
 from model.data.dataset import Rows
 from model.data.partitions import TablePartitions
+from model.data.test_set import TestSet
 from model.data.train_loader import SamplingConfig, TrainLoader
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import Evaluator
+from model.evaluation.evaluator import Evaluator, EvaluatorConfig
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScorer
 from model.training.config import TrainConfig
@@ -168,11 +168,11 @@ def count_evaluation(shape: Shape) -> Counted:
     items = np.concatenate([random.choice(shape.items, _SERIES, replace=False) for _ in range(series)])
     rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
     network, counter = NeuMF(network_config(series, shape.items)), Counter()
-    evaluation = Evaluator(rows, _SERIES, 10, 1 << 20, ProcessGroup(_CPU))
+    evaluator = Evaluator(TestSet(rows, _SERIES), EvaluatorConfig(10, 1 << 20), ProcessGroup(_CPU))
     with torch.inference_mode():
         scorer = TorchScorer(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
         with counter.torch_operators(), counter.stage("evaluation"):
-            evaluation.measure(scorer, time.perf_counter())
+            evaluator.evaluate(lambda: scorer)
     return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
 
 

@@ -20,7 +20,7 @@ from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
-from workflows.device import frame_device, synchronize, torch_device, torch_precision
+from workflows.device import frame_device, matrix_precision, mixed_dtype, synchronize, torch_device
 
 _A100 = "NVIDIA's NCF, ML-20m, one A100"
 _PUBLISHED_TRAINING = {"tf32": 22.6e6, "amp": 34.1e6}
@@ -33,10 +33,10 @@ def throughput(settings: Settings, found: Findings) -> None:
     device = torch_device(settings.device, None)
     net = network(settings.scale.shape, settings.scale, device, DROPOUT).eval()
     for name in found.possible(("fp32", "tf32", "fp16"), settings):
-        dtype = torch_precision(name, device)
-        speed = _score(settings, net if dtype is None else net.to(dtype), device)
+        dtype = mixed_dtype(name)
+        with matrix_precision(name, device):
+            speed = _score(settings, net if dtype is None else net.to(dtype), device)
         found.measured(_samples_per_s(settings, f"scoring, {name}", speed, _PUBLISHED_SCORING))
-    torch_precision("fp32", device)
     speed = _score(settings, Scorer(net.float()), device)
     found.measured(_samples_per_s(settings, "scoring from projections, fp32", speed, {}))
     rows = ResidentRows.generate(settings.scale.shape, device)

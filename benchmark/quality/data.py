@@ -127,7 +127,7 @@ class Data:
         for users, items in rows.stream(_BLOCK_SERIES * length, _WORLD.device):
             of_series, series = users.view(-1, length)[:, 0].long(), items.view(-1, length).long()
             scores = all_items(of_series).float()
-            owners, others = seen.of_users(of_series)
+            owners, others = seen.pairs(of_series)
             full = full_ranks(scores, series[:, 0], owners, others)
             n_others = columns.n_items - 1 - torch.bincount(owners, minlength=len(of_series))
             found.append((positive_ranks(scores.gather(1, series), series), full, n_others))

@@ -66,8 +66,8 @@ def plain(run: Path, size: int | None) -> dict[str, Any]:
         block = known.take(known.users[start : start + n_users])
         columns = [torch.from_numpy(values).repeat_interleave(len(items)) for values in (block.users, *block.row_side)]
         logits = model(columns[0], items.repeat(len(block.users)), *columns[1:]).reshape(-1, len(items))
-        owners = np.repeat(np.arange(len(block.users)), np.diff(block.starts))
-        logits[torch.from_numpy(owners), torch.from_numpy(block.items).long()] = -torch.inf
+        owners, seen = (torch.from_numpy(column) for column in block.history.pairs(np.arange(len(block.users))))
+        logits[owners, seen] = -torch.inf
         logits.topk(min(_K, len(items)))
     return {"users": len(known.users), "read_s": read_s, "rank_s": time.perf_counter() - started}
 

@@ -7,11 +7,10 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.distributed.process_group import ProcessGroup
+from preprocessing.spec.reader import BLOCK_ROWS
 
 
-def item_popularity(
-    rows: Rows, world: ProcessGroup, validation_items: Tensor | None = None, block_rows: int = 1 << 20
-) -> Tensor:
+def item_popularity(rows: Rows, world: ProcessGroup, validation_items: Tensor | None = None) -> Tensor:
     """Train positives of each item over all ranks, int64 [n_items]; each rank counts its share of the partitions.
 
     Args:
@@ -21,7 +20,7 @@ def item_popularity(
     counts = torch.zeros(columns.n_items, dtype=torch.int64, device=world.device)
     local = range(world.rank, rows.n_partitions, world.size)
     pairs = rows.only((columns.user, columns.item, columns.label))
-    for users, items, labels in pairs.stream(block_rows, world.device, local):
+    for users, items, labels in pairs.stream(BLOCK_ROWS, world.device, local):
         counted = labels > 0
         if validation_items is not None:
             counted &= validation_items[users] != items

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,15 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from model.data.dataset import Rows
-from model.data.popularity import item_popularity
 from model.data.test_set import TestSet
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
-from model.network.neumf import NeuMF
-from model.scoring.scorer import Scorer
-from preprocessing.spec.columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.device import synchronize
 
@@ -57,96 +53,75 @@ class EvalMetrics:
         """The metric that selects the best epoch."""
         return self.auc if self.hit_rate is None else self.hit_rate
 
-    def named(self, k: int) -> dict[str, float]:
-        """The metrics used in comparisons, if known, by their names in logs."""
-        known = {f"hr@{k}": self.hit_rate, f"ndcg@{k}": self.ndcg, "auc": self.auc}
-        return {name: value for name, value in known.items() if value is not None}
+    def to_dict(self, k: int) -> dict[str, float | None]:
+        """The ranking metrics by name; with one positive per series, recall is the hit rate."""
+        names = (f"hr@{k}", f"ndcg@{k}", f"recall@{k}", "mrr", f"coverage@{k}", "auc")
+        values = (self.hit_rate, self.ndcg, self.hit_rate, self.mrr, self.coverage, self.auc)
+        return dict(zip(names, values, strict=True))
 
-    def all_named(self, k: int) -> dict[str, float]:
-        """All known metrics by their names in logs; with one positive per series, recall equals the hit rate."""
-        more = {f"recall@{k}": self.hit_rate, "mrr": self.mrr, f"coverage@{k}": self.coverage}
-        return self.named(k) | {name: value for name, value in more.items() if value is not None}
+    def known(self, k: int) -> dict[str, float]:
+        """The metrics of `to_dict` that were measured."""
+        return {name: value for name, value in self.to_dict(k).items() if value is not None}
+
+    def compared(self, k: int) -> dict[str, float]:
+        """The measured metrics that models are compared by: HR and NDCG, or AUC."""
+        known = self.known(k)
+        return {name: known[name] for name in compared_names(k) if name in known}
 
     def texts(self, k: int) -> list[str]:
-        """The metrics used in comparisons, formatted for people."""
-        return [f"{name.upper()} {value:.4f}" for name, value in self.named(k).items()]
+        """The metrics that models are compared by, formatted for people."""
+        return [f"{name.upper()} {value:.4f}" for name, value in self.compared(k).items()]
+
+
+UNKNOWN = EvalMetrics(hit_rate=None, ndcg=None, loss=math.nan, seconds=0.0, samples_per_s=0.0)
+
+
+def compared_names(k: int) -> tuple[str, ...]:
+    """The names of the metrics that models are compared by."""
+    return (f"hr@{k}", f"ndcg@{k}", "auc")
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """How test rows are scored and ranked.
+
+    Attributes:
+        k: of HR@k and the other metrics.
+        batch_size: maximum number of rows scored at a time; rounded down to whole series.
+        in_memory: keep the rows to rank on the device after the first evaluation, instead of streaming them each time.
+    """
+
+    k: int
+    batch_size: int
+    in_memory: bool = False
 
 
 class Evaluator:
-    """Evaluates on a run's test rows. Each rank scores a part; all ranks get the same metrics."""
+    """Evaluates scorers on test rows. Each rank scores a part; all ranks get the same metrics."""
 
     def __init__(
-        self,
-        rows: Rows,
-        length: int | None,
-        k: int,
-        batch_size: int,
-        world: ProcessGroup,
-        seen: UserItems | None = None,
-        in_memory: bool = False,
+        self, test: TestSet, config: EvaluatorConfig, world: ProcessGroup, exclude: UserItems | None = None
     ) -> None:
         """
         Args:
-            rows: user, item, label if `length` is None, side features of the row: series of `length`, positive first,
-                or any labelled rows.
-            length: rows per series; None if the rows are not series.
-            batch_size: maximum number of rows scored at a time; rounded down to whole series.
-            seen: rank each positive against all items not in this user history, instead of its series.
-            in_memory: keep the rows to rank on the device after the first evaluation, instead of streaming them each
-                time.
+            test: series or labelled rows, whose columns have the roles that the network uses.
+            exclude: rank each positive against all items that are not the user's here, instead of its series.
         """
-        self.rows, self.length, self.k, self.batch_size, self.world, self.seen = (
-            rows, length, k, batch_size, world, seen,
-        )  # fmt: skip
-        self._in_memory = in_memory
+        unused = {test.rows.columns.label} if test.length is not None else set()
+        self.rows = test.rows.only([name for name in test.rows.columns.streamed if name not in unused])
+        self.length, self.config, self.world, self._exclude = test.length, config, world, exclude
         self._resident: list[Sequence[Tensor]] | None = None
 
-    @staticmethod
-    def from_test_set(
-        test: TestSet,
-        columns: FeatureColumns,
-        k: int,
-        batch_size: int,
-        world: ProcessGroup,
-        seen: UserItems | None = None,
-        in_memory: bool = False,
-    ) -> Evaluator:
-        """
-        Args:
-            columns: feature roles, as used by the network.
-        """
-        unused = {columns.label} if test.length is not None else set()
-        rows = test.rows.only([name for name in columns.streamed if name not in unused])
-        return Evaluator(rows, test.length, k, batch_size, world, seen, in_memory)
-
     @torch.inference_mode()
-    def __call__(self, model: nn.Module) -> EvalMetrics:
-        """Evaluate a network without dropout and in full precision; its training mode is restored."""
-        training, started = model.training, time.perf_counter()
-        model.eval()
-        try:
-            scorer: AnyScorer = Scorer(model) if isinstance(model, NeuMF) else self._pairwise(model)
-            return self.measure(scorer, started)
-        finally:
-            model.train(training)
-
-    @torch.inference_mode()
-    def popularity(self, train: Rows) -> EvalMetrics:
-        """Evaluate the baseline that ranks the same candidates by number of train interactions."""
-        counts = item_popularity(train, self.world).float()  # exact up to 2**24
-        return self.measure(self._pairwise(lambda _, items, *side: counts[items]), time.perf_counter())
-
-    def _pairwise(self, score: Callable[..., Tensor]) -> _Pairwise:
-        return _Pairwise(score, self.rows.columns.n_items, self._piece_rows)
-
-    def measure(self, scorer: AnyScorer, started: float) -> EvalMetrics:
-        """Measure a scorer on the test rows.
+    def evaluate(self, build: Callable[[], AnyScorer]) -> EvalMetrics:
+        """Rank the test rows by a scorer.
 
         Args:
-            started: `time.perf_counter()` at the start.
+            build: returns the scorer; the time this takes is part of `seconds`.
         """
-        if self.seen is not None:
-            return self._rank(self._rank_all(scorer, self.seen), self.rows.columns.n_items, started)
+        started, scorer = time.perf_counter(), build()
+        if self._exclude is not None:
+            return self._rank(self._rank_all(scorer, self._exclude), self.rows.columns.n_items, started)
         if self.length is not None:
             return self._rank(self._rank_series(scorer, self.length), self.length, started)
         return self._measure_rows(scorer, started)
@@ -169,7 +144,7 @@ class Evaluator:
             self.world.sum(tensor)
         if not counts.any():  # host sync: once per evaluation
             raise UserError("the test rows contain no positive, so there is nothing to rank")
-        means = RankMeans.from_counts(counts.tolist(), self.k)  # host sync: once per evaluation
+        means = RankMeans.from_counts(counts.tolist(), self.config.k)  # host sync: once per evaluation
         loss_sum, samples = sums.tolist()
         coverage = float((recommended > 0).double().mean())
         synchronize(device)
@@ -193,23 +168,23 @@ class Evaluator:
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
             # Each item once; NaN comes first, as for the ranks, and is never recommended.
             is_duplicate = repeated(items)
-            best = torch.where(is_duplicate, -torch.inf, logits).topk(min(self.k, length), dim=1)
+            best = torch.where(is_duplicate, -torch.inf, logits).topk(min(self.config.k, length), dim=1)
             first = items.gather(1, best.indices)[best.values > -torch.inf]
             samples = torch.tensor(logits.numel())
             yield _Ranked(positive_ranks(logits, items, is_duplicate), first, loss, samples.to(loss.device))
 
-    def _rank_all(self, scorer: AnyScorer, seen: UserItems) -> Iterator[_Ranked]:
-        """Rank each positive against all items its user has not seen."""
+    def _rank_all(self, scorer: AnyScorer, exclude: UserItems) -> Iterator[_Ranked]:
+        """Rank each positive against all items but the excluded ones."""
         n_items = self.rows.columns.n_items
-        for users, positives, side in self._positives(max(1, min(self.batch_size, _PIECE_PAIRS) // n_items)):
+        for users, positives, side in self._positives(max(1, min(self.config.batch_size, _PIECE_PAIRS) // n_items)):
             scores, column = scorer.all_items(users, *side).float(), positives[:, None]
-            owners, others = seen.of_users(users)
+            owners, others = exclude.pairs(users)
             ranks, own = full_ranks(scores, positives, owners, others), scores.gather(1, column)
             ranked = torch.ones_like(scores, dtype=torch.bool)
             ranked[owners, others] = False
             ranked.scatter_(1, column, True)
             scores.masked_fill_(~ranked, -torch.inf)  # excluded from the loss and from recommendations
-            best = scores.topk(min(self.k, n_items), dim=1)
+            best = scores.topk(min(self.config.k, n_items), dim=1)
             first = best.indices[best.values > -torch.inf]
             # The cross-entropy is softplus(score), minus the score itself for a positive.
             yield _Ranked(ranks, first, nn.functional.softplus(scores).sum() - own.sum(), ranked.sum())
@@ -241,7 +216,7 @@ class Evaluator:
 
     @property
     def _piece_rows(self) -> int:
-        return min(self.batch_size, _PIECE_ROWS)
+        return min(self.config.batch_size, _PIECE_ROWS)
 
     def _pieces(self, length: int) -> Iterable[Sequence[Tensor]]:
         """This rank's share of the rows, in pieces of whole series of `length`."""
@@ -249,35 +224,26 @@ class Evaluator:
             return self._resident
         pieces = self.rows.stream(max(1, self._piece_rows // length) * length, self.world.device)
         own = (piece for number, piece in enumerate(pieces) if number % self.world.size == self.world.rank)
-        if not self._in_memory:
+        if not self.config.in_memory:
             return own
         self._resident = list(own)
         return self._resident
 
 
-@dataclass(frozen=True)
-class _Pairwise:
-    """Adapts any function of user-item pairs to a scorer.
+class PopularityScorer:
+    """Scores an item by its number of train positives, for every user alike; exact up to 2**24.
 
-    Attributes:
-        score: (users [B], items [B], side features of the row, each [B]) -> scores [B].
-        piece_rows: maximum number of pairs per call.
+    See `model.scoring.scorer.Scorer`.
     """
 
-    score: Callable[..., Tensor]
-    n_items: int
-    piece_rows: int
+    def __init__(self, item_counts: Tensor) -> None:
+        self._scores = item_counts.float()
 
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
-        return self.score(users, items, *side)
+        return self._scores[items]
 
     def all_items(self, users: Tensor, *side: Tensor) -> Tensor:
-        """Scores of some users for all items, [U, n_items]."""
-        all_items, parts = torch.arange(self.n_items, dtype=torch.int32, device=users.device), []
-        for part in all_items.split(max(1, self.piece_rows // len(users))):
-            pairs = [column.repeat_interleave(len(part)) for column in (users, *side)]
-            parts.append(self.score(pairs[0], part.repeat(len(users)), *pairs[1:]).view(len(users), -1))
-        return torch.cat(parts, dim=1)
+        return self._scores.repeat(len(users), 1)
 
 
 @dataclass(frozen=True)

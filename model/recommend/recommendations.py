@@ -56,13 +56,13 @@ class Recommendations(Sequence[Ranking]):
         return len(self.users)
 
     @overload
-    def __getitem__(self, place: int) -> Ranking: ...
+    def __getitem__(self, index: int) -> Ranking: ...
     @overload
-    def __getitem__(self, place: slice) -> Sequence[Ranking]: ...
-    def __getitem__(self, place: int | slice) -> Ranking | Sequence[Ranking]:
-        if isinstance(place, slice):
-            return [self[number] for number in range(len(self))[place]]
-        number = range(len(self))[place]
+    def __getitem__(self, index: slice) -> Sequence[Ranking]: ...
+    def __getitem__(self, index: int | slice) -> Ranking | Sequence[Ranking]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
         own = slice(*self.starts[number : number + 2])
         basis = _BASES[int(self.is_popularity[number])]
         return Ranking(
@@ -106,6 +106,6 @@ def best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     found, order = found[:, :k].gather(1, order).sort(dim=1, descending=True, stable=True)
     columns = columns.gather(1, order)
     for row in tied:
-        ordered, places = scores[row].sort(descending=True, stable=True)
-        found[row], columns[row] = ordered[:k], places[:k]
+        ordered, order_of_row = scores[row].sort(descending=True, stable=True)
+        found[row], columns[row] = ordered[:k], order_of_row[:k]
     return found, columns

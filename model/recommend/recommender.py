@@ -15,11 +15,12 @@ from torch import Tensor
 
 from model.data.popularity import item_popularity
 from model.data.run_data import RunData
+from model.data.user_items import take_lists
 from model.data.vocabulary import Id, Vocabulary
 from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import Run, load_run
 from model.recommend.recommendations import Recommendations, best
-from model.recommend.user_data import PreparedInteractions, UserHistories, cut
+from model.recommend.user_data import PreparedInteractions, UserHistories
 from model.scoring.scorer import Scorer
 from workflows import device as devices
 from workflows.common.errors import UserError
@@ -122,11 +123,11 @@ class Recommender:
         if len(users) != len(items):
             raise UserError(f"score takes as many users as items, got {len(users)} and {len(items)}")
         numbers, item_numbers = self.users.known(users), self.items.known(items)
-        distinct, places = np.unique(numbers, return_inverse=True)
+        distinct, index = np.unique(numbers, return_inverse=True)
         side: list[Tensor] = []
         if self._run.model.config.row_side:
             known = self._usable(self._known(distinct), "error")
-            side = [torch.from_numpy(values[places]).to(self._device) for values in known.row_side]
+            side = [torch.from_numpy(values[index]).to(self._device) for values in known.row_side]
         pairs = [torch.from_numpy(column).to(self._device) for column in (numbers, item_numbers)]
         return torch.sigmoid(self._scorer(*pairs, *side)).float().cpu().numpy()
 
@@ -137,7 +138,7 @@ class Recommender:
             UserError: the user is unknown.
         """
         known = self._known(self.users.known([user]))
-        return self.items.originals(known.items).tolist()
+        return self.items.originals(known.history.items).tolist()
 
     def _known(self, users: np.ndarray) -> UserHistories:
         return self._held.take(users) if self._held is not None else self._interactions.of_users(users)
@@ -164,13 +165,13 @@ class Recommender:
         """
         known = self._usable(known, unknown_users)
         starts, items, scores = self._ranked(known, choice)
-        places, is_popularity = np.searchsorted(known.users, numbers), ~np.isin(numbers, known.users)
+        lists, is_popularity = np.searchsorted(known.users, numbers), ~np.isin(numbers, known.users)
         if is_popularity.any():
             popular, shares = self._popular(choice)
-            places[is_popularity] = len(starts) - 1
+            lists[is_popularity] = len(starts) - 1
             starts = np.append(starts, starts[-1] + len(popular))
             items, scores = np.concatenate([items, popular]), np.concatenate([scores, shares])
-        starts, chosen = cut(starts, places)
+        starts, _, chosen = take_lists(starts, lists)
         return Recommendations(users, is_popularity, starts, self.items.originals(items[chosen]), scores[chosen])
 
     def _usable(self, known: UserHistories, unknown_users: UnknownUsers) -> UserHistories:
@@ -198,7 +199,7 @@ class Recommender:
             users, *side = (torch.from_numpy(column).to(self._device) for column in (block.users, *block.row_side))
             logits = self._scorer.all_items(users, *side, items=candidates)
             if choice.exclude_seen:
-                seen = (torch.from_numpy(places).to(self._device) for places in choice.seen(block))
+                seen = (torch.from_numpy(index).to(self._device) for index in choice.seen(block))
                 logits[tuple(seen)] = -torch.inf
             found, columns = best(logits, choice.k)
             if found.isnan().any():
@@ -225,7 +226,8 @@ class Recommender:
             counts = item_popularity(self._interactions.train, ProcessGroup(torch.device("cpu"))).numpy()
         else:
             held, test = (
-                np.bincount(known.items, minlength=len(self.items)) for known in (self._held, self._interactions.test)
+                np.bincount(known.history.items, minlength=len(self.items))
+                for known in (self._held, self._interactions.test)
             )
             counts = held - test
         return np.argsort(-counts, kind="stable"), counts
@@ -247,8 +249,8 @@ class _Choice:
 
     def seen(self, known: UserHistories) -> tuple[np.ndarray, np.ndarray]:
         """(user index, candidate index) of each interaction with a candidate, int64."""
-        owners = np.repeat(np.arange(len(known.users)), np.diff(known.starts))
+        owners, items = known.history.pairs(np.arange(len(known.users)))
         if self.column_of is None:
-            return owners, known.items.astype(np.int64)
-        columns = self.column_of[known.items]
+            return owners, items
+        columns = self.column_of[items]
         return owners[columns >= 0], columns[columns >= 0]

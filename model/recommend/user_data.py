@@ -12,53 +12,36 @@ import torch
 
 from model.data.dataset import open_mapping
 from model.data.test_set import open_test_set
+from model.data.user_items import UserItems
 from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec
+from preprocessing.spec.reader import BLOCK_ROWS
 
-_BLOCK_ROWS = 1 << 20
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class UserHistories:
-    """Histories (in CSR form) and side features of some users.
+    """Histories and side features of some users.
 
     Attributes:
         users: encoded ids, ascending, int64 [U].
-        starts: CSR offsets, int64 [U + 1]: `users[i]` has interacted with `items[starts[i] : starts[i + 1]]`.
-        items: train positives in row order, then held-out ones, int32 [N].
+        history: NumPy; list i holds the train positives of `users[i]` in row order, then the held-out ones.
         row_side: each row side feature's value in the user's last train row (or last test row if there is none),
             each [U].
         has_row: whether the user has any row, bool [U].
     """
 
     users: np.ndarray
-    starts: np.ndarray
-    items: np.ndarray
+    history: UserItems
     row_side: tuple[np.ndarray, ...]
     has_row: np.ndarray
 
     def take(self, users: np.ndarray) -> UserHistories:
         """Select some of the users by their encoded ids, ascending."""
-        places = np.searchsorted(self.users, users)
-        starts, chosen = cut(self.starts, places)
-        row_side = tuple(values[places] for values in self.row_side)
-        return UserHistories(users, starts, self.items[chosen], row_side, self.has_row[places])
-
-
-def cut(starts: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Select some lists of a CSR layout.
-
-    Args:
-        starts: offsets of the lists, int64 [L + 1].
-        places: indices of the lists to select, int64 [P].
-    Returns:
-        The offsets of the selected lists, int64 [P + 1], and the index of each of their elements.
-    """
-    first = starts[places]
-    counts = starts[places + 1] - first
-    begins = _starts(counts)
-    return begins, np.arange(begins[-1]) + np.repeat(first - begins[:-1], counts)
+        index = np.searchsorted(self.users, users)
+        row_side = tuple(values[index] for values in self.row_side)
+        return UserHistories(users, self.history.take(index), row_side, self.has_row[index])
 
 
 class PreparedInteractions:
@@ -82,17 +65,17 @@ class PreparedInteractions:
             users: encoded ids, ascending, int64.
         """
         train = self._grouped(self._train_blocks(range(self.train.n_partitions)), users)
-        return _joined(train, self.test.take(users))
+        return _merge(train, self.test.take(users))
 
     def by_part(self) -> Iterator[UserHistories]:
         """The data of all users: by train partition, then the users without train rows."""
-        left = np.ones(self._columns.n_users, dtype=bool)
+        without_train = np.ones(self._columns.n_users, dtype=bool)
         for part in range(self.train.n_partitions):
             train = self._grouped(self._train_blocks([part]))
-            left[train.users] = False
-            yield _joined(train, self.test.take(train.users))
-        if left.any():
-            yield self.test.take(np.flatnonzero(left))
+            without_train[train.users] = False
+            yield _merge(train, self.test.take(train.users))
+        if without_train.any():
+            yield self.test.take(np.flatnonzero(without_train))
 
     @cached_property
     def test(self) -> UserHistories:
@@ -100,7 +83,7 @@ class PreparedInteractions:
         return self._grouped(self._test_blocks(), np.arange(self._columns.n_users))
 
     def _train_blocks(self, parts: Sequence[int]) -> Iterator[_Block]:
-        for users, items, labels, *side in self.train.stream(_BLOCK_ROWS, _CPU, parts):
+        for users, items, labels, *side in self.train.stream(BLOCK_ROWS, _CPU, parts):
             yield _Block(users.numpy(), items.numpy(), labels.numpy() > 0, [column.numpy() for column in side])
 
     def _test_blocks(self) -> Iterator[_Block]:
@@ -109,7 +92,7 @@ class PreparedInteractions:
             return
         names = [name for name in self._columns.streamed if name != self._columns.label or test.length is None]
         length = test.length or 1
-        for block in test.rows.only(names).stream(max(1, _BLOCK_ROWS // length) * length, _CPU):
+        for block in test.rows.only(names).stream(max(1, BLOCK_ROWS // length) * length, _CPU):
             users, items, *side = (column.numpy() for column in block)
             is_positive = np.arange(len(users)) % length == 0 if test.length else side.pop(0) > 0
             yield _Block(users, items, is_positive, side)
@@ -139,7 +122,7 @@ class PreparedInteractions:
             owners, items = owners[order], items[order]
         users = np.flatnonzero(has_row) if users is None else users
         starts = np.append(np.searchsorted(owners, users), len(owners))
-        return UserHistories(users, starts, items, tuple(values[users] for values in side), has_row[users])
+        return UserHistories(users, UserItems(starts, items), tuple(values[users] for values in side), has_row[users])
 
 
 @dataclass(frozen=True)
@@ -152,20 +135,16 @@ class _Block:
     row_side: Sequence[np.ndarray]
 
 
-def _starts(counts: np.ndarray) -> np.ndarray:
-    """CSR offsets of lists with these lengths."""
-    return np.concatenate(([0], np.cumsum(counts)))
-
-
-def _joined(train: UserHistories, test: UserHistories) -> UserHistories:
+def _merge(train: UserHistories, test: UserHistories) -> UserHistories:
     """Merge the data of the same users: train interactions first, then test."""
-    counts = np.diff(train.starts), np.diff(test.starts)
-    starts = _starts(counts[0] + counts[1])
+    both = train.history, test.history
+    counts = [np.diff(history.starts) for history in both]
+    starts = np.concatenate(([0], np.cumsum(counts[0] + counts[1])))
     items = np.empty(starts[-1], dtype=np.int32)
-    for known, first, own in ((train, starts[:-1], counts[0]), (test, starts[:-1] + counts[0], counts[1])):
-        items[np.arange(len(known.items)) + np.repeat(first - known.starts[:-1], own)] = known.items
+    for history, first, own in zip(both, (starts[:-1], starts[:-1] + counts[0]), counts, strict=True):
+        items[np.arange(len(history.items)) + np.repeat(first - history.starts[:-1], own)] = history.items
     row_side = tuple(
         np.where(train.has_row, of_train, of_test)
         for of_train, of_test in zip(train.row_side, test.row_side, strict=True)
     )
-    return UserHistories(train.users, starts, items, row_side, train.has_row | test.has_row)
+    return UserHistories(train.users, UserItems(starts, items), row_side, train.has_row | test.has_row)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from model.network.neumf import ARCHITECTURES, NeuMFConfig
+from model.run.config import RunConfig
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
 from workflows import device
@@ -22,6 +24,7 @@ FLAGS_NAME = "config.yaml"
 _MAX_FLAGS_BYTES = 1 << 20
 _HEADER = b"# python train.py --config FILE repeats this run; give it another --output.\n"
 OUTPUTS = ("progress", "log", "tensorboard", "curves")
+T = TypeVar("T", RunConfig, TrainConfig, NeuMFConfig)
 _NOT_SAVED = ("config", "resume", "overwrite", "help")  # flags that a saved configuration cannot repeat
 
 
@@ -123,10 +126,10 @@ def _scalar(action: argparse.Action, value: Any) -> Any:
     return found
 
 
-def write_flags(path: Path, args: argparse.Namespace, seed: int) -> None:
+def write_flags(path: Path, given: Mapping[str, Any], seed: int) -> None:
     """Write a run's full configuration, which `--config` repeats from any folder."""
     flags = {}
-    for name, value in vars(args).items():
+    for name, value in given.items():
         if name not in _NOT_SAVED:
             flags[name] = plain(value, Path.absolute)
     flags["seed"] = seed
@@ -300,8 +303,33 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
 
 
-def train_config(args: argparse.Namespace, seed: int) -> TrainConfig:
-    """Build the settings; raises one UserError that lists all invalid values."""
-    given = {name: getattr(args, name) for name in TrainConfig.__dataclass_fields__ if name != "seed"}
-    given["members"] = tuple(given["members"])
-    return TrainConfig(seed=seed, **given)
+def run_config(args: argparse.Namespace) -> RunConfig:
+    """Build the settings of a run; a missing seed is drawn.
+
+    Raises:
+        UserError: lists all invalid values and combinations.
+    """
+    wrong: list[str] = []
+
+    def built(config: type[T], **more: Any) -> T | None:
+        names = [name for name in config.__dataclass_fields__ if name in args and name not in more]
+        given = {name: getattr(args, name) for name in names}
+        lists = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+        try:
+            return config(**{**given, **lists, **more})
+        except UserError as err:
+            wrong.append(str(err))
+            return None
+
+    train = built(TrainConfig, seed=secrets.randbits(32) if args.seed is None else args.seed)
+    shape = built(NeuMFConfig, n_users=1, n_items=1)
+    if train is not None and shape is not None:
+        config = built(
+            RunConfig, train=train, shape=shape, resume=args.resume is not None, without=frozenset(args.without),
+            flags=vars(args),
+        )  # fmt: skip
+        assert config is not None
+        wrong = config.problems()
+        if not wrong:
+            return config
+    raise UserError("; ".join(wrong))

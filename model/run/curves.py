@@ -34,8 +34,8 @@ def draw_curves(path: Path, history: History, loss: str, k: int, popularity: Eva
     epochs, best_epoch = history.epochs, history.best_epoch.epoch
     numbers = [report.epoch for report in epochs]
     scores = [report.scores for report in epochs if report.scores is not None]
-    metrics = list(scores[0].named(k)) if len(scores) == len(epochs) else []
-    baselines = popularity.named(k) if popularity is not None else {}
+    metrics = list(scores[0].compared(k)) if len(scores) == len(epochs) else []
+    baselines = popularity.compared(k) if popularity is not None else {}
     figure = Figure(figsize=(5 + 4 * len(metrics), 3.8), layout="constrained")
     panels = figure.subplots(1, 1 + len(metrics), squeeze=False)
     losses = panels[0, 0]
@@ -45,7 +45,7 @@ def draw_curves(path: Path, history: History, loss: str, k: int, popularity: Eva
         evaluated = "evaluated" if loss == "bce" else f"evaluated: {_LOSSES['bce'].lower()}"
         losses.plot(numbers, [score.loss for score in scores], **_LINE, label=evaluated)
     for axes, name in zip(panels[0, 1:], metrics, strict=True):
-        values = [score.named(k)[name] for score in scores]
+        values = [score.compared(k)[name] for score in scores]
         saved = values[numbers.index(best_epoch)]
         axes.plot(numbers, values, **_LINE, color="tab:green", label="NeuMF")
         if name in baselines:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from contextlib import nullcontext
 
@@ -13,41 +12,47 @@ from model.distributed.process_group import ProcessGroup
 from model.ensemble.members import MemberTrainer
 from model.ensemble.search import Ensemble, ValidationRanking
 from model.evaluation.evaluator import EvalMetrics, Evaluator
+from model.run.config import RunConfig
 from model.run.folder import METRICS_NAME, STAGES_NAME, RunWriter
-from model.training.config import TrainConfig
+from model.scoring.scorer import Scorer
 from workflows.common.progress import console
 
 
-def train_members(
-    args: argparse.Namespace,
-    config: TrainConfig,
+def train_ensemble(
+    config: RunConfig,
     train: Rows,
     validation_items: Tensor,
     negatives: int,
     time_ordered: bool,
-    evaluation: Evaluator | None,
+    evaluator: Evaluator | None,
     popularity: EvalMetrics | None,
     world: ProcessGroup,
 ) -> None:
-    """Choose, weight, train and sum the members (`model.ensemble.search`), and write the run."""
-    if args.resume is not None and world.broadcast_int((args.resume / METRICS_NAME).exists()):
-        shutil.rmtree(args.resume / STAGES_NAME, ignore_errors=True)  # left by a run killed while finishing
-        console.print(f"{args.resume} is finished")
+    """Choose, weight, train and sum the members (`model.ensemble.search`), and write the run.
+
+    Args:
+        validation_items: int32 [n_users], each user's item that members are chosen on, -1 for none.
+        negatives: per validation item.
+    """
+    folder, settings = config.output / STAGES_NAME, config.train
+    if config.resume and world.broadcast_int((config.output / METRICS_NAME).exists()):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a run killed while finishing
+        console.print(f"{config.output} is finished")
         return
-    with RunWriter(args, config, train.columns, world.device) if world.is_first else nullcontext() as writer:
+    with RunWriter(config, train.columns, world.device) if world.is_first else nullcontext() as writer:
 
         def on_member(name: str, quality: tuple[float, float]) -> None:
             if writer is not None:
                 writer.member(name, quality)
 
-        folder, show_progress = args.output / STAGES_NAME, "progress" not in args.without
-        members = MemberTrainer(train, config, world, validation_items, folder, show_progress)
-        users = ValidationRanking.from_rows(members, validation_items, negatives, config.topk, config.seed)
-        recipe = Ensemble.search(members, users, config, args.factors, time_ordered, on_member)
-        del users
-        everything = MemberTrainer(train, config, world, None, folder, show_progress)
-        model = recipe.merge_factors(everything)
-        test = evaluation(model) if evaluation is not None else None
+        show_progress = "progress" not in config.without
+        members = MemberTrainer(train, settings, world, validation_items, folder, show_progress)
+        ranking = ValidationRanking.from_rows(members, validation_items, negatives, settings.topk, settings.seed)
+        ensemble = Ensemble.search(members, ranking, settings, config.shape.factors, time_ordered, on_member)
+        del ranking
+        everything = MemberTrainer(train, settings, world, None, folder, show_progress)
+        model = ensemble.merge_factors(everything)
+        test = evaluator.evaluate(lambda: Scorer(model)) if evaluator is not None else None
         if writer is not None:
             throughput = (members.samples + everything.samples) / max(members.seconds + everything.seconds, 1e-9)
-            writer.finish_members(model, recipe.to_json(), throughput, recipe.quality, test, popularity)
+            writer.finish_members(model, ensemble.to_json(), throughput, ensemble.quality, test, popularity)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 from collections.abc import Sequence
@@ -14,19 +13,20 @@ from typing import Any
 
 import torch
 
-from model.evaluation.evaluator import EvalMetrics
+from model.evaluation.evaluator import UNKNOWN, EvalMetrics, compared_names
 from model.network.checkpoint import CONFIG_NAME, save_model, save_reference
 from model.network.neumf import NeuMF
 from model.run.arguments import FLAGS_NAME, is_flags, plain, write_flags
 from model.run.card import write_card
+from model.run.config import RunConfig
 from model.run.dllogger import DLLogger
-from model.training.config import TrainConfig
 from model.training.resume_state import save_last
 from model.training.trainer import History, Training
 from preprocessing.spec.columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.common.files import Aside, check_output, read_json, write_json
 from workflows.common.progress import console, human
+from workflows.device import resolve_precision
 
 METRICS_NAME = "metrics.json"
 STAGES_NAME = "stages"
@@ -45,21 +45,17 @@ def is_run(folder: Path) -> bool:
     )
 
 
-def check_run(args: argparse.Namespace) -> None:
+def check_run(config: RunConfig) -> None:
     """Raise UserError if the run could not be written, before any work is done."""
-    inputs = [args.data] + ([args.load_checkpoint_path] if args.load_checkpoint_path is not None else [])
-    if args.resume is None:
-        check_output(args.output, args.overwrite, is_run, inputs)
-    elif not is_run(args.output):
-        raise UserError(f"--resume {args.output}: not a run of train.py; start one with --output")
-    if args.log_path is not None and args.log_path.is_dir():
-        raise UserError(f"--log_path {args.log_path} is a folder; name a file in it")
-    if args.checkpoint_dir is not None and args.checkpoint_dir.exists() and not args.checkpoint_dir.is_dir():
-        raise UserError(f"--checkpoint_dir {args.checkpoint_dir} is a file; name a folder")
-    if args.mode == "test" and args.resume is not None:
-        raise UserError("--resume continues training; omit --mode test")
-    if args.mode == "test" and args.load_checkpoint_path is None:
-        raise UserError("--mode test evaluates a trained model; name it with --load_checkpoint_path")
+    inputs = [config.data] + ([config.load_checkpoint_path] if config.load_checkpoint_path is not None else [])
+    if not config.resume:
+        check_output(config.output, config.overwrite, is_run, inputs)
+    elif not is_run(config.output):
+        raise UserError(f"--resume {config.output}: not a run of train.py; start one with --output")
+    if config.log_path is not None and config.log_path.is_dir():
+        raise UserError(f"--log_path {config.log_path} is a folder; name a file in it")
+    if config.checkpoint_dir is not None and config.checkpoint_dir.exists() and not config.checkpoint_dir.is_dir():
+        raise UserError(f"--checkpoint_dir {config.checkpoint_dir} is a file; name a folder")
 
 
 class RunWriter:
@@ -68,14 +64,7 @@ class RunWriter:
     A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        config: TrainConfig,
-        columns: FeatureColumns,
-        device: torch.device,
-        log_bytes: int = 0,
-    ) -> None:
+    def __init__(self, config: RunConfig, columns: FeatureColumns, device: torch.device, log_bytes: int = 0) -> None:
         """
         Args:
             log_bytes: length of a resumed run's log when it was last saved.
@@ -83,35 +72,36 @@ class RunWriter:
         Raises:
             UserError: the folder exists and may not be replaced; nothing has been written.
         """
-        check_run(args)
-        self._folder: Path = args.output.absolute()
-        self._shown: Path = args.output
-        self._checkpoint_dir: Path | None = args.checkpoint_dir
-        self._config = config
-        self._without: set[str] = set(args.without)
-        self._has_result = args.resume is not None
-        self._aside = Aside(self._folder) if args.resume is None else None
+        check_run(config)
+        self._folder = config.output.absolute()
+        self._config, self._train = config, config.train
+        # Evaluation is in float32, whatever the flags.
+        amp, precision = (config.train.amp, config.train.precision) if config.mode == "train" else (False, None)
+        self._precision = resolve_precision(amp, precision, device)
+        self._has_result = config.resume
+        self._aside = None if config.resume else Aside(self._folder)
         self._log: DLLogger | None = None
         self._board: Any = None
         self._n_members = 0
         try:
-            self._folder.mkdir(parents=True, exist_ok=args.resume is not None)
-            if "log" not in self._without:
-                self._log = DLLogger(args.log_path or self._folder / _LOG_NAME, log_bytes)
-            if args.mode == "train":
-                write_flags(self._folder / FLAGS_NAME, args, config.seed)
+            self._folder.mkdir(parents=True, exist_ok=config.resume)
+            if "log" not in config.without:
+                self._log = DLLogger(config.log_path or self._folder / _LOG_NAME, log_bytes)
+            if config.mode == "train":
+                write_flags(self._folder / FLAGS_NAME, config.flags, config.train.seed)
         except OSError:
             self._withdraw()
             raise
         self._about = {
-            "data": str(args.data.resolve()),
-            "feature_spec_file": args.feature_spec_file,
+            "data": str(config.data.resolve()),
+            "feature_spec_file": config.feature_spec_file,
             "features": {"user": columns.user, "item": columns.item},  # the network has the side features
-            "train": asdict(config),
+            "train": asdict(config.train),
         }
         if self._log is not None and not log_bytes:
-            given = {name: plain(value) for name, value in vars(args).items()}
-            self._log.parameters({**given, "seed": config.seed, "device": str(device)})
+            given = {name: plain(value) for name, value in config.flags.items()}
+            computed = {"seed": config.train.seed, "device": str(device), "precision": self._precision}
+            self._log.parameters({**given, **computed})
 
     def __enter__(self) -> RunWriter:
         return self
@@ -142,12 +132,12 @@ class RunWriter:
         Args:
             rng_states: one per rank, see `workflows.device.rng_state`.
         """
-        history, k = training.history, self._config.topk
+        history, k = training.history, self._train.topk
         report = history.epochs[-1]
         if history.best_epoch is report:
             save_model(self._folder, training.model, {**self._about, "epoch": report.epoch})
-            if self._checkpoint_dir is not None:
-                save_reference(self._checkpoint_dir, training.model)
+            if self._config.checkpoint_dir is not None:
+                save_reference(self._config.checkpoint_dir, training.model)
         record = {
             "train_throughput": report.train_throughput,
             "train_epoch_time": report.train_s,
@@ -162,20 +152,20 @@ class RunWriter:
             }
         if self._log is not None:
             self._log.epoch(report.epoch, record)
-        if "tensorboard" not in self._without:
+        if "tensorboard" not in self._config.without:
             self._to_board(report.epoch, record)
-        if not console.is_terminal and "progress" not in self._without:
+        if not console.is_terminal and "progress" not in self._config.without:
             known = [f"epoch {report.epoch}: loss {report.train_loss:.4f}"]
             known += report.scores.texts(k) if report.scores is not None else []
-            console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s"]))
+            console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s in {self._precision}"]))
         # Must come last: a resumed run rewrites everything logged or saved after this.
         save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
         self._keep()
 
     def _named(self, scores: EvalMetrics) -> dict[str, float]:
         """Metrics of an epoch by name; names on a validation split have a prefix."""
-        prefix = "" if self._config.validation == "none" else "validation_"
-        return {prefix + name: value for name, value in scores.all_named(self._config.topk).items()}
+        prefix = "" if self._train.validation == "none" else "validation_"
+        return {prefix + name: value for name, value in scores.known(self._train.topk).items()}
 
     def _to_board(self, epoch: int, record: dict[str, float]) -> None:
         """Write an epoch's metrics for TensorBoard."""
@@ -199,15 +189,15 @@ class RunWriter:
             test: metrics of the saved model on test.
             popularity: metrics of the popularity baseline on test.
         """
-        best, k = history.best_epoch, self._config.topk
+        best, k = history.best_epoch, self._train.topk
         train = [epoch.train_throughput for epoch in history.epochs]
         evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
-        validated = self._config.validation != "none"
-        if "curves" not in self._without:
+        validated = self._train.validation != "none"
+        if "curves" not in self._config.without:
             from model.run.curves import draw_curves  # importing matplotlib takes 0.25 s, in every rank
 
             shown = None if validated else popularity
-            draw_curves(self._folder / "curves.png", history, self._config.loss, k, shown)
+            draw_curves(self._folder / "curves.png", history, self._train.loss, k, shown)
         if self._log is not None:
             self._log.summary(
                 {
@@ -219,7 +209,7 @@ class RunWriter:
                     "best_epoch": best.epoch,
                     "time_to_target": history.time_to_target_s,
                     "time_to_best_model": history.time_to_best_s,
-                    **(test.all_named(k) if validated and test is not None else {}),
+                    **(test.known(k) if validated and test is not None else {}),
                 }
             )
         self._finish(
@@ -244,12 +234,12 @@ class RunWriter:
         Args:
             quality: expected HR@k and NDCG@k over all draws of the negatives.
         """
-        k, (hit_rate, ndcg) = self._config.topk, quality
+        k, (hit_rate, ndcg) = self._train.topk, quality
         if self._log is not None:
             named = {f"validation_hr@{k}": hit_rate, f"validation_ndcg@{k}": ndcg}
             self._log.epoch(self._n_members, {"member": name, **named})
         self._n_members += 1
-        if "progress" not in self._without:
+        if "progress" not in self._config.without:
             console.print(f"validation {name}: expected HR@{k} {hit_rate:.4f}, NDCG@{k} {ndcg:.4f}")
         self._keep()
 
@@ -270,18 +260,18 @@ class RunWriter:
             quality: expected HR@k and NDCG@k on the validation split, over all draws of the negatives.
             test, popularity: as in `finish_training`.
         """
-        k = self._config.topk
+        k = self._train.topk
         save_model(self._folder, model, {**self._about, "recipe": recipe})
-        if self._checkpoint_dir is not None:
-            save_reference(self._checkpoint_dir, model)
+        if self._config.checkpoint_dir is not None:
+            save_reference(self._config.checkpoint_dir, model)
         validation = {f"validation_hr@{k}": quality[0], f"validation_ndcg@{k}": quality[1]}
         if self._log is not None:
-            named = test.all_named(k) if test is not None else {}
+            named = test.known(k) if test is not None else {}
             self._log.summary({"mean_train_throughput": throughput, **validation, **named})
         more = {
             **validation,
-            "epochs": self._config.epochs,
-            "best_epoch": self._config.epochs - 1,
+            "epochs": self._train.epochs,
+            "best_epoch": self._train.epochs - 1,
             "train_throughput": throughput,
             "eval_throughput": test.samples_per_s if test is not None else None,
             "selected_on": "validation",
@@ -292,41 +282,42 @@ class RunWriter:
     def finish_test(self, scores: EvalMetrics, popularity: EvalMetrics) -> None:
         """Write the metrics of an evaluated checkpoint."""
         if self._log is not None:
-            metrics = {**scores.all_named(self._config.topk), "eval_throughput": scores.samples_per_s}
+            metrics = {**scores.known(self._train.topk), "eval_throughput": scores.samples_per_s}
             self._log.summary({**metrics, "validation_loss": scores.loss})
         self._finish(scores, popularity, {"eval_throughput": scores.samples_per_s})
 
     def _finish(self, scores: EvalMetrics | None, popularity: EvalMetrics | None, more: dict[str, Any]) -> None:
-        k = self._config.topk
+        k = self._train.topk
         metrics = {
-            f"hr@{k}": scores.hit_rate if scores else None,
-            f"ndcg@{k}": scores.ndcg if scores else None,
-            f"recall@{k}": scores.hit_rate if scores else None,
-            "mrr": scores.mrr if scores else None,
-            f"coverage@{k}": scores.coverage if scores else None,
-            f"popularity_hr@{k}": popularity.hit_rate if popularity else None,
-            f"popularity_ndcg@{k}": popularity.ndcg if popularity else None,
-            "auc": scores.auc if scores else None,
-            "popularity_auc": popularity.auc if popularity else None,
+            **_metrics(scores, k),
+            **{f"popularity_{name}": _metrics(popularity, k)[name] for name in compared_names(k)},
             "validation_loss": scores.loss if scores else None,
             **more,
+            "precision": self._precision,
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "seed": self._config.seed,
+            "seed": self._train.seed,
         }
         if (self._folder / CONFIG_NAME).exists():  # missing if a checkpoint is only evaluated
             write_card(self._folder, read_json(self._folder / CONFIG_NAME), metrics)
         write_json(self._folder / METRICS_NAME, metrics)  # last: it marks the run as finished
         self._keep()
         console.print(_outcome(scores, popularity, k))
-        console.print(f"results in {self._shown}")
+        console.print(f"results in {self._config.output}")
+
+
+def _metrics(scores: EvalMetrics | None, k: int) -> dict[str, float | None]:
+    """All metrics by name, None for those that were not measured."""
+    return (scores or UNKNOWN).to_dict(k)
 
 
 def _outcome(scores: EvalMetrics | None, popularity: EvalMetrics | None, k: int) -> str:
     """The result of a run, in one line."""
     if scores is None or popularity is None:
         return "no test series with negatives, so nothing was evaluated; the last epoch was saved"
-    baseline = popularity.named(k)
-    known = [f"{name.upper()} {value:.4f} (popularity {baseline[name]:.4f})" for name, value in scores.named(k).items()]
+    baseline = popularity.compared(k)
+    known = [
+        f"{name.upper()} {value:.4f} (popularity {baseline[name]:.4f})" for name, value in scores.compared(k).items()
+    ]
     if scores.quality is None:
         known.append("all test rows have the same label, so there is no AUC")
     return ", ".join([*known, f"validation loss {scores.loss:.4f}"] if scores.hit_rate is None else known)

@@ -7,6 +7,8 @@ scale factors that are free anyway.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.step import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
-from workflows.device import torch_precision
+from workflows.device import matrix_precision, mixed_dtype, resolve_precision
 
 # Work that justifies a thread, in multiplications of a step's three matrix products or their equivalent in time.
 _THREAD_WORK = 50_000_000
@@ -39,8 +41,8 @@ class AllItemsStep:
         """
         self.model, self.world = model, world
         self.optimizer = adam(model, config)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=False)
-        self._dtype, self._weight_decay = torch_precision(config.effective_precision, world.device), config.weight_decay
+        self.precision = resolve_precision(config.amp, config.precision, world.device)
+        self._dtype, self._weight_decay = mixed_dtype(self.precision), config.weight_decay
         self._total = float(item_counts.sum())  # host sync: once per run
         self._item_decay = item_counts.float().sqrt()[:, None]
         self._gradients = shared_gradients(model)
@@ -60,6 +62,10 @@ class AllItemsStep:
         Returns:
             The summed loss of this rank's positives, a scalar on the device.
         """
+        with matrix_precision(self.precision, self.world.device):
+            return self._step(batch, samples)
+
+    def _step(self, batch: UserBatch | None, samples: int) -> Tensor:
         users, items = self.model.mf_user_embed.weight, self.model.mf_item_embed.weight
         assert users.grad is not None
         assert items.grad is not None
@@ -78,6 +84,12 @@ class AllItemsStep:
         self._gradients /= samples
         self.optimizer.step()
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
     def _backward(self, batch: UserBatch, rows: Tensor, items: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The summed loss, and its gradients with respect to the users' rows and to all items."""

@@ -54,11 +54,6 @@ class TrainConfig:
         """Whether the loss is over all items instead of sampled negatives."""
         return self.loss != "bce"
 
-    @property
-    def effective_precision(self) -> str:
-        """Precision of matrix products, in the terms of `workflows.device.torch_precision`."""
-        return self.precision or ("amp" if self.amp else "fp32")
-
     def __post_init__(self) -> None:
         wrong = []
         for name in ("epochs", "batch_size", "valid_batch_size", "topk", "grads_accumulated"):

@@ -34,7 +34,7 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
     for name, parameter in model.named_parameters():
         tensors |= {f"adam.{key}.{name}": value for key, value in optimizer.state[parameter].items()}
     tensors |= {f"rng.{rank}": state for rank, state in enumerate(rng_states)}
-    state = {"format": FORMAT, **about, "scaler": training.step.scaler.state_dict()}
+    state = {"format": FORMAT, **about, "scaler": training.step.state_dict()}
     state["history"] = training.history.to_json()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_tensors(folder / LAST_NAME, tensors, {"state": json.dumps(state)})
@@ -75,7 +75,7 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
                 **{key: moment.to(world.device) for key, moment in moments.items()},
             }
         set_rng_state(world.device, tensors[f"rng.{world.rank}"])
-        training.step.scaler.load_state_dict(about["scaler"])
+        training.step.load_state_dict(about["scaler"])
     except (KeyError, RuntimeError, TypeError) as err:
         raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
     training.history = history

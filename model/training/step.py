@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from model.training.config import TrainConfig
 from model.training.cuda_graph import GradientGraph
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from model.training.torch_step import CHUNK_SAMPLES, TorchStep
-from workflows.device import graph_capture, multiplies_bfloat16, torch_precision
+from workflows.device import graph_capture, matrix_precision, mixed_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from model.compiled.step import CompiledStep
@@ -44,9 +44,10 @@ class Step:
         """
         self.model, self.world = model, world
         self.optimizer = adam(model, config)
-        dtype = torch_precision(config.effective_precision, world.device)
+        self.precision = resolve_precision(config.amp, config.precision, world.device)
+        dtype = mixed_dtype(self.precision)
         # Only float16 needs loss scaling; bfloat16 has float32's range.
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self.threads = _threads(model, config.batch_size // world.size)
         self._compiled = _compiled_step(model, config, world, dtype, self.threads) if compiled else None
@@ -71,7 +72,10 @@ class Step:
         Returns:
             The summed loss of this rank's samples, a scalar on the device (no host sync).
         """
-        local = batch if batch is not None and len(batch) else None
+        with matrix_precision(self.precision, self.world.device):
+            return self._step(batch if batch is not None and len(batch) else None, samples)
+
+    def _step(self, local: Batch | None, samples: int) -> Tensor:
         if self._compiled is not None and local is not None and self.world.size == 1:
             loss, gradients = self._compiled.gradients(local, 1.0 / samples)
             self._compiled.adam(self.optimizer, gradients)
@@ -83,13 +87,20 @@ class Step:
                 loss, gradients = self._compiled.gradients(local, 1.0 / samples)
                 self._compiled.add_to_grad(gradients)
         else:
-            scale = self.scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
+            scale = self._scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
             if local is not None:
                 loss = self._torch(local, scale / samples)
         self.world.sum(self._gradients)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """The loss scale of float16; empty for other precisions."""
+        return self._scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._scaler.load_state_dict(state)
 
 
 def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
@@ -132,7 +143,4 @@ def _compiled_step(
         return None
     from model.compiled.step import CompiledStep
 
-    # --amp uses bfloat16 only if that is faster; --precision bf16 always does.
-    reduced = config.precision == "bf16" or (dtype is not None and multiplies_bfloat16(world.device))
-    products = torch.bfloat16 if reduced else torch.float32
-    return CompiledStep(model, threads, products)
+    return CompiledStep(model, threads, dtype or torch.float32)

@@ -7,18 +7,14 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.data.train_loader import TrainLoader
-from model.data.user_loader import UserLoader
 from model.evaluation.evaluator import EvalMetrics
 from model.network.neumf import NeuMF
-from model.training.all_items_step import AllItemsStep
 from model.training.config import TrainConfig
-from model.training.step import Step
+from model.training.protocols import EpochLoader, TrainStep
 from model.training.threads import torch_threads
 from workflows.common.errors import UserError
 from workflows.common.progress import Stage
@@ -106,12 +102,12 @@ class Training:
     """A network being trained, its step and its history; `last/` holds these and torch's random state."""
 
     model: NeuMF
-    step: Step | AllItemsStep
+    step: TrainStep
     history: History = field(default_factory=History)
 
     def fit(
         self,
-        batches: TrainLoader | UserLoader,
+        loader: EpochLoader,
         evaluation: Callable[[NeuMF], EvalMetrics] | None,
         config: TrainConfig,
         on_epoch: Callable[[Training], None],
@@ -128,7 +124,7 @@ class Training:
         """
         started = time.perf_counter() - self.history.seconds
         while not self.history.ends(config):
-            report = self._epoch(batches, len(self.history.epochs), config, progress)
+            report = self._epoch(loader, len(self.history.epochs), config, progress)
             scores = evaluation(self.model) if evaluation is not None else None
             report = replace(report, scores=scores)
             texts = scores.texts(config.topk) if scores is not None else []
@@ -137,21 +133,19 @@ class Training:
             on_epoch(self)
         return self.history
 
-    def _epoch(
-        self, batches: TrainLoader | UserLoader, number: int, config: TrainConfig, progress: Stage
-    ) -> EpochReport:
+    def _epoch(self, loader: EpochLoader, number: int, config: TrainConfig, progress: Stage) -> EpochReport:
         world, started = self.step.world, time.perf_counter()
-        expected, step = max(1, batches.samples_per_epoch()), cast(Callable[[Any, int], Tensor], self.step)
+        expected = max(1, loader.samples_per_epoch())
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
-        with torch_threads(self.step.threads), closing(batches.epoch(number)) as own:
-            for batch, of_all in world.aligned(own):
+        with torch_threads(self.step.threads), closing(loader.epoch(number)) as batches:
+            for batch, total in world.aligned(batches):
                 if config.schedule == "cosine":
                     share = min(1.0, (number + samples / expected) / config.epochs)
                     self.step.optimizer.param_groups[0]["lr"] = cosine(share) * config.learning_rate
-                loss += step(batch, of_all)
-                samples += of_all
-                progress.advance(of_all)
+                loss += self.step(batch, total)
+                samples += total
+                progress.advance(total)
         mean_loss = float(world.sum(loss)) / samples  # host sync: once per epoch
         synchronize(world.device)
         train_s = time.perf_counter() - started

@@ -35,7 +35,7 @@ def test_every_stage_is_a_valid_command() -> None:
     assert prepared.output == trained.data == demo.DATA
     assert trained.output == recommended.run == demo.RUN
     assert recommended.titles.parent == demo.DATA
-    model.run.arguments.train_config(trained, trained.seed)
+    model.run.arguments.run_config(trained)
     assert prepared.overwrite
     assert trained.overwrite
 

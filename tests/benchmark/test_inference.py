@@ -81,8 +81,8 @@ def test_a_run_writes_figures_and_a_plot_that_can_be_redrawn(tmp_path: Path) -> 
     save_reference(tmp_path, NeuMF(NeuMFConfig(n_users=50, n_items=40, factors=4, layers=(8, 4))))
     flags = [*_TINY, "--load_checkpoint_path", str(tmp_path / "model.pth"), "--output", str(tmp_path / "out")]
     few = ["--batch_sizes", "1,64", "--num_batches", "3", "--engines", "eager", "onnx", "projections"]
-    command = [sys.executable, "-m", "benchmark", "inference"]
-    done = subprocess.run([*command, *flags, *few], cwd=_ROOT, capture_output=True, text=True, check=False)
+    program = [sys.executable, "-m", "benchmark", "inference"]
+    done = subprocess.run([*program, *flags, *few], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     target = tmp_path / "out" / "inference.json"
     result = json.loads(target.read_text())

@@ -174,7 +174,7 @@ def test_every_training_run_is_a_valid_command() -> None:
         if row.kind != "baseline":
             flags = row.program[1 + row.program.index("train.py") if "train.py" in row.program else 2 :]
             args = model.run.arguments.parse_args([*flags, "--seed", "1"])
-            assert model.run.arguments.train_config(args, 1).validation == (
+            assert model.run.arguments.run_config(args).train.validation == (
                 "none" if row is ROWS["neumf-on-test"] else "leave-one-out"
             )
 

@@ -120,7 +120,9 @@ class _Uses(ast.NodeVisitor):
         if ast.unparse(node.func) == "type(df)":
             path = FRAME
         if ast.unparse(node.func) == "getattr" and self._path(node.args[0]) == ARRAYS:
-            assert ast.unparse(node.args[1]).startswith("_OUTPUT["), "array code should spell out names"
+            assert ast.unparse(node.args[1]).startswith(("_OUTPUT[", "ROW_DTYPES[")), (
+                "array code should spell out names"
+            )
             self.found |= {f"{ARRAYS}.{dtype}" for dtype in _OUTPUT.values()}
         if path is None:
             self.generic_visit(node)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workflows.common.errors import UserError
-from workflows.device import torch_device, torch_precision
+from workflows.device import torch_device
 
 
 @pytest.fixture
@@ -15,7 +15,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
         found = torch_device(request.config.getoption("--gpu-device"), None)
     except UserError as err:
         pytest.skip(str(err))
-    torch_precision("fp32", found)  # undo the settings of other tests
     return found
 
 

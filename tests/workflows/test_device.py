@@ -19,13 +19,15 @@ from workflows.device import (
     collective_backend,
     frame_device,
     frames_of,
+    matrix_precision,
+    mixed_dtype,
     multiplies_bfloat16,
+    resolve_precision,
     rng_state,
     set_rng_state,
     synchronize,
     torch_device,
     torch_generator,
-    torch_precision,
 )
 
 
@@ -198,27 +200,44 @@ def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("name", "on_cpu", "on_gpu"),
+    ("amp", "precision", "on_cpu", "on_amx", "on_gpu"),
     [
-        ("fp32", None, None),
-        ("fp16", torch.float16, torch.float16),
-        ("bf16", torch.bfloat16, torch.bfloat16),
-        ("amp", torch.bfloat16, torch.float16),
+        (False, None, "fp32", "fp32", "fp32"),
+        (False, "fp32", "fp32", "fp32", "fp32"),
+        (False, "fp16", "fp16", "fp16", "fp16"),
+        (False, "bf16", "bf16", "bf16", "bf16"),
+        (True, None, "fp32", "bf16", "fp16"),
+        (True, "bf16", "bf16", "bf16", "bf16"),
     ],
 )
-def test_reduced_precision_on_each_device(name: str, on_cpu: torch.dtype | None, on_gpu: torch.dtype | None) -> None:
-    assert torch_precision(name, torch.device("cpu")) == on_cpu
-    assert torch_precision(name, torch.device("cuda")) == on_gpu
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_flags_resolve_to_the_precision_of_the_device(
+    monkeypatch: pytest.MonkeyPatch, amp: bool, precision: str | None, on_cpu: str, on_amx: str, on_gpu: str
+) -> None:
+    for amx, expected in ((False, on_cpu), (True, on_amx)):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        assert resolve_precision(amp, precision, torch.device("cpu")) == expected
+    assert resolve_precision(amp, precision, torch.device("cuda")) == on_gpu
 
 
-def test_tf32_needs_a_gpu() -> None:
-    assert torch_precision("tf32", torch.device("cuda")) is None
-    assert torch.get_float32_matmul_precision() == "high"
-    torch_precision("fp32", torch.device("cuda"))
-    assert torch.get_float32_matmul_precision() == "highest"
+def test_mixed_precision_has_a_dtype() -> None:
+    assert [mixed_dtype(name) for name in ("fp32", "tf32", "fp16", "bf16")] == [
+        None,
+        None,
+        torch.float16,
+        torch.bfloat16,
+    ]
+
+
+def test_tf32_needs_a_gpu_and_ends_with_the_training_step() -> None:
     with pytest.raises(UserError, match="tf32 needs an NVIDIA GPU"):
-        torch_precision("tf32", torch.device("cpu"))
+        resolve_precision(False, "tf32", torch.device("cpu"))
+    gpu = torch.device("cuda")
+    assert resolve_precision(False, "tf32", gpu) == "tf32"
+    with matrix_precision("tf32", gpu):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"  # as evaluation needs it
+    with matrix_precision("bf16", gpu):
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_the_global_generator_resumes_from_a_saved_state() -> None:

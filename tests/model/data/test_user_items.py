@@ -1,11 +1,13 @@
-"""Seen items against plain dicts."""
+"""Items by user against plain dicts."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 from model.data import user_items as module
 from model.data.dataset import Rows, open_train
-from model.data.user_items import UserItems
+from model.data.user_items import UserItems, take_lists
 from preprocessing.spec.feature_spec import read_feature_spec
 
 CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ def check(seen: UserItems, expected: dict[int, list[int]]) -> None:
 
 
 def check_users(seen: UserItems, expected: dict[int, list[int]], users: torch.Tensor) -> None:
-    owners, items = seen.of_users(users)
+    owners, items = seen.pairs(users)
     assert owners.dtype == items.dtype == torch.int64
     found: list[list[int]] = [[] for _ in users]
     for owner, item in zip(owners.tolist(), items.tolist(), strict=True):
@@ -66,8 +68,8 @@ def test_seen_matches_a_loop_over_the_rows(
     folder = write_folder(parts, N_USERS, N_ITEMS, name=f"folder{next(_NUMBERS)}")
     rows, expected = open_train(folder, read_feature_spec(folder), CPU), brute(parts)
     with pytest.MonkeyPatch.context() as patch:
-        for rows_at_a_time in (module._BLOCK_ROWS, block_rows):
-            patch.setattr(module, "_BLOCK_ROWS", rows_at_a_time)
+        for rows_at_a_time in (module.BLOCK_ROWS, block_rows):
+            patch.setattr(module, "BLOCK_ROWS", rows_at_a_time)
             seen = UserItems.from_rows(rows, CPU)
             check(seen, expected)
             for dtype in (torch.int32, torch.int64):
@@ -92,9 +94,17 @@ def test_queried_users_may_repeat_be_unordered_or_empty(train_rows: Callable[...
     seen = UserItems.from_rows(
         train_rows([[(1, 2, 1.0), (1, 5, 1.0), (4, 0, 1.0), (4, 0, 1.0)]], N_USERS, N_ITEMS), CPU
     )
-    owners, items = seen.of_users(torch.tensor([4, 6, 1, 0, 1]))
+    owners, items = seen.pairs(torch.tensor([4, 6, 1, 0, 1]))
     assert owners.tolist() == [0, 0, 2, 2, 4, 4]
     assert items.tolist() == [0, 0, 2, 5, 2, 5]
     for users in ([], [6, 0, 2]):
-        owners, items = seen.of_users(torch.tensor(users, dtype=torch.int64))
+        owners, items = seen.pairs(torch.tensor(users, dtype=torch.int64))
         assert (owners.tolist(), items.tolist()) == ([], [])
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_lists_can_be_selected_in_any_order(kind: Callable[..., Any]) -> None:
+    starts, owners, elements = take_lists(kind([0, 2, 2, 5]), kind([2, 0, 1, 2]))
+    assert starts.tolist() == [0, 3, 5, 5, 8]
+    assert owners.tolist() == [0, 0, 0, 1, 1, 3, 3, 3]
+    assert elements.tolist() == [2, 3, 4, 0, 1, 2, 3, 4]

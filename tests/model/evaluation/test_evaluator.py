@@ -20,16 +20,17 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.data.dataset import Rows, open_train
 from model.data.partitions import TablePartitions
 from model.data.popularity import item_popularity
-from model.data.test_set import open_test_set
+from model.data.test_set import TestSet, open_test_set
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import EvalMetrics, Evaluator
+from model.evaluation.evaluator import AnyScorer, EvalMetrics, Evaluator, EvaluatorConfig, PopularityScorer
 from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.scorer import Scorer
 from preprocessing.spec.columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
@@ -42,15 +43,31 @@ Row = tuple[int, int, float]
 Result = TypeVar("Result")
 
 
-class Scoring(nn.Module):
-    """Wraps a function of users, items and row side features as a network."""
+class Scoring:
+    """A scorer from a function of user-item pairs."""
 
-    def __init__(self, score: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.score = score
+    def __init__(self, score: Callable[..., Tensor], n_items: int = 8) -> None:
+        self.score, self.n_items = score, n_items
 
-    def forward(self, *columns: Tensor) -> Tensor:
-        return self.score(*columns)
+    def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor:
+        return self.score(users, items, *side)
+
+    def all_items(self, users: Tensor, *side: Tensor) -> Tensor:
+        pairs = [column.repeat_interleave(self.n_items) for column in (users, *side)]
+        items = torch.arange(self.n_items, dtype=torch.int32).repeat(len(users))
+        return self.score(pairs[0], items, *pairs[1:]).view(len(users), self.n_items)
+
+
+def by_popularity(train: Rows) -> PopularityScorer:
+    return PopularityScorer(item_popularity(train, ALONE))
+
+
+def evaluator_of(rows: Rows, length: int | None, k: int, batch_size: int) -> Evaluator:
+    return Evaluator(TestSet(rows, length), EvaluatorConfig(k, batch_size), ALONE)
+
+
+def evaluated(evaluator: Evaluator, scorer: AnyScorer) -> EvalMetrics:
+    return evaluator.evaluate(lambda: scorer)
 
 
 def on_ranks(size: int, work: Callable[[ProcessGroup], Result]) -> list[Result]:
@@ -120,7 +137,7 @@ def test_metrics_match_a_plain_loop(test_rows: Callable, cuts: list[int], batch_
     table = np.random.default_rng(5).integers(-2, 3, (N_USERS, N_ITEMS)).astype(np.float32)  # many ties
     scores = torch.from_numpy(table)
     streamed = test_rows(parts, N_USERS, N_ITEMS, LENGTH)
-    found = Evaluator(streamed, LENGTH, 2, batch_size, ALONE)(Scoring(lambda users, items: scores[users, items]))
+    found = evaluated(evaluator_of(streamed, LENGTH, 2, batch_size), Scoring(lambda users, items: scores[users, items]))
     assert ranked(found) == pytest.approx(brute(rows, table, 2), rel=1e-6)
     assert found.auc is None
     assert found.samples_per_s == pytest.approx(len(rows) / found.seconds)
@@ -136,7 +153,7 @@ def test_every_series_is_scored_once_including_the_last_partial_batch(test_rows:
         seen.extend(zip(users.tolist(), items.tolist(), strict=True))
         return torch.zeros(len(users))
 
-    Evaluator(streamed, LENGTH, 2, 29, ALONE)(Scoring(score))  # 29 samples hold 4 whole series
+    evaluated(evaluator_of(streamed, LENGTH, 2, 29), Scoring(score))  # 29 samples hold 4 whole series
     assert seen == [(user, item) for user, item, _ in rows]
 
 
@@ -152,7 +169,7 @@ def test_parts_are_concatenated_in_spec_order(write_folder: Callable[..., Path])
     assert [pair for block in blocks for pair in block] == [(user, item) for user, item, _ in rows]
 
 
-def test_evaluation_disables_dropout_and_restores_the_training_mode(test_rows: Callable) -> None:
+def test_evaluation_ignores_dropout_and_leaves_the_training_mode(test_rows: Callable) -> None:
     rows = random_series(3)
     streamed = test_rows([rows], N_USERS, N_ITEMS, LENGTH)
     config = NeuMFConfig(n_users=N_USERS, n_items=N_ITEMS, factors=3, layers=(8, 8), dropout=0.9)
@@ -161,27 +178,28 @@ def test_evaluation_disables_dropout_and_restores_the_training_mode(test_rows: C
     table = model.eval()(users, items).detach().reshape(N_USERS, N_ITEMS).double().numpy()
     for training in (True, False):
         model.train(training)
-        found = Evaluator(streamed, LENGTH, 3, 100, ALONE)(model)
+        found = evaluated(evaluator_of(streamed, LENGTH, 3, 100), Scorer(model))
         assert ranked(found) == pytest.approx(brute(rows, table, 3), rel=1e-5)
         assert model.training is training
 
 
-def test_the_training_mode_is_restored_after_an_error(test_rows: Callable) -> None:
+def test_an_error_leaves_the_training_mode(test_rows: Callable) -> None:
     streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
     with pytest.raises(UserError, match="id 99"):
-        Evaluator(streamed, 2, 1, 10, ALONE)(model)
+        evaluated(evaluator_of(streamed, 2, 1, 10), Scorer(model))
     assert model.training
 
 
-def test_popularity_counts_train_positives(train_rows: Callable) -> None:
+def test_popularity_counts_train_positives(train_rows: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.data.popularity.BLOCK_ROWS", 17)
     rng = np.random.default_rng(0)
     rows = [(int(u), int(i), float(label)) for u, i, label in rng.integers(0, [5, 7, 2], (90, 3))]
     parts = [sorted(rows[:40]), [], sorted(rows[40:])]
     counted = Counter(item for _, item, label in rows if label)
     expected = [counted[item] for item in range(8)]
     train = train_rows(parts, 5, 8)
-    assert item_popularity(train, ALONE, block_rows=17).tolist() == expected
+    assert item_popularity(train, ALONE).tolist() == expected
     for size in (2, 3, 4):  # two parts have rows
         assert [counts.tolist() for counts in on_ranks(size, lambda world: item_popularity(train, world))] == (
             [expected] * size
@@ -199,7 +217,7 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
     streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
-        assert Evaluator(streamed, 3, k, 6, ALONE).popularity(popular).hit_rate == pytest.approx(hits)
+        assert evaluated(evaluator_of(streamed, 3, k, 6), by_popularity(popular)).hit_rate == pytest.approx(hits)
 
 
 def labelled(write_frames: Callable[..., Path], labels: list[float], **metadata: int) -> tuple[Path, pd.DataFrame]:
@@ -217,7 +235,7 @@ def evaluation_of(folder: Path, batch_size: int) -> Evaluator:
     spec = read_feature_spec(folder)
     test = open_test_set(folder, spec, CPU)
     assert test is not None
-    return Evaluator.from_test_set(test, FeatureColumns.from_spec(spec), 2, batch_size, ALONE)
+    return Evaluator(test, EvaluatorConfig(2, batch_size), ALONE)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10**6])
@@ -229,7 +247,7 @@ def test_rows_without_series_get_loss_and_auc(write_frames: Callable[..., Path],
     evaluation = evaluation_of(folder, batch_size)
     assert evaluation.length is None
     assert evaluation.rows.names == ("user", "item", "label", "hour")
-    found = evaluation(Scoring(lambda users, items, hours: scores[users, items, hours]))
+    found = evaluated(evaluation, Scoring(lambda users, items, hours: scores[users, items, hours]))
     known = table[frame["user"], frame["item"], frame["hour"]].astype(float)
     positives, negatives = known[frame["label"] > 0], known[frame["label"] == 0]
     pairs = [(p > n) + (p == n) / 2 for p in positives for n in negatives]
@@ -239,15 +257,15 @@ def test_rows_without_series_get_loss_and_auc(write_frames: Callable[..., Path],
     assert found.loss == pytest.approx(losses.mean(), rel=1e-6)
     assert (found.hit_rate, found.ndcg, found.mrr, found.coverage) == (None,) * 4
     assert found.quality == found.auc
-    assert found.named(2) == found.all_named(2) == {"auc": found.auc}
+    assert found.compared(2) == found.known(2) == {"auc": found.auc}
     assert found.samples_per_s == pytest.approx(len(labels) / found.seconds)
 
 
 def test_rows_with_one_label_get_only_a_loss(write_frames: Callable[..., Path]) -> None:
     folder, _ = labelled(write_frames, [1.0] * 5)
     evaluation = evaluation_of(folder, 10)
-    found = evaluation(Scoring(lambda users, *_: torch.zeros(len(users))))
-    assert (found.quality, found.named(2), found.all_named(2)) == (None, {}, {})
+    found = evaluated(evaluation, Scoring(lambda users, *_: torch.zeros(len(users))))
+    assert (found.quality, found.compared(2), found.known(2)) == (None, {}, {})
     assert found.loss == pytest.approx(math.log(2))
 
 
@@ -261,13 +279,13 @@ def test_series_are_scored_with_the_side_features_of_their_rows(write_frames: Ca
         seen.extend(hours.tolist())
         return torch.zeros(len(users))
 
-    evaluation(Scoring(score))
+    evaluated(evaluation, Scoring(score))
     assert seen == frame["hour"].tolist()
 
 
 def test_popularity_also_ranks_rows_without_series(write_frames: Callable[..., Path]) -> None:
     folder, frame = labelled(write_frames, [1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
-    found = evaluation_of(folder, 100).popularity(open_train(folder, read_feature_spec(folder), CPU))
+    found = evaluated(evaluation_of(folder, 100), by_popularity(open_train(folder, read_feature_spec(folder), CPU)))
     counts = Counter(frame.loc[frame["label"] > 0, "item"])
     known = np.array([counts[item] for item in frame["item"]])
     pairs = [(p > n) + (p == n) / 2 for p in known[frame["label"] > 0] for n in known[frame["label"] == 0]]
@@ -277,8 +295,8 @@ def test_popularity_also_ranks_rows_without_series(write_frames: Callable[..., P
 def test_metrics_by_name() -> None:
     scores = EvalMetrics(0.5, 0.25, 0.7, 1.0, 10.0, mrr=0.125, coverage=0.75)
     compared = {"hr@7": 0.5, "ndcg@7": 0.25}
-    assert scores.named(7) == compared
-    assert scores.all_named(7) == compared | {"recall@7": 0.5, "mrr": 0.125, "coverage@7": 0.75}
+    assert scores.compared(7) == compared
+    assert scores.known(7) == compared | {"recall@7": 0.5, "mrr": 0.125, "coverage@7": 0.75}
     assert scores.texts(7) == ["HR@7 0.5000", "NDCG@7 0.2500"]
     assert scores.quality == 0.5
 
@@ -316,9 +334,9 @@ class Case:
         return [(user, item, hour) for user, item, label, hour in self.rows if label > 0]
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Scoring:
         scores = torch.from_numpy(self.table)
-        return Scoring(lambda users, items, hours: scores[users, items, hours])
+        return Scoring(lambda users, items, hours: scores[users, items, hours], self.n_items)
 
     def evaluation(
         self, k: int, batch_size: int, world: ProcessGroup = ALONE, full: bool = True, **more: bool
@@ -331,7 +349,8 @@ class Case:
         items = [sorted(self.seen[user]) for user in range(self.n_users)]
         starts = torch.tensor([0, *np.cumsum([len(own) for own in items])])
         seen = UserItems(starts, torch.tensor([item for own in items for item in own], dtype=torch.int32))
-        return Evaluator(rows, self.length, k, batch_size, world, seen if full else None, **more)
+        test = TestSet(rows, self.length)
+        return Evaluator(test, EvaluatorConfig(k, batch_size, **more), world, seen if full else None)
 
     @staticmethod
     def random(
@@ -377,7 +396,7 @@ def check_full(found: EvalMetrics, case: Case, table: np.ndarray, k: int) -> Non
         possible |= perhaps
     ahead = np.array(ranks)
     assert found.hit_rate == pytest.approx(np.mean(ahead < k))
-    assert found.all_named(k)[f"recall@{k}"] == found.hit_rate
+    assert found.known(k)[f"recall@{k}"] == found.hit_rate
     assert found.ndcg == pytest.approx(np.mean(np.where(ahead < k, 1 / np.log2(ahead + 2), 0.0)))
     assert found.mrr == pytest.approx(np.mean(1 / (ahead + 1)))
     assert found.loss == pytest.approx(np.mean(losses), rel=1e-5)
@@ -402,7 +421,7 @@ def check_full(found: EvalMetrics, case: Case, table: np.ndarray, k: int) -> Non
     st.booleans(),
 )
 def test_full_ranking_matches_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
-    found = case.evaluation(k, batch_size, in_memory=in_memory)(case.model)
+    found = evaluated(case.evaluation(k, batch_size, in_memory=in_memory), case.model)
     check_full(found, case, case.table, k)
 
 
@@ -420,7 +439,7 @@ def test_full_ranking_of_a_network_matches_its_own_scores(length: int | None, in
     exact = copy.deepcopy(model).double().eval()(*(ids.flatten() for ids in grid)).detach().view(case.table.shape)
     for size in (1, 3):
         for found in on_ranks(
-            size, lambda world: case.evaluation(2, 20, world, in_memory=in_memory)(copy.deepcopy(model))
+            size, lambda world: evaluated(case.evaluation(2, 20, world, in_memory=in_memory), Scorer(model))
         ):
             check_full(found, case, exact.numpy(), 2)
 
@@ -432,11 +451,11 @@ def test_full_ranking_scores_every_item_once_per_positive(length: int | None, ba
     scored: list[tuple[int, int, int]] = []
 
     def score(users: Tensor, items: Tensor, hours: Tensor) -> Tensor:
-        assert len(users) == len(items) == len(hours) <= batch_size
+        assert len(users) == len(items) == len(hours) <= max(batch_size, 8)  # at least one user
         scored.extend(zip(users.tolist(), items.tolist(), hours.tolist(), strict=True))
         return torch.zeros(len(users))
 
-    case.evaluation(2, batch_size)(Scoring(score))
+    evaluated(case.evaluation(2, batch_size), Scoring(score))
     assert Counter(scored) == Counter((user, item, hour) for user, _, hour in case.positives for item in range(8))
 
 
@@ -445,7 +464,8 @@ def test_full_ranking_by_hand() -> None:
     table = np.tile(np.array([5, 4, 3, 2, 1], dtype=np.float32)[None, :, None], (3, 1, N_HOURS))
     seen = {0: {0, 1}, 1: {0, 1, 2, 4}, 2: set(range(5))}
     rows = [(0, 4, 1.0, 0), (1, 4, 1.0, 0), (2, 4, 1.0, 0)]
-    found = Case(rows, 1, seen, table).evaluation(2, 100)(Case(rows, 1, seen, table).model)
+    case = Case(rows, 1, seen, table)
+    found = evaluated(case.evaluation(2, 100), case.model)
     # After 2 and 3; after 3; alone.
     assert found.hit_rate == pytest.approx(2 / 3)
     assert found.mrr == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
@@ -458,7 +478,7 @@ def test_pieces_without_a_positive_are_skipped(in_memory: bool) -> None:
     whole = Case.random(5, None)
     rows = [(user, item, float(10 <= place < 13), hour) for place, (user, item, _, hour) in enumerate(whole.rows)]
     case = Case(rows, None, whole.seen, whole.table)
-    check_full(case.evaluation(3, 5, in_memory=in_memory)(case.model), case, case.table, 3)
+    check_full(evaluated(case.evaluation(3, 5, in_memory=in_memory), case.model), case, case.table, 3)
 
 
 @pytest.mark.parametrize("length", [None, 3])
@@ -468,13 +488,13 @@ def test_popularity_also_ranks_all_items(train_rows: Callable, length: int | Non
     train = sorted((int(u), int(i), float(label)) for u, i, label in rng.integers(0, [5, 8, 2], (60, 3)))
     counts = Counter(item for _, item, label in train if label)
     table = np.broadcast_to(np.array([counts[item] for item in range(8)], float)[None, :, None], case.table.shape)
-    check_full(case.evaluation(3, 30).popularity(train_rows([train], 5, 8)), case, table, 3)
+    check_full(evaluated(case.evaluation(3, 30), by_popularity(train_rows([train], 5, 8))), case, table, 3)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 9])
 def test_coverage_of_series_counts_items_in_any_top_k(k: int) -> None:
     case = Case.random(7, 4, n_series=6, n_items=20, ties=False)
-    found = case.evaluation(k, 9, full=False)(case.model)
+    found = evaluated(case.evaluation(k, 9, full=False), case.model)
     first: set[int] = set()
     for start in range(0, len(case.rows), 4):
         series = case.rows[start : start + 4]
@@ -496,11 +516,11 @@ def exact(scores: EvalMetrics) -> tuple[float | None, ...]:
 def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bool, in_memory: bool) -> None:
     case = Case.random(9, length)
     for batch_size in (6, 40):  # ten pieces, and two, so that some ranks have none
-        one = case.evaluation(2, batch_size, full=full)(case.model)
+        one = evaluated(case.evaluation(2, batch_size, full=full), case.model)
 
         def twice(world: ProcessGroup, batch_size: int = batch_size) -> list[EvalMetrics]:
             evaluation = case.evaluation(2, batch_size, world, full, in_memory=in_memory)
-            return [evaluation(case.model), evaluation(case.model)]
+            return [evaluated(evaluation, case.model), evaluated(evaluation, case.model)]
 
         for size in (1, 2, 3, 4):
             everyone = [scores for both in on_ranks(size, twice) for scores in both]
@@ -512,8 +532,8 @@ def test_any_number_of_ranks_gives_the_same_metrics(length: int | None, full: bo
 
 def test_every_rank_measures_all_rows_without_series() -> None:
     case = Case.random(9, None)
-    one = case.evaluation(2, 6, full=False)(case.model)
-    everyone = on_ranks(3, lambda world: case.evaluation(2, 6, world, full=False)(case.model))
+    one = evaluated(case.evaluation(2, 6, full=False), case.model)
+    everyone = on_ranks(3, lambda world: evaluated(case.evaluation(2, 6, world, full=False), case.model))
     assert one.auc is not None
     assert {(scores.auc, scores.loss) for scores in everyone} == {(one.auc, one.loss)}
 
@@ -527,11 +547,11 @@ def test_ranks_split_the_pieces_of_a_single_rank(length: int | None, full: bool)
         scored.append(tuple(tuple(column.tolist()) for column in columns))
         return torch.zeros(len(columns[0]))
 
-    case.evaluation(2, 6, full=full)(Scoring(score))
+    evaluated(case.evaluation(2, 6, full=full), Scoring(score))
     pieces = Counter(scored)
     for size in (2, 3, 4):
         scored.clear()
-        on_ranks(size, lambda world: case.evaluation(2, 6, world, full)(Scoring(score)))
+        on_ranks(size, lambda world: evaluated(case.evaluation(2, 6, world, full), Scoring(score)))
         assert Counter(scored) == pieces
 
 
@@ -551,10 +571,10 @@ def test_rows_in_memory_are_read_once(monkeypatch: pytest.MonkeyPatch, length: i
     for in_memory in (False, True):
         reads.clear()
         evaluation = case.evaluation(2, 6, full=full, in_memory=in_memory)
-        found = [exact(evaluation(model)) for model in (*models, *models)]
+        found = [exact(evaluated(evaluation, model)) for model in (*models, *models)]
         assert len(reads) == (1 if in_memory else 4)
         assert found[:2] == found[2:]
-        assert found[0] == exact(case.evaluation(2, 6, full=full)(models[0]))
+        assert found[0] == exact(evaluated(case.evaluation(2, 6, full=full), models[0]))
         assert found[0] != found[1]
 
 
@@ -563,7 +583,9 @@ def test_rows_in_memory_are_read_once(monkeypatch: pytest.MonkeyPatch, length: i
 def test_a_constant_model_never_hits(constant: float, length: int | None, full: bool) -> None:
     case = Case.random(15, length)
     nobody = Case(case.rows, length, {user: {0} for user in range(5)}, case.table)
-    found = nobody.evaluation(2, 30, full=full)(Scoring(lambda users, *_: torch.full((len(users),), constant)))
+    found = evaluated(
+        nobody.evaluation(2, 30, full=full), Scoring(lambda users, *_: torch.full((len(users),), constant))
+    )
     candidates = [7 + (item == 0) if full else length for _, item, _ in nobody.positives]
     assert (found.hit_rate, found.ndcg) == (0.0, 0.0)
     assert found.mrr == pytest.approx(np.mean([1 / n for n in candidates]))
@@ -575,7 +597,7 @@ def test_nan_scores_rank_before_the_positive_and_are_never_recommended() -> None
     table = case.table.copy()
     table[:, ::2] = math.nan  # items 0, 2, 4 and 6
     broken = Case(case.rows, 1, {user: set() for user in range(5)}, table)
-    found = broken.evaluation(4, 100)(broken.model)
+    found = evaluated(broken.evaluation(4, 100), broken.model)
     ranks = [
         7 if item % 2 == 0 else 4 + sum(table[user, other, hour] > table[user, item, hour] for other in (1, 3, 5, 7))
         for user, item, hour in broken.positives
@@ -588,7 +610,7 @@ def test_nan_scores_rank_before_the_positive_and_are_never_recommended() -> None
 
 def test_the_auc_of_nan_scores_is_zero() -> None:
     case = Case.random(17, None)
-    found = case.evaluation(2, 6, full=False)(Scoring(lambda users, *_: torch.full((len(users),), math.nan)))
+    found = evaluated(case.evaluation(2, 6, full=False), Scoring(lambda users, *_: torch.full((len(users),), math.nan)))
     assert found.auc == 0.0
     assert math.isnan(found.loss)
 
@@ -605,7 +627,6 @@ def test_an_evaluation_of_a_folder_uses_labels_and_history(write_frames: Callabl
         if label > 0:
             seen[user].add(item)
     case = Case(rows, None, seen, table)
-    evaluation = Evaluator.from_test_set(
-        test, FeatureColumns.from_spec(spec), 3, 20, ALONE, UserItems.from_rows(train, CPU), in_memory=True
-    )
-    check_full(evaluation(case.model), case, table, 3)
+    config = EvaluatorConfig(3, 20, in_memory=True)
+    evaluation = Evaluator(test, config, ALONE, UserItems.from_rows(train, CPU))
+    check_full(evaluated(evaluation, case.model), case, table, 3)

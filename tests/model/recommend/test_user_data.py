@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from model.recommend.user_data import PreparedInteractions, UserHistories, cut
+from model.recommend.user_data import PreparedInteractions, UserHistories
 from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 
@@ -42,10 +42,10 @@ def by_hand(train: pd.DataFrame, test: pd.DataFrame, user: int) -> tuple[list[in
 def check(known: UserHistories, train: pd.DataFrame, test: pd.DataFrame) -> None:
     for place, user in enumerate(known.users.tolist()):
         items, hour = by_hand(train, test, user)
-        assert known.items[known.starts[place] : known.starts[place + 1]].tolist() == items
+        assert known.history.take(np.array([place])).items.tolist() == items
         assert known.has_row[place] == (hour is not None)
         assert known.row_side[0][place] == (hour or 0)
-    assert known.starts[-1] == len(known.items)
+    assert known.history.starts[-1] == len(known.history.items)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -59,7 +59,7 @@ def test_rows_are_gathered_by_user(
     if in_order:
         train = train.sort_values("user", kind="stable", ignore_index=True)
     monkeypatch.setattr("model.data.partitions._PART_ROWS", 10)
-    monkeypatch.setattr("model.recommend.user_data._BLOCK_ROWS", 4)
+    monkeypatch.setattr("model.recommend.user_data.BLOCK_ROWS", 4)
     sizes = {"user": N_USERS, "item": N_ITEMS, "hour": 24}
     folder = write_frames({"train": train, "test": test}, CHANNELS, sizes, time_ordered=in_order)
     spec = read_feature_spec(folder)
@@ -72,9 +72,3 @@ def test_rows_are_gathered_by_user(
     assert len(parts) > 2 or in_order  # a file with one row group is one part
     for part in parts:
         check(part, train, test)
-
-
-def test_lists_can_be_selected_in_any_order() -> None:
-    starts, elements = cut(np.array([0, 2, 2, 5]), np.array([2, 0, 1, 2]))
-    assert starts.tolist() == [0, 3, 5, 5, 8]
-    assert elements.tolist() == [2, 3, 4, 0, 1, 2, 3, 4]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from model.run.arguments import FLAGS_NAME, is_flags, parse_args, train_config, write_flags
+from model.run.arguments import FLAGS_NAME, is_flags, parse_args, run_config, write_flags
 from workflows.common.errors import UserError
 
 
@@ -33,7 +33,7 @@ def test_a_written_configuration_repeats_the_flags(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     flags = "--data d -b 64 --layers 8 4 -t 0.5 --patience 3 --eval full --checkpoint_dir c"
     args = parse_args(flags.split())
-    write_flags(tmp_path / FLAGS_NAME, args, 77)
+    write_flags(tmp_path / FLAGS_NAME, vars(args), 77)
     assert is_flags(tmp_path / FLAGS_NAME)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -84,7 +84,7 @@ def test_flags_of_losses_over_all_items_are_kept(tmp_path: Path) -> None:
     flags = "--arch gmf --members softmax bce-all softmax item-item --schedule cosine --validation leave-one-out"
     flags += " --loss softmax --weight_decay 0.25 --recency 0.5 --pretrained a b --alpha 0.25"
     args = parse_args(flags.split())
-    write_flags(tmp_path / FLAGS_NAME, args, 1)
+    write_flags(tmp_path / FLAGS_NAME, vars(args), 1)
     again = parse_args(["--config", str(tmp_path / FLAGS_NAME)])
     assert again.pretrained == [Path("a").absolute(), Path("b").absolute()]
     for name in ("arch", "members", "schedule", "loss", "weight_decay", "recency", "alpha"):
@@ -104,7 +104,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_the_shipped_configurations_are_valid(path: Path) -> None:
     args = parse_args(["--config", str(path)])
-    assert train_config(args, 1).members == tuple(args.members)
+    assert run_config(args).train.members == tuple(args.members)
 
 
 def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
@@ -113,14 +113,14 @@ def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_uses_its_own_flags_and_folder(tmp_path: Path) -> None:
-    write_flags(tmp_path / FLAGS_NAME, parse_args(["-b", "64", "-e", "9"]), 5)
+    write_flags(tmp_path / FLAGS_NAME, vars(parse_args(["-b", "64", "-e", "9"])), 5)
     args = parse_args(["--resume", str(tmp_path), "-e", "12"])
     assert (args.batch_size, args.epochs, args.seed, args.output) == (64, 12, 5, tmp_path)
 
 
 @pytest.mark.parametrize("more", [["--output", "other"], ["--config", "other.yaml"]])
 def test_a_resumed_run_takes_no_other_config_or_output(tmp_path: Path, more: list[str]) -> None:
-    write_flags(tmp_path / FLAGS_NAME, parse_args([]), 5)
+    write_flags(tmp_path / FLAGS_NAME, vars(parse_args([])), 5)
     with pytest.raises(UserError, match="--resume RUN continues"):
         parse_args(["--resume", str(tmp_path), *more])
 

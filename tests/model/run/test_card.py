@@ -32,6 +32,7 @@ CONFIG: dict[str, Any] = {
 METRICS: dict[str, Any] = {
     "hr@7": 0.61234, "ndcg@7": 0.3, "mrr": 0.25, "coverage@7": 0.5, "popularity_hr@7": 0.31, "popularity_ndcg@7": 0.16,
     "auc": None, "popularity_auc": None, "epochs": 14, "best_epoch": 9, "train_loss": 0.125, "selected_on": "test",
+    "precision": "fp32",
 }  # fmt: skip
 
 
@@ -71,10 +72,10 @@ def test_the_card_describes_other_kinds_of_evaluation(tmp_path: Path) -> None:
     assert "no test rows" in card(tmp_path, **none, selected_on="last")
     assert "The epoch was chosen on a validation split." in card(tmp_path, selected_on="validation")
     config = copy.deepcopy(CONFIG)
-    config["train"] |= {"eval": "full", "amp": True}
-    full = card(tmp_path, config)
+    config["train"] |= {"eval": "full"}
+    full = card(tmp_path, config, precision="bf16")
     assert "against all items its user does not have in train" in full
-    assert "| precision | AMP |" in full
+    assert "| precision | bf16 |" in full
 
 
 @pytest.mark.parametrize("name", ["a`b|c", "two\nlines", "\udcff"])

@@ -296,16 +296,16 @@ def test_mode_test_writes_only_metrics_and_the_log(data: Path) -> None:
 
 def test_more_processes_than_samples_per_batch_are_rejected(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from model.distributed.process_group import ProcessGroup
-    from model.run.arguments import parse_args
+    from model.run.arguments import parse_args, run_config
     from model.run.session import run
 
     class Many(ProcessGroup):
-        def same(self, number: int) -> int:
+        def broadcast_int(self, number: int) -> int:
             return number
 
-    args = parse_args(["--data", str(data), "--output", str(data.parent / "run"), *FLAGS, "-b", "3"])
+    config = run_config(parse_args(["--data", str(data), "--output", str(data.parent / "run"), *FLAGS, "-b", "3"]))
     with pytest.raises(UserError, match="--batch_size should be at least 4, the number of processes, got 3"):
-        run(args, Many(CPU, 0, 4))
+        run(config, Many(CPU, 0, 4))
 
 
 def test_a_compiled_network_trains_the_same(data: Path) -> None:

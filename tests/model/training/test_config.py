@@ -67,13 +67,6 @@ def test_amp_and_full_precision_contradict(precision: str) -> None:
         TrainConfig(amp=True, precision=precision)
 
 
-def test_amp_uses_the_devices_precision_unless_one_is_given() -> None:
-    assert TrainConfig().effective_precision == "fp32"
-    assert TrainConfig(amp=True).effective_precision == "amp"
-    assert TrainConfig(amp=True, precision="bf16").effective_precision == "bf16"
-    assert TrainConfig(precision="tf32").effective_precision == "tf32"
-
-
 @pytest.mark.parametrize("name", ["weight_decay", "recency"])
 def test_penalty_and_recency_require_a_loss_over_all_items(name: str) -> None:
     with pytest.raises(UserError, match=f"--{name} goes with --loss softmax or bce-all"):

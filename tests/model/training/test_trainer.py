@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-import model.training.step
 from model.data.batch import Batch
+from model.data.test_set import TestSet
 from model.data.train_loader import SamplingConfig, TrainLoader
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import EvalMetrics, Evaluator
+from model.evaluation.evaluator import EvalMetrics, Evaluator, EvaluatorConfig
 from model.network.neumf import NeuMF, NeuMFConfig
+from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.trainer import History, Training
@@ -102,7 +103,7 @@ def test_accumulated_gradients_match_the_whole_batch(pieces: int) -> None:
 @pytest.mark.parametrize("how", [{"amp": True}, {"precision": "bf16"}, {"precision": "fp16"}])
 def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
     # As on a processor with fast bfloat16.
-    monkeypatch.setattr(model.training.step, "multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: True)
     data = batches(5)
     exact, losses = train(CONFIG, data)
     mixed, mixed_losses = train(TrainConfig(eps=1e-3, **how), data)
@@ -114,7 +115,7 @@ def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, h
 
 
 def test_amp_uses_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.training.step, "multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: False)
     data = batches(5)
     assert train(TrainConfig(eps=1e-3, amp=True), data)[1] == train(CONFIG, data)[1]
 
@@ -232,10 +233,13 @@ def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callab
     before = copy.deepcopy(model.state_dict())
     config = TrainConfig(epochs=2, topk=1, threshold=2.0)
     world = ProcessGroup(CPU)
-    evaluation = Evaluator(series, 2, config.topk, config.valid_batch_size, world)
+    evaluator = Evaluator(TestSet(series, 2), EvaluatorConfig(config.topk, config.valid_batch_size), world)
     training = Training(model, Step(model, config, world))
     with stage("train", 90, "samples", show_progress=False) as progress:
-        report = training.fit(TrainLoader(rows, sampling, world), evaluation, config, lambda _: None, progress)
+        loader = TrainLoader(rows, sampling, world)
+        report = training.fit(
+            loader, lambda model: evaluator.evaluate(lambda: Scorer(model)), config, lambda _: None, progress
+        )
     assert [epoch.train_samples for epoch in report.epochs] == [45, 45]
     assert not torch.equal(before["mlp.0.weight"], model.state_dict()["mlp.0.weight"])
     # Users without samples do not move: their gradient is zero from the first step on.
