@@ -19,7 +19,7 @@ UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-b
       --build-constraints requirements/build.txt
 # A proxy that inspects TLS needs the system's certificates; pip uses them by default.
 export UV_SYSTEM_CERTS := 1
-PACKAGES := workflows preprocessing model benchmark train.py tests
+PACKAGES := workflows preprocessing model benchmark train.py tests docs
 
 .PHONY: setup demo test soak gpu-contract gpu-check lint format lock clean
 
