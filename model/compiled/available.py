@@ -7,6 +7,11 @@ import importlib
 from workflows.device import load_loops
 
 
-def compiled_loops() -> bool:
-    """Load `model.compiled.loops`; False, with a warning, if numba finds no folder for its cache."""
-    return load_loops(lambda: importlib.import_module("model.compiled.loops")) is not None
+def compiled_training() -> bool:
+    """Load `model.compiled.train`; False, with a warning, if numba finds no folder for its cache."""
+    return load_loops(lambda: importlib.import_module("model.compiled.train")) is not None
+
+
+def compiled_scoring() -> bool:
+    """Load `model.compiled.score`; False, with a warning, if numba finds no folder for its cache."""
+    return load_loops(lambda: importlib.import_module("model.compiled.score")) is not None

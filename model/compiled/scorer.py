@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.compiled import loops
+from model.compiled import score
 from model.compiled.folding import fold
 from model.data.batch import runs
 from model.network.neumf import NeuMF
@@ -42,10 +43,15 @@ class CompiledScorer:
         self._bias, head = folded.bias, model.final.weight[0].detach()
         self._by_row, self._by_item = model.split_columns(folded.entry)
         self._gmf_head = head[:factors]
-        self._widths = np.array([layer.out_features for layer in model.mlp], dtype=np.uint64)
-        self._network = (
-            self._widths, factors, folded.passed.numpy(), head[factors:].numpy(), model.final.bias.item(),
-        )  # fmt: skip
+        widths = np.array([layer.out_features for layer in model.mlp], dtype=np.uint64)
+        self._n_units, self._largest = int(widths.sum()), int(widths.max())
+        self._network = score.Network(
+            widths=widths,
+            factors=factors,
+            passed=folded.passed.numpy(),
+            head=head[factors:].numpy(),
+            bias=np.float32(model.final.bias.item()),
+        )
         n_items = model.config.n_items
         held = 4 * n_items * (len(folded.bias) + factors) <= _TABLE_BYTES
         self._items = self._item_rows(torch.arange(n_items)) if held else None
@@ -71,7 +77,7 @@ class CompiledScorer:
             rows = self._rows(users[top:bottom], [column[top:bottom] for column in side])
             for start, table in self._tables(items):
                 found = torch.empty(len(rows), len(table))
-                self._share(len(table), loops.score_all, found.numpy(), _flat(rows), _flat(table))
+                self._share(len(table), score.score_all, found.numpy(), score.Tables(_flat(rows), _flat(table)))
                 logits[top:bottom, start : start + len(table)] = found
         return logits
 
@@ -102,7 +108,8 @@ class CompiledScorer:
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
         own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (index, items))
         found = np.empty(len(users), dtype=np.float32)
-        self._share(len(users), loops.score_pairs, found, _flat(rows), _flat(table), own_rows, own_items)
+        tables = score.Tables(_flat(rows), _flat(table))
+        self._share(len(users), score.score_pairs, found, score.Pairs(own_rows, own_items), tables)
         logits = torch.empty(len(users))
         logits.numpy()[order] = found
         return logits
@@ -128,14 +135,19 @@ class CompiledScorer:
             rows[:, n_units:] = self._model.mf_item_embed(part)
         return table
 
-    def _share(self, n: int, score: Callable[..., None], *arrays: np.ndarray) -> None:
-        """Split the scoring of `n` pairs or items among threads."""
-        n_units, largest = int(self._widths.sum()), int(self._widths.max())
+    def _share(self, n: int, loop: Callable[..., None], *arrays: Any) -> None:
+        """Split the scoring of `n` pairs or items among threads.
+
+        Args:
+            loop: of `model.compiled.score`.
+            arrays: its arguments between the part and the network.
+        """
 
         def work(part: tuple[int, int]) -> None:
             # Torch aligns memory to cache lines; NumPy may not.
-            room = torch.empty(n_units).numpy(), np.empty(largest, np.float32), np.empty(largest, np.uint64)
-            score(*part, *arrays, *self._network, *room)
+            units = torch.empty(self._n_units).numpy()
+            scratch = score.Scratch(units, np.empty(self._largest, np.float32), np.empty(self._largest, np.uint64))
+            loop(*part, *arrays, self._network, scratch)
 
         parts = min(self._threads, 1 + n // _SHARED_PAIRS)
         cuts = pairwise(n * number // parts for number in range(parts + 1))

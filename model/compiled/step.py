@@ -1,7 +1,7 @@
 """CPU training step: compiled loops over nonzero units, matrix products for shared work.
 
 The first layer on [user; item] is Wu·user + Wi·item, so each distinct user and item of a batch is projected once, by
-one matrix product, and a sample only adds two rows (`model.compiled.loops`). Only the batch's users and items have
+one matrix product, and a sample only adds two rows (`model.compiled.train`). Only the batch's users and items have
 gradients; Adam makes one pass over all rows and treats the other gradients as zero.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.compiled import loops
+from model.compiled import train
 from model.data.batch import Batch
 from model.network.neumf import NeuMF
 
@@ -56,14 +56,14 @@ class CompiledStep:
         self.model, self._threads, self._products = model, threads, products
         self._pool = ThreadPoolExecutor(threads)
         self._first, *self._rest = [layer for layer in model.mlp if isinstance(layer, nn.Linear)]
-        self._widths = np.array([layer.out_features for layer in (self._first, *self._rest)], dtype=np.int64)
-        self._keep = round((1.0 - model.config.dropout) * loops.KEEP_ALL)
+        self._widths = np.array([layer.out_features for layer in (self._first, *self._rest)], dtype=np.uint64)
+        self._keep = round((1.0 - model.config.dropout) * train.KEEP_ALL)
 
     @torch.no_grad()
     def gradients(self, batch: Batch, weight: float) -> tuple[Tensor, Gradients]:
         """The summed loss of a batch (scalar, float32), and the gradient of `weight` times that sum.
 
-        Samples are processed in order of their users. The dropout masks are `kernels.dropout_masks` with one seed per
+        Samples are processed in order of their users. The dropout masks are `train.dropout_masks` with one seed per
         batch from torch's global generator.
         """
         seed = int(torch.randint(-(2**62), 2**62, ()))
@@ -88,36 +88,37 @@ class CompiledStep:
         gmf_head, hidden_head = model.final.weight[0, :factors], model.final.weight[0, factors:]
         down, up = (_flat(layer.weight.T for layer in self._rest), _flat(layer.weight for layer in self._rest))
         biases = _flat(layer.bias for layer in self._rest)
-        train_block: Any = loops.train_block
-        weights, head_bias = _numpy(down, up, biases, gmf_head, hidden_head), model.final.bias.item()
+        weights = train.Weights(
+            widths=self._widths,
+            down=_numpy(down),
+            up=_numpy(up),
+            biases=_numpy(biases),
+            gmf_head=_numpy(gmf_head),
+            hidden_head=_numpy(hidden_head),
+            head_bias=np.float32(model.final.bias.item()),
+        )
         item_ids, items = _distinct(items, model.config.n_items)
         item_rows = model.mlp_item_embed.weight[item_ids]
-        of_items = (product(item_rows, by_item.T), model.mf_item_embed.weight[item_ids])
+        of_items = train.Rows(_numpy(product(item_rows, by_item.T)), _numpy(model.mf_item_embed.weight[item_ids]))
         user_ids = torch.from_numpy(users[starts[:-1]].astype(np.int64))
         d_user_rows, d_user_gmf = torch.empty(len(user_ids), width), torch.zeros(len(user_ids), factors)
         d_by_user, d_first_bias = torch.zeros_like(by_user), torch.zeros_like(self._first.bias)
         local = np.repeat(np.arange(len(user_ids), dtype=np.int32) % np.int32(_BLOCK_USERS), np.diff(starts))
+        samples, dropout = train.Samples(local, items, labels), train.Dropout.of(self._keep, seed)
         own = [self._own(len(item_ids), len(up), len(biases)) for _ in range(self._workers(len(item_ids)))]
         for begin in range(0, len(user_ids), _BLOCK_USERS):
             end = min(begin + _BLOCK_USERS, len(user_ids))
             user_rows = model.mlp_user_embed.weight[user_ids[begin:end]]
             user_first = product(user_rows, by_user.T).add_(self._first.bias)
             d_user_first = torch.zeros_like(user_first)
-            of_users = (
-                user_first,
-                model.mf_user_embed.weight[user_ids[begin:end]],
-                d_user_first,
-                d_user_gmf[begin:end],
-            )
+            of_users = train.Rows(_numpy(user_first), _numpy(model.mf_user_embed.weight[user_ids[begin:end]]))
+            d_users = train.Rows(_numpy(d_user_first), _numpy(d_user_gmf[begin:end]))
             cuts = _cuts(starts[begin : end + 1], len(own))
-
             self._each(
                 [
                     partial(
-                        train_block, local, items, labels, first, last,
-                        *_numpy(*of_users, *of_items, mine.first, mine.gmf), self._widths, *weights,
-                        *_numpy(mine.up, mine.biases, mine.gmf_head, mine.hidden_head), mine.sums,
-                        head_bias, weight, self._keep, seed,
+                        train.train_block, samples, first, last, of_users, of_items, weights, dropout, weight,
+                        mine.sums(d_users),
                     )
                     for mine, (first, last) in zip(own, pairwise(cuts), strict=True)
                 ]
@@ -137,14 +138,14 @@ class CompiledStep:
             self._first.weight: torch.cat((d_by_user, d_by_item), dim=1),
             self._first.bias: d_first_bias,
             model.final.weight: torch.cat((total.gmf_head, total.hidden_head))[None],
-            model.final.bias: torch.tensor([total.sums[1]], dtype=torch.float32),
+            model.final.bias: torch.tensor([total.scalars[1]], dtype=torch.float32),
         }
         at, bias = 0, 0
         for layer in self._rest:
             gradients[layer.weight] = total.up[at : at + layer.weight.numel()].view_as(layer.weight)
             gradients[layer.bias] = total.biases[bias : bias + len(layer.bias)]
             at, bias = at + layer.weight.numel(), bias + len(layer.bias)
-        return torch.tensor(total.sums[0], dtype=torch.float32), gradients
+        return torch.tensor(total.scalars[0], dtype=torch.float32), gradients
 
     @staticmethod
     def add_to_grad(gradients: Gradients) -> None:
@@ -176,7 +177,7 @@ class CompiledStep:
                 for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])
             ]
             update = partial(
-                loops.adam_rows, *arrays, values.reshape(len(values), -1).numpy(), rows, rate=group["lr"],
+                train.adam_rows, *arrays, values.reshape(len(values), -1).numpy(), rows, rate=group["lr"],
                 beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], step=int(state["step"]),
             )  # fmt: skip
             parts = self._threads if parameter.numel() > _SHARED_VALUES else 1
@@ -210,7 +211,11 @@ class CompiledStep:
 
 @dataclass
 class _Own:
-    """One thread's gradient accumulators, see `kernels.train_block`."""
+    """What one thread adds up over a batch: `train.Sums`, but for the users, which change with each block.
+
+    Attributes:
+        first, gmf: gradients of the batch's items.
+    """
 
     first: Tensor
     gmf: Tensor
@@ -218,17 +223,28 @@ class _Own:
     biases: Tensor
     gmf_head: Tensor
     hidden_head: Tensor
-    sums: np.ndarray
+    scalars: np.ndarray
 
     def add(self, other: _Own) -> None:
         for name in self.__dataclass_fields__:
             mine = getattr(self, name)
             mine += getattr(other, name)
 
+    def sums(self, users: train.Rows) -> train.Sums:
+        return train.Sums(
+            users=users,
+            items=train.Rows(_numpy(self.first), _numpy(self.gmf)),
+            up=_numpy(self.up),
+            biases=_numpy(self.biases),
+            gmf_head=_numpy(self.gmf_head),
+            hidden_head=_numpy(self.hidden_head),
+            scalars=self.scalars,
+        )
 
-def _numpy(*tensors: Tensor) -> list[np.ndarray]:
-    """Flat arrays that share the tensors' memory."""
-    return [tensor.detach().view(-1).numpy() for tensor in tensors]
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    """A flat array that shares the tensor's memory."""
+    return tensor.detach().view(-1).numpy()
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from model.compiled.available import compiled_loops
+from model.compiled.available import compiled_scoring
 from model.network.neumf import NeuMF
 from model.scoring.torch_scorer import TorchScorer
 
@@ -65,7 +65,7 @@ class Scorer:
 
 def _scoring(model: NeuMF) -> TorchScorer | CompiledScorer:
     weight = model.final.weight
-    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not len(model.mlp) or not compiled_loops():
+    if weight.device.type != "cpu" or weight.dtype is not torch.float32 or not len(model.mlp) or not compiled_scoring():
         return TorchScorer(model)
     from model.compiled.scorer import CompiledScorer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from model.compiled.available import compiled_loops
+from model.compiled.available import compiled_training
 from model.data.batch import Batch
 from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
@@ -139,7 +139,7 @@ def _compiled_step(
         return None
     if dtype is torch.float16:
         return None
-    if not compiled_loops():
+    if not compiled_training():
         return None
     from model.compiled.step import CompiledStep
 
