@@ -104,7 +104,6 @@ QUESTIONS = {
     },  # finds arrays among NumPy's arguments and results
     "preprocessing/transcode/feature_workflow.py": {"self._device.on_cpu"},  # handed to `frame_dataset`
     "preprocessing/prepare/pipeline.py": {"device.on_cpu"},  # handed to `frame_dataset`
-    "preprocessing/check/rules.py": {"isinstance(column, np.ndarray)"},  # numbers or text, both on the host
     "model/data/dataset.py": {
         "self.frames.on_cpu",  # handed to `frame_dataset`
         "device.type",  # derives the dataframes' device from the tensors'; the door then decides

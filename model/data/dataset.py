@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,8 +61,17 @@ class Rows:
             for columns, _ in loader:
                 block = [columns[name].reshape(-1).to(device, non_blocking=True) for name in self.names]
                 for name, values in zip(self.names, block, strict=True):
-                    _check_range(self.columns, name, values)
+                    _check_range(self.columns, name, *torch.aminmax(values))
                 yield block
+
+    def on_host(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        """Some columns, one partition after the other; raises as `stream`."""
+        for index in range(self.n_partitions):
+            table = self.source.load(index, names)
+            block = {name: table.column(name).to_numpy() for name in names}
+            for name, values in block.items():
+                _check_range(self.columns, name, values.min(), values.max())
+            yield block
 
     @cached_property
     def dataset(self) -> Any:
@@ -96,27 +105,12 @@ class _Load:
         return id(self.source), self.names
 
 
-def _check_range(columns: FeatureColumns, name: str, values: Tensor) -> None:
+def _check_range(columns: FeatureColumns, name: str, low: Any, high: Any) -> None:
     """Raise UserError for an id outside its cardinality, a label outside [0, 1] or a non-finite number."""
-    cardinality = columns.cardinality(name)
-    low, high = (float(bound) for bound in torch.aminmax(values))  # host sync: once per block read, not per step
-    if cardinality is not None:
-        if low < 0 or high >= cardinality:
-            raise UserError(
-                f"feature {name!r} holds id {low if low < 0 else high:.0f}, and its cardinality in the feature spec "
-                f"is {cardinality}: ids should be 0 .. {cardinality - 1}; correct the spec or prepare the data again"
-            )
-    elif name == columns.label:
-        if not (low >= 0.0 and high <= 1.0):
-            raise UserError(
-                f"feature {name!r} holds label {low if not low >= 0.0 else high:g}; labels should be 0 (no "
-                "interaction) to 1 (interaction): convert ratings to labels first"
-            )
-    elif not (low > -float("inf") and high < float("inf")):
-        raise UserError(
-            f"feature {name!r} holds {low if not low > -float('inf') else high:g}; a numeric feature should hold "
-            "finite 32-bit numbers: remove or replace those rows"
-        )
+    valid = columns.valid_range(name)
+    wrong = [bound for bound in (float(low), float(high)) if not valid.contains(bound)]  # host sync: once per block
+    if wrong:
+        raise UserError(f"feature {name!r} holds {wrong[0]:.10g}, expected {valid.expected}; {valid.remedy}")
 
 
 def open_train(folder: Path, spec: FeatureSpec, device: torch.device, columns: FeatureColumns | None = None) -> Rows:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.consistency import run_starts
 from workflows.common.errors import UserError
 
 _PART_ROWS = 1 << 20
@@ -149,6 +150,6 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
 
 def _user_cuts(users: np.ndarray) -> tuple[int, ...]:
     """Boundaries of parts of about `_PART_ROWS` rows, only between users; includes 0 and the number of rows."""
-    ends = np.append(np.flatnonzero(users[1:] != users[:-1]) + 1, len(users))
+    cuts = np.append(np.flatnonzero(run_starts(users)), len(users))
     targets = np.arange(_PART_ROWS, len(users), _PART_ROWS)
-    return tuple(sorted({0, len(users), *ends[np.searchsorted(ends, targets)].tolist()}))
+    return tuple(sorted({0, len(users), *cuts[np.searchsorted(cuts, targets)].tolist()}))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.data.batch import Batch, Groups
 from model.distributed.process_group import ProcessGroup
+from preprocessing.spec.consistency import whole_rows
 from workflows.common.errors import UserError
 from workflows.common.prefetch import prefetch
 from workflows.device import launches_only, torch_generator
@@ -204,8 +205,7 @@ def whole_users(
             block = Batch.from_columns(columns)
             if held is not None:
                 block = held.followed_by(block)
-            last = block.users == block.users[-1]
-            whole = len(block) - int(last.sum())  # host sync: once per block
+            whole = whole_rows(block.users)  # host sync: once per block
             if whole:
                 yield block.cut(0, whole)
             held = block.cut(whole, len(block))

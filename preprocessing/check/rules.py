@@ -1,25 +1,33 @@
 """Cross-row checks of a folder: test series, leakage of test into train, row order, and item features.
 
 Values must already be valid: ids below their cardinalities, labels within 0 .. 1. Rows are streamed; memory holds
-8 bytes per test row, a byte per user, and a value per item and feature.
+8 bytes per test row, a byte per user, and a value per item and feature (if test lacks it, perhaps also per user).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
+from preprocessing.spec.consistency import (
+    OwnerValues,
+    belongs_to_items,
+    find_series,
+    lacks_features,
+    run_starts,
+    several_item_values,
+)
 from preprocessing.spec.feature_spec import FeatureSpec
 from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.findings import Finding, error, note
 from preprocessing.spec.reader import BLOCK_ROWS, file_rows
-from preprocessing.spec.series import Series, first_run
 from preprocessing.spec.values import Block, Kind, iter_values
 
 _EXAMPLES = 3
+_TYPES: dict[Kind, Any] = {"id": np.int64, "number": np.float32, "text": object}  # of side features, as trained on
 
 
 def check_rules(folder: Path, spec: FeatureSpec, roles: FeatureRoles, kinds: Mapping[str, Kind]) -> list[Finding]:
@@ -34,38 +42,77 @@ def check_rules(folder: Path, spec: FeatureSpec, roles: FeatureRoles, kinds: Map
     if "text" in (kinds[roles.user], kinds[roles.item]):
         return [note(str(folder), f"{roles.user} or {roles.item} holds text; transcode the folder to check its rows")]
     findings: list[Finding] = []
-    pairs = _TestPairs(spec.cardinality(roles.item))
-    items = [_ItemValues(name, spec.cardinality(roles.item)) for name in roles.item_side]
+    n_users, n_items = spec.cardinality(roles.user), spec.cardinality(roles.item)
+    present = spec.features("test") if spec.source_spec.get("test") else []
+    # Only if test lacks a feature does it matter here whether its owner is the item.
+    unowned = [name for name in roles.either_side if present and name not in present]
+    by_user = {name: OwnerValues(np.zeros(n_users, _TYPES[kinds[name]])) for name in unowned}
+    by_item = {name: OwnerValues(np.zeros(n_items, _TYPES[kinds[name]])) for name in (*roles.item_side, *unowned)}
 
     def blocks(mapping: str, rows: int = BLOCK_ROWS) -> Iterator[Block]:
-        present = {name: kind for name, kind in kinds.items() if name in spec.features(mapping)}
-        for block in iter_values(folder, spec, mapping, present, rows):
-            for values in items:
-                values.add(block, roles.item, mapping)
+        read = {name: kind for name, kind in kinds.items() if name in spec.features(mapping)}
+        for block in iter_values(folder, spec, mapping, read, rows):
+            for owner, features in ((roles.user, by_user), (roles.item, by_item)):
+                for name, values in features.items():
+                    if name in read:
+                        values.add(block.columns[owner], np.asarray(block.columns[name], _TYPES[kinds[name]]))
             yield block
 
-    has_test = bool(spec.source_spec.get("test"))
-    needed = [roles.user, roles.item, *roles.user_side] if has_test else []
-    missing = [name for name in needed if name not in spec.features("test")]
-    if missing:
-        findings.append(error("source_spec.test", f"has no feature {', '.join(missing)}, which train has"))
-    elif has_test:
-        declared = spec.metadata.test_samples_per_series
-        series = Series(declared or first_run(blocks("test"), roles.user), declared is not None)
-        for block in blocks("test", series.block_rows):
-            labels = block.columns.get(roles.label)
-            series.add(block.columns[roles.user], block.columns[roles.item], labels)
-            pairs.add(block.columns[roles.user], block.columns[roles.item], series.positives(labels, block.rows))
-        findings += series.findings()
+    pairs = _TestPairs(n_items)
+    lacking = lacks_features([roles.user, roles.item, *roles.user_side], present) if present else ""
+    if present and not lacking:
+        findings += _test_findings(folder, spec, roles, kinds, blocks, pairs)
     pairs.sort()
-    users = _WholeUsers(spec.cardinality(roles.user), _file_ends(folder, spec, roles))
+    users = _WholeUsers(n_users, _file_ends(folder, spec, roles))
     for block in blocks("train"):
         if spec.metadata.time_ordered:
             users.add(block.columns[roles.user], block.start)
         positive = block.columns[roles.label] > 0
         pairs.match(block.columns[roles.user][positive], block.columns[roles.item][positive])
+    lacking = lacking or lacks_features([n for n in unowned if not belongs_to_items(by_user[n], by_item[n])], present)
+    if lacking:
+        findings.append(error("source_spec.test", lacking))
     findings += [*users.findings(), *pairs.findings()]
-    return findings + [finding for values in items for finding in values.findings()]
+    several = {name: several_item_values(name, by_item[name]) for name in roles.item_side}
+    return findings + [error(f"feature_spec.{name}", reason) for name, reason in several.items() if reason]
+
+
+def _test_findings(
+    folder: Path,
+    spec: FeatureSpec,
+    roles: FeatureRoles,
+    kinds: Mapping[str, Kind],
+    blocks: Callable[[str, int], Iterator[Block]],
+    pairs: _TestPairs,
+) -> list[Finding]:
+    """Findings about the test series; adds the test rows to `pairs`."""
+
+    def read(names: Sequence[str]) -> Iterator[Mapping[str, np.ndarray]]:
+        for block in iter_values(folder, spec, "test", {name: kinds[name] for name in names}, BLOCK_ROWS):
+            yield block.columns
+
+    declared = spec.metadata.test_samples_per_series
+    label = roles.label if roles.label in spec.features("test") else None
+    series = find_series(read, declared, roles.user, label)
+    where, length = "metadata.test_samples_per_series", series.length or 1
+    findings = [error(where, series.error)] if series.error else [note(where, series.note)] if series.note else []
+    rows = of_many_users = with_repeats = 0
+    for block in blocks("test", max(length, BLOCK_ROWS // length * length)):
+        users, items = block.columns[roles.user], block.columns[roles.item]
+        by_position = np.arange(block.rows) % length == 0
+        pairs.add(users, items, by_position if label is None else block.columns[label] > 0)
+        rows, whole = rows + block.rows, block.rows // length * length
+        by_series = users[:whole].reshape(-1, length)
+        of_many_users += int((by_series != by_series[:, :1]).any(axis=1).sum())
+        ordered = np.sort(items[:whole].reshape(-1, length), axis=1)
+        with_repeats += int((ordered[:, 1:] == ordered[:, :-1]).any(axis=1).sum())
+    if of_many_users:
+        found = f"found {of_many_users:,} of {rows // length:,}"
+        findings.append(note("test", f"series hold rows of more than one user ({found})"))
+    if with_repeats:
+        found = f"found {with_repeats:,} of {rows // length:,}"
+        findings.append(note("test", f"series hold an item more than once, but metrics count it once ({found})"))
+    return findings
 
 
 def _file_ends(folder: Path, spec: FeatureSpec, roles: FeatureRoles) -> np.ndarray:
@@ -129,8 +176,8 @@ class _WholeUsers:
         self._again, self._first, self._cut = 0, 0, 0
 
     def add(self, users: np.ndarray, start: int) -> None:
-        before = np.concatenate([[-1 if self._last is None else self._last], users[:-1]])
-        begins = np.flatnonzero(users != before)
+        starts = run_starts(users, self._last)
+        begins = np.flatnonzero(starts)
         runs = users[begins]
         _, first = np.unique(runs, return_index=True)
         is_duplicate = self._seen[runs]
@@ -140,7 +187,7 @@ class _WholeUsers:
         self._again += int(is_duplicate.sum())
         self._seen[runs] = True
         ends = self._file_ends[(self._file_ends >= start) & (self._file_ends < start + len(users))] - start
-        self._cut += int((users[ends] == before[ends]).sum())
+        self._cut += int((~starts[ends]).sum())
         self._last = int(users[-1]) if len(users) else self._last
 
     def findings(self) -> list[Finding]:
@@ -153,38 +200,3 @@ class _WholeUsers:
         if self._cut:
             found.append(error(where, f"train files split users (expected none, found {self._cut:,})"))
         return found
-
-
-class _ItemValues:
-    """Checks that an item feature has one value per item."""
-
-    def __init__(self, name: str, n_items: int) -> None:
-        self._name = name
-        self._known = np.zeros(n_items, dtype=bool)
-        self._wrong = np.zeros(n_items, dtype=bool)
-        self._table: np.ndarray | None = None
-        self._example = ""
-
-    def add(self, block: Block, item: str, mapping: str) -> None:
-        column = block.columns.get(self._name)
-        if column is None:
-            return
-        items = block.columns[item]
-        values = column if isinstance(column, np.ndarray) else pd.util.hash_array(column.to_numpy())
-        if self._table is None:
-            self._table = np.zeros(len(self._known), dtype=values.dtype)
-        new = ~self._known[items]
-        self._table[items[new]] = values[new]  # if an item repeats, either value: the other is compared
-        self._known[items] = True
-        wrong = np.flatnonzero(self._table[items] != values)
-        self._wrong[items[wrong]] = True
-        if len(wrong) and not self._example:
-            row = int(wrong[0])
-            self._example = f"item {items[row]}, with {column[row]} in row {block.start + row + 1:,} of {mapping}"
-
-    def findings(self) -> list[Finding]:
-        if not self._wrong.any():
-            return []
-        what = "is an item feature by its channel, but some items have several values"
-        reported = f"expected one for each item, found {self._wrong.sum():,} items with more, such as {self._example}"
-        return [error(f"feature_spec.{self._name}", f"{what} ({reported})")]

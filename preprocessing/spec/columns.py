@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
+from preprocessing.spec.consistency import LABELS, NUMBERS, ValueRange, id_range, is_numeric
 from preprocessing.spec.feature_spec import FeatureSpec
 from preprocessing.spec.features import FeatureRoles
 from workflows.common.errors import UserError
@@ -74,6 +75,10 @@ class FeatureColumns:
         sizes = {feature.name: feature.cardinality for feature in self.side}
         return {**sizes, self.user: self.n_users, self.item: self.n_items}.get(name)
 
+    def valid_range(self, name: str) -> ValueRange:
+        cardinality = self.cardinality(name)
+        return id_range(cardinality) if cardinality is not None else LABELS if name == self.label else NUMBERS
+
     def schema(self, names: Sequence[str]) -> pa.Schema:
         """int32 ids and float32 numbers."""
         return pa.schema([(name, pa.float32() if self.cardinality(name) is None else pa.int32()) for name in names])
@@ -91,12 +96,16 @@ class FeatureColumns:
 def _cast(column: pa.ChunkedArray, field: pa.Field, where: str) -> pa.ChunkedArray:
     if column.null_count:
         raise UserError(f"{where}: feature {field.name!r} has {column.null_count:,} empty values; remove those rows")
+    is_id = pa.types.is_integer(field.type)
     try:
-        # Numbers may be rounded to 32 bits; ids may not.
-        return column.cast(field.type, safe=pa.types.is_integer(field.type))
+        if not is_numeric(column.type):  # Arrow would parse text
+            raise pa.ArrowInvalid(f"found {column.type}")
+        return column.cast(field.type, safe=is_id)  # numbers may be rounded to 32 bits; ids may not
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as err:
-        expected = "whole numbers below 2^31" if pa.types.is_integer(field.type) else "numbers"
-        raise UserError(f"{where}: feature {field.name!r} should hold {expected} ({err})") from None
+        expected = "whole numbers below 2^31" if is_id else "numbers"
+        raise UserError(
+            f"{where}: feature {field.name!r} should hold {expected} ({err}); transcode the folder, or correct the rows"
+        ) from None
 
 
 def _refuse_auto(spec: FeatureSpec) -> None:

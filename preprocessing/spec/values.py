@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preprocessing.sources.parquet import value_type
+from preprocessing.spec.consistency import LABELS, NUMBERS, id_range, is_numeric
 from preprocessing.spec.feature_spec import MAX_IDS, FeatureSpec
 from preprocessing.spec.reader import iter_mapping, text_features
 
@@ -44,7 +45,7 @@ class Block:
     Attributes:
         start: index of the first row in the mapping.
         rows: number of rows.
-        columns: int64 ids, float64 numbers and labels, Arrow strings; all of equal length. Invalid values are
+        columns: int64 ids, float64 numbers, float32 labels, Arrow strings; all of equal length. Invalid values are
             replaced by 0 (or null).
         wrong: the unusable values.
     """
@@ -116,23 +117,21 @@ def _read(column: pa.ChunkedArray, kind: Kind, cardinality: int) -> tuple[np.nda
     column = column.cast(value_type(column.type))
     if kind == "text":
         return column.cast(pa.large_string()), {"a value": column.is_null().to_numpy()}
-    is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-    if not (is_number or pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+    if not is_numeric(column.type):
         expected = "a whole number" if kind == "id" else "a number"
         return np.zeros(len(column)), {f"{expected}, not {column.type}": np.ones(len(column), dtype=bool)}
     if kind == "id" and pa.types.is_integer(column.type):
         return _whole_numbers(column, cardinality)
-    numbers = column.cast(pa.float64(), safe=False).to_numpy()
+    numbers = column.cast(pa.float32() if kind == "label" else pa.float64(), safe=False).to_numpy()
     empty = np.isnan(numbers)  # nulls are NaN here
     masks = {"a value": empty}
+    valid = id_range(cardinality) if kind == "id" else LABELS if kind == "label" else NUMBERS
+    outside = ~(empty | valid.contains(numbers))
     if kind == "id":
         whole = numbers == np.floor(numbers)
         masks["a whole number"] = ~(whole | empty)
-        masks[_id_range(cardinality)] = whole & ~((numbers >= 0) & (numbers < cardinality))
-    elif kind == "label":
-        masks["a label 0 .. 1"] = ~(empty | ((numbers >= 0) & (numbers <= 1)))
-    else:
-        masks["a finite number"] = np.isinf(numbers)
+        outside &= whole
+    masks[valid.expected] = outside
     wrong = np.logical_or.reduce(list(masks.values()))
     numbers = np.where(wrong, 0.0, numbers)
     return numbers.astype(np.int64) if kind == "id" else numbers, masks
@@ -141,9 +140,6 @@ def _read(column: pa.ChunkedArray, kind: Kind, cardinality: int) -> tuple[np.nda
 def _whole_numbers(column: pa.ChunkedArray, cardinality: int) -> tuple[np.ndarray, _Masks]:
     empty = column.is_null().to_numpy()
     ids = pc.fill_null(column, 0).to_numpy()
-    outside = (ids < 0) | (ids >= cardinality)
-    return np.where(outside, 0, ids).astype(np.int64), {"a value": empty, _id_range(cardinality): outside}
-
-
-def _id_range(cardinality: int) -> str:
-    return f"an id 0 .. {cardinality - 1}"
+    valid = id_range(cardinality)
+    outside = ~valid.contains(ids)
+    return np.where(outside, 0, ids).astype(np.int64), {"a value": empty, valid.expected: outside}

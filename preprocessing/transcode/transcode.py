@@ -7,7 +7,7 @@ spilled parts then encodes text and normalises numbers while the new folder is w
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,11 +18,11 @@ import pyarrow as pa
 from pyarrow import feather
 
 from preprocessing.config import STATS_NAME
+from preprocessing.spec.consistency import find_series, whole_rows
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.ranges import ValueRanges
 from preprocessing.spec.reader import BLOCK_ROWS, locate
-from preprocessing.spec.series import found_length
 from preprocessing.spec.values import Block, Kind, iter_values, kinds_of, text_of
 from preprocessing.transcode.feature_workflow import FeatureWorkflow, Part, is_file_name, part_schema, save_categories
 from preprocessing.transcode.writers import Target, parquet_spec, tensor_spec, write_parquet, write_tensors
@@ -84,7 +84,7 @@ def transcode(
     _check_cardinalities(spec, found, survey)
     spec = spec.with_cardinalities(found)
     roles = FeatureRoles.from_spec(spec)
-    spec = _with_series(spec, roles, parts.get("test", []))
+    spec = _with_series(source, spec, roles, parts.get("test", []))
     workflow.save(output)
     _keep_categories(source, output, kinds)
 
@@ -108,17 +108,30 @@ def transcode(
     return stats
 
 
-def _with_series(spec: FeatureSpec, roles: FeatureRoles, test: list[Part]) -> FeatureSpec:
-    """The spec with the test series length filled in from the data if undeclared; NVIDIA's scripts need it."""
-    if spec.metadata.test_samples_per_series is not None or not test or roles.label not in spec.features("test"):
+def _with_series(source: Path, spec: FeatureSpec, roles: FeatureRoles, test: list[Part]) -> FeatureSpec:
+    """The spec with the test series length filled in from the data if undeclared; NVIDIA's scripts need it.
+
+    Raises:
+        UserError: the test rows contradict the declared length.
+    """
+    if not test:
         return spec
-    tables = [feather.read_table(part.path, columns=[roles.user, roles.label], memory_map=True) for part in test]
-    users, labels = (pa.concat_tables(tables).column(name).to_numpy() for name in (roles.user, roles.label))
-    length = found_length(users, labels)
-    if length is None:
+
+    def read(names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+        for part in test:
+            table = feather.read_table(part.path, columns=list(names), memory_map=True)
+            yield {name: table.column(name).to_numpy() for name in names}
+
+    declared = spec.metadata.test_samples_per_series
+    series = find_series(read, declared, roles.user, roles.label)
+    if series.error:
+        raise UserError(f"{source}: {series.error}")
+    if series.note:
+        console.print(series.note)
+    if series.length == declared:
         return spec
-    console.print(f"test series of {length} rows, found in the data")
-    return spec.model_copy(update={"metadata": spec.metadata.model_copy(update={"test_samples_per_series": length})})
+    metadata = spec.metadata.model_copy(update={"test_samples_per_series": series.length})
+    return spec.model_copy(update={"metadata": metadata})
 
 
 def _check_names(spec: FeatureSpec, out_spec_name: str) -> None:
@@ -177,9 +190,7 @@ def _cut_between(tables: Iterator[pa.Table], user: str) -> Iterator[pa.Table]:
     held: list[pa.Table] = []
     for table in tables:
         joined = pa.concat_tables([*held, table])
-        users = joined.column(user).to_numpy()
-        changes = np.flatnonzero(users[1:] != users[:-1])
-        cut = int(changes[-1]) + 1 if len(changes) else 0
+        cut = whole_rows(joined.column(user).to_numpy())
         yield joined.slice(0, cut)
         held = [joined.slice(cut)]
     yield from held

@@ -205,12 +205,12 @@ def test_ids_outside_their_cardinality_are_refused(tmp_path: Path, layout: str, 
     known = known_rows()[mapping == "test"][:, 0 if kind == "user" else 1]
     if known.max() < least - 1:
         pytest.skip("the largest id is not among these rows")
-    with pytest.raises(UserError, match=f"'{name}' holds id {least - 1}, .*{least - 1}"):
+    with pytest.raises(UserError, match=f"'{name}' holds {least - 1}, expected an id 0 .. {least - 2};"):
         stream(rows)
 
 
 def test_negative_ids_are_refused(train_rows: Callable[..., Rows]) -> None:
-    with pytest.raises(UserError, match="'item' holds id -1"):
+    with pytest.raises(UserError, match="'item' holds -1, expected an id 0"):
         stream(train_rows([[(0, 3, 1.0), (1, -1, 1.0)]], 2, 5))
 
 
@@ -248,7 +248,7 @@ def test_faults_in_a_spec_are_reported(tmp_path: Path, layout: str) -> None:
     user, _, label = LAYOUTS[layout](tmp_path)
     original = (tmp_path / "feature_spec.yaml").read_text()
     faults: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
-        (lambda spec: spec["metadata"].update(test_samples_per_series=LENGTH + 2), "no whole series"),
+        (lambda spec: spec["metadata"].update(test_samples_per_series=LENGTH + 2), "not whole series of 7; correct"),
         (lambda spec: spec["channel_spec"].pop("label_ch"), "label_ch"),
         (lambda spec: spec["channel_spec"]["user_ch"].append(label), "exactly one feature"),
         (lambda spec: spec["feature_spec"][user].pop("cardinality"), f"{user}.cardinality"),
@@ -324,7 +324,7 @@ def test_labels_that_are_not_probabilities_are_refused(tmp_path: Path, layout: s
         table = pq.read_table(tmp_path / "train.parquet")
         column = pa.array([*table.column("y").to_pylist()[:-1], label])
         pq.write_table(table.set_column(2, "y", column), tmp_path / "train.parquet")
-    with pytest.raises(UserError, match=f"'{name}' (holds label {said};|has 1 empty values)"):
+    with pytest.raises(UserError, match=f"'{name}' (holds {said}, expected a label 0 .. 1;|has 1 empty values)"):
         open_both(tmp_path)
 
 

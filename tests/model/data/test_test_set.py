@@ -13,7 +13,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.data import test_set
 from model.data.test_set import TestSet, open_test_set
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
@@ -55,20 +54,16 @@ def nearly_series(draw) -> list[Row]:
 
 
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(nearly_series(), st.booleans(), st.sampled_from([1, 3, 1 << 20]))
+@given(nearly_series(), st.booleans())
 def test_series_are_runs_of_equal_length_by_user(
-    write_frames: Callable[..., Path], rows: list[Row], labelled: bool, block_rows: int
+    write_frames: Callable[..., Path], rows: list[Row], labelled: bool
 ) -> None:
     expected = length_of(rows, labelled)
-    before, test_set._BLOCK_ROWS = test_set._BLOCK_ROWS, block_rows
-    try:
-        if expected is None and not labelled:
-            with pytest.raises(UserError, match=r"test_samples_per_series is missing.* no label"):
-                opened(write_frames, rows, labelled)
-            return
-        test = opened(write_frames, rows, labelled)
-    finally:
-        test_set._BLOCK_ROWS = before
+    if expected is None and not labelled:
+        with pytest.raises(UserError, match=r"test_samples_per_series is missing.* no label"):
+            opened(write_frames, rows, labelled)
+        return
+    test = opened(write_frames, rows, labelled)
     assert test.length == expected
     if expected is not None:
         assert test.note == f"test series of {expected} rows, found in the data"
@@ -80,21 +75,27 @@ def test_series_are_runs_of_equal_length_by_user(
     ("rows", "why"),
     [
         ([(0, 1.0), (1, 0.0), (2, 0.0)], "only one test row"),
-        ([(0, 1.0), (0, 0.0), (1, 1.0)], "the 3 test rows are not runs of equal length"),
+        ([(0, 1.0), (0, 0.0), (1, 1.0)], "the 3 test rows are not whole series of 2"),
         ([(0, 1.0), (0, 0.0), (1, 1.0), (2, 0.0)], "the test rows are not runs of equal length"),
-        ([(0, 0.0), (0, 1.0)], "one positive first"),
-        ([(0, 1.0), (0, 0.0), (1, 1.0), (1, 1.0)], "one positive first"),
+        ([(0, 0.0), (0, 1.0)], "should begin with their only positive"),
+        ([(0, 1.0), (0, 0.0), (1, 1.0), (1, 1.0)], "should begin with their only positive"),
     ],
 )
 def test_the_note_says_why_rows_are_not_series(write_frames: Callable[..., Path], rows: list[Row], why: str) -> None:
     assert why in opened(write_frames, rows).note
 
 
-def test_a_declared_length_is_trusted(write_frames: Callable[..., Path]) -> None:
-    rows = [(0, 0.0), (1, 0.0), (1, 0.0), (2, 1.0)]
-    assert (opened(write_frames, rows, test_samples_per_series=2).length) == 2
-    with pytest.raises(UserError, match="no whole series of 3"):
-        opened(write_frames, rows, test_samples_per_series=3)
+def test_a_declared_length_must_divide_the_rows_and_agree_with_the_labels(write_frames: Callable[..., Path]) -> None:
+    rows = [(0, 1.0), (1, 0.0), (1, 0.0), (2, 1.0)]
+    for labelled, length, told in (
+        (True, 3, "the 4 test rows are not whole series of 3; correct the rows, or the length"),
+        (False, 3, "the 4 test rows are not whole series of 3; correct the rows, or the length"),
+        (True, 2, "the one that begins in row 3 does not.*; correct the rows, or the length"),
+    ):
+        with pytest.raises(UserError, match=told):
+            opened(write_frames, rows, labelled, test_samples_per_series=length)
+    assert opened(write_frames, rows, labelled=False, test_samples_per_series=2).length == 2  # users may differ
+    assert opened(write_frames, rows[:2], test_samples_per_series=2).length == 2
 
 
 def test_series_may_have_any_length(write_frames: Callable[..., Path]) -> None:

@@ -186,7 +186,7 @@ def test_evaluation_ignores_dropout_and_leaves_the_training_mode(test_rows: Call
 def test_an_error_leaves_the_training_mode(test_rows: Callable) -> None:
     streamed = test_rows([[(0, 99, 1.0), (0, 1, 0.0)]], 3, 4, 2)
     model = NeuMF(NeuMFConfig(n_users=3, n_items=4, factors=1, layers=(2,))).train()
-    with pytest.raises(UserError, match="id 99"):
+    with pytest.raises(UserError, match="holds 99"):
         evaluated(evaluator_of(streamed, 2, 1, 10), Scorer(model))
     assert model.training
 
@@ -215,7 +215,8 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     train = [(user, item, 1.0) for item, users in enumerate([3, 2, 1]) for user in range(users)]
     popular = train_rows([sorted(train)], 3, 5, name="popular")
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
-    streamed = test_rows([[(user, item, 0.0) for user, item in series]], 3, 5, 3)
+    labelled = [(user, item, float(place % 3 == 0)) for place, (user, item) in enumerate(series)]
+    streamed = test_rows([labelled], 3, 5, 3)
     for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
         assert evaluated(evaluator_of(streamed, 3, k, 6), by_popularity(popular)).hit_rate == pytest.approx(hits)
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from preprocessing.check import check, rules
 from preprocessing.check.check import check_folder, print_check
-from preprocessing.spec import series
 
 Found = list[tuple[str, str]]
 _SERIES = 3
@@ -24,7 +23,7 @@ _SERIES = 3
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (check, rules, series):
+    for module in (check, rules):
         monkeypatch.setattr(module, "BLOCK_ROWS", 4)
 
 
@@ -153,7 +152,12 @@ def test_cardinalities_may_be_auto_or_missing(tmp_path: Path) -> None:
 def test_an_incomplete_test_series_is_an_error(tmp_path: Path) -> None:
     tables = _good()
     tables["test"] = tables["test"][:8]
-    _only(_write(tmp_path, tables), "error", "test_samples_per_series", "multiple of 3, found 8")
+    _only(
+        _write(tmp_path, tables),
+        "error",
+        "test_samples_per_series",
+        "the 8 test rows are not whole series of 3; correct",
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_an_incomplete_test_series_is_an_error(tmp_path: Path) -> None:
 def test_a_series_must_begin_with_its_only_positive(tmp_path: Path, labels: list[int]) -> None:
     tables = _good()
     tables["test"]["l"] = labels
-    _only(_write(tmp_path, tables), "error", "found 1 of 3, first in row 7")
+    _only(_write(tmp_path, tables), "error", "the one that begins in row 7 does not", "correct the rows")
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -170,7 +174,7 @@ def test_a_constant_label_is_an_error(tmp_path: Path, label: int) -> None:
     tables = _good()
     tables["test"]["l"] = label
     messages = [message for kind, message in _found(_write(tmp_path, tables)) if kind == "error"]
-    assert any(f"all labels are {label}" in message for message in messages)
+    assert any(f"3 series hold {9 * label} positives" in message for message in messages)
 
 
 def test_series_of_several_users_are_a_note(tmp_path: Path) -> None:
@@ -266,6 +270,7 @@ def _with_side(tables: dict[str, pd.DataFrame], values: Callable[[int], Any]) ->
 @pytest.mark.parametrize("value", [lambda i: i / 2, lambda i: f"genre {i % 2}"])
 def test_an_item_feature_must_have_one_value_per_item(tmp_path: Path, value: Callable[[int], Any]) -> None:
     text = isinstance(value(0), str)
+    shown = value if text else lambda item: f"{value(item):g}"
     channel = "categorical_item_inputs" if text else "item_numbers"
     sections = {
         "channel_spec": {"user_ch": ["u"], "item_ch": ["i"], "label_ch": ["l"], channel: ["s"]},
@@ -274,11 +279,15 @@ def test_an_item_feature_must_have_one_value_per_item(tmp_path: Path, value: Cal
     tables = _with_side(_good(), value)
     assert _found(_write(tmp_path, tables, **sections)) == []
     tables["test"].loc[4, "s"] = value(2)  # item 1, which has another value in train
-    _only(_write(tmp_path, tables, **sections), "error", "feature_spec.s", "found 1 items", "item 1, with ", " of test")
+    _only(_write(tmp_path, tables, **sections), "error", "feature_spec.s", f"item 1 has both {shown(2)} and {shown(1)}")
 
 
 def test_undeclared_series_are_detected_and_noted(tmp_path: Path) -> None:
-    _only(_write(tmp_path, _good(), metadata={}), "note", "is missing; the data has series of 3 rows")
+    _only(
+        _write(tmp_path, _good(), metadata={}),
+        "note",
+        "test_samples_per_series: test series of 3 rows, found in the data",
+    )
 
 
 def test_test_rows_that_do_not_form_series_are_a_note(tmp_path: Path) -> None:
@@ -286,7 +295,7 @@ def test_test_rows_that_do_not_form_series_are_a_note(tmp_path: Path) -> None:
     for test in (tables["test"][:8], tables["test"].assign(u=[0, 0, 0, 1, 1, 1, 1, 1, 1]), tables["test"][2:]):
         folder = _write(tmp_path, tables | {"test": test}, metadata={})
         notes = [message for kind, message in _found(folder) if kind == "note"]
-        assert any("only loss and AUC can be reported" in message for message in notes)
+        assert any("AUC instead of HR and NDCG" in message for message in notes)
 
 
 def test_a_test_mapping_without_ids_is_an_error(tmp_path: Path) -> None:

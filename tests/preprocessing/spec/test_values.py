@@ -56,7 +56,7 @@ def test_ids_of_any_numeric_type(tmp_path: Path, column: pa.Array) -> None:
             ("a value", 1, 4, "nothing"), ("a label 0 .. 1", 2, 2, "5.0"),
         ]),
         ("number", pa.array([1.0, -math.inf, math.nan]), [
-            ("a value", 1, 2, "nan"), ("a finite number", 1, 1, "-inf"),
+            ("a value", 1, 2, "nan"), ("a finite 32-bit number", 1, 1, "-inf"),
         ]),
         ("number", pa.array(["1", "2"]), [("a number, not string", 2, 0, "1")]),
         ("text", pa.array(["a", None]), [("a value", 1, 1, "nothing")]),

@@ -270,6 +270,11 @@ def test_time_ordered_rows_keep_their_order_and_users_are_not_split(
     assert [len(part) for part in parts["test"]] == [3, 3, 3, 3]
     assert pd.concat(parts["test"]).i.tolist() == list(range(12))
 
+    for length, told in ((5, "the 12 test rows are not whole series of 5"), (4, "begins in row 1 does not")):
+        content["metadata"]["test_samples_per_series"] = length
+        (source / "feature_spec.yaml").write_text(yaml.safe_dump(content))
+        assert told in _refused(run, source)
+
 
 @st.composite
 def _layouts(draw: st.DrawFn) -> tuple[pd.DataFrame, list[tuple[str, list[str], list[int]]]]:
