@@ -17,15 +17,15 @@ import torch
 from benchmark.training.variants import NEGATIVES
 from model.data.batch import Batch
 from model.data.dataset import open_train
-from model.data.train_loader import SamplingConfig, TrainLoader, whole_users
+from model.data.train_loader import SamplingConfig, TrainLoader
 from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.feature_spec import read_feature_spec
+from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import run_command
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.negatives import row_negatives
 
 _CPU = torch.device("cpu")
-_BLOCK_ROWS = 1 << 20
 _SEED = 1
 
 
@@ -34,9 +34,9 @@ def measure_loader(folder: Path, batch_size: int) -> dict[str, Any]:
     batches, streamed and from memory (`--loader`), with the seconds to the first batch."""
     rows = open_train(folder, read_feature_spec(folder), _CPU)
     found: dict[str, Any] = {"rows": rows.n_rows, "threads": torch.get_num_threads()}
-    found["read"] = _timed(partial(_samples, whole_users(rows, _BLOCK_ROWS, _CPU)), "rows")
+    found["read"] = _timed(partial(_samples, map(Batch.from_columns, rows.whole_users(BLOCK_ROWS, _CPU))), "rows")
     found["negatives"] = {"negatives": 0, "wall_s": 0.0, "cpu_s": 0.0}
-    for block in whole_users(rows, _BLOCK_ROWS, _CPU):
+    for block in map(Batch.from_columns, rows.whole_users(BLOCK_ROWS, _CPU)):
         drawn = _timed(partial(_draw, block, Candidates(rows.columns.n_items)), "negatives")
         found["negatives"] = {name: value + drawn[name] for name, value in found["negatives"].items()}
     found["negatives"]["negatives_per_s"] = found["negatives"]["negatives"] / found["negatives"]["wall_s"]

@@ -263,11 +263,6 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def launches_only(device: torch.device) -> bool:
-    """Whether the device runs asynchronously to its host thread, so that a second thread would gain nothing."""
-    return device.type == "cuda"
-
-
 def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Callable[[], None], T]]:
     """A function that captures a CUDA graph of work that only launches kernels, without running them.
 

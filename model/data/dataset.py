@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from model.data.partitions import FilePartitions, Partitions, TablePartitions
 from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.consistency import whole_rows
 from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
@@ -63,6 +65,22 @@ class Rows:
                 for name, values in zip(self.names, block, strict=True):
                     _check_range(self.columns, name, *torch.aminmax(values))
                 yield block
+
+    def whole_users(
+        self, rows: int, device: torch.device, order: Sequence[int] | None = None
+    ) -> Generator[list[Tensor], None, None]:
+        """As `stream`, in blocks of about `rows` that never split a user; the first column should be the user's."""
+        held: list[Tensor] | None = None  # a block's last user may continue in the next one
+        with closing(self.stream(rows, device, order)) as blocks:
+            for block in blocks:
+                if held is not None:
+                    block = [torch.cat(pair) for pair in zip(held, block, strict=True)]
+                whole = whole_rows(block[0])  # host sync: once per block
+                if whole:
+                    yield [column[:whole] for column in block]
+                held = [column[whole:] for column in block]
+        if held is not None:
+            yield held
 
     def on_host(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Some columns, one partition after the other; raises as `stream`."""

@@ -12,9 +12,8 @@ from model.data.dataset import Rows
 from model.network.neumf import unknown_values
 from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.consistency import OwnerValues, belongs_to_items, lacks_features, several_item_values
+from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
-
-_BLOCK_ROWS = 1 << 20
 
 
 def resolve_side_features(
@@ -64,6 +63,6 @@ def _observe(rows: Rows, owner: str, features: Mapping[str, OwnerValues], device
     """Stream the rows through the features they have, keyed by the ids in column `owner`."""
     present = [name for name in features if name in rows.names]
     if present:
-        for ids, *blocks in rows.only((owner, *present)).stream(_BLOCK_ROWS, device):
+        for ids, *blocks in rows.only((owner, *present)).stream(BLOCK_ROWS, device):
             for name, block in zip(present, blocks, strict=True):
                 features[name].add(ids, block)

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from model.data.batch import Batch, Groups
 from model.distributed.process_group import ProcessGroup
-from preprocessing.spec.consistency import whole_rows
 from workflows.common.errors import UserError
 from workflows.common.prefetch import prefetch
-from workflows.device import launches_only, torch_generator
+from workflows.device import torch_generator
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.negatives import row_negatives
@@ -95,7 +94,9 @@ class TrainLoader:
         prefetches them: close the generator unless it is exhausted.
         """
         batches = self._from_memory(number) if self.config.in_memory else self._from_disk(number)
-        return batches if launches_only(self.device) else prefetch(batches, -(-_AHEAD // self.config.batch_size))
+        if self.device.type == "cuda":  # runs asynchronously to this thread, so that a second one would gain nothing
+            return batches
+        return prefetch(batches, -(-_AHEAD // self.config.batch_size))
 
     def _from_memory(self, number: int) -> Generator[Batch, None, None]:
         seed = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
@@ -153,9 +154,9 @@ class TrainLoader:
         """Blocks of whole users from this rank's partitions, in a partition order given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         local = order[self.world.rank :: self.world.size]
-        with closing(whole_users(self.rows, self.block_rows, self.device, local)) as blocks:
-            for block in blocks:
-                yield self._trained_on(block)
+        with closing(self.rows.whole_users(self.block_rows, self.device, local)) as blocks:
+            for columns in blocks:
+                yield self._trained_on(Batch.from_columns(columns))
 
     def _trained_on(self, block: Batch) -> Batch:
         """A block without its held-out rows."""
@@ -188,29 +189,6 @@ class TrainLoader:
         if all_positive:
             return groups
         return Groups.single(groups.samples().followed_by(block.take((~positive).nonzero().squeeze(1))))
-
-
-def whole_users(
-    rows: Rows, block_rows: int, device: torch.device, order: list[int] | None = None
-) -> Generator[Batch, None, None]:
-    """The rows of some partitions in blocks of about `block_rows` that never split a user.
-
-    Args:
-        rows: with the columns of a `Batch`.
-        order: the partitions in reading order; None: all, in their own order.
-    """
-    held: Batch | None = None  # a block's last user may continue in the next one
-    with closing(rows.stream(block_rows, device, order)) as blocks:
-        for columns in blocks:
-            block = Batch.from_columns(columns)
-            if held is not None:
-                block = held.followed_by(block)
-            whole = whole_rows(block.users)  # host sync: once per block
-            if whole:
-                yield block.cut(0, whole)
-            held = block.cut(whole, len(block))
-    if held is not None:
-        yield held
 
 
 def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> None:

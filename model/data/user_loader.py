@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from model.data.batch import Batch
 from model.data.dataset import Rows
-from model.data.train_loader import BLOCK_ROWS, Batch, whole_users
 from model.distributed.process_group import ProcessGroup
+from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.device import torch_generator
 from workflows.sampling import counter_rng
 
@@ -127,8 +128,9 @@ class UserLoader:
         Args:
             order: partitions to read, None for all.
         """
-        with closing(whole_users(self.rows, BLOCK_ROWS, self.device, order)) as blocks:
-            for block in blocks:
+        with closing(self.rows.whole_users(BLOCK_ROWS, self.device, order)) as blocks:
+            for columns in blocks:
+                block = Batch.from_columns(columns)
                 trained_on = block.labels > 0
                 if self._validation_items is not None:
                     trained_on &= self._validation_items[block.users] != block.items

@@ -9,17 +9,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from model.data.batch import Batch
 from model.data.dataset import Rows
 from model.data.partitions import TablePartitions
 from model.data.test_set import TestSet
-from model.data.train_loader import whole_users
+from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.interactions import histories
 from workflows.sampling.negatives import series_negatives
 
-_BLOCK_ROWS = 1 << 20
 _ORDER_STREAM, _NEGATIVE_STREAM = 6, 7
 
 
@@ -53,7 +53,7 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
     validation_items = torch.full((columns.n_users,), -1, dtype=torch.int32)
     order_seed, negative_seed = (counter_rng.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
     tables: list[pa.Table] = []
-    for block in whole_users(train, _BLOCK_ROWS, torch.device("cpu")):
+    for block in map(Batch.from_columns, train.whole_users(BLOCK_ROWS, torch.device("cpu"))):
         positives = block.take((block.labels > 0).nonzero().squeeze(1))
         users, items = (column.long().numpy() for column in (positives.users, positives.items))
         order = np.arange(len(users))

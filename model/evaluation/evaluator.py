@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from model.data.test_set import TestSet
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.metrics import RankMeans, auc, full_ranks, positive_ranks, repeated
+from model.evaluation.metrics import EvalMetrics, RankMeans, auc, full_ranks, positive_ranks, repeated
 from workflows.common.errors import UserError
 from workflows.device import synchronize
 
@@ -29,56 +28,6 @@ class AnyScorer(Protocol):
     def __call__(self, users: Tensor, items: Tensor, *side: Tensor) -> Tensor: ...
 
     def all_items(self, users: Tensor, *side: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class EvalMetrics:
-    """Means over all series, or `auc` over all rows if they are not series (None if there is only one label).
-
-    `loss` is binary cross-entropy on logits (NaN for NaN scores), `coverage` the share of all items that are in at
-    least one top k.
-    """
-
-    hit_rate: float | None
-    ndcg: float | None
-    loss: float
-    seconds: float
-    samples_per_s: float
-    auc: float | None = None
-    mrr: float | None = None
-    coverage: float | None = None
-
-    @property
-    def quality(self) -> float | None:
-        """The metric that selects the best epoch."""
-        return self.auc if self.hit_rate is None else self.hit_rate
-
-    def to_dict(self, k: int) -> dict[str, float | None]:
-        """The ranking metrics by name; with one positive per series, recall is the hit rate."""
-        names = (f"hr@{k}", f"ndcg@{k}", f"recall@{k}", "mrr", f"coverage@{k}", "auc")
-        values = (self.hit_rate, self.ndcg, self.hit_rate, self.mrr, self.coverage, self.auc)
-        return dict(zip(names, values, strict=True))
-
-    def known(self, k: int) -> dict[str, float]:
-        """The metrics of `to_dict` that were measured."""
-        return {name: value for name, value in self.to_dict(k).items() if value is not None}
-
-    def compared(self, k: int) -> dict[str, float]:
-        """The measured metrics that models are compared by: HR and NDCG, or AUC."""
-        known = self.known(k)
-        return {name: known[name] for name in compared_names(k) if name in known}
-
-    def texts(self, k: int) -> list[str]:
-        """The metrics that models are compared by, formatted for people."""
-        return [f"{name.upper()} {value:.4f}" for name, value in self.compared(k).items()]
-
-
-UNKNOWN = EvalMetrics(hit_rate=None, ndcg=None, loss=math.nan, seconds=0.0, samples_per_s=0.0)
-
-
-def compared_names(k: int) -> tuple[str, ...]:
-    """The names of the metrics that models are compared by."""
-    return (f"hr@{k}", f"ndcg@{k}", "auc")
 
 
 @dataclass(frozen=True)

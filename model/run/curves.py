@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from model.evaluation.evaluator import EvalMetrics
+from model.evaluation.metrics import EvalMetrics
 from model.training.trainer import History
 from workflows.common.render import write_picture
 

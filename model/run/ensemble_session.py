@@ -11,7 +11,8 @@ from model.data.dataset import Rows
 from model.distributed.process_group import ProcessGroup
 from model.ensemble.members import MemberTrainer
 from model.ensemble.search import Ensemble, ValidationRanking
-from model.evaluation.evaluator import EvalMetrics, Evaluator
+from model.evaluation.evaluator import Evaluator
+from model.evaluation.metrics import EvalMetrics
 from model.run.config import RunConfig
 from model.run.folder import METRICS_NAME, STAGES_NAME, RunWriter
 from model.scoring.scorer import Scorer

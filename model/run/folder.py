@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from model.evaluation.evaluator import UNKNOWN, EvalMetrics, compared_names
+from model.evaluation.metrics import UNKNOWN, EvalMetrics, compared_names
 from model.network.checkpoint import CONFIG_NAME, save_model, save_reference
 from model.network.neumf import NeuMF
 from model.run.arguments import FLAGS_NAME, is_flags, plain, write_flags

@@ -17,7 +17,8 @@ from model.data.user_items import UserItems
 from model.data.user_loader import UserLoader, UserLoaderConfig
 from model.data.validation import leave_one_out
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import EvalMetrics, Evaluator, EvaluatorConfig, PopularityScorer
+from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
+from model.evaluation.metrics import EvalMetrics
 from model.network.checkpoint import WEIGHTS_NAME, load_weights
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.network.pretrained import start_from

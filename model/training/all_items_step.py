@@ -16,7 +16,7 @@ from model.data.user_loader import UserBatch
 from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
-from model.training.step import adam, shared_gradients
+from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from workflows.device import matrix_precision, mixed_dtype, resolve_precision
 

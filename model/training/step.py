@@ -15,6 +15,7 @@ from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.cuda_graph import GradientGraph
+from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from model.training.torch_step import CHUNK_SAMPLES, TorchStep
 from workflows.device import graph_capture, matrix_precision, mixed_dtype, resolve_precision
@@ -101,25 +102,6 @@ class Step:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._scaler.load_state_dict(state)
-
-
-def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
-    """The optimiser, over all parameters."""
-    betas = (config.beta1, config.beta2)
-    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
-
-
-def shared_gradients(model: NeuMF) -> Tensor:
-    """One flat tensor backing the gradients of all parameters, so that a single all-reduce sums them over the ranks."""
-    parameters = list(model.parameters())
-    shared = torch.zeros(
-        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
-    )
-    start = 0
-    for parameter in parameters:
-        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
-        start += parameter.numel()
-    return shared
 
 
 def _threads(model: NeuMF, samples: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from model.evaluation.evaluator import EvalMetrics
+from model.evaluation.metrics import EvalMetrics
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.protocols import EpochLoader, TrainStep

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.spec.reader import required
 from workflows.device import FrameDevice
 from workflows.operators.leave_one_out import TEST
 from workflows.sampling.interactions import run_lengths, run_starts
@@ -101,9 +102,3 @@ class Writer:
         pq.write_table(required(part), partial, use_dictionary=False, compression=_COMPRESSION)
         partial.replace(self.folder / file)
         return file
-
-
-def required(table: pa.Table) -> pa.Table:
-    """The table with non-nullable columns, which Parquet writes four times as fast."""
-    fields = [field.with_nullable(False) for field in table.schema]
-    return pa.Table.from_arrays(table.columns, schema=pa.schema(fields))

@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.prepare.writer import required
 from preprocessing.spec.feature_spec import Chunk, FeatureSpec
 from preprocessing.spec.features import FeatureRoles
-from preprocessing.spec.reader import save_tensor
+from preprocessing.spec.reader import required, save_tensor
 from preprocessing.spec.values import Kind
 from workflows.cluster import ThreadCluster
 from workflows.device import FrameDevice

@@ -77,11 +77,11 @@ def test_the_owner_has_a_single_value(
         name=f"folder{next(_NUMBERS)}",
         test_samples_per_series=2,
     )
-    before, side_features._BLOCK_ROWS = side_features._BLOCK_ROWS, block_rows
+    before, side_features.BLOCK_ROWS = side_features.BLOCK_ROWS, block_rows
     try:
         columns, tables = settled(folder)
     finally:
-        side_features._BLOCK_ROWS = before
+        side_features.BLOCK_ROWS = before
     x = SideFeature("x", None if numeric else 2)
     is_items = not constant_within(frames[:1], "user", "x") and constant_within(frames, "item", "x")
     assert (columns.item_side, columns.row_side) == (((x,), ()) if is_items else ((), (x,)))

@@ -93,7 +93,7 @@ def test_one_item_is_held_out_of_each_eligible_user(
     found = leave_one_out(train, time_ordered, negatives, seed, CPU)
     check(found, rows, time_ordered, negatives)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_ROWS", 3)
+        patch.setattr(module, "BLOCK_ROWS", 3)
         again = leave_one_out(train, time_ordered, negatives, seed, CPU)
     assert torch.equal(again.validation_items, found.validation_items)
     assert series_of(again) == series_of(found)
@@ -198,7 +198,7 @@ def test_large_and_small_blocks_hold_out_the_same_items(
     train = train_rows([flat(users)], 400, 150)
     whole = leave_one_out(train, time_ordered, 20, 3, CPU)
     check(whole, flat(users), time_ordered, 20, 150)
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 1000)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 1000)
     in_pieces = leave_one_out(train, time_ordered, 20, 3, CPU)
     assert torch.equal(in_pieces.validation_items, whole.validation_items)
     assert series_of(in_pieces) == series_of(whole)
@@ -208,7 +208,7 @@ def test_large_and_small_blocks_hold_out_the_same_items(
 def test_series_have_the_side_features_of_the_held_out_row(
     write_frames: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, time_ordered: bool
 ) -> None:
-    monkeypatch.setattr(module, "_BLOCK_ROWS", 20)
+    monkeypatch.setattr(module, "BLOCK_ROWS", 20)
     # The hour identifies the row, the age the user; the last row of each user has label 0.
     users = np.repeat([3, 0, 5, 1, 4], 6)
     rng = np.random.default_rng(3)

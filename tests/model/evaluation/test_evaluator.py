@@ -28,7 +28,8 @@ from model.data.popularity import item_popularity
 from model.data.test_set import TestSet, open_test_set
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import AnyScorer, EvalMetrics, Evaluator, EvaluatorConfig, PopularityScorer
+from model.evaluation.evaluator import AnyScorer, Evaluator, EvaluatorConfig, PopularityScorer
+from model.evaluation.metrics import EvalMetrics
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from preprocessing.spec.columns import FeatureColumns, SideFeature

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 import model.run.curves
-from model.evaluation.evaluator import EvalMetrics
+from model.evaluation.metrics import EvalMetrics
 from model.run.curves import draw_curves
 from model.training.config import CHOICES
 from model.training.trainer import EpochReport, History

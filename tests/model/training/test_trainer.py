@@ -16,7 +16,8 @@ from model.data.batch import Batch
 from model.data.test_set import TestSet
 from model.data.train_loader import SamplingConfig, TrainLoader
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.evaluator import EvalMetrics, Evaluator, EvaluatorConfig
+from model.evaluation.evaluator import Evaluator, EvaluatorConfig
+from model.evaluation.metrics import EvalMetrics
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig

@@ -1,0 +1,28 @@
+"""The optimiser, and the flat gradients that all ranks sum."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.network.neumf import NeuMF
+from model.training.config import TrainConfig
+
+
+def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
+    """The optimiser, over all parameters."""
+    betas = (config.beta1, config.beta2)
+    return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
+
+
+def shared_gradients(model: NeuMF) -> Tensor:
+    """One flat tensor backing the gradients of all parameters, so that a single all-reduce sums them over the ranks."""
+    parameters = list(model.parameters())
+    shared = torch.zeros(
+        sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
+    )
+    start = 0
+    for parameter in parameters:
+        parameter.grad = shared[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()
+    return shared
