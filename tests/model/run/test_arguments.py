@@ -130,3 +130,14 @@ def test_a_missing_run_cannot_be_resumed(tmp_path: Path) -> None:
         parse_args(["--resume", str(tmp_path / "none")])
     with pytest.raises(UserError, match="not a readable configuration"):
         parse_args(["--resume", str(tmp_path)])
+
+
+def test_all_mistakes_are_reported_at_once() -> None:
+    with pytest.raises(UserError) as error:
+        run_config(parse_args(["-b", "0", "--beta1", "2", "--layers", "7", "--dropout", "1"]))
+    for flag in ("--batch_size", "--beta1", "--layers", "--dropout"):
+        assert flag in str(error.value)
+    with pytest.raises(UserError) as error:
+        run_config(parse_args(["--gpus", "0", "--arch", "mlp", "--pretrained", "a", "--mode", "test"]))
+    for flag in ("--gpus", "--pretrained", "--mode test"):
+        assert flag in str(error.value)

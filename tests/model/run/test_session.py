@@ -308,6 +308,19 @@ def test_more_processes_than_samples_per_batch_are_rejected(data: Path, monkeypa
         run(config, Many(CPU, 0, 4))
 
 
+@pytest.mark.parametrize(("fast_bfloat16", "precision"), [(False, "fp32"), (True, "bf16")])
+def test_a_run_reports_the_precision_that_amp_became(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast_bfloat16: bool, precision: str
+) -> None:
+    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: fast_bfloat16)
+    run = trained(data, "run", "-e", "1", "--amp")
+    assert metrics_of(run)["precision"] == precision
+    lines = [json.loads(line.removeprefix("DLLL ")) for line in (run / "log.json").read_text().splitlines()]
+    assert next(line for line in lines if line.get("step") == "PARAMETER")["data"]["precision"] == precision
+    assert f"| precision | {precision} |" in (run / "README.md").read_text()
+    assert f"samples/s in {precision}" in capsys.readouterr().out
+
+
 def test_a_compiled_network_trains_the_same(data: Path) -> None:
     flags = ["-e", "1", "--dropout", "0"]  # they would draw different masks
     plain, compiled = trained(data, "plain", *flags), trained(data, "compiled", *flags, "--compile")
