@@ -39,7 +39,7 @@ $(READY): $(LOCKS) pyproject.toml Makefile
 	$(UV) --require-hashes -r requirements/$(DEVICE).txt -r requirements/merlin.txt -r requirements/sample.txt \
 	  -r requirements/dev.txt $(if $(filter locked,$(TORCH)),-r requirements/torch-gpu.txt)
 	$(UV) --editable .
-	$(BIN)/python -c 'import workflows.sampling.compiled, model.compiled.train, model.compiled.score'  # compiles them, once
+	$(BIN)/python -c 'import workflows.sampling.compiled, model.compiled.train_loops, model.compiled.score_loops'  # compiles them
 	touch $@
 
 demo: $(READY)

@@ -38,6 +38,6 @@ ENV PATH="/opt/venv/bin:$PATH" HOME="/home/neumf"
 WORKDIR /workspace/neumf
 USER $USER_ID:$GROUP_ID
 # Compile the loops once. numba knows its files by the source's time, of which a layer keeps whole seconds.
-RUN touch --date=@0 workflows/sampling/compiled.py model/compiled/train.py model/compiled/score.py \
- && python -c "import workflows.sampling.compiled, model.compiled.train, model.compiled.score"
+RUN touch --date=@0 workflows/sampling/compiled.py model/compiled/train_loops.py model/compiled/score_loops.py \
+ && python -c "import workflows.sampling.compiled, model.compiled.train_loops, model.compiled.score_loops"
 CMD ["bash"]

@@ -30,7 +30,7 @@ from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig
 from model.network.checkpoint import load_run, load_weights
 from model.network.neumf import NeuMF
-from model.run.folder import RunWriter
+from model.run.run_writer import RunWriter
 from model.scoring.scorer import Scorer
 from model.training.trainer import Training
 from preprocessing.sources.movielens import sample_file

@@ -35,7 +35,7 @@ from model.evaluation.evaluator import Evaluator, EvaluatorConfig
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScorer
 from model.training.config import TrainConfig
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.synthetic.log import Shape
 from workflows.device import COMPILED_ROWS, frame_device
 from workflows.operators.encode import EncodeIds

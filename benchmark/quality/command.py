@@ -17,8 +17,8 @@ from rich.table import Table
 
 from benchmark.common.machine import describe_machine
 from benchmark.common.result import redraw
+from benchmark.quality.ablations import leave_out
 from benchmark.quality.data import METRICS, Data, K, Ranks
-from benchmark.quality.parts import leave_out
 from benchmark.quality.plot import draw_quality
 from benchmark.quality.rows import ROWS, Row
 from benchmark.quality.run import Done, run

@@ -15,14 +15,14 @@ from model.data.dataset import Rows, open_train
 from model.data.test_set import TestSet, open_test_set
 from model.data.user_items import UserItems
 from model.data.user_loader import UserLoader, UserLoaderConfig
-from model.data.validation import leave_one_out
+from model.data.validation_split import leave_one_out
 from model.distributed.process_group import ProcessGroup
 from model.ensemble.ease import MAX_ITEMS, histories
 from model.ensemble.search import ValidationRanking
 from model.evaluation.expected_metrics import expected
 from model.evaluation.metrics import full_ranks, positive_ranks
 from model.training.config import TrainConfig
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 

@@ -20,7 +20,7 @@ class Row:
         what: description for people.
         program: Python program with its flags; --data, --output and --seed are added.
         seeded: whether the seed makes a difference.
-        part: part of the members' weighting that is left out, see `benchmark.quality.parts`.
+        part: part of the members' weighting that is left out, see `benchmark.quality.ablations`.
     """
 
     kind: str

@@ -114,12 +114,12 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
     )
     network = NeuMF(shape)
     if variant.kind == "compiled":
-        from model.compiled import train
+        from model.compiled import train_loops
         from model.compiled.step import CompiledStep
 
         clock.watch(CompiledStep, "gradients", "gather")
         clock.watch(CompiledStep, "_product", "products")
-        clock.watch(train, "train_block", "forward and backward")
+        clock.watch(train_loops, "train_block", "forward and backward")
         clock.watch(CompiledStep, "adam", "optimizer")
     else:
         clock.watch(model.training.torch_step._Gather, "apply", "gather")

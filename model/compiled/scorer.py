@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.compiled import score
+from model.compiled import score_loops
 from model.compiled.folding import fold
 from model.data.batch import runs
 from model.network.neumf import NeuMF
@@ -45,7 +45,7 @@ class CompiledScorer:
         self._gmf_head = head[:factors]
         widths = np.array([layer.out_features for layer in model.mlp], dtype=np.uint64)
         self._n_units, self._largest = int(widths.sum()), int(widths.max())
-        self._network = score.Network(
+        self._network = score_loops.Network(
             widths=widths,
             factors=factors,
             passed=folded.passed.numpy(),
@@ -77,7 +77,9 @@ class CompiledScorer:
             rows = self._rows(users[top:bottom], [column[top:bottom] for column in side])
             for start, table in self._tables(items):
                 found = torch.empty(len(rows), len(table))
-                self._share(len(table), score.score_all, found.numpy(), score.Tables(_flat(rows), _flat(table)))
+                self._share(
+                    len(table), score_loops.score_all, found.numpy(), score_loops.Tables(_flat(rows), _flat(table))
+                )
                 logits[top:bottom, start : start + len(table)] = found
         return logits
 
@@ -108,8 +110,8 @@ class CompiledScorer:
         order = np.argsort((items.numpy() >> shift).astype(np.uint16), kind="stable")
         own_rows, own_items = (column.numpy().astype(np.int32)[order] for column in (index, items))
         found = np.empty(len(users), dtype=np.float32)
-        tables = score.Tables(_flat(rows), _flat(table))
-        self._share(len(users), score.score_pairs, found, score.Pairs(own_rows, own_items), tables)
+        tables = score_loops.Tables(_flat(rows), _flat(table))
+        self._share(len(users), score_loops.score_pairs, found, score_loops.Pairs(own_rows, own_items), tables)
         logits = torch.empty(len(users))
         logits.numpy()[order] = found
         return logits
@@ -139,14 +141,16 @@ class CompiledScorer:
         """Split the scoring of `n` pairs or items among threads.
 
         Args:
-            loop: of `model.compiled.score`.
+            loop: of `model.compiled.score_loops`.
             arrays: its arguments between the part and the network.
         """
 
         def work(part: tuple[int, int]) -> None:
             # Torch aligns memory to cache lines; NumPy may not.
             units = torch.empty(self._n_units).numpy()
-            scratch = score.Scratch(units, np.empty(self._largest, np.float32), np.empty(self._largest, np.uint64))
+            scratch = score_loops.Scratch(
+                units, np.empty(self._largest, np.float32), np.empty(self._largest, np.uint64)
+            )
             loop(*part, *arrays, self._network, scratch)
 
         parts = min(self._threads, 1 + n // _SHARED_PAIRS)

@@ -1,8 +1,8 @@
 """CPU training step: compiled loops over nonzero units, matrix products for shared work.
 
 The first layer on [user; item] is Wu·user + Wi·item, so each distinct user and item of a batch is projected once, by
-one matrix product, and a sample only adds two rows (`model.compiled.train`). Only the batch's users and items have
-gradients; Adam makes one pass over all rows and treats the other gradients as zero.
+one matrix product, and a sample only adds two rows (`model.compiled.train_loops`). Only the batch's users and items
+have gradients; Adam makes one pass over all rows and treats the other gradients as zero.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model.compiled import train
+from model.compiled import train_loops
 from model.data.batch import Batch
 from model.network.neumf import NeuMF
 
@@ -57,7 +57,7 @@ class CompiledStep:
         self._pool = ThreadPoolExecutor(threads)
         self._first, *self._rest = [layer for layer in model.mlp if isinstance(layer, nn.Linear)]
         self._widths = np.array([layer.out_features for layer in (self._first, *self._rest)], dtype=np.uint64)
-        self._keep = round((1.0 - model.config.dropout) * train.KEEP_ALL)
+        self._keep = round((1.0 - model.config.dropout) * train_loops.KEEP_ALL)
 
     @torch.no_grad()
     def gradients(self, batch: Batch, weight: float) -> tuple[Tensor, Gradients]:
@@ -88,7 +88,7 @@ class CompiledStep:
         gmf_head, hidden_head = model.final.weight[0, :factors], model.final.weight[0, factors:]
         down, up = (_flat(layer.weight.T for layer in self._rest), _flat(layer.weight for layer in self._rest))
         biases = _flat(layer.bias for layer in self._rest)
-        weights = train.Weights(
+        weights = train_loops.Weights(
             widths=self._widths,
             down=_numpy(down),
             up=_numpy(up),
@@ -99,25 +99,25 @@ class CompiledStep:
         )
         item_ids, items = _distinct(items, model.config.n_items)
         item_rows = model.mlp_item_embed.weight[item_ids]
-        of_items = train.Rows(_numpy(product(item_rows, by_item.T)), _numpy(model.mf_item_embed.weight[item_ids]))
+        of_items = train_loops.Rows(_numpy(product(item_rows, by_item.T)), _numpy(model.mf_item_embed.weight[item_ids]))
         user_ids = torch.from_numpy(users[starts[:-1]].astype(np.int64))
         d_user_rows, d_user_gmf = torch.empty(len(user_ids), width), torch.zeros(len(user_ids), factors)
         d_by_user, d_first_bias = torch.zeros_like(by_user), torch.zeros_like(self._first.bias)
         local = np.repeat(np.arange(len(user_ids), dtype=np.int32) % np.int32(_BLOCK_USERS), np.diff(starts))
-        samples, dropout = train.Samples(local, items, labels), train.Dropout.of(self._keep, seed)
+        samples, dropout = train_loops.Samples(local, items, labels), train_loops.Dropout.from_share(self._keep, seed)
         own = [self._own(len(item_ids), len(up), len(biases)) for _ in range(self._workers(len(item_ids)))]
         for begin in range(0, len(user_ids), _BLOCK_USERS):
             end = min(begin + _BLOCK_USERS, len(user_ids))
             user_rows = model.mlp_user_embed.weight[user_ids[begin:end]]
             user_first = product(user_rows, by_user.T).add_(self._first.bias)
             d_user_first = torch.zeros_like(user_first)
-            of_users = train.Rows(_numpy(user_first), _numpy(model.mf_user_embed.weight[user_ids[begin:end]]))
-            d_users = train.Rows(_numpy(d_user_first), _numpy(d_user_gmf[begin:end]))
+            of_users = train_loops.Rows(_numpy(user_first), _numpy(model.mf_user_embed.weight[user_ids[begin:end]]))
+            d_users = train_loops.Rows(_numpy(d_user_first), _numpy(d_user_gmf[begin:end]))
             cuts = _cuts(starts[begin : end + 1], len(own))
             self._each(
                 [
                     partial(
-                        train.train_block, samples, first, last, of_users, of_items, weights, dropout, weight,
+                        train_loops.train_block, samples, first, last, of_users, of_items, weights, dropout, weight,
                         mine.sums(d_users),
                     )
                     for mine, (first, last) in zip(own, pairwise(cuts), strict=True)
@@ -177,7 +177,7 @@ class CompiledStep:
                 for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"])
             ]
             update = partial(
-                train.adam_rows, *arrays, values.reshape(len(values), -1).numpy(), rows, rate=group["lr"],
+                train_loops.adam_rows, *arrays, values.reshape(len(values), -1).numpy(), rows, rate=group["lr"],
                 beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], step=int(state["step"]),
             )  # fmt: skip
             parts = self._threads if parameter.numel() > _SHARED_VALUES else 1
@@ -230,10 +230,10 @@ class _Own:
             mine = getattr(self, name)
             mine += getattr(other, name)
 
-    def sums(self, users: train.Rows) -> train.Sums:
-        return train.Sums(
+    def sums(self, users: train_loops.Rows) -> train_loops.Sums:
+        return train_loops.Sums(
             users=users,
-            items=train.Rows(_numpy(self.first), _numpy(self.gmf)),
+            items=train_loops.Rows(_numpy(self.first), _numpy(self.gmf)),
             up=_numpy(self.up),
             biases=_numpy(self.biases),
             gmf_head=_numpy(self.gmf_head),

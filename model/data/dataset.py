@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from model.data.partitions import FilePartitions, Partitions, TablePartitions
-from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.consistency import whole_rows
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.consistency import run_starts
+from preprocessing.spec.feature_columns import FeatureColumns
 from workflows.common.errors import UserError
 
 _PART_ROWS = 1 << 20

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model.data.vocabulary import Vocabulary
 from model.network.checkpoint import Run
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from workflows.common.errors import UserError
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.network.neumf import unknown_values
-from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.consistency import OwnerValues, belongs_to_items, lacks_features, several_item_values
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from model.data.dataset import Rows, open_mapping
-from preprocessing.spec.columns import FeatureColumns
 from preprocessing.spec.consistency import find_series, lacks_features
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 

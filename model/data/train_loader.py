@@ -77,8 +77,8 @@ class TrainLoader:
         Args:
             rows: with the columns of a `Batch`, in its order.
             candidates: distribution of the negatives, on the device; None: uniform over all items.
-            validation_items: int32 [n_users], one item per user to exclude from training (`model.data.validation`), -1
-            for none.
+            validation_items: int32 [n_users], one item per user to exclude from training
+            (`model.data.validation_split`), -1 for none.
         """
         self.rows, self.config, self.world, self.device = rows, config, world, world.device
         # Stream a small set like a large one, holding at most a quarter of it at once.

@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 
 from model.network.neumf import NeuMF, NeuMFConfig
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 from workflows.common.files import umask, write_json
 

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 ARCHITECTURES = ("gmf", "mlp", "neumf")

@@ -13,7 +13,7 @@ import torch
 from model.data.dataset import open_mapping
 from model.data.test_set import open_test_set
 from model.data.user_items import UserItems
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec
 from preprocessing.spec.reader import BLOCK_ROWS
 

@@ -12,7 +12,7 @@ from model.training.config import TrainConfig
 from preprocessing.config import SPEC_NAME
 
 if TYPE_CHECKING:
-    from preprocessing.spec.columns import FeatureColumns
+    from preprocessing.spec.feature_columns import FeatureColumns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from model.ensemble.search import Ensemble, ValidationRanking
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import EvalMetrics
 from model.run.config import RunConfig
-from model.run.folder import METRICS_NAME, STAGES_NAME, RunWriter
+from model.run.run_writer import METRICS_NAME, STAGES_NAME, RunWriter
 from model.scoring.scorer import Scorer
 from workflows.common.progress import console
 

@@ -15,7 +15,7 @@ from model.data.test_set import TestSet, open_test_set
 from model.data.train_loader import SamplingConfig, TrainLoader, check_labels
 from model.data.user_items import UserItems
 from model.data.user_loader import UserLoader, UserLoaderConfig
-from model.data.validation import leave_one_out
+from model.data.validation_split import leave_one_out
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
 from model.evaluation.metrics import EvalMetrics
@@ -24,7 +24,7 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.network.pretrained import start_from
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
-from model.run.folder import RunWriter, check_run
+from model.run.run_writer import RunWriter, check_run
 from model.scoring.scorer import Scorer
 from model.training.all_items_step import AllItemsStep, has_item_bias, start_from_popularity
 from model.training.config import TrainConfig
@@ -32,7 +32,7 @@ from model.training.protocols import EpochLoader, TrainStep
 from model.training.resume_state import load_last
 from model.training.step import Step
 from model.training.trainer import Training
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage

@@ -15,6 +15,7 @@ from model.evaluation.metrics import EvalMetrics
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.protocols import EpochLoader, TrainStep
+from model.training.schedule import learning_rate
 from model.training.threads import torch_threads
 from workflows.common.errors import UserError
 from workflows.common.progress import Stage
@@ -140,9 +141,8 @@ class Training:
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
         with torch_threads(self.step.threads), closing(loader.epoch(number)) as batches:
             for batch, total in world.aligned(batches):
-                if config.schedule == "cosine":
-                    share = min(1.0, (number + samples / expected) / config.epochs)
-                    self.step.optimizer.param_groups[0]["lr"] = cosine(share) * config.learning_rate
+                rate = learning_rate(config, (number + samples / expected) / config.epochs)
+                self.step.optimizer.param_groups[0]["lr"] = rate
                 loss += self.step(batch, total)
                 samples += total
                 progress.advance(total)
@@ -155,8 +155,3 @@ class Training:
                 f"lower --learning_rate (now {config.learning_rate})"
             )
         return EpochReport(number, mean_loss, samples, train_s, None)
-
-
-def cosine(share: float) -> float:
-    """Cosine factor of the learning rate after `share` of the training (Loshchilov and Hutter 2017)."""
-    return 0.5 * (1.0 + math.cos(math.pi * share))

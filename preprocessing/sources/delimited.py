@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from preprocessing.sources.columns import recognise, require_columns
+from preprocessing.sources.column_names import recognise, require_columns
 from preprocessing.sources.fields import holds, id_type, time_type
 from preprocessing.sources.log import Log, LogColumns, Piece
 from preprocessing.sources.sniff import column_heads, delimiter_for, header_of

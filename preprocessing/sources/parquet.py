@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocessing.sources.columns import recognise, require_columns
+from preprocessing.sources.column_names import recognise, require_columns
 from preprocessing.sources.log import Log, LogColumns, Piece
 from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile

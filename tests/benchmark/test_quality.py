@@ -18,8 +18,8 @@ import yaml
 
 import model.run.arguments
 from benchmark.quality import command
+from benchmark.quality.ablations import leave_out
 from benchmark.quality.data import METRICS, Data
-from benchmark.quality.parts import leave_out
 from benchmark.quality.rows import ROWS
 from benchmark.quality.statistics import difference, estimate, spread
 from benchmark.quality_baselines import climbed, ease, ials

@@ -18,7 +18,7 @@ import yaml
 import train
 from model.data.dataset import Rows, open_train
 from model.data.test_set import open_test_set
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 

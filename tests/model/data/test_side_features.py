@@ -17,7 +17,7 @@ from model.data import side_features
 from model.data.dataset import open_train
 from model.data.side_features import resolve_side_features
 from model.data.test_set import open_test_set
-from preprocessing.spec.columns import FeatureColumns, SideFeature
+from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 

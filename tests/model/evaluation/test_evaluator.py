@@ -32,7 +32,7 @@ from model.evaluation.evaluator import AnyScorer, Evaluator, EvaluatorConfig, Po
 from model.evaluation.metrics import EvalMetrics
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
-from preprocessing.spec.columns import FeatureColumns, SideFeature
+from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.device import frame_device

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import model.export.__main__
 from model.network.checkpoint import load_run, load_weights, save_model
 from model.network.neumf import NeuMF, NeuMFConfig
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

@@ -24,7 +24,7 @@ from model.export import onnx_graph
 from model.export.formats import FILES
 from model.network.checkpoint import load_weights, save_model
 from model.network.neumf import NeuMF, NeuMFConfig
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 SHAPES = {

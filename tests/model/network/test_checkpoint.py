@@ -15,7 +15,7 @@ import torch
 
 from model.network.checkpoint import load_run, load_weights, save_model, save_reference
 from model.network.neumf import NeuMF, NeuMFConfig
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.network.neumf import NeuMF, NeuMFConfig, side_width
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 

@@ -19,7 +19,7 @@ from model.network.checkpoint import load_run, save_model
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.recommend import __main__ as recommend
 from model.recommend.recommender import Recommender
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 
 ROOT = Path(__file__).parents[3]

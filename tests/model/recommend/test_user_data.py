@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from model.recommend.user_data import PreparedInteractions, UserHistories
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 
 N_USERS, N_ITEMS = 9, 7

@@ -19,7 +19,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 import train
 from model.network.checkpoint import load_run
-from model.run.folder import RunWriter
+from model.run.run_writer import RunWriter
 from model.training.resume_state import LAST_NAME
 from model.training.trainer import Training
 from workflows.common.errors import UserError, run_command

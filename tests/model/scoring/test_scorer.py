@@ -16,7 +16,7 @@ from model.compiled.folding import fold
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring import torch_scorer
 from model.scoring.scorer import Scorer
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 
 KIND, AGE, GENRE, PRICE = SideFeature("kind", 5), SideFeature("age"), SideFeature("genre", 4), SideFeature("price")
 SIDES = {

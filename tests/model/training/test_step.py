@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.compiled import train
+from model.compiled import train_loops
 from model.compiled.step import CompiledStep, RowGradient
 from model.data.batch import Batch
 from model.distributed.process_group import ProcessGroup
@@ -18,7 +18,7 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.torch_step import TorchStep, keep_mask
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 40, 30
@@ -94,9 +94,9 @@ def test_compiled_gradients_match_autograd(layers: tuple[int, ...], dropout: flo
     loss, gradients = CompiledStep(model, threads).gradients(batch, 1.0 / len(batch))
     torch.manual_seed(7)
     seed = int(torch.randint(-(2**62), 2**62, ()))
-    keep, order = round((1.0 - dropout) * train.KEEP_ALL), torch.argsort(batch.users, stable=True)
-    masks = train.dropout_masks(seed, 0, len(batch), np.array(layers[1:], dtype=np.int64), keep)
-    factors = torch.from_numpy(masks).float() * (train.KEEP_ALL / keep)
+    keep, order = round((1.0 - dropout) * train_loops.KEEP_ALL), torch.argsort(batch.users, stable=True)
+    masks = train_loops.dropout_masks(seed, 0, len(batch), np.array(layers[1:], dtype=np.int64), keep)
+    factors = torch.from_numpy(masks).float() * (train_loops.KEEP_ALL / keep)
     expected_loss, expected = reference(model, batch.take(order), factors)
     assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
     assert_equal(dense(model, gradients), expected, 2e-5)
@@ -105,14 +105,14 @@ def test_compiled_gradients_match_autograd(layers: tuple[int, ...], dropout: flo
 def test_compiled_masks_keep_the_configured_share_of_units() -> None:
     widths = np.array([256, 70], dtype=np.int64)
     for share in (0.5, 0.7, 0.05):
-        masks = train.dropout_masks(3, 0, 4000, widths, round(share * train.KEEP_ALL))
+        masks = train_loops.dropout_masks(3, 0, 4000, widths, round(share * train_loops.KEEP_ALL))
         assert masks.mean() == pytest.approx(share, abs=5 * (share * (1 - share) / masks.size) ** 0.5)
         # No unit or pair of neighbours is kept more often than others.
         spread = (share * (1 - share) / 4000) ** 0.5
         assert abs(masks.mean(axis=0) - share).max() < 5 * spread
         both = (masks[:, 1:] & masks[:, :-1]).mean(axis=0)
         assert abs(both - share**2).max() < 5 * (share**2 * (1 - share**2) / 4000) ** 0.5
-    assert not np.array_equal(*(train.dropout_masks(seed, 0, 9, widths, 1 << 15) for seed in (3, 4)))
+    assert not np.array_equal(*(train_loops.dropout_masks(seed, 0, 9, widths, 1 << 15) for seed in (3, 4)))
 
 
 def test_masks_do_not_depend_on_threads() -> None:

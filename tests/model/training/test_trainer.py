@@ -23,7 +23,7 @@ from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.trainer import History, Training
-from preprocessing.spec.columns import SideFeature
+from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 from workflows.common.progress import stage
 

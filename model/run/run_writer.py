@@ -22,7 +22,7 @@ from model.run.config import RunConfig
 from model.run.dllogger import DLLogger
 from model.training.resume_state import save_last
 from model.training.trainer import History, Training
-from preprocessing.spec.columns import FeatureColumns
+from preprocessing.spec.feature_columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.common.files import Aside, check_output, read_json, write_json
 from workflows.common.progress import console, human

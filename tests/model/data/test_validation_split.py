@@ -14,10 +14,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.data import validation as module
+from model.data import validation_split as module
 from model.data.dataset import Rows, open_train
 from model.data.train_loader import SamplingConfig, TrainLoader
-from model.data.validation import Validation, leave_one_out
+from model.data.validation_split import Validation, leave_one_out
 from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from preprocessing.spec.columns import FeatureColumns, SideFeature
+from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import FeatureSpec
 from workflows.common.errors import UserError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from model.run.folder import is_run
+from model.run.run_writer import is_run
 
 OURS = {
     "log.json": "DLLL {}",
