@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,3 +44,26 @@ def assert_uniform() -> Callable[[np.ndarray], None]:
         assert abs(z) < 5, f"chi-square {statistic:.1f} on {freedom} degrees of freedom"
 
     return check
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[type[subprocess.Popen]]:
+    """A `subprocess.Popen` whose Python commands skip the imports (see `tests/fork_server.py`)."""
+    if sys.platform != "linux" or importlib.util.find_spec("cudf"):  # cuDF initialises CUDA, which cannot be forked
+        yield subprocess.Popen
+        return
+    spec = importlib.util.spec_from_file_location("fork_server", Path(__file__).with_name("fork_server.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with module.running() as popen:
+        yield popen
+
+
+@pytest.fixture(scope="module")
+def forked(fork_server: type[subprocess.Popen]) -> Iterator[None]:
+    """Python commands of a module's tests are forked by the fork server; not for tests of a start itself."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(subprocess, "Popen", fork_server)
+        yield
