@@ -107,7 +107,7 @@ def test_rows(write_folder: Callable[..., Path]) -> Callable[..., Rows]:
 
 
 @pytest.fixture
-def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
+def in_processes(tmp_path: Path, fork_server: type[subprocess.Popen]) -> Callable[..., list[list[str]]]:
     """`in_processes(size, body)`: run code with a `world` in each of `size` processes; returns the lines printed."""
 
     def run(size: int, body: str) -> list[list[str]]:
@@ -130,7 +130,7 @@ def in_processes(tmp_path: Path) -> Callable[..., list[list[str]]]:
             place = {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environment = {**os.environ, **place, "OMP_NUM_THREADS": "1"}
             command = [sys.executable, str(script)]
-            ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+            ranks.append(fork_server(command, env=environment, stdout=subprocess.PIPE, text=True))
         outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0] * size
         return [output.splitlines() for output in outputs]

@@ -37,7 +37,7 @@ from model.recommend.recommender import Recommender
 from model.training.config import TrainConfig
 from workflows.common.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "forked")
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
