@@ -26,6 +26,8 @@ MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_r
 FLAGS = "--device cpu -f 4 --layers 8 4 -l 0.01 -k 3 -s 1"
 PATIENCE_S = 240.0
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     few, many = FREEZES if "freeze" in metafunc.function.__name__ else KILLS
@@ -114,7 +116,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return folder, time.monotonic() - started
 
 
-RUN = [*FLAGS.split(), *["-e", "40", "-b", "32", "--validation", "leave-one-out"]]
+RUN = [*FLAGS.split(), *["-e", "12", "-b", "64", "--validation", "leave-one-out"]]
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
