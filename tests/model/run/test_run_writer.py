@@ -1,4 +1,4 @@
-"""Detection of run folders; `tests/test_train.py` checks their contents."""
+"""Detection of run folders; `tests/train/test_metrics.py` checks their contents."""
 
 from __future__ import annotations
 
