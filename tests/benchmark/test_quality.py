@@ -179,6 +179,7 @@ def test_every_training_run_is_a_valid_command() -> None:
             )
 
 
+@pytest.mark.usefixtures("forked")
 def test_as_a_process(folder: Path, tmp_path: Path) -> None:
     names = ["ease-recency", "recipe", "no-weights"]
     argv = ["--data", folder, "--seeds", "1", "--output", tmp_path / "out", "--rows", *names]

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 _ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 def _run(*argv: str | Path) -> subprocess.CompletedProcess[str]:

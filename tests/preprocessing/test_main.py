@@ -20,6 +20,8 @@ from workflows.common.errors import UserError
 _ROOT = Path(__file__).parents[2]
 _GOOD = "user,item,time\n1,1,1\n1,2,2\n2,1,1\n2,3,2\n"
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 # name → (file to write, its content, extra flags, parts of the message)
 _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {

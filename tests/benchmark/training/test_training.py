@@ -158,6 +158,7 @@ def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
         command.main(_args("--draw", str(tmp_path / "x.json")))
 
 
+@pytest.mark.usefixtures("forked")
 def test_as_a_process(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "benchmark", "training"]
     names = ["plain", "compiled, in memory", "torch"]
@@ -195,6 +196,7 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert picture.read_bytes() == drawn
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_invalid_setting_ends_the_process_with_status_2() -> None:
     command = [sys.executable, "-m", "benchmark", "training", "--repeats", "0"]
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
