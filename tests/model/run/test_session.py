@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS = 20, 30
 FLAGS = ["-b", "64", "-f", "4", "--layers", "8", "4", "-l", "0.01", "-k", "3", "--device", "cpu", "-s", "1"]
+PLAIN = ["--without", "curves", "tensorboard", "progress"]  # what most tests do not look at takes longer than training
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 
 
@@ -87,7 +88,7 @@ N_TRAIN = sum(len(part) for part in rows_of_users()[0])
 
 @pytest.mark.parametrize("loader", ["merlin", "memory"])
 def test_the_epoch_is_chosen_on_interactions_held_out_of_train(data: Path, loader: str) -> None:
-    run = trained(data, "run", "-e", "4", "--validation", "leave-one-out", "--loader", loader)
+    run = trained(data, "run", "-e", "4", "--validation", "leave-one-out", "--loader", loader, *PLAIN)
     metrics, (_, *epochs, summary) = metrics_of(run), [line["data"] for line in log_of(run)]
     assert metrics["selected_on"] == "validation"
     hits = [epoch["validation_hr@3"] for epoch in epochs]
@@ -107,14 +108,14 @@ def test_validation_works_without_test_rows(data: Path) -> None:
     spec = yaml.safe_load((data / "feature_spec.yaml").read_text())
     del spec["source_spec"]["test"]
     (data / "feature_spec.yaml").write_text(yaml.safe_dump(spec))
-    metrics = metrics_of(trained(data, "run", "-e", "2", "--validation", "leave-one-out"))
+    metrics = metrics_of(trained(data, "run", "-e", "2", "--validation", "leave-one-out", *PLAIN))
     assert metrics["selected_on"] == "validation"
     assert metrics["hr@3"] is None
     assert 0 < metrics["validation_hr@3"] <= 1
 
 
 def test_full_ranking_excludes_seen_items(data: Path) -> None:
-    run = trained(data, "run", "-e", "2", "--eval", "full")
+    run = trained(data, "run", "-e", "2", "--eval", "full", *PLAIN)
     parts, series = rows_of_users()
     seen: dict[int, set[int]] = {}
     for user, item, _ in sum(parts, []):  # noqa: RUF017
@@ -133,14 +134,16 @@ def test_full_ranking_needs_no_test_negatives(write_folder: Callable[..., Path])
     parts, series = rows_of_users()
     whole = write_folder(parts, N_USERS, N_ITEMS, [series], 6, name="whole")
     alone = write_folder(parts, N_USERS, N_ITEMS, [series[::6]], 1, name="alone")
-    first, second = (trained(folder, f"{folder.name}-run", "-e", "1", "--eval", "full") for folder in (whole, alone))
+    first, second = (
+        trained(folder, f"{folder.name}-run", "-e", "1", "--eval", "full", *PLAIN) for folder in (whole, alone)
+    )
     assert repeatable(first) == repeatable(second)
-    trained(alone, "long", "-e", "1", "--eval", "full", "-k", "25")  # longer than any series
+    trained(alone, "long", "-e", "1", "--eval", "full", "-k", "25", *PLAIN)  # longer than any series
 
 
 @pytest.mark.parametrize("kind", ["popularity", "exact", "uniform"])
 def test_training_works_with_each_kind_of_negatives(data: Path, kind: str) -> None:
-    run = trained(data, "run", "-e", "1", "--negatives", kind, "-n", "7")
+    run = trained(data, "run", "-e", "1", "--negatives", kind, "-n", "7", *PLAIN)
     assert samples_of(run) == pytest.approx([8 * N_TRAIN])
 
 
@@ -172,11 +175,11 @@ def interrupted_after(epochs: int) -> Callable[..., None]:
 def test_an_interrupted_run_resumes_to_the_same_result(
     data: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], epochs: int
 ) -> None:
-    whole = trained(data, "whole", "-e", "5", *flags)
+    whole = trained(data, "whole", "-e", "5", *flags, *PLAIN)
     with monkeypatch.context() as patched:
         patched.setattr(RunWriter, "epoch", interrupted_after(epochs))
         with suppress(KeyboardInterrupt):  # patience may end it earlier
-            trained(data, "run", "-e", "5", *flags)
+            trained(data, "run", "-e", "5", *flags, *PLAIN)
     run = data.parent / "run"
     torch.manual_seed(99)  # other draws from the global generator must not matter
     train.main(["--resume", str(run)])
@@ -188,7 +191,7 @@ def test_an_interrupted_run_resumes_to_the_same_result(
 
 
 def test_a_run_killed_before_its_first_epoch_resumes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = trained(data, "whole", "-e", "2")
+    whole = trained(data, "whole", "-e", "2", *PLAIN)
     run = data.parent / "run"
     run.mkdir()
     flags = yaml.safe_load((whole / "config.yaml").read_text())
@@ -199,7 +202,7 @@ def test_a_run_killed_before_its_first_epoch_resumes(data: Path, monkeypatch: py
 
 
 def test_a_finished_run_resumes_with_more_epochs(data: Path) -> None:
-    whole, run = trained(data, "whole", "-e", "5"), trained(data, "run", "-e", "2")
+    whole, run = trained(data, "whole", "-e", "5", *PLAIN), trained(data, "run", "-e", "2", *PLAIN)
     train.main(["--resume", str(run)])
     assert metrics_of(run)["epochs"] == 2
     train.main(["--resume", str(run), "-e", "5"])
@@ -322,7 +325,7 @@ def test_a_run_reports_the_precision_that_amp_became(
 
 
 def test_a_compiled_network_trains_the_same(data: Path) -> None:
-    flags = ["-e", "1", "--dropout", "0"]  # they would draw different masks
+    flags = ["-e", "1", "--dropout", "0", *PLAIN]  # they would draw different masks
     plain, compiled = trained(data, "plain", *flags), trained(data, "compiled", *flags, "--compile")
     losses = [metrics_of(run)["train_loss"] for run in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -335,7 +338,7 @@ def hits_of(run: Path) -> list[float]:
 @pytest.mark.parametrize("loader", ["merlin", "memory"])
 @pytest.mark.parametrize("loss", ["softmax", "bce-all"])
 def test_all_items_losses_train_a_gmf(data: Path, loss: str, loader: str) -> None:
-    flags = ["-e", "3", "--arch", "gmf", "--loss", loss, "--loader", loader, "-l", "0.05"]
+    flags = ["-e", "3", "--arch", "gmf", "--loss", loss, "--loader", loader, "-l", "0.05", *PLAIN]
     run, again = trained(data, "run", *flags), trained(data, "again", *flags)
     assert (run / "model.safetensors").read_bytes() == (again / "model.safetensors").read_bytes()
     assert samples_of(run) == pytest.approx([N_TRAIN] * 3)  # positives
@@ -352,7 +355,7 @@ def test_all_items_losses_train_a_gmf(data: Path, loss: str, loader: str) -> Non
 
 
 def test_each_variant_of_the_softmax_trains(data: Path) -> None:
-    flags = ["-e", "2", "--arch", "gmf", "--loss", "softmax", "-l", "0.05"]
+    flags = ["-e", "2", "--arch", "gmf", "--loss", "softmax", "-l", "0.05", *PLAIN]
     runs = {"plain": trained(data, "plain", *flags)}
     for name, more in {
         "decay": ["--weight_decay", "5"], "recency": ["--recency", "1"], "cosine": ["--schedule", "cosine"],
