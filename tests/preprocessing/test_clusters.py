@@ -31,6 +31,8 @@ Bytes = Callable[[Path], dict[str, bytes]]
 _ROOT = Path(__file__).parents[2]
 _FLAGS = ["--test-negatives", "6", "--train-negatives", "1", "--negatives", "popularity", "--partitions", "6"]
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -316,6 +316,7 @@ def test_all_users_of_a_run_with_side_features(side_run: Path, tmp_path: Path) -
     assert sorted(frame.loc[frame["user"] == 1, "item"]) == [0, 1, 2, 3]
 
 
+@pytest.mark.usefixtures("forked")
 def test_as_processes(run: Path, tmp_path: Path) -> None:
     def status(*arguments: object) -> tuple[int, str]:
         command = [sys.executable, "-m", *map(str, arguments)]

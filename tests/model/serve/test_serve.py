@@ -19,6 +19,8 @@ from workflows.common.errors import UserError
 
 GOOD = b'{"users": [3], "k": 2}'
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 class Service:
     """A process that serves a run."""
