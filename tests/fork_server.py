@@ -32,8 +32,8 @@ ROOT = Path(__file__).parent.parent
 # Nothing here may start threads or run torch's operators, which a fork would not survive.
 IMPORTED = """
     torch torch._dynamo torch.distributed numpy.random matplotlib.pyplot distributed tensorboardX PIL.Image
-    workflows.merlin workflows.sampling.compiled model.compiled.loops model.run.session model.ensemble.search
-    model.recommend.recommender model.serve.app preprocessing.prepare.pipeline
+    workflows.merlin workflows.sampling.compiled model.compiled.train_loops model.compiled.score_loops
+    model.run.session model.ensemble.search model.recommend.recommender model.serve.app preprocessing.prepare.pipeline
 """
 # Read when Python or a library starts: a command with other values than the server's is started afresh.
 READ_AT_START = ("PYTHON", "NUMBA", "MKL", "OPENBLAS", "CUDA", "LD_", "MPL", "RAPIDS", "TORCH")

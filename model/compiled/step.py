@@ -104,7 +104,7 @@ class CompiledStep:
         d_user_rows, d_user_gmf = torch.empty(len(user_ids), width), torch.zeros(len(user_ids), factors)
         d_by_user, d_first_bias = torch.zeros_like(by_user), torch.zeros_like(self._first.bias)
         local = np.repeat(np.arange(len(user_ids), dtype=np.int32) % np.int32(_BLOCK_USERS), np.diff(starts))
-        samples, dropout = train_loops.Samples(local, items, labels), train_loops.Dropout.from_share(self._keep, seed)
+        samples, dropout = train_loops.Samples(local, items, labels), train_loops.Dropout.keeping(self._keep, seed)
         own = [self._own(len(item_ids), len(up), len(biases)) for _ in range(self._workers(len(item_ids)))]
         for begin in range(0, len(user_ids), _BLOCK_USERS):
             end = min(begin + _BLOCK_USERS, len(user_ids))

@@ -121,7 +121,7 @@ class Dropout(NamedTuple):
     seed: int
 
     @classmethod
-    def of(cls, keep: int, seed: int) -> Dropout:
+    def keeping(cls, keep: int, seed: int) -> Dropout:
         return cls(keep, np.float32(KEEP_ALL / keep), seed)
 
 

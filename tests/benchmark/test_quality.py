@@ -143,7 +143,7 @@ def test_ranks_and_histories_match_a_plain_count(folder: Path) -> None:
         assert metrics[f"{way} hr@10"].mean() == pytest.approx(means.hit_rate)
         assert metrics[f"{way} ndcg@10"].mean() == pytest.approx(means.ndcg)
     # Without the last item each user has seven, weighted 1, 1/2 … 1/7 from the last one back, normalised to a sum of 7.
-    held_out = data.held_out(1)
+    held_out = data.validation_items(1)
     assert held_out.tolist() == train.groupby("user").item.last().tolist()
     weights = data.histories(1.0, held_out)
     expected = 1.0 / np.arange(7, 0, -1)

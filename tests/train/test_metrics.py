@@ -82,6 +82,7 @@ def test_metrics_have_the_documented_keys(run: Path) -> None:
         "eval_throughput",
         "time_to_best_model",
         "selected_on",
+        "precision",
         "peak_rss_mib",
         "seed",
     }

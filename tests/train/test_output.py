@@ -13,7 +13,7 @@ import torch
 
 import train
 from model.network.checkpoint import load_run
-from model.run.folder import RunWriter
+from model.run.run_writer import RunWriter
 from model.training.trainer import Training
 
 CPU = torch.device("cpu")
