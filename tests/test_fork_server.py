@@ -109,3 +109,14 @@ print(done.returncode)
     assert process.communicate(timeout=60)[0] == "5\n"
     with os.fdopen(reads, "rb") as pipe:
         assert pipe.read() == b"from the child"  # up to the end: nobody else holds the other side
+
+
+def test_a_fresh_start_only_for_what_is_read_at_the_start(fork_server: type[subprocess.Popen], tmp_path: Path) -> None:
+    if fork_server is subprocess.Popen:
+        return  # this system cannot fork them
+    (tmp_path / "program.py").write_text("import os\nprint(os.getppid())\n")
+    command, parents = [sys.executable, str(tmp_path / "program.py")], []
+    for more in ({}, {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": "x"}, {"NUMBA_NUM_THREADS": "1"}):
+        process = fork_server(command, env={**os.environ, **more}, stdout=subprocess.PIPE, text=True)
+        parents.append(int(process.communicate(timeout=60)[0]))
+    assert [parent == os.getpid() for parent in parents] == [False, False, True]
