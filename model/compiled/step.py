@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.compiled import train_loops
+from model.compiled.train_loops import Projected, SampleColumns
 from model.data.batch import Batch
 from model.network.neumf import NeuMF
 
@@ -99,20 +100,23 @@ class CompiledStep:
         )
         item_ids, items = _distinct(items, model.config.n_items)
         item_rows = model.mlp_item_embed.weight[item_ids]
-        of_items = train_loops.Rows(_numpy(product(item_rows, by_item.T)), _numpy(model.mf_item_embed.weight[item_ids]))
+        of_items = Projected(_numpy(product(item_rows, by_item.T)), _numpy(model.mf_item_embed.weight[item_ids]))
         user_ids = torch.from_numpy(users[starts[:-1]].astype(np.int64))
         d_user_rows, d_user_gmf = torch.empty(len(user_ids), width), torch.zeros(len(user_ids), factors)
         d_by_user, d_first_bias = torch.zeros_like(by_user), torch.zeros_like(self._first.bias)
         local = np.repeat(np.arange(len(user_ids), dtype=np.int32) % np.int32(_BLOCK_USERS), np.diff(starts))
-        samples, dropout = train_loops.Samples(local, items, labels), train_loops.Dropout.keeping(self._keep, seed)
+        samples, dropout = (
+            SampleColumns(local, items, labels),
+            train_loops.Dropout.keeping(self._keep, seed),
+        )
         own = [self._own(len(item_ids), len(up), len(biases)) for _ in range(self._workers(len(item_ids)))]
         for begin in range(0, len(user_ids), _BLOCK_USERS):
             end = min(begin + _BLOCK_USERS, len(user_ids))
             user_rows = model.mlp_user_embed.weight[user_ids[begin:end]]
             user_first = product(user_rows, by_user.T).add_(self._first.bias)
             d_user_first = torch.zeros_like(user_first)
-            of_users = train_loops.Rows(_numpy(user_first), _numpy(model.mf_user_embed.weight[user_ids[begin:end]]))
-            d_users = train_loops.Rows(_numpy(d_user_first), _numpy(d_user_gmf[begin:end]))
+            of_users = Projected(_numpy(user_first), _numpy(model.mf_user_embed.weight[user_ids[begin:end]]))
+            d_users = Projected(_numpy(d_user_first), _numpy(d_user_gmf[begin:end]))
             cuts = _cuts(starts[begin : end + 1], len(own))
             self._each(
                 [
@@ -230,10 +234,10 @@ class _Own:
             mine = getattr(self, name)
             mine += getattr(other, name)
 
-    def sums(self, users: train_loops.Rows) -> train_loops.Sums:
+    def sums(self, users: Projected) -> train_loops.Sums:
         return train_loops.Sums(
             users=users,
-            items=train_loops.Rows(_numpy(self.first), _numpy(self.gmf)),
+            items=Projected(_numpy(self.first), _numpy(self.gmf)),
             up=_numpy(self.up),
             biases=_numpy(self.biases),
             gmf_head=_numpy(self.gmf_head),

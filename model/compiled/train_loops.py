@@ -42,7 +42,7 @@ KEEP_ALL, KEEP_HALF = 1 << _KEEP_BITS, 1 << (_KEEP_BITS - 1)
 _mix = njit(counter_rng.mix)
 
 
-class Samples(NamedTuple):
+class SampleColumns(NamedTuple):
     """Samples of a batch.
 
     Attributes:
@@ -55,7 +55,7 @@ class Samples(NamedTuple):
     labels: np.ndarray
 
 
-class Rows(NamedTuple):
+class Projected(NamedTuple):
     """What the network computes of each user or item alone, or its gradient; R is D or I.
 
     Attributes:
@@ -98,8 +98,8 @@ class Sums(NamedTuple):
         scalars: float64 [2]: the loss, and the gradient of the last layer's bias.
     """
 
-    users: Rows
-    items: Rows
+    users: Projected
+    items: Projected
     up: np.ndarray
     biases: np.ndarray
     gmf_head: np.ndarray
@@ -167,8 +167,8 @@ class _Scratch(NamedTuple):
 
 
 _WORDS = U64[::1]
-_SAMPLES = tuple_type(Samples, I32[::1], I32[::1], VECTOR)
-_ROWS = tuple_type(Rows, VECTOR, VECTOR)
+_SAMPLES = tuple_type(SampleColumns, I32[::1], I32[::1], VECTOR)
+_ROWS = tuple_type(Projected, VECTOR, VECTOR)
 _WEIGHTS = tuple_type(Weights, _WORDS, *[VECTOR] * 5, F32)
 _SUMS = tuple_type(Sums, _ROWS, _ROWS, *[VECTOR] * 4, types.float64[::1])
 _DROPOUT = tuple_type(Dropout, I64, F32, I64)
@@ -389,8 +389,8 @@ def _add_weight_gradients(weights, sums, scratch, n_units):
 
 
 def train_block(
-    samples: Samples, first: int, last: int, users: Rows, items: Rows, weights: Weights, dropout: Dropout,
-    sample_weight: float, sums: Sums,
+    samples: SampleColumns, first: int, last: int, users: Projected, items: Projected, weights: Weights,
+    dropout: Dropout, sample_weight: float, sums: Sums,
 ) -> None:  # fmt: skip
     """Forward and backward of samples first … last - 1; adds their losses and gradients to `sums`.
 
