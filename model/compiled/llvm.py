@@ -1,7 +1,8 @@
 """What the compiled loops share: compiler options, types, and operations that only LLVM has.
 
 numba recompiles a loop when the file of the loop changes, not when a file that it imports does. So after a change to
-this file, touch `train.py` and `score.py` beside it.
+this file, touch `train_loops.py` and `score_loops.py` beside it. After renaming a tuple that the loops take, delete
+`__pycache__`: numba cannot read the signatures of its old cache.
 """
 
 from __future__ import annotations
