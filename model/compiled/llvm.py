@@ -1,8 +1,8 @@
 """What the compiled loops share: compiler options, types, and operations that only LLVM has.
 
 numba recompiles a loop when the file of the loop changes, not when a file that it imports does. So after a change to
-this file, touch `train_loops.py` and `score_loops.py` beside it. After renaming a tuple that the loops take, delete
-`__pycache__`: numba cannot read the signatures of its old cache.
+this file, touch `train_loops.py` and `score_loops.py` beside it. After renaming a tuple that the loops take, leave an
+alias under its old name: numba reads the signatures of an old cache before it sees that the cache is out of date.
 """
 
 from __future__ import annotations
