@@ -136,8 +136,8 @@ def _parsed(body: bytes) -> Query:
     try:
         return Query.model_validate_json(body)
     except ValidationError as err:
-        told = []
+        problems = []
         for error in err.errors(include_url=False, include_context=False, include_input=False)[:_SHOWN_ERRORS]:
             place = [str(part) for part in error["loc"] if isinstance(part, int) or part in Query.model_fields]
-            told.append(f"{'.'.join(place) or 'body'}: {error['msg']}")
-        raise HTTPException(422, "; ".join(told)) from None
+            problems.append(f"{'.'.join(place) or 'body'}: {error['msg']}")
+        raise HTTPException(422, "; ".join(problems)) from None
