@@ -116,7 +116,9 @@ def test_a_fresh_start_only_for_what_is_read_at_the_start(fork_server: type[subp
         return  # this system cannot fork them
     (tmp_path / "program.py").write_text("import os\nprint(os.getppid())\n")
     command, parents = [sys.executable, str(tmp_path / "program.py")], []
+    # Not this process's environment: libraries that other tests import have changed it since the server's start.
+    same = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **dict(fork_server.fixed)}
     for more in ({}, {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": "x"}, {"NUMBA_NUM_THREADS": "1"}):
-        process = fork_server(command, env={**os.environ, **more}, stdout=subprocess.PIPE, text=True)
+        process = fork_server(command, env={**same, **more}, stdout=subprocess.PIPE, text=True)
         parents.append(int(process.communicate(timeout=60)[0]))
     assert [parent == os.getpid() for parent in parents] == [False, False, True]
