@@ -46,7 +46,7 @@ demo: $(READY)
 	$(BIN)/python -m benchmark demo
 
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Repeated freezes and kills; about half an hour.
 soak: $(READY)

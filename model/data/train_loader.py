@@ -18,6 +18,7 @@ from torch import Tensor
 
 from model.data.batch import Batch, Groups
 from model.distributed.process_group import ProcessGroup
+from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
 from workflows.common.prefetch import prefetch
 from workflows.device import torch_generator
@@ -28,7 +29,6 @@ from workflows.sampling.negatives import row_negatives
 if TYPE_CHECKING:  # steps on other batches do not need Merlin
     from model.data.dataset import Rows
 
-BLOCK_ROWS = 1 << 20
 _AHEAD = 1 << 21  # samples to prefetch: steps continue while the next block is prepared
 _SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
 
