@@ -10,7 +10,7 @@ from model.distributed.launch import end_at_once, end_with_launcher, launch
 from model.distributed.process_group import RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
-from workflows.device import torch_device
+from workflows.device.torch_device import torch_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:

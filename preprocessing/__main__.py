@@ -24,11 +24,11 @@ from preprocessing.prepare.row_filter import Selection
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log, LogColumns
 from preprocessing.sources.movielens import ml_100k_sample
-from workflows import device
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_output, check_outside, staged_folder
 from workflows.common.progress import console, stage
+from workflows.device.frames import FrameDevice, frame_device, usable_cores
 from workflows.sampling.config import Sampling
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _prepare(args: argparse.Namespace) -> None:
     inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
     check_outside(args.output, inputs)
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
-    frames = device.frame_device(args.device)
+    frames = frame_device(args.device)
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"
         (scratch / "unpacked").mkdir(parents=True)
@@ -136,7 +136,7 @@ def _transcode(args: argparse.Namespace) -> None:
     source = Path(args.input[0])
     check_outside(args.output, [source])
     check_output(args.output, args.overwrite, is_transcoded_folder, [source])
-    frames = device.frame_device(args.device)
+    frames = frame_device(args.device)
     with (
         staged_folder(args.output, args.overwrite, is_transcoded_folder) as folder,
         thread_cluster() as cluster,
@@ -174,13 +174,13 @@ def _write_synthetic(args: argparse.Namespace, path: Path) -> None:
     console.print(f"{shape.users:,} users × {shape.items:,} items, {shape.rows:,} interactions")
 
 
-def _cluster(args: argparse.Namespace, frames: device.FrameDevice) -> AbstractContextManager[Cluster]:
+def _cluster(args: argparse.Namespace, frames: FrameDevice) -> AbstractContextManager[Cluster]:
     if args.scheduler is not None:
         return running_cluster(args.scheduler)
     if args.workers is not None:
         check_workers(args.memory_limit, args.workers)
         return worker_cluster(args.workers, frames)
-    return thread_cluster(threads_within(args.memory_limit, device.usable_cores()))
+    return thread_cluster(threads_within(args.memory_limit, usable_cores()))
 
 
 def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:

@@ -9,9 +9,9 @@ from typing import Any
 
 from preprocessing.config import SPEC_NAME
 from preprocessing.prepare.memory import MAX_PARTITIONS, parse_bytes
-from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError
+from workflows.device import DEVICES
 from workflows.sampling.config import EXACT, KINDS
 
 _DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
@@ -119,7 +119,7 @@ def _add_transcoding(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", choices=device.CHOICES, default="auto", help="where dataframes live")
+    group.add_argument("--device", choices=DEVICES, default="auto", help="where dataframes live")
     group.add_argument("--partitions", type=int, metavar="P", help="partitions to spread users over (default: by size)")
     group.add_argument(
         "--memory-limit", type=_checked(parse_bytes), metavar="SIZE", help="total for all processes, such as 1GiB"

@@ -49,7 +49,7 @@ def calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:
 
 
 def test_the_files_are_found() -> None:
-    assert {"train.py", "workflows/merlin.py", "workflows/device.py", "model/network/neumf.py"} <= set(TREES)
+    assert {"train.py", "workflows/merlin.py", "workflows/device/frames.py", "model/network/neumf.py"} <= set(TREES)
 
 
 @pytest.mark.parametrize("path", TREES)
@@ -67,12 +67,12 @@ def test_merlin_has_one_door(path: str) -> None:
 
 # Files that may use each GPU library; the Merlin door uses cuDF only to patch it for Merlin.
 DOORS = {
-    "cudf": {"workflows/device.py", "workflows/merlin_gaps.py"},
+    "cudf": {"workflows/device/frames.py", "workflows/merlin_gaps.py"},
     "dask_cudf": {"workflows/merlin_gaps.py"},
-    "cupy": {"workflows/device.py"},
-    "dask_cuda": {"workflows/device.py"},
+    "cupy": {"workflows/device/frames.py"},
+    "dask_cuda": {"workflows/device/frames.py"},
     "rmm": set(),
-    "torch.cuda": {"workflows/device.py"},
+    "torch.cuda": {"workflows/device/torch_device.py"},
 }
 
 
@@ -85,7 +85,7 @@ def test_the_gpu_has_one_door(path: str) -> None:
 @pytest.mark.parametrize("path", TREES)
 def test_modules_are_imported_by_constant_names(path: str) -> None:
     # `import_module(variable)` could import anything; the doors choose among constants.
-    allowed = {"workflows/device.py", "workflows/merlin_gaps.py", "preprocessing/__main__.py"}
+    allowed = {"workflows/device/frames.py", "workflows/merlin_gaps.py", "preprocessing/__main__.py"}
     computed = [
         ast.unparse(node)
         for node in ast.walk(TREES[path])

@@ -23,7 +23,7 @@ from dask.optimization import cull
 
 from workflows.common.errors import UserError
 from workflows.common.progress import console
-from workflows.device import FrameDevice, usable_cores
+from workflows.device.frames import FrameDevice, usable_cores
 
 _RESTART_S = 30.0
 

@@ -37,7 +37,8 @@ from model.scoring.torch_scorer import CHUNK_SAMPLES_ON_DEVICE, TorchScorer
 from model.training.config import TrainConfig
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.synthetic.log import Shape
-from workflows.device import COMPILED_ROWS, frame_device
+from workflows.device.frames import frame_device
+from workflows.device.loops import COMPILED_ROWS
 from workflows.operators.encode import EncodeIds
 from workflows.operators.leave_one_out import TEST, LeaveOneOut
 

@@ -15,7 +15,7 @@ from preprocessing.synthetic.log import write_log
 from preprocessing.synthetic.rows import row_blocks
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
-from workflows.device import FrameDevice, frame_device, to_host
+from workflows.device.frames import FrameDevice, frame_device, to_host
 from workflows.sampling import counter_rng
 from workflows.sampling.config import Sampling, build_candidates
 from workflows.sampling.interactions import histories
@@ -52,7 +52,7 @@ def sampling(settings: Settings, found: Findings) -> None:
     """Training negatives: array code on torch tensors against NumPy."""
     import torch
 
-    from workflows.device import torch_device
+    from workflows.device.torch_device import torch_device
 
     device = torch_device(settings.device, None)
     found.facts |= {"arrays": f"torch {torch.__version__} on {device}"}

@@ -26,7 +26,7 @@ from benchmark.gpu_check.page import REPORT_NAME, RESULT_NAME, write_report
 from workflows.common.errors import UserError
 from workflows.common.files import check_output, read_json, set_aside
 from workflows.common.progress import console
-from workflows.device import torch_device
+from workflows.device.torch_device import torch_device
 
 _ROOT = Path(__file__).parents[2]
 _LAST_LINES = 25

@@ -20,7 +20,7 @@ def environment(settings: Settings, found: Findings) -> None:
     """Report GPUs, driver and versions; check that torch computes on the device."""
     import torch
 
-    from workflows.device import torch_device
+    from workflows.device.torch_device import torch_device
 
     cuda = torch.version.cuda
     found.facts |= {"machine": describe_machine(), "torch": torch.__version__, "CUDA of torch": cuda}

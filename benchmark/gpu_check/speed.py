@@ -20,7 +20,8 @@ from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
-from workflows.device import frame_device, matrix_precision, mixed_dtype, synchronize, torch_device
+from workflows.device.frames import frame_device
+from workflows.device.torch_device import matrix_precision, mixed_dtype, synchronize, torch_device
 
 _A100 = "NVIDIA's NCF, ML-20m, one A100"
 _PUBLISHED_TRAINING = {"tf32": 22.6e6, "amp": 34.1e6}

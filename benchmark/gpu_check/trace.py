@@ -19,7 +19,7 @@ from model.data.train_loader import TrainLoader
 from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
 from preprocessing.synthetic.log import write_log
-from workflows.device import synchronize, torch_device
+from workflows.device.torch_device import synchronize, torch_device
 
 _TRACED, _STREAMED = 5, 16  # steps; 16 batches cover two blocks of the Loader's rows
 _ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)

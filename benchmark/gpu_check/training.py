@@ -16,7 +16,7 @@ from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
-from workflows.device import rng_state, set_rng_state, torch_device
+from workflows.device.torch_device import rng_state, set_rng_state, torch_device
 
 _REFERENCE = "reference: CPU, fp32"
 _EPS = 1e-3  # a larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps

@@ -28,7 +28,8 @@ from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console
-from workflows.device import CHOICES, synchronize, torch_device
+from workflows.device import DEVICES
+from workflows.device.torch_device import synchronize, torch_device
 
 ENGINES = {
     "eager": "the network as it is",
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--load_checkpoint_path", type=Path, metavar="FILE", help="weights (default: random ones)")
     weights.add_argument("--run", type=Path, metavar="DIR", help="a trained run, in place of shape and weights")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), metavar="NAME")
-    parser.add_argument("--device", choices=CHOICES, default="auto")
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one per core")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/inference"), metavar="DIR")
     parser.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from workflows.device import load_loops
+from workflows.device.loops import load_loops
 
 
 def compiled_training() -> bool:

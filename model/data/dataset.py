@@ -20,7 +20,7 @@ from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
-from workflows.device import FrameDevice, frame_device
+from workflows.device.frames import FrameDevice, frame_device
 from workflows.merlin import frame_dataset, loader_class
 
 

@@ -21,7 +21,7 @@ from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
 from workflows.common.prefetch import prefetch
-from workflows.device import torch_generator
+from workflows.device.torch_device import torch_generator
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.negatives import row_negatives

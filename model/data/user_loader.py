@@ -13,7 +13,7 @@ from model.data.batch import Batch
 from model.data.dataset import Rows
 from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.reader import BLOCK_ROWS
-from workflows.device import torch_generator
+from workflows.device.torch_device import torch_generator
 from workflows.sampling import counter_rng
 
 _ORDER_STREAM = 8

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import IO
 
 from workflows.common.errors import UserError
-from workflows.device import usable_cores
+from workflows.device.frames import usable_cores
 
 _GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
 _POLL_S = 0.05

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from workflows.common.errors import UserError
-from workflows.device import collective_backend
+from workflows.device.torch_device import collective_backend
 
 _PATIENCE = timedelta(minutes=30)  # evaluation on rank 0 alone or a slow disk may keep the others waiting
 _PORT = 29500

@@ -21,7 +21,7 @@ from model.training.all_items_step import AllItemsStep, start_from_popularity
 from model.training.config import TrainConfig
 from model.training.trainer import Training
 from workflows.common.progress import Stage, stage
-from workflows.device import torch_generator
+from workflows.device.torch_device import torch_generator
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from model.evaluation.expected_metrics import expected_means
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from workflows.common.progress import console
-from workflows.device import torch_generator
+from workflows.device.torch_device import torch_generator
 from workflows.sampling import counter_rng
 
 _MEMBER_STREAM = 9

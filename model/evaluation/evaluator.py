@@ -15,7 +15,7 @@ from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.metrics import EvalMetrics, RankMeans, auc, full_ranks, positive_ranks, repeated
 from workflows.common.errors import UserError
-from workflows.device import synchronize
+from workflows.device.torch_device import synchronize
 
 # The pieces in which rows are scored do not depend on the number of ranks, so neither do the scores.
 _PIECE_ROWS = 1 << 17

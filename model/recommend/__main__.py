@@ -10,11 +10,11 @@ from model.recommend.recommendations import Ranking, Recommendations
 from model.recommend.recommender import Recommender
 from model.recommend.writers import SUFFIXES, Titles, write_recommendations
 from preprocessing.spec.titles import read_titles
-from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_file
 from workflows.common.progress import Stage, console, stage
+from workflows.device import DEVICES
 
 _MAX_LIST_BYTES = 1 << 30
 
@@ -49,7 +49,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--data", type=Path, metavar="DIR", help="prepared folder (default: the one the run used)")
-    parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to score")
     return parser.parse_args(argv)
 
 

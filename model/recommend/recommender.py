@@ -22,8 +22,8 @@ from model.network.checkpoint import Run, load_run
 from model.recommend.recommendations import Recommendations, best
 from model.recommend.user_data import PreparedInteractions, UserHistories
 from model.scoring.scorer import Scorer
-from workflows import device as devices
 from workflows.common.errors import UserError
+from workflows.device.torch_device import torch_device
 
 UnknownUsers = Literal["error", "popular"]
 
@@ -69,7 +69,7 @@ class Recommender:
         Raises:
             UserError: not a run, or `data` is not, or no longer, the folder it was trained on.
         """
-        loaded = load_run(run, devices.torch_device(device, None))
+        loaded = load_run(run, torch_device(device, None))
         return Recommender(loaded, data, in_memory)
 
     def recommend(

@@ -15,10 +15,10 @@ from model.network.neumf import ARCHITECTURES, NeuMFConfig
 from model.run.config import RunConfig
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
-from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError
 from workflows.common.files import replace_file
+from workflows.device import DEVICES
 
 FLAGS_NAME = "config.yaml"
 _MAX_FLAGS_BYTES = 1 << 20
@@ -293,7 +293,7 @@ def _add_evaluation(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--device", choices=device.CHOICES, default="auto", help="where to train")
+    group.add_argument("--device", choices=DEVICES, default="auto", help="where to train")
     group.add_argument(
         "--gpus", type=int, metavar="N", help="GPUs to train on, one process each; with --device cpu: processes"
     )

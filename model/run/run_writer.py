@@ -26,7 +26,7 @@ from preprocessing.spec.feature_columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.common.files import Aside, check_output, read_json, write_json
 from workflows.common.progress import console, human
-from workflows.device import resolve_precision
+from workflows.device.torch_device import resolve_precision
 
 METRICS_NAME = "metrics.json"
 STAGES_NAME = "stages"
@@ -130,7 +130,7 @@ class RunWriter:
         """Log the last epoch, save the model if it is the best so far, and save the state to resume from.
 
         Args:
-            rng_states: one per rank, see `workflows.device.rng_state`.
+            rng_states: one per rank, see `workflows.device.torch_device.rng_state`.
         """
         history, k = training.history, self._train.topk
         report = history.epochs[-1]

@@ -36,7 +36,7 @@ from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
-from workflows.device import rng_state, torch_generator
+from workflows.device.torch_device import rng_state, torch_generator
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.config import Sampling, build_candidates

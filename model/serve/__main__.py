@@ -15,10 +15,11 @@ from model.recommend.recommender import Recommender
 from model.serve.app import create_app
 from model.serve.service import Service
 from preprocessing.spec.titles import read_titles
-from workflows import device
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
 from workflows.common.progress import console
+from workflows.device import DEVICES
+from workflows.device.torch_device import torch_device
 
 _STOP_S = 30  # time for requests in flight when the service is stopped
 
@@ -43,7 +44,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--unknown-users", choices=("error", "popular"), default="error", help="response for unknown users"
     )
-    parser.add_argument("--device", choices=device.CHOICES, default="auto", help="where to score")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to score")
     return parser.parse_args(argv)
 
 
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if not 0 <= args.port < 1 << 16:
         raise UserError(f"--port should be 0 to 65535, got {args.port}")
-    run = load_run(args.run, device.torch_device(args.device, None))
+    run = load_run(args.run, torch_device(args.device, None))
     data = args.data or Path(run.config["data"])
     recommender = Recommender(run, data, in_memory=True)
     own_titles = data / "titles.parquet"

@@ -18,7 +18,7 @@ from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
-from workflows.device import matrix_precision, mixed_dtype, resolve_precision
+from workflows.device.torch_device import matrix_precision, mixed_dtype, resolve_precision
 
 # Work that justifies a thread, in multiplications of a step's three matrix products or their equivalent in time.
 _THREAD_WORK = 50_000_000

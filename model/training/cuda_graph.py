@@ -26,7 +26,7 @@ class GradientGraph:
     ) -> None:
         """
         Args:
-            capture: see `workflows.device.graph_capture`.
+            capture: see `workflows.device.torch_device.graph_capture`.
         """
         self._gradients, self._capture = gradients, capture
         self._shape: tuple[int, int] | None = None

@@ -16,7 +16,7 @@ class TrainStep(Protocol):
     """One optimiser step over a batch.
 
     Attributes:
-        precision: of its matrix products, as `workflows.device.resolve_precision` returns it.
+        precision: of its matrix products, as `workflows.device.torch_device.resolve_precision` returns it.
         threads: CPU threads worth using.
     """
 

@@ -14,7 +14,7 @@ from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import FORMAT, fill, save_tensors
 from model.training.trainer import History, Training
 from workflows.common.errors import UserError
-from workflows.device import set_rng_state
+from workflows.device.torch_device import set_rng_state
 
 LAST_NAME = "last/state.safetensors"
 
@@ -25,7 +25,7 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
     One file, `last/state.safetensors`; everything but tensors is JSON in its header, under "state".
 
     Args:
-        rng_states: one per rank, see `workflows.device.rng_state`.
+        rng_states: one per rank, see `workflows.device.torch_device.rng_state`.
         about: extra JSON.
     """
     (folder / LAST_NAME).parent.mkdir(exist_ok=True)

@@ -18,7 +18,7 @@ from model.training.cuda_graph import GradientGraph
 from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from model.training.torch_step import CHUNK_SAMPLES, TorchStep
-from workflows.device import graph_capture, matrix_precision, mixed_dtype, resolve_precision
+from workflows.device.torch_device import graph_capture, matrix_precision, mixed_dtype, resolve_precision
 
 if TYPE_CHECKING:
     from model.compiled.step import CompiledStep

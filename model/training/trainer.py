@@ -19,7 +19,7 @@ from model.training.schedule import learning_rate
 from model.training.threads import torch_threads
 from workflows.common.errors import UserError
 from workflows.common.progress import Stage
-from workflows.device import synchronize
+from workflows.device.torch_device import synchronize
 
 
 @dataclass(frozen=True)

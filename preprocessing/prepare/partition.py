@@ -24,7 +24,7 @@ from preprocessing.prepare.text_ids import bucket_of, spill_texts, text_buckets
 from preprocessing.sources.log import Log, Piece
 from workflows.cluster import Cluster
 from workflows.common.progress import stage
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 
 _COLUMNS = (USER, ITEM, TIME)
 

@@ -25,7 +25,7 @@ from workflows.cluster import Cluster
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console, stage
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 from workflows.merlin import Workflow, frame_dataset, merlin_client
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.operators.leave_one_out import LeaveOneOut

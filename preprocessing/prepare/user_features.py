@@ -15,7 +15,7 @@ from preprocessing.spec.feature_spec import Feature
 from preprocessing.spec.values import Kind
 from preprocessing.transcode.feature_workflow import FeatureWorkflow, Part, part_schema
 from workflows.common.errors import UserError
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 
 CATEGORICAL, NUMERIC = "categorical_user_inputs", "numeric_user_inputs"
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.spec.reader import required
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 from workflows.operators.leave_one_out import TEST
 from workflows.sampling.interactions import run_lengths, run_starts
 

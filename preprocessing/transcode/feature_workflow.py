@@ -17,7 +17,7 @@ from pyarrow import feather
 from preprocessing.spec.values import Kind
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 from workflows.merlin import Normalize, Workflow, frame_dataset
 from workflows.operators.encode import EncodeIds
 from workflows.operators.saved import write_categories

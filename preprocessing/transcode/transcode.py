@@ -30,7 +30,7 @@ from workflows.cluster import ThreadCluster
 from workflows.common.errors import UserError
 from workflows.common.files import read_json, write_json
 from workflows.common.progress import Stage, console, stage
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 from workflows.operators.saved import read_categories
 
 Emit = Literal["parquet", "torch_tensor"]

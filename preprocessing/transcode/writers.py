@@ -17,7 +17,7 @@ from preprocessing.spec.features import FeatureRoles
 from preprocessing.spec.reader import required, save_tensor
 from preprocessing.spec.values import Kind
 from workflows.cluster import ThreadCluster
-from workflows.device import FrameDevice
+from workflows.device.frames import FrameDevice
 
 _SCRATCH = ".tensors"
 

@@ -36,7 +36,7 @@ from benchmark.training import limits
 from benchmark.training import variants as settings
 from preprocessing.synthetic.log import Shape
 from workflows.common.errors import UserError
-from workflows.device import COMPILED_ROWS
+from workflows.device.loops import COMPILED_ROWS
 
 _ROOT = Path(__file__).parents[2]
 _SHAPE = Shape(3_000, 2_000, 60_000)

@@ -30,7 +30,7 @@ HAS_CUDF = importlib.util.find_spec("cudf") is not None
 
 # Types implied by variable names, by file; "df" is always a dataframe.
 VARIABLES = {
-    "workflows/device.py": {"self.frames": "cudf"},
+    "workflows/device/frames.py": {"self.frames": "cudf"},
     "workflows/operators/encode.py": {"column": COLUMN},
     "workflows/merlin.py": {"merged": FRAME, "output": FRAME, "meta": FRAME},
 }

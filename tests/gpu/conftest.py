@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workflows.common.errors import UserError
-from workflows.device import torch_device
+from workflows.device.torch_device import torch_device
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig
 from model.training.step import Step
-from workflows.device import rng_state, set_rng_state, synchronize
+from workflows.device.torch_device import rng_state, set_rng_state, synchronize
 
 pytestmark = pytest.mark.gpu
 

@@ -23,7 +23,7 @@ import pandas as pd
 import pytest
 
 import workflows
-from workflows.device import to_host
+from workflows.device.frames import to_host
 from workflows.operators import AppendNegatives, LeaveOneOut
 from workflows.operators.encode import EncodeIds, IdTable
 from workflows.operators.item_statistics import ItemStatistics
@@ -46,7 +46,7 @@ HOST_SYNCS = {
     "candidates.weight": {"int"},  # once: the total weight of all items
     "encode.numbers": {"int"},  # twice per column: whether all ids are in the table
     "leave_one_out.transform": {"bool"},  # once per partition: whether it holds unknown ids
-    "device.to_host": {"get"},  # intended copies to the host
+    "frames.to_host": {"get"},  # intended copies to the host
 }
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from array_api_compat import array_namespace, device
 
-from workflows.device import frames_of, to_host
+from workflows.device.frames import frames_of, to_host
 from workflows.merlin import StatOperator
 
 _DENSE = 8  # a dense table costs 4 bytes per integer in the range of the ids, a hash table about 16 bytes per id

@@ -8,7 +8,7 @@ import dask
 import numpy as np
 from array_api_compat import array_namespace
 
-from workflows.device import to_host
+from workflows.device.frames import to_host
 from workflows.merlin import StatOperator
 from workflows.operators.encode import EncodeIds
 from workflows.sampling.interactions import run_lengths, run_starts, stable_order

@@ -2,7 +2,7 @@
 
 Array code makes a pass over memory for every operation; these loops make few and allocate little.
 Numba (which Merlin needs anyway) compiles them on first import and caches them in `__pycache__`. Use them through
-`workflows.device.host_loops`.
+`workflows.device.loops.host_loops`.
 """
 
 from __future__ import annotations

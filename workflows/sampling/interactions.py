@@ -7,7 +7,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows.device import host_loops
+from workflows.device.loops import host_loops
 
 Array = Any  # a NumPy or CuPy array; torch cannot sort 16-bit digits
 

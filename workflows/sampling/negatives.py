@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from workflows.device import host_loops, host_view
+from workflows.device.loops import host_loops, host_view
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
 from workflows.sampling.interactions import Histories, count, run_starts

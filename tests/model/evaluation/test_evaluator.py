@@ -35,7 +35,7 @@ from model.scoring.scorer import Scorer
 from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
-from workflows.device import frame_device
+from workflows.device.frames import frame_device
 
 CPU = torch.device("cpu")
 ALONE = ProcessGroup(CPU)

@@ -315,7 +315,7 @@ def test_more_processes_than_samples_per_batch_are_rejected(data: Path, monkeypa
 def test_a_run_reports_the_precision_that_amp_became(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fast_bfloat16: bool, precision: str
 ) -> None:
-    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: fast_bfloat16)
+    monkeypatch.setattr("workflows.device.torch_device.multiplies_bfloat16", lambda _: fast_bfloat16)
     run = trained(data, "run", "-e", "1", "--amp")
     assert metrics_of(run)["precision"] == precision
     lines = [json.loads(line.removeprefix("DLLL ")) for line in (run / "log.json").read_text().splitlines()]

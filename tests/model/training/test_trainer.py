@@ -104,7 +104,7 @@ def test_accumulated_gradients_match_the_whole_batch(pieces: int) -> None:
 @pytest.mark.parametrize("how", [{"amp": True}, {"precision": "bf16"}, {"precision": "fp16"}])
 def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]) -> None:
     # As on a processor with fast bfloat16.
-    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("workflows.device.torch_device.multiplies_bfloat16", lambda _: True)
     data = batches(5)
     exact, losses = train(CONFIG, data)
     mixed, mixed_losses = train(TrainConfig(eps=1e-3, **how), data)
@@ -116,7 +116,7 @@ def test_mixed_precision_on_a_cpu_stays_close(monkeypatch: pytest.MonkeyPatch, h
 
 
 def test_amp_uses_float32_where_bfloat16_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workflows.device.multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("workflows.device.torch_device.multiplies_bfloat16", lambda _: False)
     data = batches(5)
     assert train(TrainConfig(eps=1e-3, amp=True), data)[1] == train(CONFIG, data)[1]
 

@@ -21,7 +21,7 @@ from preprocessing.prepare.text_ids import text_keys
 from preprocessing.sources.log import Log, LogColumns, Piece
 from workflows.cluster import thread_cluster
 from workflows.common.errors import UserError
-from workflows.device import frame_device
+from workflows.device.frames import frame_device
 from workflows.operators.encode import IdTable
 
 _COLUMNS = LogColumns(user="u", item="i", time="t", rating="r")

@@ -18,7 +18,7 @@ from preprocessing.__main__ import main
 from preprocessing.spec.feature_spec import read_feature_spec
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
-from workflows.device import COMPILED_ROWS
+from workflows.device.loops import COMPILED_ROWS
 
 Prepare = Callable[..., Path]
 Files = Callable[[Path, str], list[pd.DataFrame]]

@@ -10,7 +10,7 @@ import pytest
 
 from preprocessing.prepare.user_features import UserFeatures
 from workflows.common.errors import UserError
-from workflows.device import frame_device
+from workflows.device.frames import frame_device
 
 _TABLE = pa.table({"id": [30, 10, 20], "kind": ["b", "a", "b"], "age": [60, 20, 40]})
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from preprocessing.prepare.writer import Writer
-from workflows.device import frame_device
+from workflows.device.frames import frame_device
 
 _CPU = frame_device("cpu")
 _TRAIN, _TEST = 0, 1

@@ -19,7 +19,7 @@ from preprocessing.transcode import transcode as module
 from preprocessing.transcode.transcode import is_transcoded_folder, transcode
 from workflows.cluster import ThreadCluster, thread_cluster
 from workflows.common.errors import UserError
-from workflows.device import frame_device
+from workflows.device.frames import frame_device
 from workflows.merlin import merlin_client
 
 torch = pytest.importorskip("torch")

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workflows.device import COMPILED_ROWS, host_loops
+from workflows.device.loops import COMPILED_ROWS, host_loops
 from workflows.sampling import compiled, interactions, negatives
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.counter_rng import keys, stream_seed
@@ -183,7 +183,7 @@ def test_array_code_is_the_fallback_without_a_cache_folder(tmp_path: Path) -> No
     shutil.copytree(ROOT / "workflows", tmp_path / "workflows", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "workflows" / "sampling" / "__pycache__").write_text("no folder")
     program = (
-        "import numpy as np; from workflows.device import COMPILED_ROWS, host_loops;"
+        "import numpy as np; from workflows.device.loops import COMPILED_ROWS, host_loops;"
         "print(host_loops(np.zeros(COMPILED_ROWS)))"
     )
     environment = {"HOME": "/proc/none", "XDG_CACHE_HOME": "/proc/none", "PATH": "/usr/bin:/bin"}

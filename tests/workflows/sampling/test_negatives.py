@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from workflows.device import COMPILED_ROWS
+from workflows.device.loops import COMPILED_ROWS
 from workflows.sampling import counter_rng, negatives
 from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import Histories, histories
