@@ -69,10 +69,10 @@ def test_merlin_has_one_door(path: str) -> None:
 DOORS = {
     "cudf": {"workflows/device/frames.py", "workflows/merlin_gaps.py"},
     "dask_cudf": {"workflows/merlin_gaps.py"},
-    "cupy": {"workflows/device/frames.py"},
+    "cupy": {"workflows/device/frames.py", "workflows/device/kernels.py"},
     "dask_cuda": {"workflows/device/frames.py"},
     "rmm": set(),
-    "torch.cuda": {"workflows/device/torch_device.py"},
+    "torch.cuda": {"workflows/device/torch_device.py", "workflows/device/kernels.py"},
 }
 
 

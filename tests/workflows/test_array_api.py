@@ -1,19 +1,10 @@
-"""Array code and operators on a stand-in for CuPy and cuDF, against NumPy and pandas.
-
-The stand-in uses array-api-strict arrays on a non-default device: they reject anything outside the array standard,
-other devices, NumPy arrays and objects. Operations that they allow but that copy to the host on a GPU (`int`, `bool`,
-iteration, `__index__`) are rejected except in the places listed here. Its dataframes and columns have only the names
-in the list of GPU names (tests/contract).
-"""
+"""Array code and operators on the stand-in for CuPy and cuDF (tests/gpu_stand_in.py), against NumPy and pandas."""
 
 from __future__ import annotations
 
 import ast
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_strict as strict
@@ -21,8 +12,8 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
+from gpu_stand_in import CPU, HOST_SYNCS, WORKFLOWS, Column, Frame, gpu, install, same
 
-import workflows
 from workflows.device.frames import to_host
 from workflows.operators import AppendNegatives, LeaveOneOut
 from workflows.operators.encode import EncodeIds, IdTable
@@ -34,133 +25,13 @@ from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import histories, run_lengths, run_starts, stable_order
 from workflows.sampling.negatives import row_negatives, series_negatives
 
-WORKFLOWS = Path(workflows.__file__).parent
-GPU, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
-Array = type(strict.asarray(0))
 SEED = stream_seed(4, 5)
-
-# Host syncs in array code, one per call unless noted otherwise.
-HOST_SYNCS = {
-    "interactions.stable_order": {"int"},  # twice per column: the number of digits in its range
-    "negatives._draw": {"int"},  # once per round: the maximum number of draws
-    "candidates.weight": {"int"},  # once: the total weight of all items
-    "encode.numbers": {"int"},  # twice per column: whether all ids are in the table
-    "leave_one_out.transform": {"bool"},  # once per partition: whether it holds unknown ids
-    "frames.to_host": {"get"},  # intended copies to the host
-}
-
-
-# --- The stand-in -----------------------------------------------------------------------------------------------
-
-
-def gpu(values: Any) -> Any:
-    """An array, or an object with all its arrays, moved to the stand-in's device."""
-    if isinstance(values, np.ndarray):
-        return strict.asarray(values, device=GPU)
-    arrays = {name: gpu(array) for name, array in vars(values).items() if isinstance(array, np.ndarray)}
-    return replace(values, **arrays)
-
-
-def cpu(values: Any) -> np.ndarray:
-    assert values.device == GPU
-    return np.asarray(strict.from_dlpack(values, device=CPU))
-
-
-class Column:
-    """A cuDF column with only the names our code may use: `values` is a device array; a text column has none."""
-
-    def __init__(self, values: pd.Series) -> None:
-        self._values = values.reset_index(drop=True)
-
-    @property
-    def values(self) -> Any:
-        if self._values.dtype == object:
-            raise TypeError("String Arrays is not yet implemented in cudf")
-        return gpu(self._values.to_numpy())
-
-    def unique(self) -> Column:
-        return Column(self._values.drop_duplicates())
-
-    def to_pandas(self) -> pd.Series:
-        return self._values
-
-
-class Index:
-    """cuDF's hash table of ids; returns int32 positions."""
-
-    def __init__(self, ids: Any) -> None:
-        self._index = pd.Index(ids)
-
-    def __getitem__(self, key: slice) -> Index:
-        return Index(self._index[key])
-
-    def get_indexer(self, target: Column | Index) -> Any:
-        values = target._values if isinstance(target, Column) else target._index
-        return gpu(self._index.get_indexer(values).astype(np.int32))
-
-
-class Frame:
-    """A cuDF dataframe; accepts only columns and device arrays."""
-
-    def __init__(self, columns: dict[str, Any]) -> None:
-        for name, column in columns.items():
-            assert isinstance(column, Column | Array), f"{name}: a copy from the host, got {type(column)}"
-        self._columns = {
-            name: column if isinstance(column, Column) else Column(pd.Series(cpu(column)))
-            for name, column in columns.items()
-        }
-
-    @staticmethod
-    def of(df: pd.DataFrame) -> Frame:
-        return Frame({name: Column(df[name]) for name in df.columns})
-
-    def __getitem__(self, key: str | list[str]) -> Any:
-        return self._columns[key] if isinstance(key, str) else Frame({name: self._columns[name] for name in key})
-
-    def on_host(self) -> pd.DataFrame:
-        return pd.DataFrame({name: column.to_pandas() for name, column in self._columns.items()})
 
 
 @pytest.fixture(autouse=True)
 def synced(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """Install the stand-in: record which allowed places copied to the host, and how; any other copy fails."""
-    library = ModuleType("stand_in")
-    library.Index = Index
-    for kind in (Column, Index, Frame):
-        monkeypatch.setattr(kind, "__module__", "stand_in")
-    monkeypatch.setitem(sys.modules, "stand_in", library)
-    seen: dict[str, set[str]] = {}
-
-    def guarded(how: str, stock: Callable) -> Callable:
-        def method(self: Any, *args: Any) -> Any:
-            frame = sys._getframe(1)
-            if "array_api_strict" in frame.f_code.co_filename and how != "index":
-                return stock(self, *args)  # its own checks
-            while frame is not None and WORKFLOWS not in Path(frame.f_code.co_filename).parents:
-                frame = frame.f_back
-            if frame is not None:
-                place = f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
-                if how not in HOST_SYNCS.get(place, ()):
-                    raise TypeError(f"{place}, line {frame.f_lineno}: {how}() of an array copies it to the host")
-                seen.setdefault(place, set()).add(how)
-            return stock(self, *args)
-
-        return method
-
-    for how in ("int", "bool", "float", "complex", "index", "iter"):
-        monkeypatch.setattr(Array, f"__{how}__", guarded(how, getattr(Array, f"__{how}__")))
-    monkeypatch.setattr(Array, "get", guarded("get", cpu), raising=False)  # as in CuPy
-    return seen
-
-
-def same(on_gpu: Any, on_cpu: Any) -> None:
-    """Assert that one or several arrays are equal in values and dtypes."""
-    if isinstance(on_cpu, np.ndarray):
-        np.testing.assert_array_equal(cpu(on_gpu), on_cpu)
-        assert cpu(on_gpu).dtype == on_cpu.dtype
-    else:
-        for one, other in zip(on_gpu, on_cpu, strict=True):
-            same(one, other)
+    """The stand-in, installed: which allowed places copied to the host, and how."""
+    return install(monkeypatch)
 
 
 # --- Array code -------------------------------------------------------------------------------------------------

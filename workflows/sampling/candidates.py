@@ -69,6 +69,14 @@ class Candidates:
         xp = array_namespace(points)
         return xp.reshape(xp.searchsorted(self.cdf, xp.reshape(points, (-1,)), side="right"), points.shape) - 1
 
+    def taken_weights(self, positions: Array) -> Array:
+        """Cumulative weight before each of some positions, and past the last one: int64 [M + 1]."""
+        xp = array_namespace(positions)
+        if self.cdf is None:
+            return count(positions.shape[0] + 1, positions)
+        weights = xp.take(self.cdf, positions + 1) - xp.take(self.cdf, positions)
+        return xp.concat([xp.zeros(1, dtype=xp.int64, device=device(positions)), xp.cumulative_sum(weights)])
+
     def cutoffs(self, times: Array) -> Array:
         """Number of items that had appeared by each time, int64 [M]; n_items if sampling is not time-aware."""
         xp = array_namespace(times)
@@ -87,12 +95,7 @@ class Unseen:
         """
         xp = array_namespace(owners, positions)
         self.candidates, self._owners, self._positions, self._n_owners = candidates, owners, positions, n_owners
-        cdf = candidates.cdf_at(positions)
-        if candidates.cdf is None:
-            taken = count(positions.shape[0] + 1, positions)
-        else:
-            weights = candidates.cdf_at(positions + 1) - cdf
-            taken = xp.concat([xp.zeros(1, dtype=xp.int64, device=device(positions)), xp.cumulative_sum(weights)])
+        cdf, taken = candidates.cdf_at(positions), candidates.taken_weights(positions)
         owner = count(n_owners, owners)
         self._taken = taken  # cumulative weight of the rows before each row
         self._first = xp.take(taken, xp.searchsorted(owners, owner, side="left"))  # … at each owner's first row

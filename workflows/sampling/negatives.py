@@ -6,6 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from workflows.device.kernels import gpu_kernels
 from workflows.device.loops import host_loops, host_view
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import MAX_WEIGHT, Candidates, Unseen, ordered_pairs
@@ -40,9 +41,13 @@ def series_negatives(
     if candidates.positions is not None:
         owners, positions = ordered_pairs(owners, positions, candidates.n_items)
     loops = host_loops(positions) if candidates.cdf is None else None
-    if loops is not None:
+    kernels = gpu_kernels(positions)
+    if loops is not None or kernels is not None:
         starts, counts = xp.take(history.starts, selected), xp.take(history.counts, selected)
+    if loops is not None:
         chosen = loops.distinct_positions(starts, starts + counts, positions, key, cutoffs, candidates.n_items, length)
+    elif kernels is not None:
+        chosen = kernels.series_positions(starts, starts + counts, positions, candidates, key, cutoffs, length)
     else:
         unseen = Unseen(owners, positions, history.users.shape[0], candidates)
         chosen = _without_replacement(unseen, selected, key, unseen.usable_cutoffs(selected, cutoffs), length)
@@ -152,6 +157,14 @@ def row_negatives(
     starts = xp.nonzero(new_user)[0]
     row = count(users.shape[0], users) - xp.take(starts, owner)
     owners, positions = ordered_pairs(owner, candidates.position_of(items), candidates.n_items)
+    kernels = gpu_kernels(owners)
+    if kernels is not None:
+        own_starts = xp.searchsorted(owners, count(starts.shape[0] + 1, owners)) if exact else None
+        cutoffs = None if candidates.since is None else candidates.cutoffs(times)
+        positions, exists = kernels.row_positions(
+            users, owner, starts, own_starts, positions, candidates, cutoffs, per_row, seed
+        )
+        return xp.astype(candidates.item_at(positions), kind, copy=False), exists
     taken = owners.shape[0] if exact else 0
     unseen = Unseen(owners[:taken], positions[:taken], starts.shape[0], candidates)
     cutoffs = None
