@@ -9,8 +9,9 @@ of GPU names (tests/contract).
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,12 +29,9 @@ WORKFLOWS = Path(workflows.__file__).parent
 GPU, CPU = strict.Device("device1"), strict.Device("CPU_DEVICE")
 Array = type(strict.asarray(0))
 
-# Host syncs in array code, one per call unless noted otherwise.
+# Host syncs in array code besides functions with data-dependent shapes, such as `nonzero`; one per call.
 HOST_SYNCS = {
-    "interactions.stable_order": {"int"},  # twice per column: the number of digits in its range
     "candidates.weight": {"int"},  # once: the total weight of all items
-    "encode.numbers": {"int"},  # twice per column: whether all ids are in the table
-    "leave_one_out.transform": {"bool"},  # once per partition: whether it holds unknown ids
     "frames.to_host": {"get"},  # intended copies to the host
 }
 
@@ -149,3 +147,82 @@ def same(on_gpu: Any, on_cpu: Any) -> None:
     else:
         for one, other in zip(on_gpu, on_cpu, strict=True):
             same(one, other)
+
+
+WAITING = (
+    "nonzero",
+    "unique_all",
+    "unique_counts",
+    "unique_inverse",
+    "unique_values",
+    "repeat",
+)  # results of unknown size
+
+
+@dataclass
+class Calls:
+    """Array calls made by our code.
+
+    Attributes:
+        calls: by function, operator or kernel; each is at least one kernel on a GPU.
+        waits: by the place that waited for the GPU: copies to the host, and results whose size depends on the data.
+    """
+
+    calls: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def n_calls(self) -> int:
+        return self.calls.total()
+
+    @property
+    def n_waits(self) -> int:
+        return self.waits.total()
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Count array calls from now on; `install` has to come first."""
+    found = Calls()
+
+    def place() -> str:
+        frame = sys._getframe(2)
+        while frame is not None and WORKFLOWS not in Path(frame.f_code.co_filename).parents:
+            frame = frame.f_back
+        return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}" if frame is not None else ""
+
+    def counted(name: str, stock: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            ours = WORKFLOWS in Path(sys._getframe(1).f_code.co_filename).parents
+            if ours:
+                found.calls[name] += 1
+                masked = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == strict.bool
+                if name in WAITING or masked:
+                    found.waits[place()] += 1
+            return stock(*args, **kwargs)
+
+        return call
+
+    for name in strict.__all__:
+        stock = getattr(strict, name)
+        if callable(stock) and not isinstance(stock, type) and not name.startswith("_"):
+            monkeypatch.setattr(strict, name, counted(name, stock))
+    for name in OPERATORS:
+        monkeypatch.setattr(Array, name, counted(name, getattr(Array, name)))
+    get, launch = Array.get, kernels.launch
+
+    def fetched(array: Any) -> np.ndarray:
+        found.waits[place()] += 1
+        return get(array)
+
+    def launched(name: str, *args: Any) -> None:
+        found.calls[f"kernel {name}"] += 1
+        launch(name, *args)
+
+    monkeypatch.setattr(Array, "get", fetched)
+    monkeypatch.setattr(kernels, "launch", launched)
+    return found
+
+
+_BINARY = "add sub mul floordiv mod and or xor lshift rshift".split()
+OPERATORS = [f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "getitem", "setitem")]
+OPERATORS += [f"__{prefix}{name}__" for prefix in ("", "r", "i") for name in _BINARY]

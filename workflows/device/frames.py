@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from array_api_compat import array_namespace
 
 from workflows.common.errors import UserError
 from workflows.device.loops import COMPILED_ROWS
@@ -94,11 +95,19 @@ def _frames_gpu_missing() -> str:
 
 
 def to_host(values: Any) -> np.ndarray:
-    """An array or column of either library as a NumPy array; the only device-to-host copy."""
+    """An array or column of any library as a NumPy array; the only device-to-host copy."""
     if isinstance(values, np.ndarray):
         return values
+    if hasattr(values, "cpu"):  # torch
+        return values.cpu().numpy()
     column = values.to_pandas() if hasattr(values, "to_pandas") else values  # cuDF
     return column.to_numpy() if hasattr(column, "to_numpy") else column.get()  # pandas or CuPy
+
+
+def host_integers(*scalars: Any) -> list[int]:
+    """Integers from arrays of one element, fetched together (host sync: once)."""
+    xp = array_namespace(*scalars)
+    return to_host(xp.stack([xp.astype(scalar, xp.int64) for scalar in scalars])).tolist()
 
 
 def usable_cores() -> int:

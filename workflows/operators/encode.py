@@ -14,6 +14,7 @@ import pandas as pd
 from array_api_compat import array_namespace, device
 
 from workflows.device.frames import frames_of, to_host
+from workflows.device.loops import host_view
 from workflows.merlin import StatOperator
 
 _DENSE = 8  # a dense table costs 4 bytes per integer in the range of the ids, a hash table about 16 bytes per id
@@ -40,7 +41,9 @@ class IdTable:
         """Encoded id of each value, int32; -1 if it is not in the table."""
         with self._building:  # one thread builds the lookup; the others see it only when complete
             if self._lookup is None:
-                self._lookup = _Direct.over(self.ids, column) or _Hashed(self.ids, column)
+                self._lookup = (
+                    _Direct.over(self.ids, column) or _Sorted.over(self.ids, column) or _Hashed(self.ids, column)
+                )
         return self._lookup.numbers(column)
 
     def knows(self, ids: np.ndarray) -> np.ndarray:
@@ -83,21 +86,50 @@ class _Direct:
         low, high = int(ids.min()), int(ids.max())
         if high - low >= _DENSE * len(ids) + 1024:
             return None
-        table = np.full(high - low + 1, -1, dtype=np.int32)
+        table = np.full(high - low + 2, -1, dtype=np.int32)  # the last entry stands for all ids outside
         table[ids.to_numpy() - low] = np.arange(len(ids), dtype=np.int32)
-        values = column.values
-        return _Direct(low, array_namespace(values).asarray(table, device=device(values)))
+        return _Direct(low, _beside(column, table))
 
     def numbers(self, column: Any) -> Any:
         ids = column.values
         xp = array_namespace(ids)
-        high = self._low + self._table.shape[0] - 1
-        if ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) <= high:
-            return xp.take(self._table, ids - self._low)
+        outside = self._table.shape[0] - 1
+        high = self._low + outside - 1
+        if host_view(ids) is not None and ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) <= high:
+            return xp.take(self._table, ids - self._low)  # fewer passes; a GPU would have to wait for the range
         if xp.isdtype(ids.dtype, "signed integer"):
-            ids = xp.astype(ids, xp.int64)  # in which both bounds fit
+            ids = xp.astype(ids, xp.int64, copy=False)  # in which both bounds fit
         inside = (ids >= self._low) & (ids <= high)
-        return xp.where(inside, xp.take(self._table, xp.where(inside, ids - self._low, 0)), -1)
+        return xp.take(self._table, xp.where(inside, ids - self._low, outside))
+
+
+class _Sorted:
+    """Lookup of integers by binary search, for a GPU: cuDF would build its hash table anew for every call."""
+
+    def __init__(self, ids: Any, numbers: Any) -> None:
+        self._ids, self._numbers = ids, numbers
+
+    @staticmethod
+    def over(ids: pd.Series, column: Any) -> _Sorted | None:
+        """None if the ids are not integers, there are none, or the column is on the host."""
+        if ids.dtype.kind != "i" or not len(ids) or host_view(column.values) is not None:
+            return None
+        order = np.argsort(ids.to_numpy(), kind="stable")
+        return _Sorted(_beside(column, ids.to_numpy()[order].astype(np.int64)), _beside(column, order.astype(np.int32)))
+
+    def numbers(self, column: Any) -> Any:
+        ids = column.values
+        xp = array_namespace(ids)
+        ids = xp.astype(ids, xp.int64, copy=False)
+        place = xp.searchsorted(self._ids, ids, side="left")
+        place = xp.where(place < self._ids.shape[0], place, 0)
+        return xp.where(xp.take(self._ids, place) == ids, xp.take(self._numbers, place), -1)
+
+
+def _beside(column: Any, array: np.ndarray) -> Any:
+    """A host array in the library and on the device of a column."""
+    values = column.values
+    return array_namespace(values).asarray(array, device=device(values))
 
 
 @functools.lru_cache(maxsize=8)

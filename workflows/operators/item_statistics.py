@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 from workflows.device.frames import to_host
 from workflows.merlin import StatOperator
 from workflows.operators.encode import EncodeIds
-from workflows.sampling.interactions import run_lengths, run_starts, stable_order
+from workflows.sampling.interactions import count, stable_order
 
 
 class ItemStatistics(StatOperator):
@@ -29,8 +29,12 @@ class ItemStatistics(StatOperator):
         self.counts = self.since = np.zeros(0, dtype=np.int64)
 
     def fit(self, col_selector, ddf):
-        parts = [dask.delayed(_item_statistics)(part, self.item, self.time) for part in ddf.to_delayed()]
-        return dask.delayed(_merged_statistics)(parts, len(self.encoder.categories[self.item]))
+        parts = [dask.delayed(_item_statistics)(part, self.item, self.time, self._n_items) for part in ddf.to_delayed()]
+        return dask.delayed(_merged_statistics)(parts, self._n_items)
+
+    @property
+    def _n_items(self) -> int:
+        return len(self.encoder.categories[self.item])
 
     def fit_finalize(self, dask_stats) -> None:
         self.counts, self.since = dask_stats
@@ -42,17 +46,19 @@ class ItemStatistics(StatOperator):
         return df[col_selector.names]
 
 
-def _item_statistics(df: Any, item: str, time: str) -> tuple[np.ndarray, ...]:
+def _item_statistics(df: Any, item: str, time: str, n_items: int) -> tuple[np.ndarray, ...]:
     """(items, their row counts, their earliest times) of a partition, on the host."""
     items, times = df[item].values, df[time].values
     xp = array_namespace(items)
-    known = items >= 0
-    items, times = items[known], times[known]
+    if not items.shape[0]:
+        return (np.zeros(0, dtype=np.int64),) * 3
     order = stable_order(times, items)
     items, times = xp.take(items, order), xp.take(times, order)
-    starts = xp.nonzero(run_starts(items))[0]
-    found = (xp.take(items, starts), run_lengths(starts, items.shape[0]), xp.take(times, starts))
-    return tuple(to_host(column) for column in found)
+    bounds = xp.searchsorted(items, count(n_items + 1, items))  # unknown items, -1, come first
+    first = xp.where(bounds[:-1] < items.shape[0], bounds[:-1], 0)
+    counts, since = to_host(xp.stack([bounds[1:] - bounds[:-1], xp.take(xp.astype(times, xp.int64), first)]))
+    found = np.flatnonzero(counts)
+    return found, counts[found], since[found]
 
 
 def _merged_statistics(parts: list[tuple[np.ndarray, ...]], n_items: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from workflows.operators.encode import EncodeIds
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.sampling.config import EXACT, Sampling
 from workflows.sampling.counter_rng import stream_seed
-from workflows.sampling.interactions import Histories, count, histories
+from workflows.sampling.interactions import Histories, count, histories, value_ranges
 from workflows.sampling.negatives import series_negatives
 
 TRAIN, TEST = 0, 1
@@ -59,34 +59,35 @@ class LeaveOneOut(DrawsNegatives):
 
     def transform(self, col_selector, df):
         users, items, times = (df[name].values for name in (self.user, self.item, self.time))
-        known = (users >= 0) & (items >= 0)
         xp = array_namespace(users)
-        if not xp.all(known):
-            users, items, times = users[known], items[known], times[known]
-        history = histories(users, items, times)
-        held_out, train = self._split(history)
-        rows = xp.take(history.by_time, train)
-        users = xp.take(xp.astype(history.users, xp.int32), xp.take(history.rows, train))
-        items, times = xp.take(history.items, rows), xp.take(history.times, rows)
-        parts = [self.train_rows(users, items, times, self.train_negatives), self._test_rows(history, held_out)]
+        ranges = value_ranges(users, items, times) if users.shape[0] else None
+        if ranges is not None and (ranges[0][0] < 0 or ranges[1][0] < 0):
+            known = xp.nonzero((users >= 0) & (items >= 0))[0]
+            users, items, times, ranges = *(xp.take(column, known) for column in (users, items, times)), None
+        history = histories(users, items, times, ranges)
+        held_out = xp.nonzero((history.counts > 1) & (history.counts < self.n_items))[0]  # host sync: once
+        last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
+        parts = [self._train_part(history, last), self._test_part(history, held_out, last)]
         columns = {
-            name: xp.concat([xp.astype(part[name], getattr(xp, _OUTPUT[name])) for part in parts]) for name in parts[0]
+            name: xp.concat([xp.astype(part[name], getattr(xp, _OUTPUT[name]), copy=False) for part in parts])
+            for name in parts[0]
         }
         n_train = parts[0]["user"].shape[0]
         columns["split"] = xp.astype(count(columns["user"].shape[0], users) >= n_train, xp.int8)
         return type(df)(columns)
 
-    def _split(self, history: Histories):
-        """(indices of the users with a held-out interaction, positions of the train rows in time order)."""
+    def _train_part(self, history: Histories, last) -> dict[str, Any]:
+        """Args: last: ascending positions, in time order, of the held-out interactions."""
         xp = array_namespace(history.users)
-        has_test = (history.counts > 1) & (history.counts < self.n_items)
-        position = count(history.rows.shape[0], history.rows)
-        last = xp.where(has_test, history.starts + history.counts - 1, -1)
-        return xp.nonzero(has_test)[0], position[xp.take(last, history.rows) != position]
+        train = count(history.rows.shape[0] - last.shape[0], last)
+        train = train + xp.searchsorted(last - count(last.shape[0], last), train, side="right")
+        rows = xp.take(history.by_time, train)
+        users = xp.take(xp.astype(history.users, xp.int32), xp.take(history.rows, train))
+        times = xp.take(history.times, rows) if self.train_negatives and self.sampling.time_aware else None
+        return self.train_rows(users, xp.take(history.items, rows), times, self.train_negatives)
 
-    def _test_rows(self, history: Histories, held_out) -> dict[str, Any]:
+    def _test_part(self, history: Histories, held_out, last) -> dict[str, Any]:
         xp = array_namespace(history.users)
-        last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
         positives = xp.astype(xp.take(history.items, xp.take(history.by_time, last)), xp.int64)
         seed, exact = stream_seed(self.sampling.seed, _TEST_STREAM), self.sampling.kind != "uniform"
         candidates = self.candidates(history.items)

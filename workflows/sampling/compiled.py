@@ -7,6 +7,8 @@ Numba (which Merlin needs anyway) compiles them on first import and caches them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit, types
 
@@ -32,17 +34,18 @@ def _below_32(bits, bound):
     return ((bits >> _U(32)) * bound + low) >> _U(32)
 
 
-def histories(users: np.ndarray, items: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, ...] | None:
+def histories(
+    users: np.ndarray, items: np.ndarray, times: np.ndarray, ranges: Sequence[tuple[int, int]]
+) -> tuple[np.ndarray, ...] | None:
     """The fields of `interactions.histories`, in order; None if the value ranges are too wide.
 
     Args:
         users, items, times: integers [N], N > 0.
+        ranges: least and greatest value of each.
     """
     columns = [np.ascontiguousarray(column, dtype=np.int64) for column in (users, items, times)]
-    lows = [int(column.min()) for column in columns]
-    user_bits, item_bits, time_bits = (
-        (int(column.max()) - low).bit_length() for column, low in zip(columns, lows, strict=True)
-    )
+    lows = [low for low, _ in ranges]
+    user_bits, item_bits, time_bits = ((high - low).bit_length() for low, high in ranges)
     owner_bits = min(user_bits, len(users).bit_length())
     if max(user_bits + item_bits, owner_bits + time_bits) > _CODE_BITS or len(users) >= 1 << 32:
         return None
@@ -79,6 +82,13 @@ def _sorted_codes(codes, width):
         codes, codes_to = codes_to, codes
         order, order_to = order_to, order
     return codes, order
+
+
+@njit(_INT[::1](_INTS, _INT), nogil=True, cache=True)
+def key_order(keys, width):
+    """Positions that stably sort non-negative keys of `width` bits: int64 [N], N < 2**32."""
+    _, order = _sorted_codes(keys.astype(np.uint64), width)
+    return order.astype(np.int64)
 
 
 @njit(types.UniTuple(_INT[::1], 7)(_INTS, _INTS, _INTS, *[_INT] * 6), nogil=True, cache=True)

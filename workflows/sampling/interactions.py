@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from array_api_compat import array_namespace, device
 
+from workflows.device.frames import host_integers
 from workflows.device.loops import host_loops
 
-Array = Any  # a NumPy or CuPy array; torch cannot sort 16-bit digits
+Array = Any  # a NumPy, CuPy or torch array
 
-_DIGIT_BITS = 16
+Range = tuple[int, int]  # the least and the greatest value of a column
+
+_KEY_BITS = 63  # of a signed 64-bit sort key
 
 
 def count(n: int, like: Array) -> Array:
@@ -19,32 +23,46 @@ def count(n: int, like: Array) -> Array:
     return array_namespace(like).arange(n, dtype=array_namespace(like).int64, device=device(like))
 
 
-def stable_order(*columns: Array) -> Array:
+def value_ranges(*columns: Array) -> list[Range]:
+    """The range of each integer column; none may be empty (host sync: once)."""
+    xp = array_namespace(*columns)
+    flat = host_integers(*(bound(column) for column in columns for bound in (xp.min, xp.max)))
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def stable_order(*columns: Array, ranges: Sequence[Range] | None = None) -> Array:
     """Positions that stably sort rows by `columns`, the last column being the most significant.
 
-    A radix sort: libraries sort 16-bit digits in linear time, several times faster than a lexsort.
+    The columns are packed into as few 64-bit keys as their ranges allow, mostly one, and each key is sorted once.
 
     Args:
-        columns: integer arrays of equal length; each is shifted to start at 0, so the cost depends only on its range.
+        columns: integer arrays of equal length.
+        ranges: of the columns, if known; wider ones are fine.
     Returns:
         int64 positions.
     """
     xp = array_namespace(*columns)
-    order = None
-    for column in columns:
-        if column.shape[0] == 0:
-            return xp.zeros(0, dtype=xp.int64, device=device(column))
-        low = int(xp.min(column))
-        span = int(xp.max(column)) - low
-        # Modulo 2**64 (or 2**32 if that suffices), so that no difference overflows and no digit needs a mask.
-        unsigned = xp.uint64 if span >> 32 else xp.uint32
-        zero = xp.asarray(low % (1 << xp.iinfo(unsigned).bits), dtype=unsigned, device=device(column))
-        shifted = xp.astype(column, unsigned) - zero
-        for shift in range(0, max(span.bit_length(), 1), _DIGIT_BITS):
-            digits = xp.astype(shifted >> shift, xp.uint16)
-            step = xp.argsort(digits if order is None else xp.take(digits, order), stable=True)
-            order = step if order is None else xp.take(order, step)
-    return order
+    if not columns[0].shape[0]:
+        return xp.zeros(0, dtype=xp.int64, device=device(columns[0]))
+    order, key, width = None, None, 0
+    for column, (low, high) in zip(columns, ranges or value_ranges(*columns), strict=True):
+        bits = (high - low).bit_length()
+        if key is not None and width + bits > _KEY_BITS:
+            order, key, width = _ordered(key, width, order), None, 0
+        shifted = xp.astype(column, xp.int64, copy=False)
+        if bits <= _KEY_BITS:  # a wider column is a key of its own
+            shifted = shifted - low
+        key, width = shifted if key is None else key | (shifted << width), width + bits
+    return _ordered(key, width, order)
+
+
+def _ordered(key: Array, width: int, order: Array | None) -> Array:
+    """`order` (None: as they come), sorted stably by a key of `width` bits."""
+    xp = array_namespace(key)
+    given = key if order is None else xp.take(key, order)
+    loops = host_loops(given) if width <= _KEY_BITS else None
+    step = xp.argsort(given, stable=True) if loops is None else loops.key_order(given, width)
+    return step if order is None else xp.take(order, step)
 
 
 def run_starts(values: Array) -> Array:
@@ -76,13 +94,14 @@ class Histories:
     by_time: Array
 
 
-def histories(users: Array, items: Array, times: Array) -> Histories:
+def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range] | None = None) -> Histories:
     """Sort interactions into histories; repeated pairs keep their earliest time.
 
     The result does not depend on the row order: ties in time are broken by item.
 
     Args:
         users, items: integer ids; times: integers in any unit; all of equal length.
+        ranges: of users, items and times, if known.
 
     Raises:
         TypeError: a column does not hold integers.
@@ -91,22 +110,30 @@ def histories(users: Array, items: Array, times: Array) -> Histories:
     for column in (users, items, times):
         if not xp.isdtype(column.dtype, "integral"):
             raise TypeError(f"users, items and times should be integers, got {column.dtype}")
+    if not users.shape[0]:
+        none = count(0, users)
+        return Histories(none, none, none, none, items, times, none)
+    ranges = ranges or value_ranges(users, items, times)
     loops = host_loops(users)
-    found = None if loops is None else loops.histories(users, items, times)
+    found = None if loops is None else loops.histories(users, items, times, ranges)
     if found is not None:
         return Histories(*found)
-    order = stable_order(items, users)
+    # Sorted by time, too, so that the first row of each pair has its earliest time.
+    order = stable_order(times, items, users, ranges=(ranges[2], ranges[1], ranges[0]))
     users, items, times = (xp.take(column, order) for column in (users, items, times))
-    first = run_starts(users) | run_starts(items)
-    times = _earliest(times, first)
-    users, items = users[first], items[first]
     new_user = run_starts(users)
-    rows = xp.cumulative_sum(xp.astype(new_user, xp.int64)) - 1
-    starts = xp.nonzero(new_user)[0]
-    distinct = xp.astype(xp.take(users, starts), xp.int64)
-    return Histories(
-        distinct, run_lengths(starts, rows.shape[0]), starts, rows, items, times, stable_order(times, rows)
+    pairs, owners = (
+        xp.cumulative_sum(xp.astype(starts, xp.int64)) for starts in (new_user | run_starts(items), new_user)
     )
+    n_pairs, n_users = host_integers(pairs[-1], owners[-1])
+    if n_pairs < users.shape[0]:
+        kept = xp.searchsorted(pairs, count(n_pairs, pairs) + 1, side="left")
+        users, items, times, owners = (xp.take(column, kept) for column in (users, items, times, owners))
+    rows = owners - 1
+    starts = xp.searchsorted(rows, count(n_users, rows), side="left")
+    by_time = stable_order(times, rows, ranges=(ranges[2], (0, n_users)))
+    distinct = xp.astype(xp.take(users, starts), xp.int64)
+    return Histories(distinct, run_lengths(starts, n_pairs), starts, rows, items, times, by_time)
 
 
 def run_lengths(starts: Array, total: int) -> Array:
@@ -115,20 +142,3 @@ def run_lengths(starts: Array, total: int) -> Array:
         return starts
     xp = array_namespace(starts)
     return xp.concat([starts[1:], xp.full(1, total, dtype=starts.dtype, device=device(starts))]) - starts
-
-
-def _earliest(times: Array, first: Array) -> Array:
-    """The minimum time of each run; `first` is true at the start of each run."""
-    xp = array_namespace(times, first)
-    least = times[first]
-    if least.shape == times.shape:
-        return least
-    run = xp.cumulative_sum(xp.astype(first, xp.int64)) - 1
-    several = run_lengths(xp.nonzero(first)[0], times.shape[0]) > 1
-    # Sort only the rows of repeated pairs, by time within their run, so that the minimum of each run comes first.
-    rows = xp.nonzero(xp.take(several, run))[0]
-    run, times = xp.take(run, rows), xp.take(times, rows)
-    order = stable_order(times, run)
-    leads = xp.take(times, order)[run_starts(xp.take(run, order))]
-    position = xp.cumulative_sum(xp.astype(several, xp.int64)) - 1
-    return xp.where(several, xp.take(leads, xp.clip(position, min=0)), least)

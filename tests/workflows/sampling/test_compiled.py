@@ -18,7 +18,7 @@ from workflows.device.loops import COMPILED_ROWS, host_loops
 from workflows.sampling import compiled, interactions, negatives
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.counter_rng import keys, stream_seed
-from workflows.sampling.interactions import Histories, histories
+from workflows.sampling.interactions import Histories, histories, value_ranges
 
 ROOT = Path(__file__).parents[3]
 SEED = stream_seed(4)
@@ -48,7 +48,7 @@ def same(one: Histories, other: Histories) -> None:
 @given(LOGS)
 def test_histories_match_array_code(shape: tuple) -> None:
     columns = log_of(shape)
-    found = compiled.histories(*columns)
+    found = compiled.histories(*columns, value_ranges(*columns))
     assert found is not None
     same(Histories(*found), histories(*columns))  # too few rows to use the kernel
 
@@ -59,7 +59,7 @@ def test_histories_at_digit_boundaries(low: int, bits: int) -> None:
     values = low + np.array([0, (1 << bits) - 1, 1 << (bits - 1) if bits else 0, 0], dtype=np.int64)
     narrow = np.zeros(4, dtype=np.int64)
     for columns in ((values, narrow, narrow), (narrow, values, narrow), (narrow, np.arange(4), values)):
-        found = compiled.histories(*columns)
+        found = compiled.histories(*columns, value_ranges(*columns))
         assert found is not None
         same(Histories(*found), histories(*columns))
 
@@ -74,7 +74,7 @@ def test_arrays_can_be_read_only() -> None:
     """As pandas returns them under copy-on-write."""
     columns = log_of((3, 500, 9, 20, 2**40, np.int64))
     expected = histories(*columns)
-    found = compiled.histories(*map(read_only, columns))
+    found = compiled.histories(*map(read_only, columns), value_ranges(*columns))
     assert found is not None
     same(Histories(*found), expected)
     which = np.flatnonzero(expected.counts < 20)
@@ -87,8 +87,9 @@ def test_arrays_can_be_read_only() -> None:
 
 def test_ranges_too_wide_for_a_code_are_left_to_array_code() -> None:
     wide, narrow = np.array([-(2**63), 2**63 - 1]), np.array([0, 5])
-    assert compiled.histories(wide, narrow, narrow) is None
-    assert compiled.histories(narrow, np.array([1, 1]), wide) is None
+    assert compiled.histories(wide, narrow, narrow, value_ranges(wide, narrow, narrow)) is None
+    columns = narrow, np.array([1, 1]), wide
+    assert compiled.histories(*columns, value_ranges(*columns)) is None
 
 
 @given(LOGS, st.integers(0, 80), st.booleans())

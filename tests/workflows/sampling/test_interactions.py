@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import array_api_strict
 import numpy as np
 import pandas as pd
 import pytest
@@ -124,19 +121,6 @@ def test_histories_of_many_rows_with_realistic_times() -> None:
 def test_histories_of_no_rows() -> None:
     nothing = np.array([], dtype=np.int64)
     assert all(values == [] for values in as_lists(histories(nothing, nothing, nothing)).values())
-
-
-def test_histories_use_only_the_array_standard() -> None:
-    # array-api-strict rejects functions that CuPy may lack, and mixed devices.
-    rng = np.random.default_rng(2)
-    columns = [rng.integers(0, high, 200) for high in (9, 20, 5)]
-    other = array_api_strict.Device("device1")
-    strict = histories(*(array_api_strict.asarray(column, device=other) for column in columns))
-    assert strict.by_time.device == other
-    expected = brute_force(*columns)
-    cpu = array_api_strict.Device("CPU_DEVICE")
-    fields = {name: np.asarray(array_api_strict.from_dlpack(value, device=cpu)) for name, value in vars(strict).items()}
-    assert as_lists(SimpleNamespace(**fields)) == expected
 
 
 @pytest.mark.parametrize("place", range(3))
