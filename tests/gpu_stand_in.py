@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 
 import workflows
+from workflows.operators import encode, leave_one_out
 from workflows.sampling import interactions, kernels, negatives
 
 WORKFLOWS = Path(workflows.__file__).parent
@@ -111,7 +112,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     for kind in (Column, Index, Frame):
         monkeypatch.setattr(kind, "__module__", "stand_in")
     monkeypatch.setitem(sys.modules, "stand_in", library)
-    for module in (negatives, interactions):
+    for module in (negatives, interactions, leave_one_out, encode):
         if hasattr(module, "gpu_kernels"):
             monkeypatch.setattr(module, "gpu_kernels", lambda array: kernels if isinstance(array, Array) else None)
     monkeypatch.setattr(kernels, "launch", host_kernels.launch)
@@ -223,6 +224,6 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return found
 
 
-_BINARY = "add sub mul floordiv mod and or xor lshift rshift".split()
+_BINARY = ["add", "sub", "mul", "floordiv", "mod", "and", "or", "xor", "lshift", "rshift"]
 OPERATORS = [f"__{name}__" for name in ("eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "getitem", "setitem")]
 OPERATORS += [f"__{prefix}{name}__" for prefix in ("", "r", "i") for name in _BINARY]

@@ -5,3 +5,6 @@ static const struct { unsigned int x; } blockIdx = {0}, threadIdx = {0}, blockDi
 static unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return (unsigned long long)(((unsigned __int128)a * b) >> 64);
 }
+static void atomicMax(unsigned long long *to, unsigned long long value) {
+  if (*to < value) *to = value;
+}

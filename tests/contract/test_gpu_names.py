@@ -216,7 +216,7 @@ def signature(find: Find, path: str) -> inspect.Signature | None:
         if match is None:
             return None
         places: dict[str, Any] = {}
-        parameters = re.sub(r"\b\w+ (?=\w+[=,)])", "", match[1].replace("=u", "="))  # without Cython's types
+        parameters = re.sub(r"\b\w+ (?=\w+(?:[=,)]|$))", "", match[1].replace("=u", "="))  # without Cython's types
         exec(f"def told({parameters}): pass", places)
         told = inspect.signature(places["told"])
     if inspect.isclass(place) and not isinstance(inspect.getattr_static(place, name), classmethod | staticmethod):

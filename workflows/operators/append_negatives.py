@@ -16,7 +16,7 @@ from workflows.sampling.counter_rng import stream_seed
 from workflows.sampling.interactions import count, stable_order
 from workflows.sampling.negatives import row_negatives
 
-_TRAIN_STREAM = 2
+_TEST_STREAM, _TRAIN_STREAM = 1, 2
 ROW_DTYPES = {"user": "int32", "item": "int32", "label": "float32"}
 
 
@@ -36,6 +36,16 @@ class DrawsNegatives(Operator):
     def n_items(self) -> int:
         return len(self.encoder.categories[self.item])
 
+    @property
+    def exact(self) -> bool:
+        """Whether negatives are never among the user's own items."""
+        return self.sampling.kind != "uniform"
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Of the training and of the test negatives."""
+        return stream_seed(self.sampling.seed, _TRAIN_STREAM), stream_seed(self.sampling.seed, _TEST_STREAM)
+
     def candidates(self, like) -> Candidates:
         if self._candidates is None or self._candidates.n_items != self.n_items:
             counts, since = (None, None) if self.statistics is None else (self.statistics.counts, self.statistics.since)
@@ -47,9 +57,10 @@ class DrawsNegatives(Operator):
         xp = array_namespace(users, items)
         if not per_positive:
             return {"user": users, "item": items, "label": xp.ones(users.shape, dtype=xp.float32, device=device(users))}
-        seed, exact = stream_seed(self.sampling.seed, _TRAIN_STREAM), self.sampling.kind != "uniform"
         users, items = xp.astype(users, xp.int64), xp.astype(items, xp.int64)
-        negatives, exists = row_negatives(users, items, self.candidates(items), per_positive, seed, times, exact)
+        negatives, exists = row_negatives(
+            users, items, self.candidates(items), per_positive, self.seeds[0], times, self.exact
+        )
         samples = xp.concat([items[:, None], negatives], axis=1)
         labels = xp.broadcast_to(count(1 + per_positive, items)[None, :] == 0, samples.shape)
         keep = labels | exists[:, None]

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import Any, Protocol
 
 import dask
@@ -14,7 +15,7 @@ import pandas as pd
 from array_api_compat import array_namespace, device
 
 from workflows.device.frames import frames_of, to_host
-from workflows.device.loops import host_view
+from workflows.device.kernels import gpu_kernels
 from workflows.merlin import StatOperator
 
 _DENSE = 8  # a dense table costs 4 bytes per integer in the range of the ids, a hash table about 16 bytes per id
@@ -92,38 +93,37 @@ class _Direct:
 
     def numbers(self, column: Any) -> Any:
         ids = column.values
-        xp = array_namespace(ids)
+        kernels = gpu_kernels(ids)
+        if kernels is not None:
+            return kernels.look_up_direct(ids, self._low, self._table)
         outside = self._table.shape[0] - 1
         high = self._low + outside - 1
-        if host_view(ids) is not None and ids.shape[0] and self._low <= int(xp.min(ids)) and int(xp.max(ids)) <= high:
-            return xp.take(self._table, ids - self._low)  # fewer passes; a GPU would have to wait for the range
-        if xp.isdtype(ids.dtype, "signed integer"):
-            ids = xp.astype(ids, xp.int64, copy=False)  # in which both bounds fit
+        if ids.shape[0] and self._low <= ids.min() and ids.max() <= high:
+            return self._table[ids - self._low]  # fewer passes
+        if ids.dtype.kind == "i":
+            ids = ids.astype(np.int64, copy=False)  # in which both bounds fit
         inside = (ids >= self._low) & (ids <= high)
-        return xp.take(self._table, xp.where(inside, ids - self._low, outside))
+        return self._table[np.where(inside, ids - self._low, outside)]
 
 
 class _Sorted:
-    """Lookup of integers by binary search, for a GPU: cuDF would build its hash table anew for every call."""
+    """Lookup of integers on a GPU by binary search: cuDF would build its hash table anew for every call."""
 
-    def __init__(self, ids: Any, numbers: Any) -> None:
-        self._ids, self._numbers = ids, numbers
+    def __init__(self, ids: Any, numbers: Any, kernels: ModuleType) -> None:
+        self._ids, self._numbers, self._kernels = ids, numbers, kernels
 
     @staticmethod
     def over(ids: pd.Series, column: Any) -> _Sorted | None:
         """None if the ids are not integers, there are none, or the column is on the host."""
-        if ids.dtype.kind != "i" or not len(ids) or host_view(column.values) is not None:
+        kernels = gpu_kernels(column.values) if ids.dtype.kind == "i" and len(ids) else None
+        if kernels is None:
             return None
         order = np.argsort(ids.to_numpy(), kind="stable")
-        return _Sorted(_beside(column, ids.to_numpy()[order].astype(np.int64)), _beside(column, order.astype(np.int32)))
+        known, numbers = ids.to_numpy()[order].astype(np.int64), order.astype(np.int32)
+        return _Sorted(_beside(column, known), _beside(column, numbers), kernels)
 
     def numbers(self, column: Any) -> Any:
-        ids = column.values
-        xp = array_namespace(ids)
-        ids = xp.astype(ids, xp.int64, copy=False)
-        place = xp.searchsorted(self._ids, ids, side="left")
-        place = xp.where(place < self._ids.shape[0], place, 0)
-        return xp.where(xp.take(self._ids, place) == ids, xp.take(self._numbers, place), -1)
+        return self._kernels.look_up_sorted(column.values, self._ids, self._numbers)
 
 
 def _beside(column: Any, array: np.ndarray) -> Any:

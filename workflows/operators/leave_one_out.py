@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from workflows.device.kernels import gpu_kernels
 from workflows.merlin import ColumnSchema
 from workflows.operators.append_negatives import ROW_DTYPES, DrawsNegatives
 from workflows.operators.encode import EncodeIds
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.sampling.config import EXACT, Sampling
-from workflows.sampling.counter_rng import stream_seed
-from workflows.sampling.interactions import Histories, count, histories, value_ranges
+from workflows.sampling.interactions import Histories, count, histories
 from workflows.sampling.negatives import series_negatives
 
 TRAIN, TEST = 0, 1
-_TEST_STREAM = 1
 _OUTPUT = {**ROW_DTYPES, "split": "int8"}
 
 
@@ -60,12 +59,12 @@ class LeaveOneOut(DrawsNegatives):
     def transform(self, col_selector, df):
         users, items, times = (df[name].values for name in (self.user, self.item, self.time))
         xp = array_namespace(users)
-        ranges = value_ranges(users, items, times) if users.shape[0] else None
-        if ranges is not None and (ranges[0][0] < 0 or ranges[1][0] < 0):
-            known = xp.nonzero((users >= 0) & (items >= 0))[0]
-            users, items, times, ranges = *(xp.take(column, known) for column in (users, items, times)), None
-        history = histories(users, items, times, ranges)
+        history = histories(users, items, times, drop_negative=True)
         held_out = xp.nonzero((history.counts > 1) & (history.counts < self.n_items))[0]  # host sync: once
+        kernels = gpu_kernels(users)
+        if kernels is not None:
+            given = (history, held_out, self.candidates(history.users), self.seeds)
+            return type(df)(kernels.split_rows(*given, self.test_negatives, self.train_negatives, self.exact))
         last = xp.take(history.starts, held_out) + xp.take(history.counts, held_out) - 1
         parts = [self._train_part(history, last), self._test_part(history, held_out, last)]
         columns = {
@@ -89,9 +88,8 @@ class LeaveOneOut(DrawsNegatives):
     def _test_part(self, history: Histories, held_out, last) -> dict[str, Any]:
         xp = array_namespace(history.users)
         positives = xp.astype(xp.take(history.items, xp.take(history.by_time, last)), xp.int64)
-        seed, exact = stream_seed(self.sampling.seed, _TEST_STREAM), self.sampling.kind != "uniform"
-        candidates = self.candidates(history.items)
-        negatives = series_negatives(history, held_out, candidates, self.test_negatives, seed, exact)
+        seed, candidates = self.seeds[1], self.candidates(history.items)
+        negatives = series_negatives(history, held_out, candidates, self.test_negatives, seed, self.exact)
         series = xp.concat([positives[:, None], negatives], axis=1)
         users = xp.broadcast_to(xp.take(history.users, held_out)[:, None], series.shape)
         labels = xp.broadcast_to(count(series.shape[1], positives)[None, :] == 0, series.shape)

@@ -9,13 +9,14 @@ from typing import Any
 from array_api_compat import array_namespace, device
 
 from workflows.device.frames import host_integers
+from workflows.device.kernels import gpu_kernels
 from workflows.device.loops import host_loops
 
 Array = Any  # a NumPy, CuPy or torch array
 
 Range = tuple[int, int]  # the least and the greatest value of a column
 
-_KEY_BITS = 63  # of a signed 64-bit sort key
+KEY_BITS = 63  # of a signed 64-bit sort key
 
 
 def count(n: int, like: Array) -> Array:
@@ -25,6 +26,9 @@ def count(n: int, like: Array) -> Array:
 
 def value_ranges(*columns: Array) -> list[Range]:
     """The range of each integer column; none may be empty (host sync: once)."""
+    kernels = gpu_kernels(columns[0])
+    if kernels is not None:
+        return kernels.value_ranges(*columns)
     xp = array_namespace(*columns)
     flat = host_integers(*(bound(column) for column in columns for bound in (xp.min, xp.max)))
     return list(zip(flat[::2], flat[1::2], strict=True))
@@ -47,10 +51,10 @@ def stable_order(*columns: Array, ranges: Sequence[Range] | None = None) -> Arra
     order, key, width = None, None, 0
     for column, (low, high) in zip(columns, ranges or value_ranges(*columns), strict=True):
         bits = (high - low).bit_length()
-        if key is not None and width + bits > _KEY_BITS:
+        if key is not None and width + bits > KEY_BITS:
             order, key, width = _ordered(key, width, order), None, 0
         shifted = xp.astype(column, xp.int64, copy=False)
-        if bits <= _KEY_BITS:  # a wider column is a key of its own
+        if bits <= KEY_BITS:  # a wider column is a key of its own
             shifted = shifted - low
         key, width = shifted if key is None else key | (shifted << width), width + bits
     return _ordered(key, width, order)
@@ -60,7 +64,7 @@ def _ordered(key: Array, width: int, order: Array | None) -> Array:
     """`order` (None: as they come), sorted stably by a key of `width` bits."""
     xp = array_namespace(key)
     given = key if order is None else xp.take(key, order)
-    loops = host_loops(given) if width <= _KEY_BITS else None
+    loops = host_loops(given) if width <= KEY_BITS else None
     step = xp.argsort(given, stable=True) if loops is None else loops.key_order(given, width)
     return step if order is None else xp.take(order, step)
 
@@ -94,14 +98,14 @@ class Histories:
     by_time: Array
 
 
-def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range] | None = None) -> Histories:
+def histories(users: Array, items: Array, times: Array, *, drop_negative: bool = False) -> Histories:
     """Sort interactions into histories; repeated pairs keep their earliest time.
 
     The result does not depend on the row order: ties in time are broken by item.
 
     Args:
         users, items: integer ids; times: integers in any unit; all of equal length.
-        ranges: of users, items and times, if known.
+        drop_negative: whether to leave out rows with a negative user or item.
 
     Raises:
         TypeError: a column does not hold integers.
@@ -113,7 +117,13 @@ def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range] 
     if not users.shape[0]:
         none = count(0, users)
         return Histories(none, none, none, none, items, times, none)
-    ranges = ranges or value_ranges(users, items, times)
+    ranges = value_ranges(users, items, times)
+    kernels = gpu_kernels(users)
+    if kernels is not None:
+        return kernels.histories(users, items, times, ranges, drop_negative)
+    if drop_negative and min(ranges[0][0], ranges[1][0]) < 0:
+        known = xp.nonzero((users >= 0) & (items >= 0))[0]
+        return histories(*(xp.take(column, known) for column in (users, items, times)))
     loops = host_loops(users)
     found = None if loops is None else loops.histories(users, items, times, ranges)
     if found is not None:

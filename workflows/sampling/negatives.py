@@ -28,6 +28,9 @@ def series_negatives(
         selected: int64 [T], ascending indices of users in the history; each must have an unseen item.
         seed: from `counter_rng.stream_seed`.
     """
+    kernels = gpu_kernels(history.users)
+    if kernels is not None:
+        return kernels.series_negatives(history, selected, candidates, length, seed, exact)
     xp = array_namespace(history.users)
     last = xp.take(history.by_time, xp.take(history.starts, selected) + xp.take(history.counts, selected) - 1)
     cutoffs = candidates.cutoffs(xp.take(history.times, last))
@@ -41,13 +44,9 @@ def series_negatives(
     if candidates.positions is not None:
         owners, positions = ordered_pairs(owners, positions, candidates.n_items)
     loops = host_loops(positions) if candidates.cdf is None else None
-    kernels = gpu_kernels(positions)
-    if loops is not None or kernels is not None:
-        starts, counts = xp.take(history.starts, selected), xp.take(history.counts, selected)
     if loops is not None:
+        starts, counts = xp.take(history.starts, selected), xp.take(history.counts, selected)
         chosen = loops.distinct_positions(starts, starts + counts, positions, key, cutoffs, candidates.n_items, length)
-    elif kernels is not None:
-        chosen = kernels.series_positions(starts, starts + counts, positions, candidates, key, cutoffs, length)
     else:
         unseen = Unseen(owners, positions, history.users.shape[0], candidates)
         chosen = _without_replacement(unseen, selected, key, unseen.usable_cutoffs(selected, cutoffs), length)
