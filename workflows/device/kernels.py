@@ -59,4 +59,7 @@ def _argument(argument: Any) -> Any:
         return np.uint64(0)
     if isinstance(argument, int):
         return np.int64(argument)
-    return np.uint64(argument.data_ptr() if hasattr(argument, "data_ptr") else argument.data.ptr)
+    on_torch = hasattr(argument, "data_ptr")
+    if not (argument.is_contiguous() if on_torch else argument.flags.c_contiguous):
+        raise ValueError("a kernel reads arrays as one block of memory, and this one is strided")
+    return np.uint64(argument.data_ptr() if on_torch else argument.data.ptr)
