@@ -10,21 +10,22 @@ from model.distributed.launch import end_at_once, end_with_launcher, launch
 from model.distributed.process_group import RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
-from workflows.device.torch_device import torch_device
+from workflows.device.torch_device import frames_beside, gpu_index, torch_device
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     config = run_config(parse_args(argv))
     rank_info = RankInfo.from_environment()
     if rank_info is None and (config.gpus or 1) > 1:
-        torch_device(config.device, config.gpus)  # check that there are enough devices
+        gpu_index(config.device, config.gpus)  # check that there are enough devices
         status = launch(config.gpus or 1, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
         return
     rank_info = rank_info or RankInfo()
-    device = torch_device(config.device, config.gpus, rank_info.local_rank)
+    device = torch_device(config.device, config.gpus, rank_info.local_rank, rank_info.may_see_one_gpu)
     end_with_launcher()
+    frames_beside(device)  # before Merlin is imported, which otherwise looks for a GPU itself
     from model.run.session import run  # imports Merlin and the rest, which the launcher does not need
 
     with init_process_group(rank_info, device) as world:

@@ -65,14 +65,16 @@ def test_merlin_has_one_door(path: str) -> None:
     assert not through
 
 
+TORCH_DOOR = "workflows/device/torch_device.py"
 # Files that may use each GPU library; the Merlin door uses cuDF only to patch it for Merlin.
 DOORS = {
+    "cuda.bindings": {"workflows/device/frames.py"},  # CUDA's Python bindings
     "cudf": {"workflows/device/frames.py", "workflows/merlin_gaps.py"},
     "dask_cudf": {"workflows/merlin_gaps.py"},
     "cupy": {"workflows/device/frames.py", "workflows/device/kernels.py"},
     "dask_cuda": {"workflows/device/frames.py"},
-    "rmm": set(),
-    "torch.cuda": {"workflows/device/torch_device.py", "workflows/device/kernels.py"},
+    "rmm": {"workflows/device/frames.py"},
+    "torch.cuda": {TORCH_DOOR, "workflows/device/kernels.py"},
 }
 
 
@@ -80,6 +82,24 @@ DOORS = {
 def test_the_gpu_has_one_door(path: str) -> None:
     through = {name for name in named(TREES[path]) for door in DOORS if within(name, door) and path not in DOORS[door]}
     assert not through
+
+
+@pytest.mark.parametrize("path", TREES)
+def test_copies_are_left_running_in_one_place(path: str) -> None:
+    # `to_device` knows the direction: a copy to the host that is left running is read before it has arrived.
+    given = [
+        keyword
+        for function in ast.walk(TREES[path])
+        if isinstance(function, ast.FunctionDef) and (path, function.name) != (TORCH_DOOR, "to_device")
+        for keyword in ast.walk(function)
+        if isinstance(keyword, ast.keyword) and keyword.arg == "non_blocking"
+    ]
+    assert not given
+    # A tensor's copying methods could be given it by position, too: `.to(device, dtype, True)`, `.copy_(other, True)`.
+    for call in ast.walk(TREES[path]):
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+            most = {"to": 2, "copy_": 1, "cuda": 1, "pin_memory": 1}.get(call.func.attr)
+            assert most is None or len(call.args) <= most, ast.unparse(call)
 
 
 @pytest.mark.parametrize("path", TREES)

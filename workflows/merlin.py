@@ -17,10 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import dask
-import dask.dataframe as dd
-from dask.dataframe.dispatch import make_meta_dispatch
 
-from workflows.merlin_gaps import complete_cudf, complete_dask
+from workflows.device.frames import cpu_only
 
 _NOISE = (
     ".*dtype mappings did not load successfully",
@@ -30,24 +28,25 @@ _NOISE = (
 
 
 @contextmanager
-def _quiet_torchless_import():
-    """Import Merlin without irrelevant warnings and without loading torch.
+def _quiet_and_small_import():
+    """Import Dask and Merlin without irrelevant warnings, and without libraries that they load but do not need.
 
     Merlin imports torch whenever it can, which costs a preprocessing process 1 s and 150 MiB; a process that needs the
-    Loader imports torch before this module.
+    Loader imports torch before this module. Dask imports CuPy, which a process on the CPU does not need either.
     """
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]
+    hidden = [name for name in ("torch", *(["cupy"] if cpu_only() else [])) if name not in sys.modules]
+    for name in hidden:
+        sys.modules[name] = None  # type: ignore[assignment]
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
     try:
         yield
     finally:
-        if hide:
-            del sys.modules["torch"]
+        for name in hidden:
+            del sys.modules[name]
 
 
+_NO_DRIVER = {"distributed.diagnostics.nvml": False}  # Dask, and so Merlin, then sees no GPU
 _PUT_WAIT_S = 0.01  # producer poll interval on a full queue
 
 
@@ -56,12 +55,25 @@ def _optimized_later(ddf: Any = None, dsk: Any = None, keys: Any = None) -> Any:
     return dsk if ddf is None else ddf
 
 
-with _quiet_torchless_import():
+with _quiet_and_small_import():
+    import dask.dataframe as dd
+    from dask.dataframe.dispatch import make_meta_dispatch
+
+    from workflows.merlin_gaps import complete_cudf, complete_dask
+
     complete_dask()
-    import merlin.core.has_gpu
+    if cpu_only():
+        # Merlin would otherwise ask the driver for a GPU, and import cuDF and CuPy if there is one: for nothing, or to
+        # fail where they are broken.
+        dask.config.set(_NO_DRIVER)
+    try:
+        import merlin.core.has_gpu
+    except Exception:  # a driver that fails to answer
+        dask.config.set(_NO_DRIVER)
+        import merlin.core.has_gpu
 
     if merlin.core.has_gpu.HAS_GPU:
-        complete_cudf()
+        merlin.core.has_gpu.HAS_GPU = complete_cudf()
     import merlin.core.utils
 
     merlin.core.utils.ensure_optimize_dataframe_graph = _optimized_later
@@ -148,7 +160,12 @@ def frame_dataset(load: Callable[[int], Any], partitions: int, meta: Any, cpu: b
     Args:
         meta: an empty dataframe of the same library, columns and dtypes.
         cpu: whether that library is pandas (otherwise cuDF).
+
+    Raises:
+        RuntimeError: it is cuDF, but this process had chosen the CPU when it imported Merlin.
     """
+    if not cpu and not merlin.core.has_gpu.HAS_GPU:
+        raise RuntimeError("Merlin was imported for the CPU; call frame_device for the GPU before that")
     # Without a schema Merlin loads partitions until one has a row, each in time that grows with the partition count.
     schema = Schema([ColumnSchema(name, dtype=meta[name].dtype) for name in meta.columns])
     named = _Named(load, meta)

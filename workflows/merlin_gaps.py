@@ -65,16 +65,19 @@ def complete_dask() -> None:
     sys.modules[optimize.__name__] = optimize
 
 
-def complete_cudf() -> None:
+def complete_cudf() -> bool:
     """Add stubs for the names that cuDF has removed since Merlin's last release; call it if Merlin sees a GPU.
+
+    Returns:
+        Whether Merlin can use the GPU: cuDF is installed and can be imported.
 
     Raises:
         RuntimeError: unexpected names are missing; Merlin would fail on them one by one.
     """
     try:
         version = importlib.import_module("cudf").__version__
-    except ImportError:  # Merlin then uses pandas
-        return
+    except Exception:  # not installed, or any error of its own: cuDF checks drivers and compilers when imported
+        return False
     taken = (f"{module}.{name}" for module, names in TAKEN_FROM_CUDF.items() for name in names.split())
     missing = [path for path in taken if not _has(*path.rsplit(".", 1))]
     unknown = [path for path in missing if path not in GONE_FROM_CUDF or not version.startswith(f"{_CUDF}.")]
@@ -87,3 +90,4 @@ def complete_cudf() -> None:
     for path in missing:
         module, name = path.rsplit(".", 1)
         setattr(importlib.import_module(module), name, _gone(path))
+    return True

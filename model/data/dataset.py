@@ -20,7 +20,8 @@ from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, chunk_files
 from preprocessing.spec.reader import read_mapping
 from workflows.common.errors import UserError
-from workflows.device.frames import FrameDevice, frame_device
+from workflows.device.frames import FrameDevice
+from workflows.device.torch_device import frames_beside, to_device
 from workflows.merlin import frame_dataset, loader_class
 
 
@@ -57,11 +58,14 @@ class Rows:
         """
         # Load about one block of parts at once: part by part, the loader would copy the partial block each time.
         parts = max(1, rows // self.source.largest_part)
-        with loader_class()(self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts) as loader:
+        self.frames.use()  # this thread slices what the Loader's thread has read
+        with loader_class()(
+            self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts, device=self.frames.index
+        ) as loader:
             if order is not None:
                 loader.indices = np.asarray(order)
             for columns, _ in loader:
-                block = [columns[name].reshape(-1).to(device, non_blocking=True) for name in self.names]
+                block = [to_device(columns[name].reshape(-1), device) for name in self.names]
                 for name, values in zip(self.names, block, strict=True):
                     _check_range(self.columns, name, *torch.aminmax(values))
                 yield block
@@ -116,6 +120,7 @@ class _Load:
     frames: FrameDevice
 
     def __call__(self, index: int) -> Any:
+        self.frames.use()
         return self.frames.from_arrow(self.source.load(index, self.names))
 
     def __dask_tokenize__(self) -> tuple[int, tuple[str, ...]]:
@@ -155,7 +160,7 @@ def open_mapping(
     Raises:
         UserError: as `open_train`.
     """
-    frames = frame_device("cpu" if device.type == "cpu" else "auto")
+    frames = frames_beside(device)
     chunks = spec.chunks(mapping)
     promised = mapping != "train" or spec.metadata.time_ordered
     source: Partitions

@@ -32,11 +32,17 @@ SizedItem = TypeVar("SizedItem", bound=Sized)
 
 @dataclass(frozen=True)
 class RankInfo:
-    """Position of this process: global `rank` of `size`, and `local_rank` on its machine."""
+    """Position of this process: global `rank` of `size`, and `local_rank` on its machine.
+
+    Attributes:
+        may_see_one_gpu: whether it may see only its own GPU, as under SLURM with `--gpus-per-task` or `--gpu-bind`;
+            torchrun and `--gpus` show each process the GPUs of all.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    may_see_one_gpu: bool = False
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> RankInfo | None:
@@ -60,7 +66,7 @@ class RankInfo:
             raise UserError(f"the launcher's environment variables should be integers, got {given}") from None
         if not 0 <= rank < size or local < 0:
             raise UserError(f"rank {rank} (local {local}) of {size} processes: ranks should be 0 .. {size - 1}")
-        return RankInfo(rank, size, local)
+        return RankInfo(rank, size, local, may_see_one_gpu=names[0] == "SLURM_PROCID")
 
 
 class ProcessGroup:

@@ -24,7 +24,7 @@ Find = Callable[[str], Any]
 ROOT = Path(__file__).parents[2]
 LIST = Path(__file__).with_name("gpu_names.txt")
 SOURCES = [path for package in ("workflows", "preprocessing", "model") for path in (ROOT / package).rglob("*.py")]
-LIBRARIES = ("cudf", "cupy", "dask_cuda", "dask_cudf", "rmm")
+LIBRARIES = ("cuda", "cudf", "cupy", "dask_cuda", "dask_cudf", "rmm")
 ARRAYS, FRAME, COLUMN = "array_api_compat.cupy", "cudf.DataFrame", "cudf.Series"
 HAS_CUDF = importlib.util.find_spec("cudf") is not None
 

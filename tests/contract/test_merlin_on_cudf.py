@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -75,8 +76,8 @@ assert read == len(log.drop_duplicates(["user", "item"])) + 9 * 5, read
 """
 
 
-def run(code: str, hide: Sequence[str] = ()) -> None:
-    environment = os.environ | {"RAPIDS_NO_INITIALIZE": "1"}
+def run(code: str, hide: Sequence[str] = (), **variables: str) -> None:
+    environment = os.environ | {"RAPIDS_NO_INITIALIZE": "1"} | variables
     for name in ("CUDA_VISIBLE_DEVICES", *hide):
         environment.pop(name, None)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
@@ -118,6 +119,116 @@ def test_cupy_finds_its_compiler_without_torch() -> None:
         "loaded = [line.split()[-1] for line in open('/proc/self/maps') if 'libnvrtc' in line]\n"
         "assert loaded and all(path.startswith(sys.prefix) for path in loaded), loaded\n",
         hide=("CUDA_PATH", "CUDA_HOME", "LD_LIBRARY_PATH"),
+    )
+
+
+DRIVER = """
+#include <stdlib.h>
+#include <dlfcn.h>
+
+int cuDriverGetVersion(int *version) { *version = atoi(getenv("DRIVER")); return 0; }
+int cuInit(unsigned flags) { return 0; }
+int cuDeviceGetCount(int *count) { *count = 1; return 0; }
+int cuGetErrorName(int error, const char **text) { *text = "CUDA_ERROR_STUB"; return 0; }
+int cuGetErrorString(int error, const char **text) { *text = "a stub"; return 0; }
+int cuGetProcAddress_v2(const char *name, void **found, int version, unsigned long flags, int *status) {
+    *found = dlsym(RTLD_DEFAULT, name);
+    void *self = dlopen("libcuda.so.1", RTLD_NOLOAD | RTLD_LAZY);
+    if (!*found && self) *found = dlsym(self, name);
+    if (status) *status = *found ? 0 : 1;
+    return *found ? 0 : 500;
+}
+int cuGetProcAddress(const char *name, void **found, int version, unsigned long flags) {
+    return cuGetProcAddress_v2(name, found, version, flags, 0);
+}
+"""
+WITH_A_DRIVER = """
+import ctypes, os, warnings
+warnings.simplefilter("ignore")
+seen = ctypes.c_int()
+ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(seen))
+assert seen.value == int(os.environ["DRIVER"])
+"""
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver library that answers which version it is, and does nothing else."""
+    folder = tmp_path_factory.mktemp("driver")
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no C compiler")
+    (folder / "driver.c").write_text(DRIVER.replace("#include", "#define _GNU_SOURCE\n#include", 1))
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "driver.c", "-ldl"], check=True)
+    return folder
+
+
+@needs_cudf
+@pytest.mark.parametrize("version", ["12040", "12080", "13000", "13010"])
+def test_cudf_imports_with_any_driver(driver: Path, version: str) -> None:
+    # cuDF 24.12 refused drivers before CUDA 12.5 when imported. cuDF 26.10 has no check of versions at import.
+    run(
+        WITH_A_DRIVER + "import cudf, cupy\n"
+        "from rmm.allocators.cupy import rmm_cupy_allocator\n"
+        "assert cupy.cuda.get_allocator() is rmm_cupy_allocator\n",
+        hide=("RAPIDS_NO_INITIALIZE",),
+        LD_LIBRARY_PATH=str(driver),
+        DRIVER=version,
+    )
+
+
+@needs_cudf
+@pytest.mark.parametrize("version", ["12040", "12080", "13000"])
+def test_with_a_driver_that_does_not_work_the_cpu_is_used_and_the_reason_said(driver: Path, version: str) -> None:
+    run(
+        WITH_A_DRIVER + "import contextlib, io, sys\n"
+        "from workflows.common.errors import UserError\n"
+        "from workflows.common.progress import console\n"
+        "from workflows.device.frames import cpu_only, frame_device\n"
+        "console.file = said = io.StringIO()\n"
+        "assert frame_device('auto') == frame_device('auto') and cpu_only()\n"
+        "assert said.getvalue().count('dataframes use the CPU: cuDF or CuPy fails (CUDARuntimeError: cudaError') == 1\n"
+        "assert said.getvalue().count('\\n') == 1\n"
+        "try: frame_device('cuda')\n"
+        "except UserError as err: assert 'CUDARuntimeError' in str(err) and '--device cpu' in str(err)\n"
+        "else: raise SystemExit('cuda without a GPU')\n"
+        "import workflows.merlin\n"
+        "assert 'cudf' not in sys.modules and not workflows.merlin.merlin.core.has_gpu.HAS_GPU\n",
+        LD_LIBRARY_PATH=str(driver),
+        DRIVER=version,
+    )
+
+
+@needs_cudf
+def test_the_cpu_is_used_without_importing_gpu_libraries() -> None:
+    run(
+        SEE_A_GPU + "import sys\n"
+        "from workflows.device.frames import frame_device\n"
+        "frame_device('cpu')\n"
+        + "import torch\nimport workflows.merlin as door\n"
+        + ON_PANDAS
+        + "assert not {'cudf', 'cupy', 'dask_cudf'} & set(sys.modules)\n"
+    )
+
+
+@needs_cudf
+def test_rmm_takes_the_handle_of_a_pool_from_cuda_bindings() -> None:
+    run(
+        "import rmm\n"
+        "from cuda.bindings import runtime\n"
+        "for handle, expected in ((4096, ValueError), (runtime.cudaMemPool_t(4096), RuntimeError)):\n"
+        "    try: rmm.mr.CudaAsyncViewMemoryResource(handle)\n"
+        "    except expected as err: assert expected is ValueError or 'CUDA driver' in str(err)\n"
+        "    else: raise SystemExit('a pool without a driver')\n"
+    )
+
+
+@needs_cudf
+def test_cupy_sorts_along_an_empty_axis() -> None:
+    # CuPy up to 14.0 divided by the axis' length. Nothing is launched, so it shows without a GPU.
+    run(
+        "import cupy\n"
+        "nowhere = cupy.cuda.MemoryPointer(cupy.cuda.UnownedMemory(0, 0, None, 0), 0)\n"
+        "cupy.ndarray((3, 0), dtype='int64', memptr=nowhere).sort(axis=1)\n"
     )
 
 

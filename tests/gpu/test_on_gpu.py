@@ -21,7 +21,7 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig
 from model.training.step import Step
-from workflows.device.torch_device import rng_state, set_rng_state, synchronize
+from workflows.device.torch_device import frames_beside, rng_state, set_rng_state, synchronize
 
 pytestmark = pytest.mark.gpu
 
@@ -154,3 +154,17 @@ def test_each_graph_replay_drops_different_units(device: torch.device) -> None:
     net = network(device)
     step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)
     assert len({float(step(batch, 1000)) for _ in range(8)}) == 8
+
+
+def test_dataframes_share_a_pool_that_counts_as_free_what_it_holds_unused(device: torch.device) -> None:
+    frames = frames_beside(device)
+    if frames.on_cpu:
+        pytest.skip("needs cuDF and a GPU")
+    size = 1 << 28
+    before = frames.free_bytes()
+    held = frames.arrays.zeros(size, dtype="uint8")
+    synchronize(device)
+    assert before - frames.free_bytes() >= size
+    del held
+    synchronize(device)
+    assert frames.free_bytes() >= before - size // 2  # the pool has kept the memory

@@ -17,6 +17,7 @@ import model.run.arguments
 import model.serve.__main__
 import preprocessing.__main__
 import train
+from workflows.common.errors import UserError
 
 FLAGS = ["-b", "256", "-f", "4", "--layers", "16", "8", "-l", "0.01", "--device", "cpu"]
 
@@ -35,6 +36,22 @@ def test_a_missing_gpu_is_rejected(data: Path, tmp_path: Path, fails: Callable[.
     message = fails("--data", str(data), "--output", str(tmp_path / "run"), *flags)
     assert "--device cpu" in message
     assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_leaves_the_gpus_to_its_processes(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: object) -> None:
+        raise AssertionError("a context on a GPU")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", refuse)
+    started = []
+    monkeypatch.setattr(train, "launch", lambda processes, command: started.append(processes) or 0)
+    train.main(["--data", str(data), "--gpus", "2"])
+    assert started == [2]
+    with pytest.raises(UserError, match="--gpus 3 needs 3 GPU"):
+        train.main(["--data", str(data), "--gpus", "3"])
+    assert started == [2]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from merlin.dag.ops.subgraph import Subgraph
+from merlin.dataloader import loader_base
 from merlin.dataloader.torch import Loader as StockLoader
 from merlin.io import Dataset as StockDataset
 from merlin.schema import ColumnSchema, Schema
@@ -540,3 +541,14 @@ def test_stock_loader_busy_waits_on_a_full_queue_and_ours_does_not() -> None:
     stock, ours = waits.values()
     assert stock <= 1e-3
     assert ours >= 0.01
+
+
+def test_merlins_loader_takes_the_index_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a machine with GPUs: without the argument, the Loader of every rank would work on GPU 0.
+    dataset = frame_dataset(lambda _: pd.DataFrame({"x": [1]}), 1, meta=pd.DataFrame({"x": [1]}).iloc[:0], cpu=True)
+    dataset.cpu = False
+    monkeypatch.setattr(loader_base, "HAS_GPU", True)
+    monkeypatch.setattr(loader_base, "cupy", np)
+    assert [loader_class()(dataset, batch_size=1, device=index).device for index in (None, 0, 3)] == [0, 0, 3]
+    dataset.cpu = True
+    assert loader_class()(dataset, batch_size=1, device=3).device == "cpu"

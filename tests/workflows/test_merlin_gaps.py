@@ -48,7 +48,7 @@ def contents(modules: dict[str, ModuleType]) -> dict[str, object]:
 def test_missing_names_become_stubs_that_raise_and_nothing_else_changes(fake_cudf: Fake, missing: list[str]) -> None:
     modules = fake_cudf("26.10.02", missing)
     before = contents(modules)
-    complete_cudf()
+    assert complete_cudf()
     after = contents(modules)
     assert set(after) - set(before) == set(missing)
     for name in missing:
@@ -61,7 +61,7 @@ def test_missing_names_become_stubs_that_raise_and_nothing_else_changes(fake_cud
 def test_a_complete_cudf_is_left_unchanged(fake_cudf: Fake, version: str) -> None:
     modules = fake_cudf(version)
     before = contents(modules)
-    complete_cudf()
+    assert complete_cudf()
     assert contents(modules) == before
 
 
@@ -96,7 +96,7 @@ def test_a_missing_library_is_rejected(fake_cudf: Fake, monkeypatch: pytest.Monk
 
 def test_without_cudf_merlin_uses_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cudf", None)  # not installed
-    complete_cudf()
+    assert not complete_cudf()
 
 
 @pytest.mark.parametrize("gpus", [1, 0])

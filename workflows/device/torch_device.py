@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from workflows.common.errors import UserError
+from workflows.device.frames import FrameDevice, frame_device
 
 if TYPE_CHECKING:
     import torch
@@ -14,22 +15,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.device:
-    """Pick the torch device of a training or scoring process.
+def torch_device(name: str, gpus: int | None, local_rank: int = 0, may_see_one_gpu: bool = False) -> torch.device:
+    """Pick the torch device of a training or scoring process, and make it this thread's current one.
+
+    Args and errors: as `gpu_index`.
+    """
+    import torch
+
+    index = gpu_index(name, gpus, local_rank, may_see_one_gpu)
+    if index is None:
+        return torch.device("cpu")
+    torch.cuda.set_device(index)  # creates a context on the GPU
+    return torch.device("cuda", index)
+
+
+def gpu_index(name: str, gpus: int | None, local_rank: int = 0, may_see_one_gpu: bool = False) -> int | None:
+    """The GPU of a training or scoring process, among the visible ones; None for the CPU. Leaves the GPUs alone.
 
     Args:
         name: "auto", "cpu" or "cuda"; "auto" takes a GPU if one is visible.
         gpus: number of devices requested by `--gpus`, None if it was not given.
         local_rank: rank of this process on this machine; also the index of its GPU.
+        may_see_one_gpu: whether the launcher (SLURM) may show each process only its own GPU. If processes were to share
+            the one that they see, NCCL would refuse to connect them.
 
     Raises:
         UserError: more GPUs are requested than are visible; the message says how to run on the CPU.
     """
     import torch
 
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu":
-        return torch.device("cpu")
+        return None
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if may_see_one_gpu and visible == 1:
+        local_rank = 0
     wanted = max(gpus or 0, 1 if name == "cuda" else 0, local_rank + 1 if visible else 0)
     if wanted > visible:
         asked = f"--gpus {gpus}" if gpus else f"local rank {local_rank}" if local_rank else "--device cuda"
@@ -37,10 +56,21 @@ def torch_device(name: str, gpus: int | None, local_rank: int = 0) -> torch.devi
             f"{asked} needs {wanted} GPU(s), but {visible} are visible; run on the CPU with --device cpu "
             "(--gpus N then starts N processes)"
         )
-    if not visible:
-        return torch.device("cpu")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    return local_rank if visible else None
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on a device.
+
+    Only a copy from pinned memory to a GPU is left running: one to the host could be read before it has arrived.
+    """
+    running = device.type == "cuda" and tensor.device.type == "cpu" and tensor.is_pinned()
+    return tensor.to(device, non_blocking=running)
+
+
+def frames_beside(device: torch.device) -> FrameDevice:
+    """Where dataframes live that feed a torch device: on the same GPU, or on the CPU where cuDF does not work."""
+    return frame_device("cpu" if device.type == "cpu" else "auto", device.index or 0)
 
 
 def torch_generator(seed: int, device: torch.device) -> torch.Generator:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,15 @@ import pytest
 import torch
 import yaml
 
+import model.data.dataset
 import train
 from model.data.dataset import Rows, open_train
 from model.data.test_set import open_test_set
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
+from workflows.device.frames import FrameDevice
+from workflows.merlin import loader_class
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS, LENGTH = 8, 20, 5
@@ -364,3 +369,32 @@ def test_columns_are_read_from_a_spec(tmp_path: Path) -> None:
     csv_folder(tmp_path)
     columns = FeatureColumns.from_spec(read_feature_spec(tmp_path))
     assert columns == FeatureColumns("reader", "book", "bought", N_USERS, N_ITEMS)
+
+
+def test_the_loader_and_its_threads_work_on_the_gpu_of_their_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real Loader on pandas, told that its dataset lives on GPU 3: which GPU it is given, and who chooses one.
+    chosen: dict[str, set[int]] = {"consumer": set(), "producer": set()}
+    here = threading.get_ident()
+
+    @dataclass(frozen=True)
+    class OnGpu(FrameDevice):
+        def use(self) -> None:
+            chosen["consumer" if threading.get_ident() == here else "producer"].add(self.index)
+
+    given: list[Any] = []
+    stock = loader_class()
+
+    class Recording(stock):  # type: ignore[misc, valid-type]
+        def __init__(self, dataset: Any, *args: Any, device: Any = None, **rest: Any) -> None:
+            given.append(device)
+            super().__init__(dataset, *args, device=device, **rest)
+
+    monkeypatch.setattr(model.data.dataset, "loader_class", lambda: Recording)
+    monkeypatch.setattr(model.data.dataset, "frames_beside", lambda _: OnGpu(on_cpu=True, index=3))
+    parquet_folder(tmp_path)
+    rows = open_train(tmp_path, read_feature_spec(tmp_path), CPU)
+    assert sum(len(block[0]) for block in rows.stream(50, CPU)) == rows.n_rows
+    assert given == [3]
+    assert chosen == {"consumer": {3}, "producer": {3}}

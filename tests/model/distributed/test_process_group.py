@@ -68,11 +68,11 @@ PLACES: dict[str, tuple[Mapping[str, str], RankInfo | None]] = {
     "by hand": ({"RANK": "0", "WORLD_SIZE": "2"}, RankInfo(0, 2, 0)),
     "srun": (
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"},
-        RankInfo(9, 16, 1),
+        RankInfo(9, 16, 1, may_see_one_gpu=True),
     ),
     "srun with fewer tasks than the job": (
         {"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "16", "SLURM_STEP_NUM_TASKS": "2"},
-        RankInfo(1, 2, 0),
+        RankInfo(1, 2, 0, may_see_one_gpu=True),
     ),
     "batch script without srun": ({"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "16"}, None),
     "torchrun under SLURM": (

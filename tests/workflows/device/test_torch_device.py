@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from workflows.common.errors import UserError
+from workflows.device import torch_device as torch_door
+from workflows.device.frames import FrameDevice
 from workflows.device.torch_device import (
     collective_backend,
+    frames_beside,
+    gpu_index,
     matrix_precision,
     mixed_dtype,
     multiplies_bfloat16,
@@ -15,6 +19,7 @@ from workflows.device.torch_device import (
     rng_state,
     set_rng_state,
     synchronize,
+    to_device,
     torch_device,
     torch_generator,
 )
@@ -91,6 +96,79 @@ def test_more_processes_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="local rank 2 needs 3 GPU"):
         torch_device("auto", None, 2)
     assert torch_device("cpu", None, 2) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("local_rank", [0, 1, 3])
+def test_a_slurm_task_may_see_only_its_own_gpu(monkeypatch: pytest.MonkeyPatch, local_rank: int) -> None:
+    pretend_gpus(monkeypatch, 1)
+    assert torch_device("auto", None, local_rank, may_see_one_gpu=True) == torch.device("cuda", 0)
+    if local_rank:  # torchrun shows each process all GPUs: two would share this one
+        with pytest.raises(UserError, match=f"local rank {local_rank} needs {local_rank + 1} GPU"):
+            torch_device("auto", None, local_rank)
+
+
+def test_slurm_tasks_that_see_all_gpus_take_one_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 4)
+    assert [gpu_index("auto", None, rank, may_see_one_gpu=True) for rank in range(4)] == [0, 1, 2, 3]
+    pretend_gpus(monkeypatch, 2)
+    with pytest.raises(UserError, match="local rank 2 needs 3 GPU"):
+        gpu_index("auto", None, 2, may_see_one_gpu=True)
+    pretend_gpus(monkeypatch, 1)
+    with pytest.raises(UserError, match="--gpus 4 needs 4 GPU"):
+        gpu_index("auto", 4, 0, may_see_one_gpu=True)
+
+
+def test_looking_for_a_gpu_creates_no_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_gpus(monkeypatch, 2)
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    assert gpu_index("cuda", 2) == 0
+    assert gpu_index("auto", None, 1) == 1
+    assert gpu_index("cpu", 2) is None
+    with pytest.raises(UserError):
+        gpu_index("cuda", 3)
+    assert taken == []
+
+
+@pytest.mark.parametrize(
+    ("device", "asked"), [("cpu", ("cpu", 0)), ("cuda:0", ("auto", 0)), ("cuda:3", ("auto", 3)), ("cuda", ("auto", 0))]
+)
+def test_dataframes_live_beside_the_torch_device(
+    monkeypatch: pytest.MonkeyPatch, device: str, asked: tuple[str, int]
+) -> None:
+    found: list[tuple[str, int]] = []
+    beside = FrameDevice(on_cpu=True)
+    monkeypatch.setattr(torch_door, "frame_device", lambda *given: found.append(given) or beside)
+    assert frames_beside(torch.device(device)) is beside
+    assert found == [asked]
+
+
+@pytest.mark.parametrize(
+    ("source", "pinned", "target", "running"),
+    [
+        ("cpu", False, "cpu", False),
+        ("cpu", False, "cuda:1", False),
+        ("cpu", True, "cuda:1", True),
+        ("cpu", True, "cpu", False),
+        ("cuda:1", False, "cpu", False),
+        ("cuda:0", False, "cuda:1", False),
+    ],
+)
+def test_only_a_copy_from_pinned_memory_to_a_gpu_is_left_running(
+    source: str, pinned: bool, target: str, running: bool
+) -> None:
+    class Stub:
+        device = torch.device(source)
+
+        def is_pinned(self) -> bool:
+            return pinned
+
+        def to(self, device: torch.device, *, non_blocking: bool) -> tuple[torch.device, bool]:
+            return device, non_blocking
+
+    assert to_device(Stub(), torch.device(target)) == (torch.device(target), running)  # type: ignore[arg-type]
+    values = torch.arange(3)
+    assert to_device(values, torch.device("cpu")) is values
 
 
 @pytest.mark.parametrize(
