@@ -130,16 +130,16 @@ def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, di
 
 
 def _transcode(args: argparse.Namespace) -> None:
+    frames = frame_device(args.device)  # before Merlin is imported, which otherwise looks for a GPU itself
     from preprocessing.transcode.transcode import is_transcoded_folder, transcode
     from workflows.merlin import merlin_client
 
     source = Path(args.input[0])
     check_outside(args.output, [source])
     check_output(args.output, args.overwrite, is_transcoded_folder, [source])
-    frames = frame_device(args.device)
     with (
         staged_folder(args.output, args.overwrite, is_transcoded_folder) as folder,
-        thread_cluster() as cluster,
+        thread_cluster(threads_within(None, usable_cores(), not frames.on_cpu), frames) as cluster,
         merlin_client(cluster),
     ):
         stats = transcode(
@@ -176,11 +176,11 @@ def _write_synthetic(args: argparse.Namespace, path: Path) -> None:
 
 def _cluster(args: argparse.Namespace, frames: FrameDevice) -> AbstractContextManager[Cluster]:
     if args.scheduler is not None:
-        return running_cluster(args.scheduler)
+        return running_cluster(args.scheduler, frames)
     if args.workers is not None:
         check_workers(args.memory_limit, args.workers)
         return worker_cluster(args.workers, frames)
-    return thread_cluster(threads_within(args.memory_limit, usable_cores()))
+    return thread_cluster(threads_within(args.memory_limit, usable_cores(), not frames.on_cpu), frames)
 
 
 def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:

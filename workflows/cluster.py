@@ -64,9 +64,13 @@ class ThreadCluster:
     class cluster:  # noqa: N801 - Merlin reads the length of client.cluster.workers
         workers = (0,)
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, device: FrameDevice | None = None) -> None:
+        """
+        Args:
+            device: the device of the tasks' dataframes; None for the CPU.
+        """
         self.workers, self.client = workers, self
-        self._pool = ThreadPoolExecutor(workers)
+        self._pool = ThreadPoolExecutor(workers, initializer=device.use if device else None)
 
     def compute(self, collections: Any, **_: Any) -> Any:
         results = dask.compute(collections, scheduler="threads", pool=self._pool)[0]
@@ -117,9 +121,9 @@ class DaskCluster:
 
 
 @contextmanager
-def thread_cluster(workers: int | None = None) -> Iterator[ThreadCluster]:
-    """A cluster of threads, by default one per usable core."""
-    cluster = ThreadCluster(workers or usable_cores())
+def thread_cluster(workers: int | None = None, device: FrameDevice | None = None) -> Iterator[ThreadCluster]:
+    """A cluster of threads, by default one per usable core; `device` as of `ThreadCluster`."""
+    cluster = ThreadCluster(workers or usable_cores(), device)
     try:
         yield cluster
     finally:
@@ -131,12 +135,16 @@ def _import_merlin() -> None:
     importlib.import_module("workflows.merlin")
 
 
-class _ImportMerlin:
-    """A worker plugin, so that workers that join later are patched too."""
+class _PrepareWorker:
+    """A worker plugin, so that workers that join later are prepared too."""
 
-    name = "workflows.merlin"
+    name = "workflows"
+
+    def __init__(self, device: FrameDevice) -> None:
+        self._device = device
 
     def setup(self, worker: Any) -> None:
+        self._device.open()
         _import_merlin()
 
 
@@ -145,7 +153,7 @@ def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
     """A local cluster of worker processes: one per GPU with Dask-CUDA, else single-threaded CPU workers."""
     local = device.local_cluster(workers)
     try:
-        with _client(local) as client:
+        with _client(local, device) as client:
             yield DaskCluster(client)
     finally:
         with suppress(asyncio.TimeoutError):
@@ -161,28 +169,29 @@ async def _all_started(nannies: Iterable[Any]) -> None:
 
 
 @contextmanager
-def running_cluster(scheduler: str) -> Iterator[DaskCluster]:
+def running_cluster(scheduler: str, device: FrameDevice) -> Iterator[DaskCluster]:
     """The workers of a running scheduler, on this or other machines.
 
     They need this project installed and must see the log and the output folder under the same paths.
 
     Args:
         scheduler: HOST:PORT.
+        device: of the tasks' dataframes; a GPU is each worker's first visible one.
 
     Raises:
         UserError: no scheduler answers, it has no workers, or they cannot run this program.
     """
-    with _client(scheduler) as client:
+    with _client(scheduler, device) as client:
         if not client.nthreads():
             raise UserError(f"--scheduler {scheduler} has no workers; start some: dask worker {scheduler}")
         yield DaskCluster(client)
 
 
 @contextmanager
-def _client(address: Any) -> Iterator[Any]:
+def _client(address: Any, device: FrameDevice) -> Iterator[Any]:
     from distributed import Client, WorkerPlugin
 
-    plugin = type("ImportMerlin", (_ImportMerlin, WorkerPlugin), {})()
+    plugin = type("PrepareWorker", (_PrepareWorker, WorkerPlugin), {})(device)
     try:
         client = Client(address, timeout="15s")
     except (OSError, ValueError) as err:

@@ -15,6 +15,16 @@ _PARTITION_ROWS, _MANY_PARTITIONS, _MAX_PARTITION_ROWS = 150_000, 512, 400_000
 # (a 16 MiB piece of text and its columns), and a task's bytes per log row in its partition and per negative drawn.
 _PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES, _NEGATIVE_BYTES = 304 << 20, 72 << 20, 240, 140
 _UNLIMITED_TASK_BYTES = 1 << 30
+# On a GPU one task computes while another reads and writes; more would only divide its memory.
+_GPU_TASKS = 2
+# Estimates of a GPU task's peak, in bytes per row: the log's columns (three of 8) and the numbered ones (4 + 4 + 8);
+# 64-bit sort keys with their permutation and the sort's second copy of both (4 × 8); the history in order (4 + 4 + 8)
+# and the train rows (4 + 4 + 4), both while they are gathered from others of that size (× 2) ...
+_GPU_ROW_BYTES = 3 * 8 + 16 + 4 * 8 + 2 * (16 + 12)
+# ... and per negative drawn: its 64-bit item, and its row (user, item, label) beside the copy that is written.
+_GPU_NEGATIVE_BYTES = 8 + 2 * 12
+_GPU_SHARE = 0.5  # of the free memory; the rest is for files being decoded and encoded, and for uneven partitions
+_GPU_MAX_ROWS = 1 << 30  # cuDF's columns have fewer than 2**31 rows; twice as many for uneven partitions
 
 
 def parse_bytes(text: str) -> int:
@@ -29,18 +39,19 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2] or ""])
 
 
-def threads_within(limit_bytes: int | None, cores: int) -> int:
+def threads_within(limit_bytes: int | None, cores: int, on_gpu: bool = False) -> int:
     """Number of tasks that may run concurrently in this process.
 
     Raises:
         UserError: the limit does not allow even one.
     """
+    useful = min(cores, _GPU_TASKS) if on_gpu else cores
     if limit_bytes is None:
-        return cores
+        return useful
     threads = (limit_bytes - _PROCESS_BYTES) // _TASK_BYTES
     if threads < 1:
         raise UserError(_too_little(limit_bytes, _PROCESS_BYTES + _TASK_BYTES, "one task at a time"))
-    return min(cores, threads)
+    return min(useful, threads)
 
 
 def check_workers(limit_bytes: int | None, workers: int) -> None:
@@ -66,6 +77,20 @@ def partitions_of(rows: int, limit_bytes: int | None, tasks: int) -> int:
     part = min(_MAX_PARTITION_ROWS, max(_PARTITION_ROWS, rows // _MANY_PARTITIONS))
     part = max(1, min(part, _task_budget(limit_bytes, tasks) // _ROW_BYTES))
     return min(MAX_PARTITIONS, max(_MIN_PARTITIONS, rows // part))
+
+
+def gpu_partitions(rows: int, negatives: int, free_bytes: int, tasks: int) -> int:
+    """Number of partitions whose rows fit a GPU's memory: as few as possible, whatever the number of cores.
+
+    Args:
+        rows: rows of the log.
+        negatives: negatives of all test series, plus those written to train.
+        free_bytes: memory of the GPU that can be allocated (`FrameDevice.free_bytes`).
+        tasks: tasks that share it.
+    """
+    budget = max(1, int(free_bytes * _GPU_SHARE) // tasks)
+    needed = rows * _GPU_ROW_BYTES + negatives * _GPU_NEGATIVE_BYTES
+    return min(MAX_PARTITIONS, max(1, -(-needed // budget), -(-(rows + negatives) // _GPU_MAX_ROWS)))
 
 
 def splits_of(rows: int, negatives: int, partitions: int, limit_bytes: int | None, tasks: int) -> int:

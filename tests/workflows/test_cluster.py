@@ -11,7 +11,8 @@ import dask
 import pandas as pd
 import pytest
 
-from workflows.cluster import ThreadCluster, thread_cluster
+from workflows.cluster import ThreadCluster, _PrepareWorker, thread_cluster
+from workflows.device.frames import FrameDevice
 from workflows.merlin import Workflow, frame_dataset, merlin_client
 from workflows.operators.encode import EncodeIds
 
@@ -54,6 +55,38 @@ def test_tasks_run_concurrently_on_different_threads() -> None:
 
     with thread_cluster(2) as cluster:
         assert len(set(collected(cluster, meet, range(2)))) == 2
+
+
+def test_each_thread_uses_the_device_before_its_first_task() -> None:
+    used: set[int] = set()
+
+    class Device(FrameDevice):
+        def use(self) -> None:
+            used.add(threading.get_ident())
+
+    barrier = threading.Barrier(2, timeout=30)
+
+    def where(_: int) -> int:
+        barrier.wait()  # each thread has one task
+        assert threading.get_ident() in used
+        return threading.get_ident()
+
+    with thread_cluster(2, Device(on_cpu=True)) as cluster:
+        threads = set(collected(cluster, where, range(2)))
+        assert threads == used
+
+
+def test_a_worker_opens_the_device_before_it_imports_merlin(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Device(FrameDevice):
+        def open(self) -> FrameDevice:
+            done.append("opened")
+            return self
+
+    monkeypatch.setattr("workflows.cluster._import_merlin", lambda: done.append("imported"))
+    _PrepareWorker(Device(on_cpu=True)).setup(worker=None)
+    assert done == ["opened", "imported"]
 
 
 def test_an_error_in_a_task_is_raised() -> None:

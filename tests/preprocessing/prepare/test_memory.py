@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preprocessing.prepare.memory import check_workers, parse_bytes, partitions_of, splits_of, threads_within
+from preprocessing.prepare.memory import (
+    MAX_PARTITIONS,
+    check_workers,
+    gpu_partitions,
+    parse_bytes,
+    partitions_of,
+    splits_of,
+    threads_within,
+)
 from workflows.common.errors import UserError
 
 MIB = 2**20
@@ -44,6 +52,44 @@ def test_threads_grow_with_the_limit_up_to_the_cores(limit: int, cores: int) -> 
 
     assert threads(None) == cores
     assert threads(limit) <= threads(limit + 100 * MIB) <= cores
+
+
+@given(limit=st.one_of(st.none(), st.integers(2**30, 2**44)), cores=st.integers(1, 512))
+def test_a_gpu_has_two_tasks_whatever_the_number_of_cores(limit: int | None, cores: int) -> None:
+    assert threads_within(limit, cores, on_gpu=True) == min(2, cores)
+
+
+@given(
+    rows=st.integers(0, 2**36),
+    negatives=st.integers(0, 2**36),
+    free=st.integers(2**30, 2**38),
+    tasks=st.integers(1, 4),
+)
+def test_gpu_partitions_are_as_few_as_fit(rows: int, negatives: int, free: int, tasks: int) -> None:
+    def fits(partitions: int) -> bool:
+        # Three int64 columns, sort keys and histories of each row, and each negative, in half of a task's memory.
+        row_bytes = (24 * rows + 12 * negatives) / partitions
+        return row_bytes * tasks * 2 <= free and (rows + negatives) / partitions <= 2**30
+
+    found = gpu_partitions(rows, negatives, free, tasks)
+    assert 1 <= found <= MAX_PARTITIONS
+    assert fits(found) or found == MAX_PARTITIONS
+    assert gpu_partitions(rows, negatives, 8 * free, tasks) <= found
+    assert gpu_partitions(rows, negatives, free, 1) <= found
+    assert gpu_partitions(rows, negatives * 2, free, tasks) >= found
+
+
+@pytest.mark.parametrize(
+    ("rows", "negatives", "free_gib", "partitions"),
+    [
+        (100_000, 943 * 100, 15, 1),
+        (20_000_000, 138_000 * 100, 15, 1),  # MovieLens-20M on a T4 ...
+        (20_000_000, 138_000 * 100, 79, 1),
+        (1_000_000_000, 10**8 * 100, 79, 22),
+    ],
+)
+def test_logs_that_fit_a_gpu_are_one_partition(rows: int, negatives: int, free_gib: int, partitions: int) -> None:
+    assert gpu_partitions(rows, negatives, free_gib << 30, 2) == partitions
 
 
 def test_workers_must_fit_within_the_limit() -> None:
