@@ -67,12 +67,12 @@ def test_merlin_has_one_door(path: str) -> None:
 
 # Files that may use each GPU library; the Merlin door uses cuDF only to patch it for Merlin.
 DOORS = {
-    "cudf": {"workflows/device/frames.py", "workflows/merlin_gaps.py"},
+    "cudf": {"workflows/device/facts.py", "workflows/device/frames.py", "workflows/merlin_gaps.py"},
     "dask_cudf": {"workflows/merlin_gaps.py"},
-    "cupy": {"workflows/device/frames.py", "workflows/device/kernels.py"},
+    "cupy": {"workflows/device/facts.py", "workflows/device/frames.py", "workflows/device/kernels.py"},
     "dask_cuda": {"workflows/device/frames.py"},
-    "rmm": set(),
-    "torch.cuda": {"workflows/device/torch_device.py", "workflows/device/kernels.py"},
+    "rmm": {"workflows/device/facts.py"},
+    "torch.cuda": {"workflows/device/facts.py", "workflows/device/torch_device.py", "workflows/device/kernels.py"},
 }
 
 

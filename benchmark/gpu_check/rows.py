@@ -71,15 +71,15 @@ def epochs(rows: Any, batch_size: int, world: ProcessGroup, in_memory: bool = Tr
     return TrainLoader(rows, sampling, world)
 
 
-def parity_batches(scale: Scale) -> list[Batch]:
-    """The same batches for every device, on the host; all but the last have the same shape."""
+def parity_batches(scale: Scale, size: int, number: int) -> list[Batch]:
+    """`number` batches of `size` samples, the same for every device, on the host; the last of an epoch is smaller."""
     cpu = torch.device("cpu")
     found: list[Batch] = []
-    batches = epochs(ResidentRows.generate(scale.parity_shape, cpu), scale.parity_batch, ProcessGroup(cpu))
-    number = 0
-    while len(found) < scale.steps:
-        found += islice(batches.epoch(number), scale.steps - len(found))
-        number += 1
+    batches = epochs(ResidentRows.generate(scale.parity_shape, cpu), size, ProcessGroup(cpu))
+    epoch = 0
+    while len(found) < number:
+        found += islice(batches.epoch(epoch), number - len(found))
+        epoch += 1
     return found
 
 
