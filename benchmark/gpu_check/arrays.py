@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
-from benchmark.gpu_check.findings import Findings, NotPossibleError, Settings, need, run_check
+from benchmark.gpu_check.findings import Findings, Settings, need, run_check
 from preprocessing.synthetic.rows import row_blocks
 from workflows.device.frames import FrameDevice, to_host
 from workflows.sampling import counter_rng
@@ -123,8 +122,9 @@ def _candidates(log: _Log, kind: Sampling, to: There) -> Candidates:
 
 def _compare_numbers(found: Findings, what: str, ids: np.ndarray, settings: Settings) -> None:
     """Compare codes of known and unknown original ids."""
-    if find_spec("nvtabular") is None:
-        raise NotPossibleError("NVTabular, which the encoding needs, is not installed")
+    need("nvtabular", "NVTabular, which the encoding needs,")
+    if not settings.rehearsal:
+        need("cudf", "cuDF")
     import pandas as pd
 
     from workflows.operators.encode import IdTable

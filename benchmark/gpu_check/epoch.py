@@ -33,7 +33,7 @@ def epoch(settings: Settings, found: Findings) -> None:
     rows, world = open_train(data, read_feature_spec(data), device), ProcessGroup(device)
     for name in found.possible(CONFIGS, settings):
         with found.attempt(name):
-            batches = epochs(rows, scale.parity_batch, world, in_memory=False)  # as train.py without --loader
+            batches = epochs(rows, scale.parity_batch, world)  # from device memory, where rows that fit are by default
             net = network(scale.parity_shape, scale, device, DROPOUT)
             step = Step(net, train_config(scale.parity_batch, **CONFIGS[name]), world, compiled=False)
             _train(batches, step, 0)

@@ -63,11 +63,9 @@ class ResidentRows:
         yield self.block
 
 
-def epochs(rows: Any, batch_size: int, world: ProcessGroup, in_memory: bool = True) -> TrainLoader:
-    """Epochs over `rows` with exact negatives."""
-    sampling = SamplingConfig(
-        batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=in_memory, seed=_SEED
-    )
+def epochs(rows: Any, batch_size: int, world: ProcessGroup) -> TrainLoader:
+    """Epochs over `rows`, which stay on the device, with exact negatives."""
+    sampling = SamplingConfig(batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=True, seed=_SEED)
     return TrainLoader(rows, sampling, world)
 
 

@@ -43,8 +43,6 @@ from benchmark.gpu_check.verdicts import (
     steady_epoch,
 )
 from model.data.batch import Batch
-from model.data.train_loader import TrainLoader
-from model.distributed.process_group import ProcessGroup
 from workflows.common.errors import UserError
 from workflows.device.frames import FrameDevice
 
@@ -685,13 +683,8 @@ def test_a_wait_in_a_steady_epoch_fails(tmp_path: Path, monkeypatch: pytest.Monk
     def resident(folder: Path, spec: Any, device: torch.device) -> rows.ResidentRows:
         return rows.ResidentRows.generate(SMALL.parity_shape, device)
 
-    def epochs(rows_there: Any, size: int, world: ProcessGroup, in_memory: bool) -> TrainLoader:
-        assert not in_memory  # the default
-        return rows.epochs(rows_there, size, world)
-
     monkeypatch.setattr(epoch, "no_waits", planted)
     monkeypatch.setattr(epoch, "Step", Waits)
-    monkeypatch.setattr(epoch, "epochs", epochs)
     monkeypatch.setattr(epoch, "CONFIGS", {"bf16": {"precision": "bf16"}, "fp32": {"precision": "fp32"}})
     monkeypatch.setattr("model.data.dataset.open_train", resident)
     monkeypatch.setattr("preprocessing.spec.feature_spec.read_feature_spec", lambda folder: None)
