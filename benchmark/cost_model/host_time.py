@@ -13,6 +13,7 @@ OPERATOR_S = 10e-6  # assumed: what the host needs to launch one operator from P
 PARTITIONS = (150_000, 16 << 20, 64 << 20)  # rows: a CPU's partition, and a GPU's
 SERIES = 101  # candidates of a test series
 _BLOCK_ROWS, _ROW_BYTES = 1 << 20, 12  # a streamed block: user, item, label
+_EACH_STEP = {"gather", "forward", "backward", "optimizer"}
 
 Stages = Mapping[str, Mapping[str, Cost]]
 
@@ -58,7 +59,7 @@ def epoch(
     samples = rows * (1 + settings.NEGATIVES)
     steps, own_rows = math.ceil(samples / batch), rows / devices
     calls = {stage: sum(cost.calls for cost in operators.values()) for stage, operators in step.items()}
-    launches = sum(calls[stage] for stage in ("forward", "backward", "gather", "optimizer"))
+    launches = sum(number for stage, number in calls.items() if stage in _EACH_STEP)
     candidate_s = sum(machine.seconds(cost, "fp32") for costs in evaluation.values() for cost in costs.values())
     copied_s = _ROW_BYTES / (1e9 * machine.host_gb_per_s)
     found = {

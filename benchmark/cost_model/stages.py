@@ -201,7 +201,7 @@ def count_preprocessing(shape: Shape) -> Counted:
         counter.costs.clear()
         with counter.stage("preprocessing"):
             frame, out = run()
-    assert int((out["split"].values == TEST).sum()) == SERIES * log["user"].nunique()
+    assert np.count_nonzero(np.asarray(out["split"].values) == TEST) == SERIES * log["user"].nunique()
     host_bytes = sum(column.values.nbytes for part in (frame, out) for column in part.values())
     return Counted(_per(counter, len(log)), "interaction", host_bytes / len(log))
 
