@@ -95,7 +95,9 @@ def steady_epoch(traced: Mapping[str, Any], name: str) -> tuple[float, dict[str,
         call = event["name"]
         if event.get("cat") == "gpu_memcpy" and "HtoD" in call:
             copied += float(event["args"]["bytes"])
-        waited = event.get("cat") in ("cuda_runtime", "cuda_driver") and ("Synchronize" in call or call in _WAITING)
+        waited = event.get("cat") in ("cuda_runtime", "cuda_driver") and (
+            "Synchronize" in call or call.partition("_")[0] in _WAITING
+        )
         if waited and start <= float(event["ts"]) < stop:
             waits[call] = waits.get(call, 0) + 1
     return copied, waits
