@@ -69,12 +69,12 @@ TORCH_DOOR = "workflows/device/torch_device.py"
 # Files that may use each GPU library; the Merlin door uses cuDF only to patch it for Merlin.
 DOORS = {
     "cuda.bindings": {"workflows/device/frames.py"},  # CUDA's Python bindings
-    "cudf": {"workflows/device/frames.py", "workflows/merlin_gaps.py"},
+    "cudf": {"workflows/device/facts.py", "workflows/device/frames.py", "workflows/merlin_gaps.py"},
     "dask_cudf": {"workflows/merlin_gaps.py"},
-    "cupy": {"workflows/device/frames.py", "workflows/device/kernels.py"},
+    "cupy": {"workflows/device/facts.py", "workflows/device/frames.py", "workflows/device/kernels.py"},
     "dask_cuda": {"workflows/device/frames.py"},
-    "rmm": {"workflows/device/frames.py"},
-    "torch.cuda": {TORCH_DOOR, "workflows/device/kernels.py"},
+    "rmm": {"workflows/device/facts.py", "workflows/device/frames.py"},
+    "torch.cuda": {"workflows/device/facts.py", TORCH_DOOR, "workflows/device/kernels.py"},
 }
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
+from unittest import mock
 
+import array_api_compat.numpy
 import numpy as np
 
 from benchmark.cost_model.cost import SECTOR_BYTES, Cost, sort_bytes
 from benchmark.cost_model.counter import Counter
+from benchmark.cost_model.host_kernels import argument, compile_for_host
 
 
 class CountedArray(np.ndarray):
@@ -73,6 +77,35 @@ class CountedArray(np.ndarray):
         if isinstance(out, tuple):
             return tuple(map(self._wrapped, out))
         return CountedArray.wrap(out, self.counter) if _is_array(out) and out.ndim else out
+
+
+@contextmanager
+def kernels_on_host(counter: Counter) -> Iterator[None]:
+    """Within, workflows run a GPU's code on counted arrays; a kernel moves each array that it is given once.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    from workflows.operators import encode, leave_one_out
+    from workflows.sampling import interactions, kernels, negatives
+
+    library = compile_for_host()
+
+    def launch(name: str, elements: int, *arguments: Any) -> None:
+        if elements:
+            counter.add(f"kernel {name}", Cost(1, float(_nbytes(arguments))))
+            getattr(library, name)(*map(argument, arguments))
+
+    def new(create: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **more: CountedArray.wrap(create(*args, **more), counter)
+
+    with ExitStack() as patches:
+        for module in (encode, interactions, leave_one_out, negatives):
+            patches.enter_context(mock.patch.object(module, "gpu_kernels", return_value=kernels))
+        patches.enter_context(mock.patch.object(kernels, "launch", launch))
+        for name in ("empty", "zeros"):  # kernels write into them
+            patches.enter_context(mock.patch.object(array_api_compat.numpy, name, new(getattr(np, name))))
+        yield
 
 
 def _is_array(value: Any) -> bool:

@@ -20,6 +20,7 @@ from benchmark.common.machine import describe_machine
 from benchmark.common.result import redraw
 from benchmark.cost_model.bounds import MACHINES, PRECISIONS, REFERENCE, Streams, all_reduce_bytes, bound
 from benchmark.cost_model.cost import Cost
+from benchmark.cost_model.host_time import OPERATOR_S, PARTITIONS, epoch, partition
 from benchmark.cost_model.plot import draw_cost_model
 from benchmark.cost_model.scaling import CLUSTERS, SIZES, scaling
 from benchmark.training import variants as settings
@@ -37,7 +38,8 @@ _PROGRAMS = {
     "evaluation": "evaluation",
     "preprocessing": "preprocessing, rows",
 }
-_UNSHOWN = {("evaluation", "tf32"), ("preprocessing", "tf32")}  # always float32; no matrix products
+_UNSHOWN = {("evaluation", "tf32"), *(("preprocessing", name) for name in PRECISIONS)}  # always float32; own table
+_PRODUCTS = {"fp32": ("fp32", "tf32"), "amp": ("amp",)}  # precisions of the products of a counted step
 _QUICK = {"size": 512, "mib": 16}  # matrix size and memory used to measure rates
 _LEAST = 1000  # samples per device
 
@@ -83,6 +85,9 @@ def _result(shape: Shape, batch_sizes: Sequence[int], quick: bool) -> dict[str, 
         "machines": {name: {**asdict(machine), "draws_per_s": None} for name, machine in MACHINES.items()},
         "counts": [program.to_json() for program in programs],
         "bounds": [found for program in programs for found in _bounds(program)],
+        "operator_s": OPERATOR_S,
+        "partitions": list(_partitions(programs)),
+        "epochs": list(_epochs(programs, shape, max(batch_sizes))),
         "scaling": [
             {"size": name, "batch_size": size, "devices": devices, **scaling(users, items, size, devices)}
             for name, (users, items) in SIZES.items()
@@ -165,6 +170,33 @@ def _bounds(program: _Program) -> Iterator[dict[str, Any]]:
                 }
 
 
+def _partitions(programs: Sequence[_Program]) -> Iterator[dict[str, Any]]:
+    """Preprocessing on every machine, by size of the partitions."""
+    (found,) = (each for each in programs if each.program == "preprocessing")
+    for (name, machine), rows in product(MACHINES.items(), PARTITIONS):
+        yield {"machine": name, "rows": rows, **partition(found.stages, found.streams.host_bytes, machine, rows)}
+
+
+def _epochs(programs: Sequence[_Program], shape: Shape, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Epochs of the torch step on every machine."""
+    (evaluation,) = (each for each in programs if each.program == "evaluation")
+    for program in programs:
+        if (program.program, program.batch_size) == ("training", batch_size):
+            exchange = Streams(exchanged_bytes=program.streams.exchanged_bytes)
+            for precision, (name, machine) in product(_PRODUCTS[program.precision], MACHINES.items()):
+                sample_s = 1.0 / bound(program.stages, exchange, machine, precision)["serial_samples_per_s"]
+                yield {
+                    "machine": name,
+                    "precision": precision,
+                    "devices": program.devices,
+                    "batch_size": batch_size,
+                    **epoch(
+                        *(program.stages, evaluation.stages, sample_s, machine),
+                        *((shape.users, shape.rows), batch_size, program.devices),
+                    ),
+                }
+
+
 def _show(result: Mapping[str, Any]) -> None:
     """Print the serial bounds at the largest batch size, and the model's accuracy on this machine."""
     size = max(each["batch_size"] or 0 for each in result["bounds"])
@@ -177,6 +209,11 @@ def _show(result: Mapping[str, Any]) -> None:
     for program, precision, devices in sorted(rows, key=lambda what: (list(_PROGRAMS).index(what[0]), what[2])):
         table.add_row(_PROGRAMS[program], precision, devices, *rows[program, precision, devices])
     console.print(table)
+    sizes = Table(f"interactions/s, by rows of a partition (a launch takes {1e6 * OPERATOR_S:.0f} µs)", *MACHINES)
+    for rows_each in PARTITIONS:
+        speeds = [each["interactions_per_s"] for each in result["partitions"] if each["rows"] == rows_each]
+        sizes.add_row(f"{rows_each:,}", *(f"{speed / 1e6:,.0f} million" for speed in speeds))
+    console.print(sizes)
     console.print(f"Not measured: {result['label']}. In brackets: NVIDIA's published figures for its own program.")
     for name in ("torch step", "plain step"):
         found = result["this_machine"][name]

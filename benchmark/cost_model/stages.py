@@ -2,7 +2,7 @@
 
 The training step and inference run on torch's fake tensors, which use no memory, with the reference's shapes. Batches,
 evaluation and preprocessing depend on values, so they run on a small log with the same interactions per user and number
-of items. Array code takes the GPU's path: compiled loops only take over larger arrays.
+of items. All take the GPU's path: a CPU's compiled loops only take over larger arrays.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import model.training.step
-from benchmark.cost_model.arrays import CountedArray
+from benchmark.cost_model.arrays import CountedArray, kernels_on_host
 from benchmark.cost_model.cost import Cost
 from benchmark.cost_model.counter import Counter
+from benchmark.cost_model.host_time import SERIES
 from benchmark.training import variants as settings
 from benchmark.training.plain_training import PlainNeuMF, PlainStep, Samples, prepare_epoch
 from model.data.batch import Batch
@@ -44,7 +45,6 @@ from workflows.operators.leave_one_out import TEST, LeaveOneOut
 
 _CPU = torch.device("cpu")
 _GROUP = 1 + settings.NEGATIVES
-_SERIES = 101
 _GATHER = ("index_select", "index_add_", "embedding", "embedding_dense_backward")
 _OPTIMIZER = (
     "_fused_adam_",
@@ -163,13 +163,13 @@ def count_plain_batches(shape: Shape) -> Counted:
 
 def count_evaluation(shape: Shape) -> Counted:
     """Count scoring and ranking part of the test series, in float32, with precomputed projections of all items."""
-    series = (1 << 16) // _SERIES
+    series = (1 << 16) // SERIES
     columns = FeatureColumns("user", "item", "label", series, shape.items)
     random = np.random.default_rng(1)
-    items = np.concatenate([random.choice(shape.items, _SERIES, replace=False) for _ in range(series)])
-    rows = _rows(columns, ("user", "item"), np.arange(series).repeat(_SERIES), items)
+    items = np.concatenate([random.choice(shape.items, SERIES, replace=False) for _ in range(series)])
+    rows = _rows(columns, ("user", "item"), np.arange(series).repeat(SERIES), items)
     network, counter = NeuMF(network_config(series, shape.items)), Counter()
-    evaluator = Evaluator(TestSet(rows, _SERIES), EvaluatorConfig(10, 1 << 20), ProcessGroup(_CPU))
+    evaluator = Evaluator(TestSet(rows, SERIES), EvaluatorConfig(10, 1 << 20), ProcessGroup(_CPU))
     with torch.inference_mode():
         scorer = TorchScorer(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
         with counter.torch_operators(), counter.stage("evaluation"):
@@ -178,15 +178,30 @@ def count_evaluation(shape: Shape) -> Counted:
 
 
 def count_preprocessing(shape: Shape) -> Counted:
-    """Count id encoding, histories, held-out items and their negatives of one partition, per interaction."""
+    """Count id encoding, histories, held-out items and their negatives of one partition, per interaction.
+
+    The code is a GPU's: its kernels run on the host (`benchmark.cost_model.host_kernels`), and each call moves every
+    array it is given once. Neither the number of calls nor the bytes per interaction depend on the partition's size,
+    as long as the log is longer than what a core sorts at once.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
     log, counter = small_log(shape), Counter()
-    frame = _Frame({name: CountedArray.wrap(log[name].to_numpy(), counter) for name in _LOG})
     numbers = {name: pd.Series(np.arange(size)) for name, size in (("user", shape.users), ("item", shape.items))}
     encoder = EncodeIds(numbers, keep=("time",))
-    split = LeaveOneOut(encoder, "user", "item", "time", test_negatives=_SERIES - 1)
-    with counter.stage("preprocessing"):
-        out = split.transform(None, encoder.transform(SimpleNamespace(names=_LOG), frame))
-    assert int((out["split"].values == TEST).sum()) == _SERIES * log["user"].nunique()
+    split = LeaveOneOut(encoder, "user", "item", "time", test_negatives=SERIES - 1)
+
+    def run() -> tuple[_Frame, _Frame]:
+        frame = _Frame({name: CountedArray.wrap(log[name].to_numpy(), counter) for name in _LOG})
+        return frame, split.transform(None, encoder.transform(SimpleNamespace(names=_LOG), frame))
+
+    with kernels_on_host(counter):
+        run()  # builds the tables of ids
+        counter.costs.clear()
+        with counter.stage("preprocessing"):
+            frame, out = run()
+    assert np.count_nonzero(np.asarray(out["split"].values) == TEST) == SERIES * log["user"].nunique()
     host_bytes = sum(column.values.nbytes for part in (frame, out) for column in part.values())
     return Counted(_per(counter, len(log)), "interaction", host_bytes / len(log))
 

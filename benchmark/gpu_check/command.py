@@ -41,22 +41,36 @@ class Check:
     limit_s: float
 
 
+# In the order in which they run: the most telling first.
 CHECKS = {
-    "environment": Check("benchmark.gpu_check.machine", "GPU, driver, versions; torch computes on the device", 120),
-    "tests": Check("benchmark.gpu_check.machine", "the tests marked gpu", 600),
+    "environment": Check(
+        "benchmark.gpu_check.machine",
+        "GPUs, driver, versions, compiler, memory; torch computes on the device",
+        300,
+    ),
     "arrays": Check("benchmark.gpu_check.arrays", "splits, negatives, ids: array code on CuPy against NumPy", 300),
-    "sampling": Check("benchmark.gpu_check.arrays", "training negatives: torch tensors against NumPy", 300),
-    "preprocessing": Check(
-        "benchmark.gpu_check.arrays", "one log prepared with cuDF and with pandas, file by file", 600
-    ),
+    "sampling": Check("benchmark.gpu_check.arrays", "negatives: torch tensors against NumPy", 300),
     "steps": Check("benchmark.gpu_check.training", "losses of the same steps: each precision, CUDA graphs, CPU", 600),
-    "training": Check(
-        "benchmark.gpu_check.training", "losses and HR@10 of train.py: each precision against the CPU", 1200
-    ),
-    "ranks": Check("benchmark.gpu_check.training", "train.py --gpus N against one process", 1200),
-    "trace": Check("benchmark.gpu_check.trace", "profiles of steps; share of time the GPU is idle", 600),
+    "epoch": Check("benchmark.gpu_check.epoch", "a steady epoch of the default loader: no wait, no rows copied", 600),
     "throughput": Check("benchmark.gpu_check.speed", "samples/s of training from memory and of scoring", 900),
+    "trace": Check("benchmark.gpu_check.trace", "profiles of steps; share of time the GPU is idle", 600),
+    "preprocessing": Check(
+        "benchmark.gpu_check.folders", "logs prepared with cuDF and with pandas, file by file", 1200
+    ),
     "pipeline": Check("benchmark.gpu_check.speed", "log to folder, Loader, train.py: rows/s and samples/s", 1800),
+    "training": Check(
+        "benchmark.gpu_check.training",
+        "losses and HR@10 of train.py: precisions, validation, members, features",
+        1800,
+    ),
+    "ranks": Check("benchmark.gpu_check.training", "train.py --gpus N: losses, memory of each GPU, samples/s", 1800),
+    "tests": Check("benchmark.gpu_check.machine", "the tests marked gpu", 900),
+}
+# For a short visit to a GPU, in this order.
+SETS = {
+    "first": ("environment", "arrays", "sampling", "steps", "epoch"),
+    "speed": ("throughput", "trace"),
+    "whole-way": ("preprocessing", "pipeline", "training"),
 }
 
 
@@ -64,8 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse without a GPU")
     parser.add_argument("--small", action="store_true", help="smoke test with small data and networks")
     parser.add_argument(
-        "--only", nargs="+", choices=CHECKS, default=list(CHECKS), metavar="NAME", help=", ".join(CHECKS)
-    )
+        "--only", nargs="+", choices=[*SETS, *CHECKS], default=list(CHECKS), metavar="NAME",
+        help="; ".join([*(f"{name}: {' '.join(checks)}" for name, checks in SETS.items()), ", ".join(CHECKS)]),
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("gpu-report"), metavar="DIR")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing report")
 
@@ -95,7 +110,8 @@ def main(args: argparse.Namespace) -> None:
             name: {"what": check.what, "status": NOT_RUN, "reason": "not asked for"} for name, check in CHECKS.items()
         },
     }
-    for name in args.only:
+    asked = {name for given in args.only for name in SETS.get(given, (given,))}
+    for name in asked:
         report["checks"][name]["reason"] = "not reached"
     flags = ["--device", args.device, *(["--rehearsal"] if rehearsal else []), *(["--small"] if args.small else [])]
     with set_aside(output) as aside:
@@ -103,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
         write_report(output, report)
         aside.discard()
     for name in CHECKS:
-        if name in args.only:
+        if name in asked:
             report["checks"][name] = {"what": CHECKS[name].what, **_made(name, flags, output)}
             write_report(output, report)
             _tell(name, report["checks"][name])

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,7 @@ from workflows.common.files import write_json
 _ROOT = Path(__file__).parents[2]
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 _NEED_GPU = ("tf32", "CUDA graphs")
+LOG_COLUMNS = ("--user", "userId", "--item", "movieId", "--time", "timestamp")  # of logs written for checks
 
 
 class NotPossibleError(Exception):
@@ -166,7 +169,27 @@ class Findings:
 
     def below(self, what: str, found: float, bound: float) -> None:
         """Check that a number is below a bound; NaN is not."""
-        self._compared(Comparison(what, _shown(found), f"below {bound:g}", None, found < bound))
+        self._compared(Comparison(what, _shown(found), f"below {bound:g}", None, bool(found < bound)))
+
+    def at_least(self, what: str, found: float, bound: float) -> None:
+        """Check that a number reaches a bound; NaN does not."""
+        self._compared(Comparison(what, _shown(found), f"at least {bound:g}", None, bool(found >= bound)))
+
+    @contextmanager
+    def attempt(self, kind: str) -> Iterator[None]:
+        """Within, one kind of a check: if it fails, the others still run.
+
+        An exception becomes a comparison that does not hold, with the last line of its message; the traceback goes to
+        the check's log. A kind that is not possible here is left out.
+        """
+        try:
+            yield
+        except NotPossibleError as reason:
+            self.left_out[kind] = str(reason)
+        except Exception as err:
+            traceback.print_exc()
+            last = (str(err).strip().splitlines() or [""])[-1]
+            self._compared(Comparison(kind, f"{type(err).__name__}: {last}", "no error", None, False))
 
     def measured(self, figure: Figure) -> None:
         self.figures.append(figure)
@@ -226,8 +249,7 @@ def ours(*argv: str | Path) -> Usage:
 
 def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:
     """Prepare a log written by `preprocessing.synthetic.log`."""
-    columns = ("--user", "userId", "--item", "movieId", "--time", "timestamp")
-    return ours("-m", "preprocessing", "--input", log, *columns, "--device", device, "--output", folder, *flags)
+    return ours("-m", "preprocessing", "--input", log, *LOG_COLUMNS, "--device", device, "--output", folder, *flags)
 
 
 def run_check(checks: Mapping[str, Callable[[Settings, Findings], None]], argv: Sequence[str] | None = None) -> None:
@@ -254,6 +276,9 @@ def run_check(checks: Mapping[str, Callable[[Settings, Findings], None]], argv: 
             found.save(NOT_RUN, str(reason))
             return
         wrong = [each.what for each in found.comparisons if not each.holds]
+        if not (found.comparisons or found.figures):  # none of its kinds was possible
+            found.save(NOT_RUN, "; ".join(dict.fromkeys(found.left_out.values())))
+            return
         found.save(FAILED if wrong else PASSED, "; ".join(wrong))
 
     run_command(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -9,6 +10,8 @@ from pathlib import Path
 
 from benchmark.common.machine import describe_machine
 from benchmark.gpu_check.findings import Findings, NotPossibleError, Settings, need, run_check
+from workflows.device.facts import compile_kernels, cudf_version, gpu_memory, memory_pool
+from workflows.device.frames import frame_device
 
 _ROOT = Path(__file__).parents[2]
 _TESTS = "tests/gpu"
@@ -17,7 +20,7 @@ _PACKAGES = ("cupy-cuda13x", "cudf-cu13", "dask-cudf-cu13", "rmm-cu13", "dask-cu
 
 
 def environment(settings: Settings, found: Findings) -> None:
-    """Report GPUs, driver and versions; check that torch computes on the device."""
+    """Report GPUs, driver, versions, compiler and memory; check that torch computes on the device, and cuDF imports."""
     import torch
 
     from workflows.device.torch_device import torch_device
@@ -32,8 +35,24 @@ def environment(settings: Settings, found: Findings) -> None:
     except (OSError, subprocess.SubprocessError) as err:
         found.left_out["GPUs"] = f"nvidia-smi failed ({err})"
     device = torch_device(settings.device, None)
-    numbers = torch.arange(1000, device=device)
-    found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
+    with found.attempt(f"sums on {device}"):
+        numbers = torch.arange(1000, device=device)
+        found.equal(f"sums on {device}", numbers.cumsum(0).cpu().numpy(), torch.arange(1000).cumsum(0).numpy())
+    found.facts["memory of GPUs"] = gpu_memory()
+    if settings.rehearsal:
+        found.left_out["NVRTC, memory pool, cuDF"] = "need an NVIDIA GPU"
+        return
+    os.environ["CUPY_CACHE_DIR"] = str(settings.work / "cupy")  # nothing has been compiled before
+    asked = (("cudf", "cuDF", cudf_version), ("rmm", "memory pool", _pool), ("cupy", "NVRTC", compile_kernels))
+    for module, name, ask in asked:
+        with found.attempt(name):
+            need(module, {"cupy": "CuPy", "rmm": "RMM"}.get(module, name))
+            found.facts[name] = ask()
+
+
+def _pool() -> str:
+    frame_device("cuda")  # sets it up
+    return memory_pool()
 
 
 def _version(package: str) -> str | None:

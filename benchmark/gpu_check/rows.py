@@ -63,23 +63,21 @@ class ResidentRows:
         yield self.block
 
 
-def epochs(rows: Any, batch_size: int, world: ProcessGroup, in_memory: bool = True) -> TrainLoader:
-    """Epochs over `rows` with exact negatives."""
-    sampling = SamplingConfig(
-        batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=in_memory, seed=_SEED
-    )
+def epochs(rows: Any, batch_size: int, world: ProcessGroup) -> TrainLoader:
+    """Epochs over `rows`, which stay on the device, with exact negatives."""
+    sampling = SamplingConfig(batch_size=batch_size, per_positive=NEGATIVES, kind="exact", in_memory=True, seed=_SEED)
     return TrainLoader(rows, sampling, world)
 
 
-def parity_batches(scale: Scale) -> list[Batch]:
-    """The same batches for every device, on the host; all but the last have the same shape."""
+def parity_batches(scale: Scale, size: int, number: int) -> list[Batch]:
+    """`number` batches of `size` samples, the same for every device, on the host; the last of an epoch is smaller."""
     cpu = torch.device("cpu")
     found: list[Batch] = []
-    batches = epochs(ResidentRows.generate(scale.parity_shape, cpu), scale.parity_batch, ProcessGroup(cpu))
-    number = 0
-    while len(found) < scale.steps:
-        found += islice(batches.epoch(number), scale.steps - len(found))
-        number += 1
+    batches = epochs(ResidentRows.generate(scale.parity_shape, cpu), size, ProcessGroup(cpu))
+    epoch = 0
+    while len(found) < number:
+        found += islice(batches.epoch(epoch), number - len(found))
+        epoch += 1
     return found
 
 

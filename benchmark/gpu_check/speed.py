@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmark.gpu_check.findings import Figure, Findings, Settings, need, ours, prepare_log, run_check
+from benchmark.cost_model.bounds import REFERENCE
+from benchmark.gpu_check.findings import Figure, Findings, NotPossibleError, Settings, need, prepare_log, run_check
 from benchmark.gpu_check.rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
+from benchmark.gpu_check.runs import speed_flags, train
+from benchmark.gpu_check.verdicts import judge_preparation, judge_speed, published
 from benchmark.training.variants import DROPOUT
 from model.distributed.process_group import ProcessGroup
 from model.scoring.scorer import Scorer
@@ -21,11 +25,10 @@ from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.device.frames import frame_device
-from workflows.device.torch_device import matrix_precision, mixed_dtype, synchronize, torch_device
+from workflows.device.torch_device import gpu_name, matrix_precision, mixed_dtype, synchronize, torch_device
 
 _A100 = "NVIDIA's NCF, ML-20m, one A100"
-_PUBLISHED_TRAINING = {"tf32": 22.6e6, "amp": 34.1e6}
-_PUBLISHED_SCORING = {"tf32": 57.5e6, "fp16": 82.7e6}
+_SCORING = {"tf32": "tf32", "fp16": "amp"}  # precisions with a published figure, and its name
 _UNTRAINED_LOSS = 0.7
 
 
@@ -34,22 +37,33 @@ def throughput(settings: Settings, found: Findings) -> None:
     device = torch_device(settings.device, None)
     net = network(settings.scale.shape, settings.scale, device, DROPOUT).eval()
     for name in found.possible(("fp32", "tf32", "fp16"), settings):
-        dtype = mixed_dtype(name)
-        with matrix_precision(name, device):
+        with found.attempt(f"scoring, {name}"), matrix_precision(name, device):
+            dtype = mixed_dtype(name)
             speed = _score(settings, net if dtype is None else net.to(dtype), device)
-        found.measured(_samples_per_s(settings, f"scoring, {name}", speed, _PUBLISHED_SCORING))
-    speed = _score(settings, Scorer(net.float()), device)
-    found.measured(_samples_per_s(settings, "scoring from projections, fp32", speed, {}))
+            known = REFERENCE.get(("inference", "A100", 1 << 20, 1, _SCORING.get(name, "")))
+            found.measured(_samples_per_s(settings, f"scoring, {name}", speed, known))
+    with found.attempt("scoring from projections, fp32"):
+        speed = _score(settings, Scorer(net.float()), device)
+        found.measured(_samples_per_s(settings, "scoring from projections, fp32", speed, None))
     rows = ResidentRows.generate(settings.scale.shape, device)
     for name in found.possible(CONFIGS, settings):
-        speed, loss = _train(settings, rows, CONFIGS[name], device)
-        found.measured(_samples_per_s(settings, f"training from memory, {name}", speed, _PUBLISHED_TRAINING))
-        found.below(f"training from memory, {name}: mean loss of an epoch", loss, _UNTRAINED_LOSS)
+        what = f"training from memory, {name}"
+        with found.attempt(what):
+            speed, loss = _train(settings, rows, CONFIGS[name], device)
+            found.below(f"{what}: mean loss of an epoch", loss, _UNTRAINED_LOSS)
+            _judged(settings, found, what, speed, device)
 
 
-def _samples_per_s(settings: Settings, what: str, value: float, published: dict[str, float]) -> Figure:
-    """A figure with the published value for the precision at the end of its name."""
-    known = published.get(what.rpartition(", ")[2]) if settings.comparable else None
+def _judged(settings: Settings, found: Findings, what: str, speed: float, device: torch.device) -> None:
+    """Report a training speed, and judge it; the precision comes last in its name."""
+    precision = what.rpartition(", ")[2]
+    found.measured(_samples_per_s(settings, what, speed, published(precision)))
+    judge_speed(found, settings, what, speed, gpu_name(device), precision)
+
+
+def _samples_per_s(settings: Settings, what: str, value: float, published: float | None) -> Figure:
+    """A figure beside a published one, if both were measured with the same work."""
+    known = published if settings.comparable else None
     return Figure(what, value, "samples/s", known, _A100 if known else "")
 
 
@@ -88,31 +102,55 @@ def _score(settings: Settings, score: Callable[[Tensor, Tensor], Tensor], device
 
 
 def pipeline(settings: Settings, found: Findings) -> None:
-    """Rows/s from raw log to prepared folder and of the Loader, and samples/s of `train.py`, which streams the rows."""
+    """Rows/s from raw log to prepared folder on CPU and GPU, and of the Loader; samples/s of `train.py` as started by
+    default."""
     need("nvtabular", "NVTabular")
-    shape = settings.scale.shape
-    log, data = settings.work / "log.csv", settings.work / "data"
-    write_log(shape, log, 1)
-    try:
-        found.facts["frames"] = frame_device(settings.device).frames.__name__
-        where = settings.device
-    except UserError as err:
-        found.left_out["preparing on the GPU"] = str(err).partition(";")[0]
-        where = "cpu"
-    usage = prepare_log(log, data, where)
-    found.measured(Figure(f"log to prepared folder, --device {where}", shape.rows / usage.wall_s, "rows/s"))
-    found.measured(Figure("Loader, from the folder to the device", _loaded(settings, data), "rows/s"))
-    for name in found.possible(("fp32", "tf32", "amp"), settings):
-        speed = _streamed(settings, data, ["--amp"] if name == "amp" else ["--precision", name], name)
-        found.measured(_samples_per_s(settings, f"train.py, streamed, {name}", speed, _PUBLISHED_TRAINING))
+    log, device = settings.work / "log.csv", torch_device(settings.device, None)
+    write_log(settings.scale.shape, log, 1)
+    data = _prepare(settings, found, log)
+    with found.attempt("Loader"):
+        speed = _loaded(data, device)
+        found.measured(Figure("Loader, from the folder to the device", speed, "rows/s"))
+    for name in found.possible(("tf32", "amp"), settings):
+        with found.attempt(f"train.py, {name}"):
+            precision = ("--amp",) if name == "amp" else ("--precision", name)
+            flags = (*speed_flags(settings.scale), "--device", settings.device, *precision)
+            speed = train(settings, data, f"run-{name}", *flags).steady_samples_per_s
+            _judged(settings, found, f"train.py, {name}", speed, device)
 
 
-def _loaded(settings: Settings, data: Path) -> float:
+def _prepare(settings: Settings, found: Findings, log: Path) -> Path:
+    """Prepare the log on the CPU, and twice on the GPU; returns a folder."""
+    rows, data = settings.scale.shape.rows, settings.work / "data-cpu"
+    cpu = prepare_log(log, data, "cpu")
+    found.measured(Figure("log to prepared folder, --device cpu", rows / cpu.wall_s, "rows/s"))
+    with found.attempt("log to prepared folder on the GPU"):
+        try:
+            found.facts["frames"] = frame_device(settings.device).frames.__name__
+        except UserError as err:
+            raise NotPossibleError(str(err).partition(";")[0]) from None
+        os.environ["CUPY_CACHE_DIR"] = str(settings.work / "cupy")  # the first run compiles every kernel
+        on_gpu = settings.work / "data-gpu"
+        cold = warm = prepare_log(log, on_gpu, settings.device)
+        if not settings.rehearsal:
+            warm = prepare_log(log, on_gpu, settings.device, "--overwrite")
+        for which, usage in (("first run", cold), ("second run", warm)):
+            what = f"log to prepared folder, --device {settings.device}, {which}"
+            found.measured(Figure(what, rows / usage.wall_s, "rows/s"))
+        found.measured(Figure("first run longer than the second (kernels compiled)", cold.wall_s - warm.wall_s, "s"))
+        read = read_json(on_gpu / "stats.json").get("rows_read_on_gpu")
+        if read is not None:
+            found.measured(Figure("rows read on the GPU", 100.0 * read / rows, "%"))
+        judge_preparation(found, settings, warm.wall_s, cpu.wall_s)
+        data = on_gpu
+    return data
+
+
+def _loaded(data: Path, device: torch.device) -> float:
     """Train rows per second that reach the device, in the second pass over the data."""
     from model.data.dataset import open_train
     from preprocessing.spec.feature_spec import read_feature_spec
 
-    device = torch_device(settings.device, None)
     rows = open_train(data, read_feature_spec(data), device)
     seconds = 0.0
     for _ in range(2):
@@ -122,22 +160,6 @@ def _loaded(settings: Settings, data: Path) -> float:
         synchronize(device)
         seconds = time.perf_counter() - started
     return rows.n_rows / seconds
-
-
-def _streamed(settings: Settings, data: Path, extra: Sequence[str], name: str) -> float:
-    """Mean samples/s over the epochs of a run, from `metrics.json`."""
-    scale, run = settings.scale, settings.work / f"run-{name}"
-    sizes = (
-        "--batch_size",
-        str(scale.batch_size),
-        "--factors",
-        str(scale.factors),
-        "--layers",
-        *map(str, scale.layers),
-    )
-    flags = ("--epochs", "3", "--seed", "1", "--without", "progress", "tensorboard", "curves")
-    ours("train.py", "--data", data, "--output", run, "--device", settings.device, *sizes, *flags, *extra)
-    return float(read_json(run / "metrics.json")["train_throughput"])
 
 
 if __name__ == "__main__":

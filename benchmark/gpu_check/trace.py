@@ -4,81 +4,69 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
-from importlib.util import find_spec
-from itertools import islice, repeat
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import profiler
 
-from benchmark.gpu_check.findings import Figure, Findings, Settings, prepare_log, run_check
+from benchmark.gpu_check.findings import Figure, Findings, Settings, run_check
 from benchmark.gpu_check.rows import CONFIGS, WARM_UPS, ResidentRows, epochs, network, train_config
 from benchmark.training.variants import DROPOUT
 from model.data.batch import Batch
-from model.data.train_loader import TrainLoader
 from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
-from preprocessing.synthetic.log import write_log
 from workflows.device.torch_device import synchronize, torch_device
 
-_TRACED, _STREAMED = 5, 16  # steps; 16 batches cover two blocks of the Loader's rows
+_TRACED = 5  # steps
 _ON_GPU, _ON_CPU = ("kernel", "gpu_memcpy", "gpu_memset"), ("cpu_op",)
 
 
 def trace(settings: Settings, found: Findings) -> None:
-    """Profile some steps in each precision, alone and fed by the Loader."""
+    """Profile some steps of the same batch in each precision."""
     device, scale = torch_device(settings.device, None), settings.scale
     rows, world = ResidentRows.generate(scale.parity_shape, device), ProcessGroup(device)
-    alone = {size: next(epochs(rows, size, world).epoch(0)) for size in (scale.parity_batch, scale.batch_size)}
-    streamed = _streamed(settings, world) if find_spec("nvtabular") is not None else None
-    if streamed is None:
-        found.left_out["steps fed by the Loader"] = "NVTabular is not installed"
-    for name in found.possible(CONFIGS, settings):
-        for size, batch in alone.items():
-            _trace(found, settings, f"step alone, {name}", CONFIGS[name], size, repeat(batch), _TRACED)
-        if streamed is not None:
-            batches = streamed.epoch(0)
-            _trace(found, settings, f"fed by the Loader, {name}", CONFIGS[name], scale.parity_batch, batches, _STREAMED)
+    for size in (scale.parity_batch, scale.batch_size):
+        batch = next(epochs(rows, size, world).epoch(0))
+        for name in found.possible(CONFIGS, settings):
+            with found.attempt(f"batches of {size:,}: {name}"):
+                _trace(found, settings, name, size, batch)
 
 
-def _streamed(settings: Settings, world: ProcessGroup) -> TrainLoader:
-    """Epochs over a prepared folder, streamed as in `train.py`."""
-    from model.data.dataset import open_train
-    from preprocessing.spec.feature_spec import read_feature_spec
-
-    log, data = settings.work / "log.csv", settings.work / "data"
-    write_log(settings.scale.parity_shape, log, 1)
-    prepare_log(log, data, "cpu")
-    rows = open_train(data, read_feature_spec(data), world.device)
-    return epochs(rows, settings.scale.parity_batch, world, in_memory=False)
-
-
-def _trace(
-    found: Findings,
-    settings: Settings,
-    what: str,
-    config: dict[str, Any],
-    size: int,
-    batches: Iterator[Batch],
-    steps: int,
-) -> None:
-    """Profile steps after a warm-up into a Chrome trace; the figure is the idle time in per cent."""
+def _trace(found: Findings, settings: Settings, name: str, size: int, batch: Batch) -> None:
+    """Profile steps after a warm-up."""
     device, scale = torch_device(settings.device, None), settings.scale
     net = network(scale.parity_shape, scale, device, DROPOUT)
-    step = Step(net, train_config(size, **config), ProcessGroup(device), compiled=False)
-    for batch in islice(batches, WARM_UPS):
-        step(batch, len(batch))
+    step = Step(net, train_config(size, **CONFIGS[name]), ProcessGroup(device), compiled=False)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            step(batch, len(batch))
+
+    run(WARM_UPS)
+    profile(found, settings, f"batches of {size:,}: {name}", partial(run, _TRACED))
+
+
+def profile(found: Findings, settings: Settings, what: str, run: Callable[[], None]) -> dict[str, Any]:
+    """Profile `run` until the device has finished. The figure is the idle time in per cent.
+
+    Returns:
+        The Chrome trace, which is also written to the report's folder.
+    """
+    device = torch_device(settings.device, None)
     synchronize(device)
     with profiler.profile(activities=profiler.supported_activities()) as profiled:
-        for batch in islice(batches, steps):
-            step(batch, len(batch))
+        run()
         synchronize(device)
-    name = f"trace-{size}-{what.replace(', ', '-').replace(' ', '-')}.json.gz"
+    name = f"trace-{re.sub('[^a-z0-9]+', '-', what)}.json.gz"
     profiled.export_chrome_trace(str(settings.output / name))
-    with gzip.open(settings.output / name, "rt", encoding="utf-8") as file:
-        idle = idle_share(json.load(file), _ON_CPU if settings.rehearsal else _ON_GPU)
-    found.measured(Figure(f"idle, batches of {size:,}: {what}", 100.0 * idle, "%"))
     found.files.append(name)
+    with gzip.open(settings.output / name, "rt", encoding="utf-8") as file:
+        traced: dict[str, Any] = json.load(file)
+    idle = idle_share(traced, _ON_CPU if settings.rehearsal else _ON_GPU)
+    found.measured(Figure(f"idle, {what}", 100.0 * idle, "%"))
+    return traced
 
 
 def idle_share(traced: dict[str, Any], categories: Iterable[str]) -> float:

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from benchmark.cost_model import command
+from benchmark.cost_model import command, stages
 from benchmark.cost_model.arrays import CountedArray
 from benchmark.cost_model.bounds import MACHINES, Machine, Streams, all_reduce_bytes, bound
 from benchmark.cost_model.check import predict
 from benchmark.cost_model.cost import Cost, sort_bytes
 from benchmark.cost_model.counter import Counter
+from benchmark.cost_model.host_time import OPERATOR_S, PARTITIONS, epoch, partition
 from benchmark.cost_model.scaling import scaling
 from benchmark.cost_model.stages import (
     Counted,
@@ -287,7 +288,30 @@ def test_preprocessing_is_counted_per_interaction() -> None:
     assert counted.unit == "interaction"
     rows_out = len(log) + 100 * users  # per user, all but one to train, 101 to test
     assert counted.host_bytes == pytest.approx((12 * len(log) + 13 * rows_out) / len(log))
-    assert {"argsort", "take"} <= counted.stages["preprocessing"].keys()
+    operators = counted.stages["preprocessing"]
+    assert counted.stages.keys() == {"preprocessing"}
+    # A GPU's path: one kernel draws the negatives of all series.
+    assert {"argsort", "kernel series_negatives", "kernel test_rows"} <= operators.keys()
+    assert operators["kernel series_negatives"].calls == 1
+    # Two sorts of 64-bit keys: user, item and time; then user and time.
+    assert operators["argsort"].bytes == pytest.approx(2 * sort_bytes(len(log), len(log), 8) / len(log))
+    # Ids in and out of the table: every row once.
+    assert operators["kernel look_up_direct"].read_bytes == pytest.approx(
+        2 * (4 + 4) + 4 * (_SHAPE.users + _SHAPE.items + 2) / len(log)
+    )
+
+
+def test_neither_calls_nor_bytes_per_interaction_depend_on_the_partitions_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = count_preprocessing(_SHAPE)
+    monkeypatch.setattr(stages, "COMPILED_ROWS", len(small_log(_SHAPE)) // 2)
+    small = count_preprocessing(_SHAPE)
+    totals = [_total(each, "preprocessing") for each in (large, small)]
+    assert totals[0].calls == totals[1].calls < 60
+    # Except for the table of ids, which is read once.
+    tables = [
+        4 * (_SHAPE.users + _SHAPE.items + 2) / rows for rows in (len(small_log(_SHAPE)) * 2, len(small_log(_SHAPE)))
+    ]
+    assert totals[0].bytes - tables[0] == pytest.approx(totals[1].bytes - tables[1], rel=1e-2)
 
 
 # --- Bounds -----------------------------------------------------------------------------------------------------
@@ -321,6 +345,34 @@ def test_serial_fused_and_overlapped_bounds_match_times_by_hand(
     assert 1e9 / found["overlapped_samples_per_s"] == pytest.approx(overlapped_ns)
     assert found["busiest"] == busiest
     assert found["stages_ns"]["gather"] == pytest.approx(4.0)
+
+
+def test_a_partition_pays_for_its_launches_once() -> None:
+    found = partition(_STAGES, 20.0, _MACHINE, 1000)
+    assert found["kernels_s"] == pytest.approx(1000 * (100 + 200 + 400) / 100e9)
+    assert found["launches_s"] == pytest.approx(3 * OPERATOR_S)
+    assert found["copies_s"] == pytest.approx(1000 * 20 / 10e9)
+    assert found["interactions_per_s"] == pytest.approx(1000 / (7e-6 + 3e-5 + 2e-6))
+    # Larger partitions approach the bound of kernels and copies: 9 ns.
+    assert partition(_STAGES, 20.0, _MACHINE, 10**9)["interactions_per_s"] == pytest.approx(1e9 / 9, rel=1e-3)
+
+
+def test_an_epoch_is_paced_by_the_slowest_of_kernels_launches_and_copies() -> None:
+    step = {**_STAGES, "optimizer": {"adam": Cost(1)}, "loader": {"sort": Cost(99)}}  # not once per step
+    evaluation = {"evaluation": {"mm": Cost(1, 600, 400)}}  # 10 ns
+    users, rows = 50, 10_000
+    kernels = epoch(step, evaluation, 1e-6, _MACHINE, (users, rows), 5_000, 2)
+    assert kernels["steps"] == 10
+    assert kernels["kernels_s"] == pytest.approx(50_000 / 2 * 1e-6)
+    assert kernels["launches_s"] == pytest.approx(4 * 10 * OPERATOR_S)
+    assert kernels["graph_launches_s"] == pytest.approx(2 * 10 * OPERATOR_S)
+    assert kernels["evaluation_s"] == pytest.approx(50 * 101 / 2 * 10e-9)
+    assert kernels["resident_samples_per_s"] == pytest.approx(50_000 / 25e-3)
+    assert kernels["resident_with_evaluation_s"] == pytest.approx(25e-3 + 50 * 101 / 2 * 10e-9)
+    # Streamed rows cross the link during the steps, but the first block before them: all 5,000 rows of the device.
+    assert kernels["streamed_samples_per_s"] == pytest.approx(50_000 / (25e-3 + 5_000 * 12 / 10e9))
+    launches = epoch(step, evaluation, 1e-12, _MACHINE, (users, rows), 5_000, 2)
+    assert launches["resident_samples_per_s"] == pytest.approx(50_000 / (40 * OPERATOR_S))
 
 
 def test_link_traffic_counts_and_throughput_scales_with_devices() -> None:
@@ -395,6 +447,8 @@ def test_as_a_process(tmp_path: Path) -> None:
     for found in result["bounds"]:
         assert 0 < found["serial_samples_per_s"] <= found["overlapped_samples_per_s"] * (1 + 1e-9)
         assert found["serial_samples_per_s"] <= found["fused_samples_per_s"]
+    assert len(result["partitions"]) == len(PARTITIONS) * len(MACHINES)
+    assert len(result["epochs"]) == 3 * 2 * len(MACHINES)  # precisions, devices
     for name in ("torch step", "plain step"):
         checked = result["this_machine"][name]
         ratio = checked["predicted_samples_per_s"] / checked["measured_samples_per_s"]

@@ -2,7 +2,7 @@
 //
 // Each kernel is equal, value by value, to array code that NumPy runs. They use no header and no shared memory, and
 // their grid-stride loops also run as one thread, so the tests compile this file for the CPU and compare
-// (tests/host_kernels.py).
+// (benchmark/cost_model/host_kernels.py, tests/host_kernels.py).
 
 typedef long long i64;
 typedef unsigned long long u64;

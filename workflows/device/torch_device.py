@@ -183,3 +183,28 @@ def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Cal
         return graph.replay, result
 
     return capture
+
+
+def gpu_name(device: torch.device) -> str:
+    """The name by which the driver knows a GPU ("NVIDIA A100-SXM4-40GB"); "CPU" for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+@contextmanager
+def no_waits(device: torch.device) -> Iterator[None]:
+    """Within, a torch operation that makes the host wait for a GPU raises RuntimeError, in any thread.
+
+    The check is CUDA's (`set_sync_debug_mode`). It does not see waits of other libraries; on a CPU it does nothing.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
