@@ -26,7 +26,7 @@ from benchmark.gpu_check.page import REPORT_NAME, RESULT_NAME, write_report
 from workflows.common.errors import UserError
 from workflows.common.files import check_output, read_json, set_aside
 from workflows.common.progress import console
-from workflows.device.torch_device import torch_device
+from workflows.device.torch_device import gpu_index
 
 _ROOT = Path(__file__).parents[2]
 _LAST_LINES = 25
@@ -92,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
     """
     rehearsal = args.device == "cpu"
     try:
-        torch_device(args.device, None)
+        gpu_index(args.device, None)
     except UserError:
         raise UserError(
             "gpu-check needs an NVIDIA GPU that torch can use, and there is none; to rehearse it on a CPU, run "

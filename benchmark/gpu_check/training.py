@@ -28,7 +28,7 @@ from model.distributed.process_group import ProcessGroup
 from model.training.step import Step
 from preprocessing.synthetic.log import write_log
 from workflows.common.errors import UserError
-from workflows.device.torch_device import gpu_name, rng_state, set_rng_state, torch_device
+from workflows.device.torch_device import gpu_index, gpu_name, rng_state, set_rng_state, torch_device
 
 _REFERENCE = "reference: CPU, fp32"
 _EPS = 1e-3  # a larger epsilon keeps Adam from amplifying rounding errors of tiny gradients into full steps
@@ -176,7 +176,7 @@ def _measure_ranks(settings: Settings, found: Findings, count: int) -> None:
     log, data, scale = settings.work / "log.csv", settings.work / "large", settings.scale
     write_log(scale.shape, log, 1)
     prepare_log(log, data, "cpu")
-    gpu = gpu_name(torch_device(settings.device, None))
+    gpu = gpu_name(torch.device(settings.device))
     for name in found.possible(("tf32", "amp"), settings):
         with found.attempt(f"speed, {name}"):
             precision = ("--amp",) if name == "amp" else ("--precision", name)
@@ -189,7 +189,7 @@ def _measure_ranks(settings: Settings, found: Findings, count: int) -> None:
 
 def _has(device: str, count: int) -> bool:
     try:
-        torch_device(device, count)
+        gpu_index(device, count)
     except UserError:
         return False
     return True
