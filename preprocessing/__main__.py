@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 from preprocessing.arguments import is_spec_folder, parse_args
 from preprocessing.config import SPEC_NAME, PrepareConfig, is_prepared_folder
-from preprocessing.prepare.memory import check_workers, partitions_of, threads_within
-from preprocessing.prepare.partition import spill_log
+from preprocessing.prepare.memory import check_workers, gpu_partitions, partitions_of, threads_within
+from preprocessing.prepare.resident import partition_log
 from preprocessing.prepare.row_filter import Selection
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log, LogColumns
@@ -78,18 +78,18 @@ def _prepare(args: argparse.Namespace) -> None:
         log = _open(args, columns, scratch / "unpacked")
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
-        partitions = args.partitions or partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
+        partitions = args.partitions or _partitions(args, log, frames, cluster)
         compiled = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
         _import_ahead("preprocessing.prepare.pipeline", *compiled, *drawing)
         known, tables = _known(args, scratch)
         selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
-        spilled = spill_log(log, selection, partitions, cluster, scratch)
+        stored = partition_log(log, selection, partitions, cluster, scratch, frames)
         from preprocessing.prepare.pipeline import prepare
         from preprocessing.prepare.user_features import ml_100k_users
 
         user_table = ml_100k_users() if args.features else None
-        stats = prepare(spilled, config, frames, cluster, folder.absolute(), known, user_table)
+        stats = prepare(stored, config, frames, cluster, folder.absolute(), known, user_table)
         shutil.rmtree(scratch)
     console.print(
         f"{stats['users']:,} users × {stats['items']:,} items, {stats['interactions']:,} interactions: "
@@ -181,6 +181,12 @@ def _cluster(args: argparse.Namespace, frames: FrameDevice) -> AbstractContextMa
         check_workers(args.memory_limit, args.workers)
         return worker_cluster(args.workers, frames)
     return thread_cluster(threads_within(args.memory_limit, usable_cores(), not frames.on_cpu), frames)
+
+
+def _partitions(args: argparse.Namespace, log: Log, frames: FrameDevice, cluster: Cluster) -> int:
+    if frames.on_cpu:
+        return partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
+    return gpu_partitions(log.rows_estimate, 0, frames.free_bytes(), cluster.workers)
 
 
 def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.prepare.id_bitmap import IdBitmap
-from preprocessing.prepare.partition import SpilledLog, narrow, texts_path
+from preprocessing.prepare.resident import PartitionedLog
 from preprocessing.prepare.row_filter import ITEM, TIME, USER
-from preprocessing.prepare.text_ids import in_order, text_buckets, text_keys, texts_of_bucket
+from preprocessing.prepare.text_ids import text_keys
 from workflows.cluster import Cluster
 from workflows.common.errors import UserError
 from workflows.merlin import Workflow
@@ -64,42 +62,33 @@ def known_tables(known: Encoding, scratch: Path) -> dict[str, IdTable]:
 
 
 def find_encoding(
-    spilled: SpilledLog, dataset: Any, cluster: Cluster, known: Encoding | None
+    stored: PartitionedLog, dataset: Any, cluster: Cluster, known: Encoding | None
 ) -> tuple[Encoding, EncodeIds]:
-    """The encoding of the spilled log, and the operator that applies it to its partitions."""
+    """The encoding of the log, and the operator that applies it to its partitions."""
     if known is None:
-        encoding = _found(spilled, dataset, cluster)
+        encoding = _found(stored, dataset, cluster)
     else:
-        encoding = _extended(known, _found(spilled, dataset, cluster)) if known.extend else known
+        encoding = _extended(known, _found(stored, dataset, cluster)) if known.extend else known
     encoder = EncodeIds({name: _keys(ids) for name, ids in encoding.originals.items()}, keep=[TIME])
-    encoder.tables = {name: table.store(spilled.folder / f"{name}.npy") for name, table in encoder.tables.items()}
+    encoder.tables = {name: table.store(stored.folder / f"{name}.npy") for name, table in encoder.tables.items()}
     return encoding, encoder
 
 
-def _found(spilled: SpilledLog, dataset: Any, cluster: Cluster) -> Encoding:
+def _found(stored: PartitionedLog, dataset: Any, cluster: Cluster) -> Encoding:
     """All ids of the log, sorted: text by code point, integers by value."""
-    originals = {}
-    for name in (USER, ITEM):
-        paths = [texts_path(spilled.folder, spill.name, name) for spill in spilled.spills if name in spill.text]
-        if paths:
-            parts: list[pa.Array] = []
-            buckets = range(text_buckets(spilled.partitions))
-            cluster.collect([dask.delayed(texts_of_bucket)(bucket, paths) for bucket in buckets], parts.append)
-            originals[name] = in_order(parts)
-        elif (ids := IdBitmap.distinct([spill.present[name] for spill in spilled.spills])) is not None:
-            originals[name] = pa.array(narrow(ids))
-    far_apart = [name for name in (USER, ITEM) if name not in originals]
+    originals = {name: stored.distinct(name, cluster) for name in (USER, ITEM)}
+    far_apart = [name for name, ids in originals.items() if ids is None]
     if far_apart:
         encoder = EncodeIds()
         Workflow(far_apart >> encoder).fit(dataset)
         originals |= {name: pa.array(ids) for name, ids in encoder.categories.items()}
-    return Encoding({name: originals[name] for name in (USER, ITEM)}, {USER: 0, ITEM: 0})
+    return Encoding(originals, {USER: 0, ITEM: 0})
 
 
-def check_kinds(known: Encoding, spilled: SpilledLog) -> None:
+def check_kinds(known: Encoding, stored: PartitionedLog) -> None:
     """Raises UserError if the log has text ids and the known encoding integers, or vice versa."""
     for name, ids in known.originals.items():
-        text = any(name in spill.text for spill in spilled.spills)
+        text = name in stored.text
         if text != _is_text(ids):
             kinds = ("text", "integers") if text else ("integers", "text")
             raise UserError(

@@ -25,6 +25,9 @@ _GPU_ROW_BYTES = 3 * 8 + 16 + 4 * 8 + 2 * (16 + 12)
 _GPU_NEGATIVE_BYTES = 8 + 2 * 12
 _GPU_SHARE = 0.5  # of the free memory; the rest is for files being decoded and encoded, and for uneven partitions
 _GPU_MAX_ROWS = 1 << 30  # cuDF's columns have fewer than 2**31 rows; twice as many for uneven partitions
+# Of a log that stays in a GPU's memory, while it is grouped by partition: the columns (3 of 8) before and after, the
+# partition of each row, and the sort's permutation in two copies.
+_RESIDENT_ROW_BYTES = 2 * 3 * 8 + 2 + 2 * 8
 
 
 def parse_bytes(text: str) -> int:
@@ -102,3 +105,8 @@ def splits_of(rows: int, negatives: int, partitions: int, limit_bytes: int | Non
     """
     needed = (rows * _ROW_BYTES + negatives * _NEGATIVE_BYTES) // partitions
     return min(max(1, MAX_PARTITIONS // partitions), max(1, -(-needed // _task_budget(limit_bytes, tasks))))
+
+
+def fits_gpu(rows: int, free_bytes: int) -> bool:
+    """Whether a log of about `rows` rows can stay in a GPU's memory, and leave half of it to the tasks."""
+    return rows * _RESIDENT_ROW_BYTES <= free_bytes // 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from preprocessing.config import STATS_NAME, PrepareConfig
 from preprocessing.prepare.encoding import Encoding, check_kinds, find_encoding
-from preprocessing.prepare.memory import splits_of
-from preprocessing.prepare.partition import SpilledLog, load_partition
+from preprocessing.prepare.memory import MAX_PARTITIONS, gpu_partitions, splits_of
 from preprocessing.prepare.report import write_report
+from preprocessing.prepare.resident import PartitionedLog
 from preprocessing.prepare.row_filter import ITEM, TIME, USER
 from preprocessing.prepare.user_features import UserFeatures
 from preprocessing.prepare.writer import Writer, Written
@@ -33,7 +33,7 @@ from workflows.operators.saved import leave_one_out_workflow, save_workflow
 
 
 def prepare(
-    spilled: SpilledLog,
+    stored: PartitionedLog,
     config: PrepareConfig,
     device: FrameDevice,
     cluster: Cluster,
@@ -54,25 +54,25 @@ def prepare(
         UserError: no rows are left of the log, or its ids and the known encoding differ in kind (text, integers).
     """
     if known is not None:
-        check_kinds(known, spilled)
-    if not spilled.rows:
-        raise UserError(_nothing_left(_read_stats(spilled)))
+        check_kinds(known, stored)
+    if not stored.rows:
+        raise UserError(_nothing_left(_read_stats(stored)))
     with merlin_client(cluster.client):
-        dataset, encoding, split, workflow = _fit(spilled, config, device, cluster, known)
-        save_workflow(folder, encoding.originals, split)
+        encoding, split, workflow, splits = _plan(stored, config, device, cluster, known)
         side = None
         if user_table is not None:
-            side = UserFeatures(user_table, encoding.originals[USER], device, folder, spilled.folder)
+            side = UserFeatures(user_table, encoding.originals[USER], device, folder, stored.folder)
         n_items, series = len(encoding.originals[ITEM]), 1 + config.test_negatives
         writer = Writer(folder, device, series, n_items, config.train_negatives, side.columns if side else {})
-        total = _write_rows(workflow.transform(dataset), writer, cluster, spilled.rows)
-    stats = _stats(spilled, config, total, encoding)
+        total = _split(stored, config, workflow, writer, cluster, splits)
+        save_workflow(folder, encoding.originals, split)
+    stats = _stats(stored, config, total, encoding)
     if not total.counts["train_positives"]:
         raise UserError(_nothing_left(stats))
     _spec(config, total, encoding, side).write(folder)
-    if spilled.titles is not None:
+    if stored.titles is not None:
         try:
-            _write_titles(spilled.titles, folder / "titles.parquet")
+            _write_titles(stored.titles, folder / "titles.parquet")
         except UserError as err:  # titles are only for display
             console.print(f"no titles.parquet: {err}")
     write_json(folder / STATS_NAME, stats)
@@ -80,38 +80,67 @@ def prepare(
     return stats
 
 
-def _fit(
-    spilled: SpilledLog, config: PrepareConfig, device: FrameDevice, cluster: Cluster, known: Encoding | None
-) -> tuple[Any, Encoding, LeaveOneOut, Workflow]:
-    """Returns (dataset of partitions, encoding, split operator, fitted workflow)."""
-    with stage("encode", spilled.rows, "rows") as running:
-        encoding, encoder = find_encoding(spilled, _dataset(spilled, 1, device), cluster, known)
+def _plan(
+    stored: PartitionedLog, config: PrepareConfig, device: FrameDevice, cluster: Cluster, known: Encoding | None
+) -> tuple[Encoding, LeaveOneOut, Workflow, int]:
+    """Returns (encoding, split operator, workflow to fit, parts to split each partition into)."""
+    with stage("encode", stored.rows, "rows") as running:
+        encoding, encoder = find_encoding(stored, _dataset(stored, 1, device), cluster, known)
         splits = 1
         if config.partitions is None:
-            users = min(spilled.rows, len(encoding.originals[USER]))
-            negatives = users * config.test_negatives + spilled.rows * config.train_negatives
-            splits = splits_of(spilled.rows, negatives, spilled.partitions, config.memory_limit_bytes, cluster.workers)
-        dataset = _dataset(spilled, splits, device)
+            users = min(stored.rows, len(encoding.originals[USER]))
+            negatives = users * config.test_negatives + stored.rows * config.train_negatives
+            if device.on_cpu:
+                limit = config.memory_limit_bytes
+                splits = splits_of(stored.rows, negatives, stored.partitions, limit, cluster.workers)
+            else:
+                needed = gpu_partitions(stored.rows, negatives, device.free_bytes(), cluster.workers)
+                splits = -(-needed // stored.partitions)
         sampling = config.sampling
         statistics = ItemStatistics(encoder, ITEM, TIME) if sampling.needs_statistics else None
         split = LeaveOneOut(
             encoder, USER, ITEM, TIME, config.test_negatives, config.train_negatives, sampling, statistics
         )
-        workflow = leave_one_out_workflow(encoder, split)
-        workflow.fit(dataset)
-        running.advance(spilled.rows)
-    return dataset, encoding, split, workflow
+        running.advance(stored.rows)
+    return encoding, split, leave_one_out_workflow(encoder, split), splits
 
 
-def _dataset(spilled: SpilledLog, splits: int, device: FrameDevice) -> Any:
-    """A Merlin dataset of the spilled partitions, each split further."""
-    load = partial(load_partition, folder=spilled.folder, device=device, splits=splits)
-    return frame_dataset(load, spilled.partitions * splits, load(0).iloc[:0], cpu=device.on_cpu)
+def _split(
+    stored: PartitionedLog, config: PrepareConfig, workflow: Workflow, writer: Writer, cluster: Cluster, splits: int
+) -> _Total:
+    """Fit and run the workflow and write its output; in smaller partitions if a GPU runs out of memory.
+
+    Raises:
+        UserError: a partition does not fit in the GPU's memory, and there can be no more of them.
+    """
+    while True:
+        try:
+            dataset = _dataset(stored, splits, writer.device)
+            workflow.fit(dataset)
+            return _write_rows(workflow.transform(dataset), writer, cluster, stored.rows)
+        except MemoryError:
+            if writer.device.on_cpu:
+                raise
+            partitions = stored.partitions * splits
+            if config.partitions is not None or 2 * partitions > MAX_PARTITIONS:
+                raise UserError(
+                    f"one of {partitions:,} partitions does not fit in the GPU's memory; "
+                    "choose more with --partitions, or run with --device cpu"
+                ) from None
+        splits *= 2
+        console.print(f"a partition does not fit in the GPU's memory; splitting again, into {2 * partitions:,}")
+
+
+def _dataset(stored: PartitionedLog, splits: int, device: FrameDevice) -> Any:
+    """A Merlin dataset of the partitions, each split further."""
+    load = stored.loader(device, splits)
+    return frame_dataset(load, stored.partitions * splits, load(0).iloc[:0], cpu=device.on_cpu)
 
 
 def _write_rows(transformed: Any, writer: Writer, cluster: Cluster, rows: int) -> _Total:
     """Run the workflow and write its output."""
     for name in ("train", "test"):
+        shutil.rmtree(writer.folder / name, ignore_errors=True)  # of an attempt with larger partitions
         (writer.folder / name).mkdir()
     tasks = [dask.delayed(writer)(part, index) for index, part in enumerate(transformed.to_ddf().to_delayed())]
     total = _Total(writer.n_items)
@@ -159,13 +188,14 @@ _COUNTED = (
 )
 
 
-def _read_stats(spilled: SpilledLog) -> dict[str, int]:
-    spills = spilled.spills
+def _read_stats(stored: PartitionedLog) -> dict[str, int]:
+    counts = stored.counts
     return {
-        "rows_read": sum(spill.rows_read for spill in spills),
-        "dropped_missing": sum(spill.missing for spill in spills),
-        "dropped_below_min_rating": sum(spill.below_rating for spill in spills),
-        "dropped_unknown": sum(spill.unknown for spill in spills),
+        "rows_read": counts.rows_read,
+        "rows_read_on_gpu": counts.on_gpu,
+        "dropped_missing": counts.missing,
+        "dropped_below_min_rating": counts.below_rating,
+        "dropped_unknown": counts.unknown,
     }
 
 
@@ -177,12 +207,12 @@ def _nothing_left(read: dict[str, Any]) -> str:
     )
 
 
-def _stats(spilled: SpilledLog, config: PrepareConfig, total: _Total, encoding: Encoding) -> dict[str, Any]:
-    read = _read_stats(spilled)
+def _stats(stored: PartitionedLog, config: PrepareConfig, total: _Total, encoding: Encoding) -> dict[str, Any]:
+    read = _read_stats(stored)
     dropped = sum(number for name, number in read.items() if name.startswith("dropped"))
     users = sum(len(counts) for counts in total.user_counts)
     return {
-        "source": spilled.source,
+        "source": stored.source,
         **read,
         "dropped_duplicates": read["rows_read"] - dropped - total.interactions,
         "interactions": total.interactions,

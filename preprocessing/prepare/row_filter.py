@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,7 @@ from workflows.common.errors import UserError
 if TYPE_CHECKING:
     from workflows.operators.encode import IdTable
 
-USER, ITEM, TIME = "user", "item", "time"
+USER, ITEM, TIME = COLUMNS = "user", "item", "time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,24 @@ class Selection:
     min_rating: float | None = None
     strict: bool = False
     known: dict[str, IdTable] | None = None
+
+
+@dataclass(frozen=True)
+class ReadCounts:
+    """Rows read, rows dropped for each reason, and rows that a GPU has parsed."""
+
+    rows_read: int = 0
+    missing: int = 0
+    below_rating: int = 0
+    unknown: int = 0
+    on_gpu: int = 0
+
+    @staticmethod
+    def total(parts: Iterable[ReadCounts]) -> ReadCounts:
+        return ReadCounts(*map(sum, zip(*map(astuple, [ReadCounts(), *parts]), strict=True)))
+
+    def with_unknown(self, unknown: int) -> ReadCounts:
+        return replace(self, unknown=unknown)
 
 
 def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection) -> tuple[pa.Table, int, int]:

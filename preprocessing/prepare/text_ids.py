@@ -9,19 +9,26 @@ from __future__ import annotations
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from array_api_compat import array_namespace
 
 from workflows.common.errors import UserError
+from workflows.device.frames import FrameDevice, text_memory
+from workflows.device.kernels import launch
 from workflows.sampling.counter_rng import mix
 
+KEY, TEXT = "key", "text"
 
-def bucket_of(keys: np.ndarray, buckets: int) -> np.ndarray:
-    """uint16 bucket of each int64 key (or integer id), by a hash of that key alone."""
-    high = (mix(keys.astype(np.int64)) >> 32) & ((1 << 32) - 1)
-    return ((high * buckets) >> 32).astype(np.uint16)
+
+def bucket_of(keys: Any, buckets: int) -> Any:
+    """uint16 bucket of each int64 key (or integer id), by a hash of that key alone; NumPy or CuPy."""
+    xp = array_namespace(keys)
+    high = (mix(xp.astype(keys, xp.int64)) >> 32) & ((1 << 32) - 1)
+    return xp.astype((high * buckets) >> 32, xp.uint16)
 
 
 def text_buckets(partitions: int) -> int:
@@ -36,6 +43,14 @@ def text_keys(texts: pa.Array) -> np.ndarray:
     return hash_array(texts.to_numpy(zero_copy_only=False), categorize=False).view(np.int64)
 
 
+def text_keys_on_gpu(texts: Any, device: FrameDevice) -> Any:
+    """The same keys of a cuDF column without nulls: int64 [N] of CuPy."""
+    keys = device.arrays.empty(len(texts), dtype=device.arrays.int64)
+    if len(texts):
+        launch("text_keys", len(texts), len(texts), *text_memory(texts), keys)
+    return keys
+
+
 def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray:
     """Write the distinct texts of a column, one record batch per bucket of keys.
 
@@ -45,16 +60,21 @@ def spill_texts(column: pa.ChunkedArray, path: Path, buckets: int) -> np.ndarray
     encoded = column.combine_chunks().dictionary_encode()
     texts = encoded.dictionary.cast(pa.large_string())
     keys = text_keys(texts)
+    write_texts(keys, texts, path, buckets)
+    return keys[encoded.indices.to_numpy()]
+
+
+def write_texts(keys: np.ndarray, texts: pa.Array, path: Path, buckets: int) -> None:
+    """Write distinct texts and their keys, one record batch per bucket of keys."""
     bucket = bucket_of(keys, buckets)
     order = np.argsort(bucket, kind="stable")
-    table = pa.record_batch({"key": keys[order], "text": texts.take(pa.array(order))})
+    table = pa.record_batch({KEY: keys[order], TEXT: texts.take(pa.array(order))})
     cuts = np.searchsorted(bucket[order], np.arange(buckets + 1))
     partial = path.with_suffix(f".{os.getpid()}.partial")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         for start, stop in pairwise(cuts.tolist()):
             writer.write_batch(table.slice(start, stop - start))
     partial.replace(path)
-    return keys[encoded.indices.to_numpy()]
 
 
 def texts_of_bucket(bucket: int, paths: list[Path]) -> pa.Array:
@@ -67,9 +87,17 @@ def texts_of_bucket(bucket: int, paths: list[Path]) -> pa.Array:
     for path in paths:
         with pa.memory_map(str(path)) as source:
             batches.append(pa.ipc.open_file(source).get_batch(bucket))
-    table = pa.Table.from_batches(batches)
-    _, first, inverse = np.unique(table.column("key").to_numpy(), return_index=True, return_inverse=True)
-    texts = table.column("text").combine_chunks()
+    return distinct_texts(pa.Table.from_batches(batches))
+
+
+def distinct_texts(table: pa.Table) -> pa.Array:
+    """The distinct texts of a table of `key` and `text`.
+
+    Raises:
+        UserError: two texts have the same key.
+    """
+    _, first, inverse = np.unique(table.column(KEY).to_numpy(), return_index=True, return_inverse=True)
+    texts = table.column(TEXT).combine_chunks()
     distinct = texts.take(pa.array(first))
     same = pc.equal(texts, distinct.take(pa.array(inverse)))
     if not pc.all(same, min_count=0).as_py():

@@ -72,7 +72,7 @@ class TextPiece(Piece):
         return int(self.size_bytes * max(1, head.count(b"\n")) / len(head))
 
     def read(self) -> pa.Table:
-        data, delimiter = self._content()
+        data, delimiter = self.content()
         wanted = dict(self.format.types)
         try:
             table = self._parse(data, delimiter, wanted)
@@ -90,12 +90,12 @@ class TextPiece(Piece):
         return table
 
     def place(self, row: int) -> str:
-        data, delimiter = self._content()
+        data, delimiter = self.content()
         # Arrow skips blank lines; a row that the csv module cannot split still counts.
         lines = (line for line, fields in _numbered_rows(data, delimiter) if fields != [])
         return self._line(next(itertools.islice(lines, row, None)))
 
-    def _content(self) -> tuple[bytes, str]:
+    def content(self) -> tuple[bytes, str]:
         """The bytes of the piece and their delimiter, converted to one character."""
         with self.path.open("rb") as file:
             file.seek(self.start)

@@ -28,11 +28,18 @@ LIBRARIES = ("cuda", "cudf", "cupy", "dask_cuda", "dask_cudf", "rmm")
 ARRAYS, FRAME, COLUMN = "array_api_compat.cupy", "cudf.DataFrame", "cudf.Series"
 HAS_CUDF = importlib.util.find_spec("cudf") is not None
 
+_DEVICE = {"device.frames": "cudf", "device.arrays": "cupy"}
 # Types implied by variable names, by file; "df" is always a dataframe.
 VARIABLES = {
-    "workflows/device/frames.py": {"self.frames": "cudf"},
+    "workflows/device/frames.py": {"self.frames": "cudf", "self.arrays": "cupy", "texts": COLUMN},
     "workflows/operators/encode.py": {"column": COLUMN},
     "workflows/merlin.py": {"merged": FRAME, "output": FRAME, "meta": FRAME},
+    "preprocessing/sources/gpu_reader.py": _DEVICE | {"frame": FRAME, "column": COLUMN},
+    "preprocessing/sources/gpu_fields.py": _DEVICE,
+    "preprocessing/prepare/gpu_rows.py": _DEVICE | {"frame": FRAME},
+    "preprocessing/prepare/resident.py": _DEVICE | {"frame": FRAME},
+    "preprocessing/prepare/text_ids.py": _DEVICE,
+    "preprocessing/prepare/writer.py": {"self.device.frames": "cudf", "rows": FRAME},
 }
 
 

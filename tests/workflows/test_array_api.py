@@ -12,7 +12,8 @@ import dask
 import numpy as np
 import pandas as pd
 import pytest
-from gpu_stand_in import CPU, HOST_SYNCS, WORKFLOWS, Column, Frame, gpu, install, same
+from cudf_stand_in import Column, Frame
+from gpu_stand_in import CPU, HOST_SYNCS, WORKFLOWS, gpu, install, same
 
 from workflows.device.frames import to_host
 from workflows.operators import AppendNegatives, LeaveOneOut

@@ -81,11 +81,13 @@ class FrameDevice:
         return table.to_pandas() if self.on_cpu else self.frames.DataFrame.from_arrow(table)
 
     def from_columns(self, columns: dict[str, Any]) -> Any:
-        """A dataframe from NumPy arrays, possibly without a copy."""
-        return self.frames.DataFrame(columns, copy=False) if self.on_cpu else self.frames.DataFrame(columns)
+        """A dataframe from NumPy arrays or arrays of this device, possibly without a copy."""
+        if self.on_cpu:
+            return self.frames.DataFrame(columns, copy=False)
+        return self.frames.DataFrame({name: self.arrays.asarray(values) for name, values in columns.items()})
 
     def to_arrow(self, df: Any) -> pa.Table:
-        """A numeric dataframe on this device as an Arrow table on the host, without its index."""
+        """A dataframe on this device (a numeric one on a CPU) as an Arrow table on the host, without its index."""
         if self.on_cpu:
             return pa.table({name: df[name].to_numpy() for name in df.columns})
         return df.to_arrow(preserve_index=False).replace_schema_metadata()
@@ -204,6 +206,20 @@ def host_integers(*scalars: Any) -> list[int]:
     """Integers from arrays of one element, fetched together (host sync: once)."""
     xp = array_namespace(*scalars)
     return to_host(xp.stack([xp.astype(scalar, xp.int64) for scalar in scalars])).tolist()
+
+
+def text_memory(texts: Any) -> tuple[int, int, int]:
+    """Where a cuDF column lies, for a kernel; it must outlive the launch, and have a row.
+
+    Returns:
+        (address of the UTF-8 bytes, address of the N + 1 offsets into them, 1 if the offsets are int64, 0 if int32).
+    """
+    memory, _ = texts.to_pylibcudf()
+    offsets = memory.child(0)
+    wide = offsets.type().id().name == "INT64"
+    bytes_ = memory.data()
+    start = 0 if bytes_ is None else bytes_.ptr  # no bytes: all texts are empty
+    return start, offsets.data().ptr + memory.offset() * (8 if wide else 4), int(wide)
 
 
 def usable_cores() -> int:

@@ -385,3 +385,230 @@ extern "C" __global__ void look_up_sorted(i64 n_ids, const void *ids, i64 id_byt
     found[index] = low < n_known && known[low] == id ? numbers[low] : -1;
   }
 }
+
+// --- Fields of delimited text: preprocessing/sources/gpu_fields.py ---
+
+// A column of UTF-8 texts: text i is chars[offset i] to chars[offset i + 1].
+struct Texts {
+  const unsigned char *chars;
+  const void *offsets;  // 64-bit if `wide`, otherwise 32-bit
+  i64 wide;
+};
+
+static __device__ i64 offset_of(const Texts &texts, i64 number) {
+  return texts.wide ? ((const i64 *)texts.offsets)[number] : ((const int *)texts.offsets)[number];
+}
+
+enum { VALUE, MISSING, UNSURE };  // what became of a field; the CPU's reader decides about one that is unsure
+
+static __device__ bool is_digit(unsigned char c) { return c >= '0' && c <= '9'; }
+
+static __device__ bool equals(const unsigned char *text, i64 length, const char *other) {
+  for (i64 i = 0; i < length; i++)
+    if (!other[i] || text[i] != (unsigned char)other[i]) return false;
+  return !other[length];
+}
+
+// Whether a field is one of `NULLS`.
+static __device__ bool is_missing(const unsigned char *text, i64 length) {
+  if (!length) return true;
+  return length <= 4 && (equals(text, length, "\\N") || equals(text, length, "NULL") || equals(text, length, "null") ||
+                         equals(text, length, "NaN") || equals(text, length, "nan"));
+}
+
+struct Field {
+  const unsigned char *text;
+  i64 length;
+};
+
+static __device__ Field field_of(const Texts &texts, i64 number) {
+  i64 start = offset_of(texts, number);
+  Field field = {texts.chars + start, offset_of(texts, number + 1) - start};
+  return field;
+}
+
+// A field without the blanks around it, as Arrow reads numbers.
+static __device__ Field trimmed(Field field) {
+  while (field.length && (field.text[0] == ' ' || field.text[0] == '\t')) field.text++, field.length--;
+  while (field.length && (field.text[field.length - 1] == ' ' || field.text[field.length - 1] == '\t')) field.length--;
+  return field;
+}
+
+// Which texts are missing: those that are empty once trimmed, and the `NULLS` as they stand in the file.
+extern "C" __global__ void missing_texts(i64 n, const unsigned char *chars, const void *offsets, i64 wide,
+                                         const unsigned char *trimmed_chars, const void *trimmed_offsets,
+                                         i64 trimmed_wide, unsigned char *states) {
+  Texts texts = {chars, offsets, wide}, trimmed_texts = {trimmed_chars, trimmed_offsets, trimmed_wide};
+  ELEMENTS(i, n) {
+    Field field = field_of(texts, i);
+    bool empty = !field_of(trimmed_texts, i).length;
+    states[i] = empty || is_missing(field.text, field.length) ? MISSING : VALUE;
+  }
+}
+
+// Integers of up to 18 digits without leading zeros.
+extern "C" __global__ void parse_integers(i64 n, const unsigned char *chars, const void *offsets, i64 wide, i64 *values,
+                                          unsigned char *states) {
+  Texts texts = {chars, offsets, wide};
+  ELEMENTS(i, n) {
+    Field field = field_of(texts, i);
+    values[i] = 0;
+    if (is_missing(field.text, field.length)) {
+      states[i] = MISSING;
+      continue;
+    }
+    field = trimmed(field);
+    bool negative = field.length && field.text[0] == '-';
+    if (negative) field.text++, field.length--;
+    bool sure = field.length > 0 && field.length <= 18 && (field.length == 1 || field.text[0] != '0');
+    i64 value = 0;
+    for (i64 at = 0; sure && at < field.length; at++) {
+      sure = is_digit(field.text[at]);
+      value = value * 10 + (field.text[at] - '0');
+    }
+    states[i] = sure ? VALUE : UNSURE;
+    if (sure) values[i] = negative ? -value : value;
+  }
+}
+
+// Numbers of up to nine digits before the point and six after it: an exact integer over an exact power of ten, so that
+// the quotient is the nearest double, as in Arrow.
+extern "C" __global__ void parse_decimals(i64 n, const unsigned char *chars, const void *offsets, i64 wide,
+                                          double *values, unsigned char *states) {
+  Texts texts = {chars, offsets, wide};
+  ELEMENTS(i, n) {
+    Field field = field_of(texts, i);
+    values[i] = 0;
+    if (is_missing(field.text, field.length)) {
+      states[i] = MISSING;
+      continue;
+    }
+    field = trimmed(field);
+    bool negative = field.length && field.text[0] == '-';
+    if (negative) field.text++, field.length--;
+    i64 digits = 0, whole = 0, decimals = 0, scale = 1;
+    bool point = false, sure = true;
+    for (i64 at = 0; sure && at < field.length; at++) {
+      if (field.text[at] == '.' && !point) {
+        point = true;
+        continue;
+      }
+      sure = is_digit(field.text[at]) && whole < 10 && decimals < 7;
+      if (!sure) break;
+      digits = digits * 10 + (field.text[at] - '0');
+      if (point) decimals++, scale *= 10;
+      else whole++;
+    }
+    sure = sure && whole > 0 && whole < 10 && decimals < 7 && (!point || decimals > 0);
+    states[i] = sure ? VALUE : UNSURE;
+    double value = (double)digits / (double)scale;
+    if (sure) values[i] = negative ? -value : value;
+  }
+}
+
+// The number in `length` digits; -1 if there are other characters.
+static __device__ i64 digits_of(const unsigned char *text, i64 length) {
+  i64 value = 0;
+  for (i64 i = 0; i < length; i++) {
+    if (!is_digit(text[i])) return -1;
+    value = value * 10 + (text[i] - '0');
+  }
+  return value;
+}
+
+// Days since 1970-01-01 of a date in the Gregorian calendar; its March to February years start a 400-year cycle.
+static __device__ i64 days_of(i64 year, i64 month, i64 day) {
+  i64 shifted = month > 2 ? year : year - 1, cycle = shifted / 400, of_cycle = shifted % 400;
+  i64 of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+  return cycle * 146097 + of_cycle * 365 + of_cycle / 4 - of_cycle / 100 + of_year - 719468;
+}
+
+static __device__ i64 days_in(i64 year, i64 month) {
+  bool leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+  if (month == 2) return leap ? 29 : 28;
+  return month == 4 || month == 6 || month == 9 || month == 11 ? 30 : 31;
+}
+
+// ISO dates, 2024-01-31, or with a time, 2024-01-31T12:34:56, 2024-01-31 12:34:56.789: microseconds since 1970. With
+// `zone`, each has a time and ends in Z.
+extern "C" __global__ void parse_dates(i64 n, const unsigned char *chars, const void *offsets, i64 wide, i64 zone,
+                                       i64 *values, unsigned char *states) {
+  Texts texts = {chars, offsets, wide};
+  ELEMENTS(i, n) {
+    Field field = field_of(texts, i);
+    const unsigned char *text = field.text;
+    values[i] = 0;
+    if (is_missing(text, field.length)) {
+      states[i] = MISSING;
+      continue;
+    }
+    i64 length = field.length;
+    bool sure = length >= 10;
+    if (sure && zone) sure = text[length - 1] == 'Z' && --length >= 19;
+    sure = sure && (length == 10 || length == 19 || (length >= 21 && length <= 26)) && text[4] == '-' && text[7] == '-';
+    i64 micros = 0;
+    if (sure) {
+      i64 year = digits_of(text, 4), month = digits_of(text + 5, 2), day = digits_of(text + 8, 2);
+      sure = year >= 1 && month >= 1 && month <= 12 && day >= 1 && day <= days_in(year, month);
+      if (sure) micros = days_of(year, month, day) * 86400000000LL;
+    }
+    if (sure && length > 10) {
+      i64 hour = digits_of(text + 11, 2), minute = digits_of(text + 14, 2), second = digits_of(text + 17, 2);
+      sure = (text[10] == 'T' || text[10] == ' ') && text[13] == ':' && text[16] == ':' && hour >= 0 && hour < 24 &&
+             minute >= 0 && minute < 60 && second >= 0 && second < 60;
+      micros += ((hour * 60 + minute) * 60 + second) * 1000000LL;
+    }
+    if (sure && length > 20) {
+      i64 fraction = digits_of(text + 20, length - 20);
+      sure = text[19] == '.' && fraction >= 0;
+      for (i64 given = length - 20; given < 6; given++) fraction *= 10;
+      micros += fraction;
+    }
+    states[i] = sure ? VALUE : UNSURE;
+    if (sure) values[i] = micros;
+  }
+}
+
+// The bits of doubles as integers of the same order: preprocessing/prepare/row_filter.py, `_time_column`.
+extern "C" __global__ void ordered_bits(i64 n, const i64 *bits, i64 *values) {
+  ELEMENTS(i, n) values[i] = bits[i] < 0 ? bits[i] ^ 0x7FFFFFFFFFFFFFFFLL : bits[i];
+}
+
+// --- The key of each text, SipHash-2-4 with pandas' fixed key, mixed: preprocessing/prepare/text_ids.py ---
+
+static __device__ u64 rotated(u64 x, int bits) { return (x << bits) | (x >> (64 - bits)); }
+
+static __device__ void sip_round(u64 *v) {
+  v[0] += v[1];
+  v[2] += v[3];
+  v[1] = rotated(v[1], 13) ^ v[0];
+  v[3] = rotated(v[3], 16) ^ v[2];
+  v[0] = rotated(v[0], 32);
+  v[2] += v[1];
+  v[0] += v[3];
+  v[1] = rotated(v[1], 17) ^ v[2];
+  v[3] = rotated(v[3], 21) ^ v[0];
+  v[2] = rotated(v[2], 32);
+}
+
+extern "C" __global__ void text_keys(i64 n, const unsigned char *chars, const void *offsets, i64 wide, u64 *keys) {
+  Texts texts = {chars, offsets, wide};
+  ELEMENTS(i, n) {
+    Field field = field_of(texts, i);
+    const u64 low = 0x3736353433323130ULL, high = 0x3635343332313938ULL;  // the characters 0123456789123456
+    u64 v[4] = {low ^ 0x736F6D6570736575ULL, high ^ 0x646F72616E646F6DULL, low ^ 0x6C7967656E657261ULL,
+                high ^ 0x7465646279746573ULL};
+    for (i64 start = 0; start <= field.length; start += 8) {  // the last word is partial, or empty
+      i64 left = field.length - start < 8 ? field.length - start : 8;
+      u64 word = left < 8 ? (u64)field.length << 56 : 0;
+      for (i64 j = 0; j < left; j++) word |= (u64)field.text[start + j] << (8 * j);
+      v[3] ^= word;
+      sip_round(v);
+      sip_round(v);
+      v[0] ^= word;
+    }
+    v[2] ^= 0xFF;
+    for (int round = 0; round < 4; round++) sip_round(v);
+    keys[i] = mix(v[0] ^ v[1] ^ v[2] ^ v[3]);
+  }
+}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from preprocessing.prepare.memory import (
     MAX_PARTITIONS,
     check_workers,
+    fits_gpu,
     gpu_partitions,
     parse_bytes,
     partitions_of,
@@ -90,6 +91,13 @@ def test_gpu_partitions_are_as_few_as_fit(rows: int, negatives: int, free: int, 
 )
 def test_logs_that_fit_a_gpu_are_one_partition(rows: int, negatives: int, free_gib: int, partitions: int) -> None:
     assert gpu_partitions(rows, negatives, free_gib << 30, 2) == partitions
+
+
+def test_a_log_stays_in_a_gpus_memory_if_it_leaves_half_to_the_tasks() -> None:
+    assert fits_gpu(20_000_000, 15 << 30)  # MovieLens-20M on a T4
+    assert not fits_gpu(200_000_000, 15 << 30)
+    assert fits_gpu(500_000_000, 79 << 30)
+    assert not fits_gpu(1_000_000_000, 79 << 30)
 
 
 def test_workers_must_fit_within_the_limit() -> None:

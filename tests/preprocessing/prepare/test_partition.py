@@ -64,7 +64,7 @@ def _piece(*columns: Any) -> _Tables:
 def _spill(folder: Path, pieces: list[_Tables], partitions: int, **selection: Any) -> SpilledLog:
     log = Log("a log", _COLUMNS, list(pieces))
     with thread_cluster(2) as cluster:
-        return spill_log(log, Selection(columns=_COLUMNS, **selection), partitions, cluster, folder)
+        return spill_log(log, Selection(columns=_COLUMNS, **selection), partitions, cluster, folder, _CPU)
 
 
 def _bits(number: float) -> int:
@@ -95,11 +95,13 @@ def test_every_row_is_in_the_single_partition_of_its_user(
     bounds = sorted({0, len(users), *(min(cut, len(users)) for cut in cuts)})
     tables = [whole.slice(start, stop - start) for start, stop in pairwise(bounds)] or [whole]
     spilled = _spill(fresh(), [_Tables(tables[::2]), _Tables(tables[1::2])], partitions)
-    assert [spill.rows_read for spill in spilled.spills] == [table.num_rows for table in tables[::2] + tables[1::2]]
+    assert [spill.counts.rows_read for spill in spilled.spills] == [
+        table.num_rows for table in tables[::2] + tables[1::2]
+    ]
     for spill in spilled.spills:
-        assert (spill.offsets[0], spill.offsets[-1], len(spill.offsets)) == (0, spill.rows_read, partitions + 1)
+        assert (spill.offsets[0], spill.offsets[-1], len(spill.offsets)) == (0, spill.counts.rows_read, partitions + 1)
         assert (np.diff(spill.offsets) >= 0).all()
-        assert (spill.missing, spill.below_rating, spill.unknown) == (0, 0, 0)
+        assert (spill.counts.missing, spill.counts.below_rating, spill.counts.unknown) == (0, 0, 0)
         assert spill.text == (("user",) if is_text else ())
     assert spilled.rows == len(users)
     home: dict[Any, int] = {}
@@ -141,7 +143,7 @@ def test_rows_with_a_missing_value_are_counted_and_dropped(tmp_path: Path) -> No
     piece = _piece([1, None, 3, 4, 5, 6], ["a", "b", None, "d", "e", "f"], [1.0, 2.0, 3.0, None, np.nan, np.inf])
     spilled = _spill(tmp_path, [piece], 1)
     (spill,) = spilled.spills
-    assert (spill.rows_read, spill.missing, spill.below_rating) == (6, 5, 0)
+    assert (spill.counts.rows_read, spill.counts.missing, spill.counts.below_rating) == (6, 5, 0)
     (part,) = _parts(spilled)
     assert part.to_numpy().tolist() == [[1, text_keys(pa.array(["a"]))[0], _bits(1.0)]]
 
@@ -164,10 +166,12 @@ def test_strict_accepts_complete_rows_and_ignores_unused_ratings(tmp_path: Path)
 
 def test_a_missing_rating_matters_only_if_ratings_are_used(fresh: Callable[[], Path]) -> None:
     piece = _piece([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4], [None, 1.5, 2.0, 5.0])
-    assert [(s.missing, s.below_rating, s.offsets[-1]) for s in _spill(fresh(), [piece], 1).spills] == [(0, 0, 4)]
+    assert [(s.counts.missing, s.counts.below_rating, s.offsets[-1]) for s in _spill(fresh(), [piece], 1).spills] == [
+        (0, 0, 4)
+    ]
     spilled = _spill(fresh(), [piece], 1, min_rating=2.0)
     (spill,) = spilled.spills
-    assert (spill.missing, spill.below_rating) == (1, 1)
+    assert (spill.counts.missing, spill.counts.below_rating) == (1, 1)
     assert _parts(spilled)[0]["user"].tolist() == [3, 4]
 
 
@@ -179,7 +183,7 @@ def test_rows_with_unknown_ids_are_counted_and_dropped(tmp_path: Path) -> None:
     piece = _piece([1, 2, 3, 3, None], ["a", "a", "z", "b", "a"], [1, 2, 3, 4, 5])
     spilled = _spill(tmp_path, [piece], 1, known=known)
     (spill,) = spilled.spills
-    assert (spill.rows_read, spill.missing, spill.unknown) == (5, 1, 2)
+    assert (spill.counts.rows_read, spill.counts.missing, spill.counts.unknown) == (5, 1, 2)
     assert sorted(_parts(spilled)[0]["time"]) == [1, 4]
 
 

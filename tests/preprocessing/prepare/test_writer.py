@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cudf_stand_in import Frame, journey
+from hypothesis import given
+from hypothesis import strategies as st
 
-from preprocessing.prepare.writer import Writer
-from workflows.device.frames import frame_device
+from preprocessing.prepare.writer import Writer, Written
+from workflows.device.frames import FrameDevice, frame_device
 
 _CPU = frame_device("cpu")
 _TRAIN, _TEST = 0, 1
@@ -79,3 +84,40 @@ def test_user_side_features_are_added_to_each_row(folder: Path) -> None:
     _writer(folder, user_features={"age": ages})(_rows(_TRAIN_ROWS + _TEST_ROWS), 0)
     for name, expected in (("train", [1.5, 1.5, 4.5, 5.5, 5.5]), ("test", [1.5] * 3)):
         assert pq.read_table(folder / name / "part-00000.parquet")["age"].to_pylist() == expected
+
+
+@given(
+    counts=st.lists(st.tuples(st.integers(1, 4), st.booleans()), max_size=6),
+    series=st.integers(1, 4),
+    negatives=st.integers(0, 2),
+    seed=st.integers(0, 99),
+)
+def test_a_gpu_counts_what_the_cpu_counts(
+    fresh: Callable[[], Path], counts: list[tuple[int, bool]], series: int, negatives: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user, (positives, _) in enumerate(counts):
+        for _ in range(positives):
+            labels = [1.0] + [0.0] * int(rng.integers(0, 2) * negatives)
+            rows += [(2 * user, int(rng.integers(0, 6)), label, _TRAIN) for label in labels]
+    for user, (_, tested) in enumerate(counts):
+        labels = [1.0] + [0.0] * (series - 1)
+        rows += [(2 * user, int(rng.integers(0, 6)), label, _TEST) for label in labels] if tested else []
+    folders = [fresh(), fresh()]
+    for folder in folders:
+        for name in ("train", "test"):
+            (folder / name).mkdir()
+    options = {"series": series, "train_negatives": negatives}
+    ages = {"age": np.arange(12, dtype=np.float32) / 4}
+    on_cpu = _writer(folders[0], user_features=ages, **options)(_rows(rows), 3)
+    with pytest.MonkeyPatch.context() as patched:
+        journey(patched, {"writer._from_gpu", "writer.write"})
+        on_gpu = replace(_writer(folders[1], user_features=ages, **options), device=FrameDevice(on_cpu=False))(
+            Frame.of(_rows(rows)), 3
+        )
+    for field in fields(Written):
+        np.testing.assert_array_equal(getattr(on_gpu, field.name), getattr(on_cpu, field.name), field.name)
+    for name in (on_cpu.train_file, on_cpu.test_file):
+        if name is not None:
+            assert pq.read_table(folders[1] / name).to_pydict() == pq.read_table(folders[0] / name).to_pydict()
