@@ -14,9 +14,13 @@ import numpy as np
 COMPILED_ROWS = 1 << 15  # loading the compiled loops takes 0.2 s
 
 
-def host_loops(array: Any) -> ModuleType | None:
-    """`workflows.sampling.compiled` for a large host array; None if array code has to be used or is fast enough."""
-    if not isinstance(array, np.ndarray) or array.shape[0] < COMPILED_ROWS:
+def host_loops(array: Any, rows: int | None = None) -> ModuleType | None:
+    """`workflows.sampling.compiled` for a large host array; None if array code has to be used or is fast enough.
+
+    Args:
+        rows: of all calls together, if they are more than the array's.
+    """
+    if not isinstance(array, np.ndarray) or (array.shape[0] if rows is None else rows) < COMPILED_ROWS:
         return None
     return _compiled_loops()
 

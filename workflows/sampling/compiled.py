@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit, types
 
-from workflows.sampling import counter_rng
+from workflows.sampling import counter_rng, permutation
 
 _DIGIT_BITS = 9  # so that one cache line per bucket fits the caches
 _CODE_BITS = 63  # a shift by 64 would be a no-op
@@ -22,6 +22,7 @@ _DRAWS = 512  # draws per block, so that they stay in the L1 cache
 _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
 
+_ROUNDS = permutation.ROUNDS
 _U = np.uint64  # for indices in the innermost loops: saves the check for negative indices
 _STEP = counter_rng._STEP
 _mix, _advanced, _below = (njit(function) for function in (counter_rng.mix, counter_rng.advanced, counter_rng.below))
@@ -282,3 +283,30 @@ def row_positions(users, items, n_items, per_row, seed):
             own[_U(items[row]) >> _U(6)] = _U(0)
         start = end
     return chosen, exists
+
+
+@njit
+def _shift(place, seed, number, bound):
+    """The place, shifted by a random amount within 0 .. bound - 1, all uint64 (`permutation.Permutation`)."""
+    place += _below_32(_U(_mix(_advanced(seed, np.int64(number) + 1))), bound)
+    return place - bound * _U(place >= bound)
+
+
+@njit(_INT[::1](*[_INT] * 6), nogil=True, cache=True)
+def permuted(start, stop, size, height, width, seed):
+    """The result of `permutation.Permutation.places`."""
+    found = np.empty(stop - start, np.int64)
+    rows, columns, rounds = _U(height), _U(width), _U(_ROUNDS)
+    for index in range(stop - start):
+        place = _U(start + index)
+        while True:
+            row = place // columns
+            column = place - row * columns
+            for number in range(_U(0), rounds, _U(2)):
+                row = _shift(row, seed, column * rounds + number, rows)
+                column = _shift(column, seed, row * rounds + number + _U(1), columns)
+            place = row * columns + column
+            if place < _U(size):
+                break
+        found[index] = place
+    return found
