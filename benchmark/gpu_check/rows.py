@@ -62,6 +62,8 @@ class ResidentRows:
     def stream(self, rows: int, device: torch.device, order: Sequence[int] | None = None) -> Iterator[list[Tensor]]:
         yield self.block
 
+    whole_users = stream
+
 
 def epochs(rows: Any, batch_size: int, world: ProcessGroup) -> TrainLoader:
     """Epochs over `rows`, which stay on the device, with exact negatives."""

@@ -131,9 +131,7 @@ def _ours(variant: Variant, folder: Path, batch_size: int, clock: Clock) -> Trai
 
     def prepared() -> Generator[Batch, None, None]:
         with closing(batches.epoch(1)) as own:
-            for batch, _ in world.aligned(own):
-                assert batch is not None
-                yield batch
+            yield from own
 
     got_ready = (rows.n_rows if variant.in_memory else batches.block_rows) * (1 + NEGATIVES)
     return Trainer(network, prepared(), got_ready, lambda batch: step(batch, len(batch)) / len(batch))

@@ -1,68 +1,47 @@
-"""Training batches: stream blocks of whole users, draw fresh negatives on the device, shuffle, and cut into batches.
+"""Training batches, from device memory (`model.data.resident_batches`) or streamed.
 
 A positive and its negatives stay together, so that computation for their user is shared.
 
-One block is in memory at a time. It contains whole users, so negatives are exact without an index of all positives.
-The order of partitions and the order within a block change every epoch.
+Streaming: blocks of whole users are read, fresh negatives drawn on the device, shuffled, and cut into batches. One
+block is in memory at a time. It contains whole users, so negatives are exact without an index of all positives. The
+order of partitions and the order within a block change every epoch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from model.data.batch import Batch, Groups
+from model.data.resident_batches import ResidentBatches
+from model.data.sampling import SamplingConfig, draw_negatives
+from model.data.train_table import load_train_table, trained_on
 from model.distributed.process_group import ProcessGroup
 from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
 from workflows.common.prefetch import prefetch
-from workflows.device.torch_device import torch_generator
+from workflows.device.torch_device import mark_ready, torch_generator, wait_until_ready
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.negatives import row_negatives
 
 if TYPE_CHECKING:  # steps on other batches do not need Merlin
     from model.data.dataset import Rows
 
 _AHEAD = 1 << 21  # samples to prefetch: steps continue while the next block is prepared
-_SHUFFLE_STREAM, _NEGATIVE_STREAM = 3, 4
+_SHUFFLE_STREAM = 3
 
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
-    """How the samples of an epoch are drawn.
-
-    Attributes:
-        batch_size: samples per step over all ranks, including negatives.
-        per_positive: negatives per positive.
-        kind: "exact" (never one of the user's train positives), "popularity" (the same, weighted by interactions),
-            "uniform" (any item, as in the reference) or "static" (none drawn; labels as stored on disk).
-        in_memory: read all rows once and shuffle across all of them, instead of block by block.
-        seed: equal seeds give equal epochs.
-    """
-
-    batch_size: int
-    per_positive: int
-    kind: str
-    in_memory: bool
-    seed: int
-
-    @property
-    def draws(self) -> bool:
-        """Whether negatives are drawn."""
-        return self.kind != "static" and self.per_positive > 0
+TrainingStep = tuple[Batch | None, int]  # this rank's batch, if any, and the number of samples over all ranks
 
 
 class TrainLoader:
     """This rank's batches of each epoch over a set of rows.
 
     From memory, every rank takes its share of the same global batches. When streaming, each rank reads its own
-    partitions, so ranks may have different numbers of batches (`ProcessGroup.aligned` keeps them in step).
+    partitions, so ranks may have different numbers of batches.
     """
 
     def __init__(
@@ -85,24 +64,59 @@ class TrainLoader:
         self.block_rows = min(BLOCK_ROWS, max(1, rows.n_rows // 4))
         self._candidates = candidates or Candidates(rows.columns.n_items)
         self._validation_items = validation_items
-        self._resident: Batch | None = None
+        self._n_held_out = 0 if validation_items is None else int((validation_items >= 0).sum())
+        self._resident: ResidentBatches | None = None
 
     def epoch(self, number: int) -> Generator[Batch, None, None]:
         """This rank's batches of an epoch (counted from 0): every row once, with `per_positive` fresh negatives.
 
-        The last batches may be smaller, or empty if other ranks have more; nothing is dropped. On a CPU a thread
-        prefetches them: close the generator unless it is exhausted.
+        The last batches may be smaller, or empty if other ranks have more; nothing is dropped. A thread prefetches
+        them unless a GPU makes them from its memory: close the generator unless it is exhausted.
         """
-        batches = self._from_memory(number) if self.config.in_memory else self._from_disk(number)
-        if self.device.type == "cuda":  # runs asynchronously to this thread, so that a second one would gain nothing
-            return batches
-        return prefetch(batches, -(-_AHEAD // self.config.batch_size))
+        alone = ((batch, len(batch)) for batch in self._from_disk(number))
+        with closing(self._from_memory(number) if self.config.in_memory else self._prefetched(alone)) as steps:
+            for batch, _ in steps:
+                if batch is not None:
+                    yield batch
 
-    def _from_memory(self, number: int) -> Generator[Batch, None, None]:
-        seed = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number)
-        for batch in self._batches(self._all_rows(), number, self.config.batch_size, seed):
-            local = self.world.share(len(batch) // batch.group_size)
-            yield batch.cut(local.start * batch.group_size, local.stop * batch.group_size)
+    def steps(self, number: int) -> Generator[TrainingStep, None, None]:
+        """The batches of `epoch`, each with its number of samples over all ranks, as many on every rank.
+
+        From memory, every rank knows these numbers. When streaming, ranks exchange them while they prefetch.
+        """
+        return self._from_memory(number) if self.config.in_memory else self._prefetched(self._agreed(number))
+
+    def _from_memory(self, number: int) -> Generator[TrainingStep, None, None]:
+        """Steps of batches from memory. A GPU works alongside this thread, so that another one would gain nothing."""
+        steps = self._resident_batches().epoch(number)
+        return steps if self.device.type == "cuda" else self._prefetched(steps)
+
+    def _agreed(self, number: int) -> Generator[TrainingStep, None, None]:
+        with closing(self._from_disk(number)) as batches:
+            yield from self.world.aligned(batches)
+
+    def _resident_batches(self) -> ResidentBatches:
+        """Batches of all rows, which are read at the first call."""
+        if self._resident is None:
+            config, grouped = self.config, self.config.group_size <= self.config.batch_size and not self._few_users
+            table = load_train_table(
+                self.rows, self.device, config.draws, config.kind == "uniform", self._validation_items
+            )
+            self._resident = ResidentBatches(table, config, self._candidates, self.world, grouped)
+        return self._resident
+
+    def _prefetched(self, steps: Generator[TrainingStep, None, None]) -> Generator[TrainingStep, None, None]:
+        """The same, made by a thread; on a GPU its stream is not that of the caller."""
+
+        def made() -> Generator[tuple[TrainingStep, Any], None, None]:
+            with closing(steps):
+                for step in steps:
+                    yield step, mark_ready(self.device)
+
+        with closing(prefetch(made(), -(-_AHEAD // self.config.batch_size))) as prefetched:
+            for step, ready in prefetched:
+                wait_until_ready(ready, step[0].columns if step[0] is not None else ())
+                yield step
 
     def _from_disk(self, number: int) -> Generator[Batch, None, None]:
         seed, rank = counter_rng.stream_seed(self.config.seed, _SHUFFLE_STREAM, number), self.world.rank
@@ -119,8 +133,7 @@ class TrainLoader:
 
     def samples_per_epoch(self) -> int:
         """Samples per epoch over all ranks, assuming that all rows are positives (for progress only)."""
-        validation_items = 0 if self._validation_items is None else int((self._validation_items >= 0).sum())
-        return (self.rows.n_rows - validation_items) * (1 + self.config.per_positive if self.config.draws else 1)
+        return (self.rows.n_rows - self._n_held_out) * self.config.group_size
 
     def _batches(self, blocks: Iterable[Batch], epoch: int, size: int, seed: int) -> Iterator[Batch]:
         """Shuffle the groups within each block and cut them into batches of `size` samples, rounded down to whole
@@ -144,26 +157,13 @@ class TrainLoader:
         if rest is not None and len(rest):
             yield rest.samples()
 
-    def _all_rows(self) -> Iterator[Batch]:
-        if self._resident is None:
-            blocks = self.rows.stream(BLOCK_ROWS, self.device)
-            self._resident = self._trained_on(Batch.from_columns(map(torch.cat, zip(*blocks, strict=True))))
-        yield self._resident
-
     def _streamed(self, seed: int) -> Generator[Batch, None, None]:
         """Blocks of whole users from this rank's partitions, in a partition order given by the seed."""
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         local = order[self.world.rank :: self.world.size]
         with closing(self.rows.whole_users(self.block_rows, self.device, local)) as blocks:
             for columns in blocks:
-                yield self._trained_on(Batch.from_columns(columns))
-
-    def _trained_on(self, block: Batch) -> Batch:
-        """A block without its held-out rows."""
-        if self._validation_items is None:
-            return block
-        validation_items = (self._validation_items[block.users] == block.items) & (block.labels > 0)
-        return block.take((~validation_items).nonzero().squeeze(1))
+                yield trained_on(Batch.from_columns(columns), self._validation_items)
 
     def _groups(self, block: Batch, epoch: int) -> Groups:
         """A block's rows grouped with their negatives; ungrouped samples if some rows have none."""
@@ -173,18 +173,11 @@ class TrainLoader:
         positive = block.labels > 0
         all_positive = bool(positive.all())  # host sync: once per block
         positives = block if all_positive else block.take(positive.nonzero().squeeze(1))
-        seed = counter_rng.stream_seed(config.seed, _NEGATIVE_STREAM, epoch)
-        if config.kind == "uniform":
-            n_items = self.rows.columns.n_items
-            negatives = _uniform(positives.users, positives.items, n_items, config.per_positive, seed)
-        else:
-            negatives, exists = row_negatives(
-                positives.users, positives.items, self._candidates, config.per_positive, seed
-            )
-            if not bool(exists.all()):  # host sync: once per block
-                all_positive, positive[positive.clone()] = False, exists
-                kept = exists.nonzero().squeeze(1)
-                positives, negatives = positives.take(kept), negatives.index_select(0, kept)
+        negatives, exists = draw_negatives(positives.users, positives.items, config, self._candidates, epoch)
+        if exists is not None and not bool(exists.all()):  # host sync: once per block
+            all_positive, positive[positive.clone()] = False, exists
+            kept = exists.nonzero().squeeze(1)
+            positives, negatives = positives.take(kept), negatives.index_select(0, kept)
         groups = Groups(positives, negatives)
         if all_positive:
             return groups
@@ -206,10 +199,3 @@ def check_labels(rows: Rows, config: SamplingConfig, device: torch.device) -> No
         "--negative_samples 0, or train_negatives in the feature spec), so there is nothing to learn: draw some "
         "(--negatives exact --negative_samples 4), or prepare the data with --train-negatives"
     )
-
-
-def _uniform(users: Tensor, items: Tensor, n_items: int, per_row: int, seed: int) -> Tensor:
-    """Draw from all items, as the reference does: a function of (seed, user, item, number), shape [N, per_row]."""
-    key = counter_rng.keys(seed, users.long() * n_items + items)[:, None]
-    drawn = counter_rng.below(counter_rng.draws(key, torch.arange(per_row, device=users.device)), n_items)
-    return drawn.to(items.dtype)

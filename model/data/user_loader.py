@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,10 +68,14 @@ class UserBatch:
         columns = zip(*((block.users, block.counts, block.items, block.weights) for block in blocks), strict=True)
         return UserBatch(*map(torch.cat, columns))
 
-    def take(self, index: Tensor) -> UserBatch:
-        """Users by index, in the given order."""
+    def take(self, index: Tensor, n_positives: int | None = None) -> UserBatch:
+        """Users by index, in the given order.
+
+        Args:
+            n_positives: of these users together, if known; otherwise counting them is a host sync.
+        """
         counts, first = self.counts[index], (self.counts.cumsum(0) - self.counts)[index]
-        rows = torch.arange(int(counts.sum()), device=index.device)  # host sync: once per batch
+        rows = torch.arange(int(counts.sum()) if n_positives is None else n_positives, device=index.device)
         rows += (first - counts.cumsum(0) + counts).repeat_interleave(counts, output_size=len(rows))
         return UserBatch(self.users[index], counts, self.items[rows], self.weights[rows])
 
@@ -94,33 +99,65 @@ class UserLoader:
             validation_items,
         )
         self._batch_users = max(1, config.batch_size // rows.columns.n_items)
+        self._n_held_out = 0 if validation_items is None else int((validation_items >= 0).sum())
         self._resident: UserBatch | None = None
 
     def samples_per_epoch(self) -> int:
         """Positives per epoch over all ranks, assuming that all rows are positives (for progress only)."""
-        return self.rows.n_rows - (0 if self._validation_items is None else int((self._validation_items >= 0).sum()))
+        return self.rows.n_rows - self._n_held_out
 
     def epoch(self, number: int) -> Generator[UserBatch, None, None]:
         """This rank's batches of an epoch (from 0); every user occurs once."""
-        seed, world = counter_rng.stream_seed(self._config.seed, _ORDER_STREAM, number), self.world
+        if not self._config.in_memory:
+            return self._streamed(number)
+        return (batch for batch, _ in self._from_memory(number))
+
+    def steps(self, number: int) -> Generator[tuple[UserBatch | None, int], None, None]:
+        """The batches of `epoch`, each with its number of positives over all ranks, as many on every rank.
+
+        From memory, every rank knows these numbers; when streaming, ranks exchange them.
+        """
         if self._config.in_memory:
-            if self._resident is None:
-                self._resident = UserBatch.joined(self.blocks())
-            yield from self._batches(self._resident, self._batch_users, seed, world)
+            yield from self._from_memory(number)
             return
+        with closing(self._streamed(number)) as batches:
+            yield from self.world.aligned(batches)
+
+    def _from_memory(self, number: int) -> Iterator[tuple[UserBatch, int]]:
+        if self._resident is None:
+            self._resident = UserBatch.joined(self.blocks())
+        return self._batches(self._resident, self._batch_users, self._seed(number), self.world)
+
+    def _seed(self, epoch: int) -> int:
+        return counter_rng.stream_seed(self._config.seed, _ORDER_STREAM, epoch)
+
+    def _streamed(self, number: int) -> Generator[UserBatch, None, None]:
+        """Batches of this rank's partitions."""
+        seed, world, alone = self._seed(number), self.world, ProcessGroup(self.device)
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         own = world.share(self._batch_users)
         with closing(self.blocks(order[world.rank :: world.size])) as blocks:
-            for number, block in enumerate(blocks):
-                block_seed = counter_rng.stream_seed(seed, world.rank, number)
-                yield from self._batches(block, max(1, own.stop - own.start), block_seed, ProcessGroup(self.device))
+            for place, block in enumerate(blocks):
+                block_seed = counter_rng.stream_seed(seed, world.rank, place)
+                for batch, _ in self._batches(block, max(1, own.stop - own.start), block_seed, alone):
+                    yield batch
 
-    def _batches(self, users: UserBatch, size: int, seed: int, world: ProcessGroup) -> Iterator[UserBatch]:
-        """This rank's share of each batch: all users, shuffled, in nearly equal batches of at most `size` users."""
-        generator = torch_generator(seed, self.device)
-        order = torch.randperm(len(users.users), generator=generator, device=self.device)
-        for index in order.tensor_split(-(-len(order) // size)) if len(order) else ():
-            yield users.take(index[world.share(len(index))])
+    def _batches(self, users: UserBatch, size: int, seed: int, world: ProcessGroup) -> Iterator[tuple[UserBatch, int]]:
+        """A rank's share of each batch, and the positives of the whole batch: all users, shuffled, in nearly equal
+        batches of at most `size` users."""
+        n_users = len(users.users)
+        if not n_users:
+            return
+        order = torch.randperm(n_users, generator=torch_generator(seed, self.device), device=self.device)
+        parts = [(part[0], part[-1] + 1) for part in np.array_split(np.arange(n_users), -(-n_users // size))]
+        shares = [world.share(stop - start) for start, stop in parts]
+        local = [(start + share.start, start + share.stop) for (start, _), share in zip(parts, shares, strict=True)]
+        before = torch.zeros(n_users + 1, dtype=torch.int64, device=self.device)
+        torch.cumsum(users.counts[order], 0, out=before[1:])
+        edges = torch.tensor([parts, local], device=self.device)
+        totals, own = (before[edges[:, :, 1]] - before[edges[:, :, 0]]).tolist()  # host sync: once per order of users
+        for (start, stop), positives, total in zip(local, own, totals, strict=True):
+            yield users.take(order[start:stop], positives), total
 
     def blocks(self, order: list[int] | None = None) -> Generator[UserBatch, None, None]:
         """Users of the partitions, in partition order, in blocks of about `BLOCK_ROWS` positives.

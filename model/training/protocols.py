@@ -47,8 +47,9 @@ class EpochLoader(Protocol):
 
     world: ProcessGroup
 
-    def epoch(self, number: int) -> Generator[Any, None, None]:
-        """The batches of an epoch, counted from 0; close the generator unless it is exhausted."""
+    def steps(self, number: int) -> Generator[tuple[Any, int], None, None]:
+        """The steps of an epoch, counted from 0, as many on every rank: this rank's batch (None or empty if it has
+        none) and the number of samples over all ranks. Close the generator unless it is exhausted."""
 
     def samples_per_epoch(self) -> int:
         """Samples per epoch over all ranks (for progress only)."""

@@ -19,7 +19,7 @@ from model.training.schedule import learning_rate
 from model.training.threads import torch_threads
 from workflows.common.errors import UserError
 from workflows.common.progress import Stage
-from workflows.device.torch_device import synchronize
+from workflows.device.torch_device import own_stream, synchronize
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,9 @@ class Training:
         expected = max(1, loader.samples_per_epoch())
         self.model.train()
         loss, samples = torch.zeros((), device=world.device, dtype=torch.float64), 0
-        with torch_threads(self.step.threads), closing(loader.epoch(number)) as batches:
-            for batch, total in world.aligned(batches):
+        steps = loader.steps(number)
+        with torch_threads(self.step.threads), own_stream(world.device), closing(steps):
+            for batch, total in steps:
                 rate = learning_rate(config, (number + samples / expected) / config.epochs)
                 self.step.optimizer.param_groups[0]["lr"] = rate
                 loss += self.step(batch, total)

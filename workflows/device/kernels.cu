@@ -30,17 +30,18 @@ static __device__ i64 below(u64 bits, i64 bound) { return (i64)__umul64hi(bits, 
 // --- The line of candidate items without some that are taken: workflows/sampling/candidates.py ---
 
 // The taken positions of one owner, ascending.
-struct Taken {
-  const i64 *positions;
+template <typename Position> struct TakenAs {
+  const Position *positions;
   const i64 *weights;  // cumulative weight before each position, and past the last one; null: every weight is 1
   i64 number;
   i64 free;  // index of one that is not taken after all; `number` or more: none
 };
+using Taken = TakenAs<i64>;
 
 static __device__ i64 cdf_at(const i64 *cdf, i64 position) { return cdf ? cdf[position] : position; }
 
 // Number of taken positions below `position`.
-static __device__ i64 count_below(const Taken &taken, i64 position) {
+template <typename Position> static __device__ i64 count_below(const TakenAs<Position> &taken, i64 position) {
   i64 low = 0, high = taken.number;
   while (low < high) {
     i64 middle = (low + high) / 2;
@@ -610,5 +611,89 @@ extern "C" __global__ void text_keys(i64 n, const unsigned char *chars, const vo
     v[2] ^= 0xFF;
     for (int round = 0; round < 4; round++) sip_round(v);
     keys[i] = mix(v[0] ^ v[1] ^ v[2] ^ v[3]);
+  }
+}
+
+// --- Training batches: model/data/resident_batches.py ---
+
+// The place of an element in a random order of `size` (workflows/sampling/permutation.py).
+static __device__ i64 place_of(i64 element, i64 size, i64 height, i64 width, u64 seed) {
+  const i64 rounds = 8;
+  do {
+    i64 row = element / width, column = element - row * width;
+    for (i64 number = 0; number < rounds; number += 2) {
+      row += below(draw(seed, column * rounds + number), height);
+      if (row >= height) row -= height;
+      column += below(draw(seed, row * rounds + number + 1), width);
+      if (column >= width) column -= width;
+    }
+    element = row * width + column;
+  } while (element >= size);
+  return element;
+}
+
+// The position that contains a point of the line that remains without the taken positions: one search over these, and
+// one over the line if weights differ.
+template <typename Position>
+static __device__ i64 remaining_position(i64 point, const TakenAs<Position> &taken, const i64 *cdf, i64 n_items) {
+  i64 low = 0, high = taken.number;
+  while (low < high) {
+    i64 middle = (low + high) / 2;
+    i64 before = taken.weights ? taken.weights[middle] - taken.weights[0] : middle;
+    if (cdf_at(cdf, taken.positions[middle]) - before <= point) low = middle + 1;
+    else high = middle;
+  }
+  point += taken.weights ? taken.weights[low] - taken.weights[0] : low;
+  if (!cdf) return point;
+  low = 0, high = n_items - 1;
+  while (low < high) {
+    i64 middle = (low + high) / 2;
+    if (cdf[middle + 1] > point) high = middle;
+    else low = middle + 1;
+  }
+  return low;
+}
+
+// Samples of a step: some elements of the order of an epoch, `group_size` samples each. Each of the first `n_drawn` rows
+// is followed by `per_row` negatives; the last `n_alone` of the n_rows rows stand alone. An element is a row with its
+// negatives, or (group_size 1) a sample. One thread per sample.
+extern "C" __global__ void train_batch(i64 n_samples, i64 first, i64 group_size, const int *users, const int *items,
+                                       const float *labels, i64 n_rows, i64 n_drawn, i64 n_alone, const i64 *row_starts,
+                                       const int *own_items, const i64 *own_weights, const i64 *own_starts,
+                                       const i64 *own_ends, const i64 *cdf, i64 n_items, i64 per_row, u64 order_seed,
+                                       i64 height, i64 width, u64 seed, int *out_users, int *out_items,
+                                       float *out_labels, i64 *out_rows) {
+  i64 samples_drawn = n_drawn * (1 + per_row);
+  i64 size = group_size > 1 ? n_drawn : samples_drawn + n_alone;
+  ELEMENTS(index, n_samples) {
+    i64 element = place_of(first + index / group_size, size, height, width, order_seed);
+    i64 row = element, number = index % group_size;  // 0: the row itself
+    if (group_size == 1) {
+      row = element < samples_drawn ? element / (1 + per_row) : n_rows - n_alone + element - samples_drawn;
+      number = element < samples_drawn ? element % (1 + per_row) : 0;
+    }
+    i64 user = users[row], item = items[row];
+    float label = labels ? labels[row] : 1.0f;
+    if (number && own_items) {
+      i64 start = own_starts[user];
+      i64 number_own = own_ends[user] - start;
+      TakenAs<int> own = {own_items + start, own_weights ? own_weights + start : 0, number_own, number_own};
+      i64 available = cdf_at(cdf, n_items) - (own_weights ? own.weights[own.number] - own.weights[0] : own.number);
+      u64 bits = draw(key_of(seed, user), (row - row_starts[user]) * per_row + number - 1);
+      bool drawn = false;
+      if (!cdf) {  // over all items first, and over the unseen ones only after a hit
+        item = below(bits, n_items);
+        i64 place = count_below(own, item);
+        drawn = place == own.number || own.positions[place] != item;
+        if (!drawn) bits = mix(bits);
+      }
+      if (!drawn) item = remaining_position(below(bits, available), own, cdf, n_items);
+    } else if (number) {  // any item
+      item = below(draw(key_of(seed, user * n_items + item), number - 1), n_items);
+    }
+    out_users[index] = user;
+    out_items[index] = item;
+    out_labels[index] = number ? 0.0f : label;
+    if (out_rows) out_rows[index] = row;
   }
 }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workflows.common.errors import UserError
 from workflows.device.frames import FrameDevice, frame_device
@@ -159,6 +160,63 @@ def synchronize(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Free memory of a GPU; None for a CPU, whose memory is shared with other processes."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Within, this thread's work on a GPU is on a stream of its own, beside what other threads do on the default one.
+
+    It follows all that was begun before, and all that is begun later follows it. On a CPU this does nothing.
+    """
+    import torch
+
+    if device.type != "cuda":
+        yield
+        return
+    stream, outer = _own_stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(outer)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        outer.wait_stream(stream)
+
+
+@functools.cache
+def _own_stream(device: torch.device) -> Any:
+    """Always the same one, because torch keeps freed memory for the stream that had it."""
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
+def mark_ready(device: torch.device) -> Any:
+    """A mark after all work so far on the current stream of a GPU, for `wait_until_ready`; None on a CPU."""
+    import torch
+
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
+
+
+def wait_until_ready(mark: Any, tensors: Iterable[torch.Tensor]) -> None:
+    """Let the current stream wait for a mark of another one, and keep the tensors, made there, until it has used them.
+
+    The host does not wait.
+    """
+    import torch
+
+    if mark is None:
+        return
+    for tensor in tensors:
+        stream = torch.cuda.current_stream(tensor.device)
+        stream.wait_event(mark)
+        tensor.record_stream(stream)
 
 
 def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Callable[[], None], T]]:

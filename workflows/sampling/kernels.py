@@ -15,6 +15,7 @@ from workflows.device.frames import to_host
 from workflows.device.kernels import launch
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.interactions import KEY_BITS, Histories, Range, run_lengths, stable_order
+from workflows.sampling.permutation import Permutation
 
 Array = Any  # of CuPy or torch
 
@@ -212,3 +213,43 @@ def _kernel_integers(column: Array) -> Array:
 def _typed(column: Array) -> tuple[Array, int]:
     """A column for a kernel, and the bytes per value."""
     return column, 4 if column.dtype == array_namespace(column).int32 else 8
+
+
+def train_batch(
+    columns: tuple[Array, Array, Array | None],
+    numbers: tuple[int, int],
+    row_starts: Array,
+    own: tuple[Array | None, Array | None, Array | None],
+    own_weights: Array | None,
+    candidates: Candidates,
+    per_row: int,
+    seed: int,
+    order: Permutation,
+    part: tuple[int, int],
+    group_size: int,
+    with_rows: bool,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Samples of some elements of an epoch, see `model.data.resident_batches`: users, items int32, labels float32.
+
+    Args:
+        columns: users, items int32 and labels float32 of all rows [N]; no labels: all are 1.
+        numbers: of rows that get negatives, at the front, and of rows that get none, at the end.
+        row_starts: [n_users], each user's first row.
+        own: items int32, ascending and distinct for each user, and the starts and ends [n_users] of the users' items;
+            None if negatives may be any items.
+        own_weights: [len(items) + 1], cumulative weight before each of them; None: every weight is 1.
+        candidates: not time-aware.
+        seed: of the negatives.
+        order: of the elements; `part` of it is made: start, stop.
+        group_size: samples per element, 1 + per_row or 1.
+        with_rows: also return the row of each sample, int64.
+    """
+    xp, users = array_namespace(row_starts), columns[0]
+    n_samples = (part[1] - part[0]) * group_size
+    found = [xp.empty(n_samples, dtype=dtype, device=device(users)) for dtype in (xp.int32, xp.int32, xp.float32)]
+    rows = xp.empty(n_samples, dtype=xp.int64, device=device(users)) if with_rows else None
+    own_items, own_starts, own_ends = own
+    table = (*columns, users.shape[0], *numbers, row_starts, own_items, own_weights, own_starts, own_ends)
+    scalars = (candidates.n_items, per_row, order.seed, order.height, order.width, seed)
+    launch("train_batch", n_samples, n_samples, part[0], group_size, *table, candidates.cdf, *scalars, *found, rows)
+    return *found, rows

@@ -187,7 +187,8 @@ def test_users_that_continue_in_the_next_block_stay_whole(
         sums = [float(part.sum()) for part in block.weights.split(block.counts.tolist())]
         assert sums == pytest.approx(block.counts.tolist())
     which = torch.tensor([3, 0, 2])
-    taken = joined.take(which)
+    taken = joined.take(which, int(joined.counts[which].sum()))
+    assert of_batch(joined.take(which)) == of_batch(taken)
     assert taken.users.tolist() == joined.users[which].tolist()
     assert of_batch(taken) == {user: of_batch(joined)[user] for user in taken.users.tolist()}
     parts_of = joined.weights.split(joined.counts.tolist())

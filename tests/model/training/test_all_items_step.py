@@ -199,7 +199,7 @@ start_from_popularity(model, counts, "softmax")
 step, batches, losses = AllItemsStep(model, config, world, counts), UserLoader(rows, UserLoaderConfig(
     batch_size=36, recency=0.5, in_memory=True), world), []
 for epoch in range(4):
-    for batch, samples in world.aligned(batches.epoch(epoch)):
+    for batch, samples in batches.steps(epoch):
         losses.append(world.sum(step(batch, samples).double()).item() / samples)
 print(json.dumps([losses, [table.weight.double().square().sum().item() for table in (model.mf_user_embed, \
 model.mf_item_embed)], counts.tolist()]))

@@ -127,8 +127,8 @@ class FixedBatches:
     def __init__(self, data: list[Batch]) -> None:
         self.data = data
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        yield from self.data
+    def steps(self, number: int) -> Iterator[tuple[Batch, int]]:
+        yield from ((batch, len(batch)) for batch in self.data)
 
     def samples_per_epoch(self) -> int:
         return sum(map(len, self.data))
@@ -319,7 +319,7 @@ for dtype, pieces, steps in {cases}:
     step = Step(model, TrainConfig(learning_rate=0.01, grads_accumulated=pieces), world)
     losses = []
     for epoch in range({epochs}):
-        for batch, samples in world.aligned(batches.epoch(epoch)):
+        for batch, samples in batches.steps(epoch):
             losses.append(world.sum(step(batch, samples).double()).item() / samples)
     print(json.dumps([losses[:steps], sum(p.double().sum().item() for p in model.parameters())]))
 """
