@@ -654,9 +654,9 @@ static __device__ i64 remaining_position(i64 point, const TakenAs<Position> &tak
   return low;
 }
 
-// Samples of a step: some elements of the order of an epoch, `group_size` samples each. Each of the first `n_drawn` rows
-// is followed by `per_row` negatives; the last `n_alone` of the n_rows rows stand alone. An element is a row with its
-// negatives, or (group_size 1) a sample. One thread per sample.
+// Samples of a step: some elements of the order of an epoch, `group_size` samples each. Each of the first `n_drawn`
+// rows is followed by `per_row` negatives; the last `n_alone` of the n_rows rows stand alone. An element is a row with
+// its negatives, or (group_size 1) a sample. One thread per sample.
 extern "C" __global__ void train_batch(i64 n_samples, i64 first, i64 group_size, const int *users, const int *items,
                                        const float *labels, i64 n_rows, i64 n_drawn, i64 n_alone, const i64 *row_starts,
                                        const int *own_items, const i64 *own_weights, const i64 *own_starts,
