@@ -57,7 +57,7 @@ class Rows:
             UserError: an id is outside its cardinality, a label outside [0, 1], or a number is not finite.
         """
         # Load about one block of parts at once: part by part, the loader would copy the partial block each time.
-        parts = max(1, rows // self.source.largest_part)
+        parts = max(1, rows // max(self.source.part_rows))
         self.frames.use()  # this thread slices what the Loader's thread has read
         with loader_class()(
             self.dataset, batch_size=rows, shuffle=False, parts_per_chunk=parts, device=self.frames.index
@@ -66,8 +66,9 @@ class Rows:
                 loader.indices = np.asarray(order)
             for columns, _ in loader:
                 block = [to_device(columns[name].reshape(-1), device) for name in self.names]
-                for name, values in zip(self.names, block, strict=True):
-                    _check_range(self.columns, name, *torch.aminmax(values))
+                bounds = torch.stack([bound.double() for values in block for bound in torch.aminmax(values)])
+                for name, (low, high) in zip(self.names, bounds.view(-1, 2).tolist(), strict=True):  # host sync: once
+                    _check_range(self.columns, name, low, high)
                 yield block
 
     def whole_users(
@@ -85,6 +86,22 @@ class Rows:
                 held = [column[whole:] for column in block]
         if held is not None:
             yield held
+
+    def between(self, start: int, stop: int, rows: int, device: torch.device) -> Generator[list[Tensor], None, None]:
+        """Rows start … stop - 1 as `stream` yields them, in blocks of `rows` from `start` on; other parts are not
+        read."""
+        ends = np.cumsum(self.source.part_rows)
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
+        skipped, left, held = start - int(ends[first] - self.source.part_rows[first]), stop - start, None
+        with closing(self.stream(rows, device, range(first, last + 1))) as blocks:
+            for block in blocks:
+                here = min(skipped, len(block[0]))
+                block, skipped = [column[here:] for column in block], skipped - here
+                held = block if held is None else [torch.cat(pair) for pair in zip(held, block, strict=True)]
+                while len(held[0]) >= min(rows, left) > 0:
+                    size = min(rows, left)
+                    yield [column[:size] for column in held]
+                    held, left = [column[size:] for column in held], left - size
 
     def on_host(self, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
         """Some columns, one partition after the other; raises as `stream`."""

@@ -29,8 +29,8 @@ class Partitions(Protocol):
     def n_parts(self) -> int: ...
 
     @property
-    def largest_part(self) -> int:
-        """Rows of the largest part."""
+    def part_rows(self) -> list[int]:
+        """Rows of each part."""
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         """Some columns of a part, int32 or float32; raises UserError for values that do not fit these types."""
@@ -57,8 +57,8 @@ class TablePartitions:
         return len(self.cuts) - 1
 
     @property
-    def largest_part(self) -> int:
-        return max(stop - start for start, stop in pairwise(self.cuts))
+    def part_rows(self) -> list[int]:
+        return [stop - start for start, stop in pairwise(self.cuts)]
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         start, stop = self.cuts[index : index + 2]
@@ -93,8 +93,8 @@ class FilePartitions:
         return len(self.parts)
 
     @property
-    def largest_part(self) -> int:
-        return max(part.n_rows for part in self.parts)
+    def part_rows(self) -> list[int]:
+        return [part.n_rows for part in self.parts]
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         part = self.parts[index]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.data.dataset import Rows
 from model.data.popularity import item_popularity
+from model.data.residency import PAIR_BYTES, stays_in_memory
 from model.data.user_loader import UserLoader, UserLoaderConfig
 from model.distributed.process_group import ProcessGroup
 from model.ensemble import ease
@@ -107,9 +108,8 @@ class MemberTrainer:
 
     def batches(self, recency: float, seed: int = 0) -> UserLoader:
         config = self._config
-        users = UserLoaderConfig(
-            batch_size=config.batch_size, recency=recency, in_memory=config.loader == "memory", seed=seed
-        )
+        in_memory = stays_in_memory(config.loader, PAIR_BYTES * self._train.n_rows, self._world)
+        users = UserLoaderConfig(batch_size=config.batch_size, recency=recency, in_memory=in_memory, seed=seed)
         return UserLoader(self._train, users, self._world, self._validation_items)
 
     def _trained(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:

@@ -83,11 +83,12 @@ class Evaluator:
         """
         device = self.world.device
         counts = torch.zeros(n_ranks, dtype=torch.float64, device=device)
-        recommended = torch.zeros(self.rows.columns.n_items, dtype=torch.float64, device=device)
+        n_items = self.rows.columns.n_items
+        recommended = torch.zeros(n_items + 1, dtype=torch.float64, device=device)  # the last one is no item
         sums = torch.zeros(2, dtype=torch.float64, device=device)
         for ranked in measured:
             counts.scatter_add_(0, ranked.ranks, torch.ones_like(ranked.ranks, dtype=torch.float64))
-            recommended[ranked.first_items] = 1.0
+            recommended.index_fill_(0, torch.where(ranked.is_first, ranked.first_items, n_items).view(-1).long(), 1.0)
             sums += torch.stack((ranked.loss_sum.double(), ranked.samples.double()))
         for tensor in (counts, recommended, sums):
             self.world.sum(tensor)
@@ -95,7 +96,7 @@ class Evaluator:
             raise UserError("the test rows contain no positive, so there is nothing to rank")
         means = RankMeans.from_counts(counts.tolist(), self.config.k)  # host sync: once per evaluation
         loss_sum, samples = sums.tolist()
-        coverage = float((recommended > 0).double().mean())
+        coverage = float((recommended[:-1] > 0).double().mean())
         synchronize(device)
         seconds = time.perf_counter() - started
         return EvalMetrics(
@@ -118,9 +119,9 @@ class Evaluator:
             # Each item once; NaN comes first, as for the ranks, and is never recommended.
             is_duplicate = repeated(items)
             best = torch.where(is_duplicate, -torch.inf, logits).topk(min(self.config.k, length), dim=1)
-            first = items.gather(1, best.indices)[best.values > -torch.inf]
-            samples = torch.tensor(logits.numel())
-            yield _Ranked(positive_ranks(logits, items, is_duplicate), first, loss, samples.to(loss.device))
+            first, samples = items.gather(1, best.indices), torch.full_like(loss, logits.numel(), dtype=torch.float64)
+            ranks = positive_ranks(logits, items, is_duplicate)
+            yield _Ranked(ranks, first, best.values > -torch.inf, loss, samples)
 
     def _rank_all(self, scorer: AnyScorer, exclude: UserItems) -> Iterator[_Ranked]:
         """Rank each positive against all items but the excluded ones."""
@@ -134,9 +135,9 @@ class Evaluator:
             ranked.scatter_(1, column, True)
             scores.masked_fill_(~ranked, -torch.inf)  # excluded from the loss and from recommendations
             best = scores.topk(min(self.config.k, n_items), dim=1)
-            first = best.indices[best.values > -torch.inf]
             # The cross-entropy is softplus(score), minus the score itself for a positive.
-            yield _Ranked(ranks, first, nn.functional.softplus(scores).sum() - own.sum(), ranked.sum())
+            loss = nn.functional.softplus(scores).sum() - own.sum()
+            yield _Ranked(ranks, best.indices, best.values > -torch.inf, loss, ranked.sum())
 
     def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """This rank's positives, `n_users` at a time: user, item, side features of the row."""
@@ -170,13 +171,33 @@ class Evaluator:
     def _pieces(self, length: int) -> Iterable[Sequence[Tensor]]:
         """This rank's share of the rows, in pieces of whole series of `length`."""
         if self._resident is not None:
-            return self._resident
-        pieces = self.rows.stream(max(1, self._piece_rows // length) * length, self.world.device)
-        own = (piece for number, piece in enumerate(pieces) if number % self.world.size == self.world.rank)
+            return (_expanded(piece) for piece in self._resident)
+        rows, n_rows, world = max(1, self._piece_rows // length) * length, self.rows.n_rows, self.world
+        own = world.share(-(-n_rows // rows))
+        if own.start == own.stop:
+            pieces: Iterable[Sequence[Tensor]] = ()
+        elif world.size == 1:
+            pieces = self.rows.stream(rows, world.device)
+        else:
+            pieces = self.rows.between(own.start * rows, min(n_rows, own.stop * rows), rows, world.device)
         if not self.config.in_memory:
-            return own
-        self._resident = list(own)
-        return self._resident
+            return pieces
+        self._resident = [_compact(piece, length) for piece in pieces]
+        return self._pieces(length)
+
+
+def _compact(piece: Sequence[Tensor], length: int) -> Sequence[Tensor]:
+    """A piece with one user per series."""
+    users, *others = piece
+    each = users[::length]
+    same = bool((users.view(-1, length) == each[:, None]).all())  # host sync: once per piece and run
+    return [each.clone() if same else users, *others]
+
+
+def _expanded(piece: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Inverse of `_compact`."""
+    users, items, *others = piece
+    return [users[:, None].expand(-1, len(items) // len(users)).reshape(-1), items, *others]
 
 
 class PopularityScorer:
@@ -201,11 +222,12 @@ class _Ranked:
 
     Attributes:
         ranks: int64 [S], the rank of each positive.
-        first_items: the items in the top k, in any shape, with repeats.
+        first_items, is_first: the items in the top k, with repeats, and whether each counts: equal shapes.
         loss_sum, samples: scalars, summed loss and number of all ranked pairs.
     """
 
     ranks: Tensor
     first_items: Tensor
+    is_first: Tensor
     loss_sum: Tensor
     samples: Tensor

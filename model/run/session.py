@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.data.dataset import Rows, open_train
 from model.data.popularity import item_popularity
+from model.data.residency import PAIR_BYTES, TEST_BYTES, TRAIN_BYTES, stays_in_memory
 from model.data.side_features import resolve_side_features
 from model.data.test_set import TestSet, open_test_set
 from model.data.train_loader import SamplingConfig, TrainLoader, check_labels
@@ -71,11 +72,10 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     train = replace(train.only(columns.streamed), columns=columns)
     shape = config.network(columns)
     exclude = UserItems.from_rows(train, world.device) if train_config.eval == "full" else None
-    ranking = EvaluatorConfig(train_config.topk, train_config.valid_batch_size, train_config.loader == "memory")
     evaluator, popularity = None, None
     if test is not None:
         test = replace(test, rows=replace(test.rows, columns=columns))
-        evaluator = Evaluator(test, ranking, world, exclude)
+        evaluator = Evaluator(test, _ranking(train_config, test, world), world, exclude)
         popularity = evaluator.evaluate(lambda: PopularityScorer(item_popularity(train, world)))
     if config.mode == "test":
         if evaluator is None or popularity is None:
@@ -108,8 +108,15 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     else:
         kind = "static" if spec.metadata.train_negatives else train_config.negatives
         step, loader = _over_samples(train_config, kind, model, train, validation_items, world)
-    selector = Evaluator(validation.series, ranking, world, exclude) if validation is not None else evaluator
+    selector = evaluator
+    if validation is not None:
+        selector = Evaluator(validation.series, _ranking(train_config, validation.series, world), world, exclude)
     _train(config, columns, Training(model, step), loader, selector, evaluator, popularity)
+
+
+def _ranking(config: TrainConfig, test: TestSet, world: ProcessGroup) -> EvaluatorConfig:
+    in_memory = stays_in_memory(config.loader, TEST_BYTES * test.rows.n_rows, world)
+    return EvaluatorConfig(config.topk, config.valid_batch_size, in_memory)
 
 
 def _over_samples(
@@ -124,7 +131,7 @@ def _over_samples(
         batch_size=config.batch_size,
         per_positive=config.negative_samples,
         kind=kind,
-        in_memory=config.loader == "memory",
+        in_memory=stays_in_memory(config.loader, TRAIN_BYTES * train.n_rows, world),
         seed=config.seed,
     )
     check_labels(train, sampling, world.device)
@@ -153,7 +160,7 @@ def _over_all_items(
     users = UserLoaderConfig(
         batch_size=settings.batch_size,
         recency=settings.recency,
-        in_memory=settings.loader == "memory",
+        in_memory=stays_in_memory(settings.loader, PAIR_BYTES * train.n_rows, world),
         seed=settings.seed,
     )
     return AllItemsStep(model, settings, world, counts), UserLoader(train, users, world, validation_items)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +35,7 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
+from tests.host_waits import HostWaits
 from workflows.common.errors import UserError
 from workflows.device.frames import frame_device
 
@@ -578,6 +580,37 @@ def test_rows_in_memory_are_read_once(monkeypatch: pytest.MonkeyPatch, length: i
         assert found[:2] == found[2:]
         assert found[0] == exact(evaluated(case.evaluation(2, 6, full=full), models[0]))
         assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["series", "all items"])
+def test_a_piece_in_memory_waits_for_a_gpu_once_at_most(full: bool) -> None:
+    case = Case.random(18, 3)
+    side = (SideFeature("hour", 4),)
+    scorer = Scorer(
+        NeuMF(NeuMFConfig(n_users=5, n_items=8, factors=4, layers=(8, 4), row_side=side)).eval(), compiled=False
+    )
+    waits, n_pieces = [], []
+    for batch_size in (24 if full else 6, 120 if full else 60):
+        evaluation = case.evaluation(2, batch_size, full=full, in_memory=True)
+        evaluated(evaluation, scorer)  # reads the rows
+        with HostWaits() as mode:
+            evaluated(evaluation, scorer)
+        waits.append(len(mode.found))
+        n_pieces.append(-(-len(case.positives) * (8 if full else 3) // batch_size))
+    assert waits[0] - waits[1] <= n_pieces[0] - n_pieces[1], mode.found
+
+
+@pytest.mark.parametrize("start", [0, 1, 49, 50, 51, 120])
+@pytest.mark.parametrize("block", [7, 60, 1000])
+def test_rows_between_two_others_are_read_alone(test_rows: Callable, start: int, block: int) -> None:
+    rows = random_series(2)
+    cuts = [0, 50, 50, 101, 185, len(rows)]
+    streamed = test_rows([rows[a:b] for a, b in pairwise(cuts)], N_USERS, N_ITEMS, LENGTH)
+    for stop in (start + 1, 160, len(rows)):
+        blocks = list(streamed.between(start, stop, block, CPU))
+        assert [len(columns[0]) for columns in blocks[:-1]] == [block] * (len(blocks) - 1)
+        found = zip(*(torch.cat(column).tolist() for column in zip(*blocks, strict=True)), strict=True)
+        assert [pair[:2] for pair in found] == [row[:2] for row in rows[start:stop]]
 
 
 @pytest.mark.parametrize("constant", [0.0, 5.0, math.nan, math.inf, -math.inf])
