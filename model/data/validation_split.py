@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
+from array_api_compat import array_namespace
 from torch import Tensor
 
 from model.data.batch import Batch
@@ -15,10 +16,13 @@ from model.data.partitions import TablePartitions
 from model.data.test_set import TestSet
 from preprocessing.spec.reader import BLOCK_ROWS
 from workflows.common.errors import UserError
+from workflows.device.loops import host_view
 from workflows.sampling import counter_rng
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.interactions import histories
+from workflows.sampling.interactions import count, histories, run_starts, stable_order
 from workflows.sampling.negatives import series_negatives
+
+Array = Any  # of NumPy or torch
 
 _ORDER_STREAM, _NEGATIVE_STREAM = 6, 7
 
@@ -45,39 +49,60 @@ def leave_one_out(train: Rows, time_ordered: bool, negatives: int, seed: int, de
 
     Args:
         train: rows with the columns of a `Batch`, consecutive by user.
+        device: where the split is computed.
 
     Raises:
         UserError: no user has two items.
     """
     columns = train.columns
-    validation_items = torch.full((columns.n_users,), -1, dtype=torch.int32)
+    validation_items = torch.full((columns.n_users,), -1, dtype=torch.int32, device=device)
     order_seed, negative_seed = (counter_rng.stream_seed(seed, stream) for stream in (_ORDER_STREAM, _NEGATIVE_STREAM))
     tables: list[pa.Table] = []
-    for block in map(Batch.from_columns, train.whole_users(BLOCK_ROWS, torch.device("cpu"))):
+    for block in map(Batch.from_columns, train.whole_users(BLOCK_ROWS, device)):
         positives = block.take((block.labels > 0).nonzero().squeeze(1))
-        users, items = (column.long().numpy() for column in (positives.users, positives.items))
-        order = np.arange(len(users))
+        users, items = (_as_array(column.long()) for column in (positives.users, positives.items))
+        xp, order = array_namespace(users), count(len(users), users)
         if not time_ordered:
             order = counter_rng.mix(counter_rng.keys(order_seed, users * columns.n_items + items))
         history = histories(users, items, order)
-        index = np.flatnonzero((history.counts > 1) & (history.counts < columns.n_items))
+        index = xp.nonzero((history.counts > 1) & (history.counts < columns.n_items))[0]
         if not len(index):
             continue
-        last = history.by_time[history.starts[index] + history.counts[index] - 1]
-        owners, chosen = history.users[index], history.items[last]
-        validation_items[torch.from_numpy(owners)] = torch.from_numpy(chosen).int()
+        last = xp.take(history.by_time, xp.take(history.starts, index) + xp.take(history.counts, index) - 1)
+        owners, chosen = xp.take(history.users, index), xp.take(history.items, last)
+        validation_items[torch.as_tensor(owners)] = torch.as_tensor(chosen).int()
         drawn = series_negatives(history, index, Candidates(columns.n_items), negatives, negative_seed)
-        # The source row of each positive, for its side features.
-        source = np.flatnonzero(np.isin(users * columns.n_items + items, owners * columns.n_items + chosen))
-        source = source[np.unique(users[source], return_index=True)[1]]
-        side = [column.numpy()[source].repeat(1 + negatives) for column in positives.side]
-        series = [owners.repeat(1 + negatives), np.column_stack([chosen, drawn]).reshape(-1), *side]
+        series = torch.as_tensor(xp.concat([chosen[:, None], drawn], axis=1))
+        each = torch.as_tensor(owners)
+        source = torch.as_tensor(_first_rows(users * columns.n_items + items, owners * columns.n_items + chosen))
+        repeated = [column.repeat_interleave(1 + negatives) for column in (each, *(c[source] for c in positives.side))]
+        own = [column.cpu().numpy() for column in (repeated[0], series.reshape(-1), *repeated[1:])]  # to the host: once
         names = [columns.user, columns.item, *(feature.name for feature in columns.row_side)]
-        tables.append(pa.table(dict(zip(names, series, strict=True))).cast(columns.schema(names)))
+        tables.append(pa.table(dict(zip(names, own, strict=True))).cast(columns.schema(names)))
     if not tables:
         raise UserError(
             "--validation leave-one-out: no user has two train items and lacks another, so there is nothing to hold out"
         )
     table = pa.concat_tables(tables)
     rows = Rows(columns, tuple(table.column_names), TablePartitions.from_table(columns, table), train.frames)
-    return Validation(validation_items.to(device), TestSet(rows, 1 + negatives))
+    return Validation(validation_items, TestSet(rows, 1 + negatives))
+
+
+def _as_array(column: Tensor) -> Array:
+    """Host memory as NumPy's, for which there are compiled loops."""
+    view = host_view(column)
+    return column if view is None else view
+
+
+def _first_rows(pairs: Array, wanted: Array) -> Array:
+    """The first row of each wanted pair, int64 [T].
+
+    Args:
+        pairs: int64 [N]; wanted: int64 [T], ascending, each among the pairs.
+    """
+    xp = array_namespace(pairs)
+    place = xp.clip(xp.searchsorted(wanted, pairs), max=len(wanted) - 1)
+    rows = xp.nonzero(xp.take(wanted, place) == pairs)[0]
+    place = xp.take(place, rows)
+    order = stable_order(place)
+    return xp.take(rows, order)[run_starts(xp.take(place, order))]
