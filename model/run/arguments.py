@@ -299,7 +299,7 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--loader", choices=CHOICES["loader"], default=TrainConfig().loader,
-        help="merlin: stream the folder; memory: hold it on the device",
+        help="merlin: stream the folder (a GPU with room holds it); memory: hold it on the device",
     )  # fmt: skip
 
 

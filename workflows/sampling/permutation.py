@@ -6,7 +6,7 @@ import math
 from functools import cached_property
 from typing import Any
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from workflows.device.loops import host_loops, host_view
 from workflows.sampling import counter_rng
@@ -49,7 +49,7 @@ class Permutation:
         loops = host_loops(host_view(like), self.size)
         if loops is not None:
             found = loops.permuted(start, stop, self.size, self.height, self.width, self.seed)
-            return array_namespace(like).asarray(found)
+            return array_namespace(like).asarray(found, device=device(like))
         return self._escaped(self._shuffled(count(stop - start, like) + start))
 
     @cached_property
