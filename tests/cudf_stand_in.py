@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import pytest
 from gpu_stand_in import GPU, PREPROCESSING, WORKFLOWS, Array, cpu, gpu
 
-from preprocessing.prepare import text_ids
+from preprocessing.prepare import text_ids, writer
 from preprocessing.sources import gpu_fields
 from workflows.device import frames
 
@@ -353,7 +353,7 @@ def journey(monkeypatch: pytest.MonkeyPatch, allowed: Collection[str], free_byte
     monkeypatch.setattr(merlin.core.dispatch, "cudf_is_list_dtype", lambda _: False, raising=False)
     for module in (merlin.core.has_gpu, merlin.io.dataset, merlin.dag.executors):
         monkeypatch.setattr(module, "HAS_GPU", True)
-    for module in (gpu_fields, text_ids):
+    for module in (gpu_fields, text_ids, writer):
         monkeypatch.setattr(module, "launch", host_kernels.launch)
     monkeypatch.setattr(frames, "frame_device", lambda name: frames.FrameDevice(on_cpu=name == "cpu"))
     monkeypatch.setattr("preprocessing.__main__.frame_device", frames.frame_device)

@@ -22,6 +22,8 @@ import pytest
 
 import preprocessing
 import workflows
+from preprocessing.prepare import text_ids, writer
+from preprocessing.sources import gpu_fields
 from workflows.operators import encode, leave_one_out
 from workflows.sampling import interactions, kernels, negatives
 
@@ -133,13 +135,13 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     def place() -> str:
         frame = sys._getframe(2)
-        while frame is not None and WORKFLOWS not in Path(frame.f_code.co_filename).parents:
+        while frame is not None and not {WORKFLOWS, PREPROCESSING} & set(Path(frame.f_code.co_filename).parents):
             frame = frame.f_back
         return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}" if frame is not None else ""
 
     def counted(name: str, stock: Callable) -> Callable:
         def call(*args: Any, **kwargs: Any) -> Any:
-            ours = WORKFLOWS in Path(sys._getframe(1).f_code.co_filename).parents
+            ours = {WORKFLOWS, PREPROCESSING} & set(Path(sys._getframe(1).f_code.co_filename).parents)
             if ours:
                 found.calls[name] += 1
                 masked = name in ("__getitem__", "__setitem__") and getattr(args[1], "dtype", None) == strict.bool
@@ -166,7 +168,8 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         launch(name, *args)
 
     monkeypatch.setattr(Array, "get", fetched)
-    monkeypatch.setattr(kernels, "launch", launched)
+    for module in (kernels, gpu_fields, text_ids, writer):
+        monkeypatch.setattr(module, "launch", launched)
     return found
 
 

@@ -8,3 +8,4 @@ static unsigned long long __umul64hi(unsigned long long a, unsigned long long b)
 static void atomicMax(unsigned long long *to, unsigned long long value) {
   if (*to < value) *to = value;
 }
+static void atomicAdd(unsigned long long *to, unsigned long long value) { *to += value; }

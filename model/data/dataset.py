@@ -138,7 +138,7 @@ class _Load:
 
     def __call__(self, index: int) -> Any:
         self.frames.use()
-        return self.frames.from_arrow(self.source.load(index, self.names))
+        return self.source.frame(index, self.names, self.frames)
 
     def __dask_tokenize__(self) -> tuple[int, tuple[str, ...]]:
         """Unique during its lifetime; Dask would otherwise pickle a whole in-memory table."""

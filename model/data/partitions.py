@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from preprocessing.spec.consistency import run_starts
 from preprocessing.spec.feature_columns import FeatureColumns
 from workflows.common.errors import UserError
+from workflows.device.frames import FrameDevice
 
 _PART_ROWS = 1 << 20
 
@@ -34,6 +35,9 @@ class Partitions(Protocol):
 
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         """Some columns of a part, int32 or float32; raises UserError for values that do not fit these types."""
+
+    def frame(self, index: int, names: Sequence[str], device: FrameDevice) -> Any:
+        """The same as a dataframe on a device."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,9 @@ class TablePartitions:
     def load(self, index: int, names: Sequence[str]) -> pa.Table:
         start, stop = self.cuts[index : index + 2]
         return self.table.select(list(names)).slice(start, stop - start)
+
+    def frame(self, index: int, names: Sequence[str], device: FrameDevice) -> Any:
+        return device.from_arrow(self.load(index, names))
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,18 @@ class FilePartitions:
         part = self.parts[index]
         return self.columns.cast(part.read(names), str(part.path))
 
+    def frame(self, index: int, names: Sequence[str], device: FrameDevice) -> Any:
+        """Decoded by cuDF on a GPU if the file has the types of `load` and no gaps; otherwise moved there."""
+        part = self.parts[index]
+        if not device.on_cpu and part.has_types(self.columns.schema(names)):
+            groups = [list(part.row_groups)]
+            rows = device.frames.read_parquet(
+                str(part.path), columns=list(names), row_groups=groups, use_pandas_metadata=False
+            )
+            if not any(rows[name].null_count for name in names):
+                return rows[list(names)]
+        return device.from_arrow(self.load(index, names))
+
 
 @dataclass(frozen=True)
 class _ParquetPart:
@@ -108,6 +127,11 @@ class _ParquetPart:
     path: Path
     row_groups: tuple[int, ...]
     n_rows: int
+    schema: pa.Schema = field(repr=False)
+
+    def has_types(self, schema: pa.Schema) -> bool:
+        """Whether the file's columns of these names have these types."""
+        return all(self.schema.field(wanted.name).type == wanted.type for wanted in schema)
 
     def read(self, names: Sequence[str]) -> pa.Table:
         try:
@@ -140,12 +164,12 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
         users = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}[user]
         known = users is not None and users.has_min_max  # rows are sorted by user: these are the first and last
         if rows >= _PART_ROWS and known and last_user is not None and users.min > last_user:
-            parts.append(_ParquetPart(path, tuple(groups), rows))
+            parts.append(_ParquetPart(path, tuple(groups), rows, file.schema_arrow))
             groups, rows = [], 0
         groups.append(index)
         rows += group.num_rows
         last_user = users.max if known else None
-    return [*parts, _ParquetPart(path, tuple(groups), rows)] if rows else parts
+    return [*parts, _ParquetPart(path, tuple(groups), rows, file.schema_arrow)] if rows else parts
 
 
 def _user_cuts(users: np.ndarray) -> tuple[int, ...]:

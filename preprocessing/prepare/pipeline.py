@@ -62,8 +62,9 @@ def prepare(
         side = None
         if user_table is not None:
             side = UserFeatures(user_table, encoding.originals[USER], device, folder, stored.folder)
-        n_items, series = len(encoding.originals[ITEM]), 1 + config.test_negatives
-        writer = Writer(folder, device, series, n_items, config.train_negatives, side.columns if side else {})
+        n_users, n_items = (len(encoding.originals[name]) for name in (USER, ITEM))
+        series = 1 + config.test_negatives
+        writer = Writer(folder, device, series, n_users, n_items, config.train_negatives, side.columns if side else {})
         total = _split(stored, config, workflow, writer, cluster, splits)
         save_workflow(folder, encoding.originals, split)
     stats = _stats(stored, config, total, encoding)

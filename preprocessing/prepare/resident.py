@@ -63,8 +63,16 @@ class ResidentLog:
         return frozenset(self.texts)
 
     def distinct(self, name: str, cluster: Cluster) -> pa.Array:
-        """The distinct ids of a column, sorted (host sync: once, they are written with the output)."""
+        """The distinct ids of a column, sorted (host sync: they are written with the output).
+
+        Raises:
+            UserError: two texts have the same key.
+        """
         if name in self.texts:
+            xp, keys = array_namespace(self.columns[name]), self.texts[name][KEY].values
+            keys = xp.sort(keys)
+            if host_integers(xp.sum(xp.astype(keys[1:] == keys[:-1], xp.int64)))[0]:
+                distinct_texts(self.device.to_arrow(self.texts[name]))  # raises
             ids = self.device.to_arrow(self.texts[name][[TEXT]]).column(TEXT)
             return ids.cast(pa.large_string()).combine_chunks()
         return pa.array(to_host(array_namespace(self.columns[name]).unique_values(self.columns[name])))
@@ -153,15 +161,6 @@ def _narrowed(values: Array) -> Array:
 
 
 def _distinct(parts: list[Any], device: FrameDevice) -> Any:
-    """The distinct texts of all parts, sorted by code point.
-
-    Raises:
-        UserError: two texts have the same key.
-    """
+    """The distinct pairs of key and text of all parts, sorted by code point."""
     frame = device.frames.concat(parts, ignore_index=True).drop_duplicates(ignore_index=True)
-    frame = frame.sort_values(TEXT, ignore_index=True)  # by UTF-8 bytes, which sort by code point
-    xp = array_namespace(frame[KEY].values)
-    keys = xp.sort(frame[KEY].values)
-    if host_integers(xp.sum(xp.astype(keys[1:] == keys[:-1], xp.int64)))[0]:
-        distinct_texts(device.to_arrow(frame))  # raises
-    return frame
+    return frame.sort_values(TEXT, ignore_index=True)  # by UTF-8 bytes, which sort by code point

@@ -15,11 +15,10 @@ from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
 from preprocessing.spec.reader import required
-from workflows.device.frames import FrameDevice, host_integers, to_host
-from workflows.operators.leave_one_out import TEST, TRAIN
-from workflows.sampling.interactions import count, run_lengths, run_starts
-
-Array = Any  # of NumPy or CuPy
+from workflows.device.frames import FrameDevice, to_host
+from workflows.device.kernels import launch
+from workflows.operators.leave_one_out import TEST
+from workflows.sampling.interactions import run_lengths, run_starts
 
 # Item ids barely compress.
 _COMPRESSION = {"user": "snappy", "label": "snappy", "item": "none"}
@@ -55,7 +54,7 @@ class Writer:
 
     Attributes:
         series: rows per test series.
-        n_items: total number of items.
+        n_users, n_items: total numbers of users and items.
         train_negatives: negatives after each train positive.
         user_features: values by encoded user id, per side feature.
     """
@@ -63,6 +62,7 @@ class Writer:
     folder: Path
     device: FrameDevice
     series: int
+    n_users: int
     n_items: int
     train_negatives: int
     user_features: dict[str, np.ndarray]
@@ -75,13 +75,14 @@ class Writer:
         """Count and write without the rows leaving the GPU, except for the files' bytes."""
         users, items, labels, split = (df[name].values for name in ("user", "item", "label", "split"))
         xp = array_namespace(users)
-        ones = xp.sum(xp.astype(split == TRAIN, xp.int64))
-        starts = xp.astype(run_starts(users) & (split == TRAIN), xp.int64)
-        n_train, n_users = host_integers(ones, xp.sum(starts))
-        n_series = (users.shape[0] - n_train) // self.series
-        counted = partition_counts(users, items, labels, starts, n_train, n_users, self.series, self.n_items)
-        counts = to_host(counted)
-        alone, seen_all, repeated, positives = counts[:4].tolist()
+        counts = xp.zeros(self.n_users + self.n_items + 1, dtype=xp.int64, device=device_of(users))
+        sizes = (self.series, self.n_users, self.n_items)
+        launch("count_rows", users.shape[0], users.shape[0], users, items, labels, split, *sizes, counts)
+        of_users, of_items, repeated = np.split(to_host(counts), [self.n_users, self.n_users + self.n_items])
+        trained, held_out = of_users & (2**32 - 1), of_users >> 32
+        n_series = int(held_out.sum())
+        n_train = users.shape[0] - n_series * self.series
+        alone = (held_out == 0) & (trained == 1)
         columns = {name: df[name] for name in ("user", "item", "label")}
         for name, values in self.user_features.items():
             columns[name] = xp.take(xp.asarray(values, device=device_of(users)), users)
@@ -90,14 +91,14 @@ class Writer:
             index=index,
             train_file=self._write_gpu(rows.iloc[:n_train], "train", index),
             test_file=self._write_gpu(rows.iloc[n_train:], "test", index),
-            train_positives=positives,
+            train_positives=int(trained.sum()),
             train_rows=n_train,
             test_series=n_series,
-            users_with_one_interaction=alone,
-            users_with_all_items=seen_all,
-            series_with_repeated_negatives=repeated,
-            user_counts=counts[4 : 4 + n_users],
-            item_counts=counts[4 + n_users :],
+            users_with_one_interaction=int(alone.sum()),
+            users_with_all_items=int(((held_out == 0) & (trained > 1)).sum()),
+            series_with_repeated_negatives=int(repeated[0]),
+            user_counts=(trained + held_out)[of_users > 0],
+            item_counts=of_items,
         )
 
     def _write_gpu(self, rows: Any, name: str, index: int) -> str | None:
@@ -159,44 +160,3 @@ class Writer:
         write(partial)
         partial.replace(self.folder / file)
         return file
-
-
-def partition_counts(
-    users: Array,
-    items: Array,
-    labels: Array,
-    starts: Array,
-    n_train: int,
-    n_users: int,
-    series: int,
-    n_items: int,
-) -> Array:
-    """The counts of a partition in one array, so that a GPU is waited for once.
-
-    Args:
-        users, items, labels: [N], output rows of `LeaveOneOut`, of which the first `n_train` are train rows.
-        starts: int64 [N], 1 at the first train row of each of the `n_users` users.
-    Returns:
-        int64 [4 + n_users + n_items]: users with one interaction, users with all items, series with repeated
-        negatives, train positives; interactions of each user; interactions of each item.
-    """
-    xp = array_namespace(users)
-    zero = xp.zeros(1, dtype=xp.int64, device=device_of(users))
-    positive = xp.astype(labels[:n_train] > 0, xp.int64)
-    before = xp.concat([zero, xp.cumulative_sum(positive)])  # train positives before each row
-    firsts = xp.searchsorted(xp.cumulative_sum(starts), count(n_users, users) + 1, side="left")
-    edges = xp.concat([firsts, zero + n_train])
-    counts = xp.take(before, edges[1:]) - xp.take(before, edges[:-1])
-    tested = xp.reshape(items[n_train:], (-1, series))
-    test_users = users[n_train::series]
-    own = xp.take(users, firsts)
-    held_out = xp.searchsorted(test_users, own, side="right") - xp.searchsorted(test_users, own, side="left")
-    alone = (held_out == 0) & (counts == 1)
-    seen_all = (held_out == 0) & (counts != 1)
-    repeated = xp.any(tested[:, min(2, series) :] == tested[:, 1 : max(1, series - 1)], axis=1)
-    # Negatives count as an item past the last one.
-    trained = xp.where(labels[:n_train] > 0, xp.astype(items[:n_train], xp.int64), n_items)
-    interacted = xp.sort(xp.concat([trained, xp.astype(tested[:, 0], xp.int64)]))
-    places = xp.searchsorted(interacted, count(n_items + 1, users), side="left")
-    totals = [xp.sum(xp.astype(flags, xp.int64)) for flags in (alone, seen_all, repeated)] + [before[-1]]
-    return xp.concat([xp.stack(totals), counts + held_out, places[1:] - places[:-1]])

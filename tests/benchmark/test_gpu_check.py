@@ -614,7 +614,7 @@ def test_ranks_are_judged_by_losses_memory_and_speed(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(training, "train", trained)
     monkeypatch.setattr(training, "watch_memory", watched)
-    monkeypatch.setattr(training, "torch_device", lambda name, count: torch.device("cpu"))
+    monkeypatch.setattr(training, "gpu_index", lambda name, count: None)
     monkeypatch.setattr(training, "gpu_name", lambda device: "NVIDIA A100-SXM4-40GB")
     for name in ("ours", "need", "write_log", "prepare_log"):
         monkeypatch.setattr(training, name, lambda *given: None)

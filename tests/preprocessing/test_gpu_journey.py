@@ -15,23 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from cudf_stand_in import journey
+from gpu_stand_in import count_calls
 
 from preprocessing.__main__ import main
 from preprocessing.prepare import gpu_rows, pipeline, resident
 from workflows.common.errors import UserError
 from workflows.operators import LeaveOneOut
 
-# Where data may leave the GPU, and why. Any other copy fails. All but the last two are counts or ranges.
+# Where data may leave the GPU, and why. Any other copy fails. Most are counts or ranges.
 COPIES = {
     "gpu_rows._kept": "whether the GPU can vouch for a piece, and rows without a value: 16 bytes a piece",
-    "resident._distinct": "whether two text ids have one key: 8 bytes a text column",
     "resident.read_resident": "where the partitions begin: 8 bytes a partition",
     "kernels.value_ranges": "how many bits sort keys need: 16 bytes a column, of the log and of each partition",
     "kernels.histories": "numbers of pairs and users: 16 bytes a partition",
     "kernels.split_rows": "number of train rows with their negatives: 8 bytes a partition",
-    "writer._from_gpu": "counts for stats.json and the report: 8 bytes a user, and an item in each partition",
+    "writer._from_gpu": "counts for stats.json and the report: 8 bytes a user and an item, a partition",
+    "item_statistics._item_statistics": "count and first time of each item, if negatives need them: 16 bytes an item",
     "partition._spill_rows": "the rows themselves, where they do not fit in the GPU's memory",
-    "resident.distinct": "the distinct ids, for categories/",
+    "resident.distinct": "the distinct ids, for categories/, and whether two texts have one key: 8 bytes",
     "writer.write": "the files of train/ and test/",
 }
 RESIDENT = set(COPIES) - {"partition._spill_rows"}
@@ -169,7 +170,7 @@ def test_ml_100k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = copied.pop("writer.write")
     counts = copied.pop("writer._from_gpu")
     assert files > 10 * 100_000
-    assert counts < 8 * (943 + 2 * 1682) + 100
+    assert counts < 2 * 8 * (943 + 1682) + 100
     assert copied.total() < 8 * (943 + 1682) + 1000
 
 
@@ -316,8 +317,7 @@ def test_other_kinds_of_negatives(flags: tuple[str, ...], tmp_path: Path, monkey
     paths = LOGS["parquet"](tmp_path)
     more = [*FLAGS, "--train-negatives", "2", *flags]
     cpu = prepared(paths, tmp_path / "cpu", "cpu", *more)
-    statistics = {"item_statistics._item_statistics", "config.build_candidates", "candidates.weight"}
-    journey(monkeypatch, RESIDENT | statistics)
+    journey(monkeypatch, RESIDENT)
     assert_equal(prepared(paths, tmp_path / "gpu", "cuda", *more), cpu)
 
 
@@ -343,3 +343,23 @@ def test_two_texts_with_one_key_are_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(gpu_rows, "text_keys_on_gpu", lambda texts, device: keys(texts, device) & 7)
     with pytest.raises(UserError, match="have the same 64-bit hash"):
         prepared(paths, tmp_path / "gpu", "cuda")
+
+
+@pytest.mark.parametrize(("flags", "tasks"), [((), 1), (("--negatives", "popularity", "--time-aware"), 2)])
+def test_a_partition_takes_few_launches_and_waits(
+    flags: tuple[str, ...], tasks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some negatives need a first task per partition, which counts the items.
+    journey(monkeypatch, RESIDENT)
+    made = count_calls(monkeypatch)
+    (log,) = csv(made_log(), tmp_path)
+    calls, waits = [], []
+    for partitions in (2, 12):
+        made.calls.clear()
+        made.waits.clear()
+        output = tmp_path / str(partitions)
+        prepared([log], output, "cuda", "--partitions", str(partitions), "--train-negatives", "4", *flags)
+        calls.append(made.n_calls)
+        waits.append(made.n_waits)
+    assert (calls[1] - calls[0]) / 10 <= 60 * tasks
+    assert (waits[1] - waits[0]) / 10 <= 6 * tasks

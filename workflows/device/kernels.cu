@@ -697,3 +697,20 @@ extern "C" __global__ void train_batch(i64 n_samples, i64 first, i64 group_size,
     if (out_rows) out_rows[index] = row;
   }
 }
+
+// --- What a partition holds: preprocessing/prepare/writer.py ---
+
+// Added to `counts`: for each user, 1 per train positive and 2**32 for a held-out interaction; for each item, its
+// interactions; and the number of series in which a negative is repeated.
+extern "C" __global__ void count_rows(i64 n_rows, const int *users, const int *items, const float *labels,
+                                      const signed char *splits, i64 series, i64 n_users, i64 n_items, u64 *counts) {
+  ELEMENTS(row, n_rows) {
+    if (labels[row] <= 0) continue;
+    atomicAdd(&counts[users[row]], splits[row] ? 1ULL << 32 : 1ULL);
+    atomicAdd(&counts[n_users + items[row]], 1ULL);
+    if (!splits[row]) continue;
+    bool repeated = false;  // negatives ascend, behind the positive
+    for (i64 other = row + 2; other < row + series; other++) repeated = repeated || items[other] == items[other - 1];
+    if (repeated) atomicAdd(&counts[n_users + n_items], 1ULL);
+  }
+}

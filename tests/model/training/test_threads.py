@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -68,13 +68,13 @@ def test_an_epoch_uses_the_number_of_threads_of_its_step() -> None:
             seen.append(torch.get_num_threads())
             return super().__call__(batch, samples)
 
-    def epoch(_: int) -> Iterator[Batch]:
+    def steps(_: int) -> Generator[tuple[Batch, int], None, None]:
         for _ in range(3):
             seen.append(torch.get_num_threads())  # batches are produced in parallel with the steps
-            yield Batch(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.0]))
+            yield Batch(torch.tensor([0, 1]), torch.tensor([1, 0]), torch.tensor([1.0, 0.0])), 2
 
     model, config = NeuMF(NeuMFConfig(n_users=2, n_items=2, factors=2, layers=(4, 2))), TrainConfig(epochs=1)
-    batches: Any = SimpleNamespace(epoch=epoch, samples_per_epoch=lambda: 6)
+    batches: Any = SimpleNamespace(steps=steps, samples_per_epoch=lambda: 6)
     progress: Any = SimpleNamespace(advance=lambda _: None, note=lambda _: None)
     training = Training(model, Recording(model, replace(config, batch_size=2), WORLD))
     training.fit(batches, None, config, lambda _: seen.append(torch.get_num_threads()), progress)

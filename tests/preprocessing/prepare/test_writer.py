@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _writer(folder: Path, **options: Any) -> Writer:
-    defaults: dict[str, Any] = {"series": 3, "n_items": 6, "train_negatives": 0, "user_features": {}}
+    defaults: dict[str, Any] = {"series": 3, "n_users": 12, "n_items": 6, "train_negatives": 0, "user_features": {}}
     return Writer(folder, _CPU, **(defaults | options))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cudf_stand_in import Frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -192,7 +193,7 @@ def test_a_partition_takes_few_launches_and_waits(
     gpu_stand_in.install(monkeypatch)
     rng, n_items = np.random.default_rng(1), 60
     log = pd.DataFrame({name: rng.integers(0, high, 600) for name, high in (("user", 50), ("item", n_items))}) * spread
-    log = gpu_stand_in.Frame.of(log.assign(time=rng.integers(0, 10**9, 600)))
+    log = Frame.of(log.assign(time=rng.integers(0, 10**9, 600)))
     encoder = EncodeIds({name: pd.Series(np.arange(n_items)) * spread for name in ("user", "item")}, keep=["time"])
     statistics = ItemStatistics(encoder, "item", "time")
     statistics.fit_finalize((np.ones(n_items, dtype=np.int64), np.zeros(n_items, dtype=np.int64)))
