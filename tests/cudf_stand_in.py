@@ -277,9 +277,9 @@ def read_csv(
 
 def read_parquet(path: str, *, columns: list[str], row_groups: list[list[int]], use_pandas_metadata: bool) -> Frame:
     assert not use_pandas_metadata
-    ((group,),) = row_groups
+    (groups,) = row_groups  # of one file
     with pq.ParquetFile(path) as file:
-        return Frame.from_arrow(file.read_row_group(group, columns=columns).select(columns))
+        return Frame.from_arrow(file.read_row_groups(groups, columns=columns).select(columns))
 
 
 # --- Host copies ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import host_kernels
 import numpy as np
 import pytest
 import torch
@@ -25,7 +26,6 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.trainer import Training
-from tests import host_kernels
 from workflows.common.progress import stage
 from workflows.sampling import kernels
 from workflows.sampling.candidates import Candidates

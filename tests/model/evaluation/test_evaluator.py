@@ -19,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from host_waits import HostWaits
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -35,7 +36,6 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
-from tests.host_waits import HostWaits
 from workflows.common.errors import UserError
 from workflows.device.frames import frame_device
 
