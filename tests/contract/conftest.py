@@ -44,6 +44,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     count = {
         key: sum(number for name, number in told if name == key) for key in ("names", "calls", "signatures", "merlin")
     }
+    for name, registers in told:
+        if name.startswith("registers"):
+            terminalreporter.write_line(f"{name}, none spilled: {registers}")
     if not count["names"]:
         return
     try:
