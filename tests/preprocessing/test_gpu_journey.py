@@ -220,13 +220,13 @@ def holds_rows(monkeypatch: pytest.MonkeyPatch, most: int) -> Counter[str]:
     return attempts
 
 
-@pytest.mark.parametrize("free_bytes", [1 << 40, 1 << 17])
+@pytest.mark.parametrize(("free_bytes", "most_rows"), [(1 << 40, 300), (1 << 17, 100)])
 def test_partitions_that_prove_too_large_are_split_again(
-    free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    free_bytes: int, most_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = LOGS["gaps"](tmp_path)
     journey(monkeypatch, COPIES, free_bytes)
-    attempts = holds_rows(monkeypatch, 300)
+    attempts = holds_rows(monkeypatch, most_rows)
     gpu = prepared(paths, tmp_path / "gpu", "cuda", "--test-negatives", "4")
     assert attempts["failed"]
     assert "splitting again, into" in " ".join(capsys.readouterr().out.split())
