@@ -26,6 +26,7 @@ _SIGN = 1 << 63
 def value_ranges(*columns: Array) -> list[Range]:
     """See `interactions.value_ranges`; at most three columns."""
     xp = array_namespace(*columns)
+    columns = tuple(_kernel_integers(column) for column in columns)
     ranges = xp.zeros(2 * len(columns), dtype=xp.int64, device=device(columns[0]))
     rows = columns[0].shape[0]
     given = [part for column in columns for part in _typed(column)] + [None, 0] * (3 - len(columns))
