@@ -68,6 +68,7 @@ def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range],
     distinct, starts = integers(n_users), integers(n_users)
     owners, own_items, own_times = integers(n_pairs), integers(n_pairs, items.dtype), integers(n_pairs, times.dtype)
     launch("histories", rows, rows, order, sums, *columns, distinct, starts, owners, own_items, own_times)
+    del order, flags, sums  # 40 bytes a row, before the second sort takes as many
     by_time = sorted_by((owners, (0, n_users)), (own_times, ranges[2])) if n_pairs else integers(0)
     return Histories(distinct, run_lengths(starts, n_pairs), starts, owners, own_items, own_times, by_time)
 
