@@ -43,7 +43,7 @@ def launch(name: str, elements: int, *arguments: Any) -> None:
 
             entered.enter_context(cupy.cuda.Device(tensor.device.index))
             stream = torch.cuda.current_stream(tensor.device)
-            entered.enter_context(cupy.cuda.ExternalStream(stream.cuda_stream, tensor.device.index))
+            entered.enter_context(cupy.cuda.Stream.from_external(stream))
         blocks = min(_MAX_BLOCKS, -(-elements // _BLOCK_THREADS))
         _module().get_function(name)((blocks,), (_BLOCK_THREADS,), tuple(given))
 

@@ -26,6 +26,7 @@ _SIGN = 1 << 63
 def value_ranges(*columns: Array) -> list[Range]:
     """See `interactions.value_ranges`; at most three columns."""
     xp = array_namespace(*columns)
+    columns = tuple(_kernel_integers(column) for column in columns)
     ranges = xp.zeros(2 * len(columns), dtype=xp.int64, device=device(columns[0]))
     rows = columns[0].shape[0]
     given = [part for column in columns for part in _typed(column)] + [None, 0] * (3 - len(columns))
@@ -67,6 +68,7 @@ def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range],
     distinct, starts = integers(n_users), integers(n_users)
     owners, own_items, own_times = integers(n_pairs), integers(n_pairs, items.dtype), integers(n_pairs, times.dtype)
     launch("histories", rows, rows, order, sums, *columns, distinct, starts, owners, own_items, own_times)
+    del order, flags, sums  # 40 bytes a row, before the second sort takes as many
     by_time = sorted_by((owners, (0, n_users)), (own_times, ranges[2])) if n_pairs else integers(0)
     return Histories(distinct, run_lengths(starts, n_pairs), starts, owners, own_items, own_times, by_time)
 

@@ -25,8 +25,8 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         told.device = None
 
     @contextmanager
-    def stream(pointer: int, index: int):
-        told.stream = (pointer, index)
+    def stream(given: Any):
+        told.stream = given.__cuda_stream__()
         yield
         told.stream = None
 
@@ -39,7 +39,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
         return SimpleNamespace(get_function=get)
 
-    cuda = SimpleNamespace(Device=device, ExternalStream=stream)
+    cuda = SimpleNamespace(Device=device, Stream=SimpleNamespace(from_external=stream))
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, RawModule=module))
     kernels._module.cache_clear()
     yield told
@@ -72,12 +72,12 @@ def test_nothing_is_launched_for_no_elements(cupy: SimpleNamespace) -> None:
 
 
 def test_a_tensor_is_used_on_its_own_device_and_stream(cupy: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=70 + device.index))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(__cuda_stream__=lambda: (0, 73)))
     device = SimpleNamespace(index=3)
     tensor = SimpleNamespace(is_cuda=True, device=device, data_ptr=lambda: 11, is_contiguous=lambda: True)
     kernels.launch("row_positions", 5, 1, tensor)
     ((_, _, _, given, current, stream),) = cupy.launches
-    assert (int(given[1]), current, stream) == (11, 3, (73, 3))
+    assert (int(given[1]), current, stream) == (11, 3, (0, 73))
 
 
 def test_strided_arrays_are_refused(cupy: SimpleNamespace) -> None:

@@ -97,6 +97,13 @@ def test_value_ranges(values: list[int], n_columns: int) -> None:
         assert value_ranges(*columns) == [(int(column.min()), int(column.max())) for column in columns]
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.uint32])
+def test_value_ranges_of_other_widths(kind: type) -> None:
+    column = np.arange(1, 8).astype(kind)
+    with on_kernels():
+        assert value_ranges(column, column.astype(np.int32)) == [(1, 7), (1, 7)]
+
+
 @pytest.mark.parametrize("bits", [20, 21, 22, 31, 62, 63])
 def test_histories_whose_keys_do_not_fit_64_bits(bits: int) -> None:
     rng = np.random.default_rng(bits)
