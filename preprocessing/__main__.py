@@ -186,7 +186,7 @@ def _cluster(args: argparse.Namespace, frames: FrameDevice) -> AbstractContextMa
 def _partitions(args: argparse.Namespace, log: Log, frames: FrameDevice, cluster: Cluster) -> int:
     if frames.on_cpu:
         return partitions_of(log.rows_estimate, args.memory_limit, cluster.workers)
-    return gpu_partitions(log.rows_estimate, 0, frames.free_bytes(), cluster.workers)
+    return gpu_partitions(log.rows_estimate, 0, frames.free_bytes(), cluster.gpu_tasks)
 
 
 def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:

@@ -34,6 +34,7 @@ class Cluster(Protocol):
     """The interface that the pipeline needs from a cluster."""
 
     workers: int
+    gpu_tasks: int  # that share a GPU
     client: Any  # passed to Merlin
 
     def collect(self, tasks: Sequence[Delayed], on_result: OnResult) -> None:
@@ -69,7 +70,7 @@ class ThreadCluster:
         Args:
             device: the device of the tasks' dataframes; None for the CPU.
         """
-        self.workers, self.client = workers, self
+        self.workers, self.gpu_tasks, self.client = workers, workers, self
         self._pool = ThreadPoolExecutor(workers, initializer=device.use if device else None)
 
     def compute(self, collections: Any, **_: Any) -> Any:
@@ -101,6 +102,8 @@ class ThreadCluster:
 
 class DaskCluster:
     """Runs tasks on the workers of a `distributed.Client`."""
+
+    gpu_tasks = 1
 
     def __init__(self, client: Any) -> None:
         self.client = client

@@ -70,6 +70,7 @@ class Rows:
                 for name, (low, high) in zip(self.names, bounds.view(-1, 2).tolist(), strict=True):  # host sync: once
                     _check_range(self.columns, name, low, high)
                 yield block
+        self.frames.trim()
 
     def whole_users(
         self, rows: int, device: torch.device, order: Sequence[int] | None = None

@@ -24,7 +24,7 @@ _GPU_ROW_BYTES = 3 * 8 + 16 + 4 * 8 + 2 * (16 + 12)
 # ... and per negative drawn: its 64-bit item, and its row (user, item, label) beside the copy that is written.
 _GPU_NEGATIVE_BYTES = 8 + 2 * 12
 _GPU_SHARE = 0.5  # of the free memory; the rest is for files being decoded and encoded, and for uneven partitions
-_GPU_MAX_ROWS = 1 << 30  # cuDF's columns have fewer than 2**31 rows; twice as many for uneven partitions
+_GPU_MAX_ROWS = 1 << 29  # cuDF's columns and CuPy's sums have fewer than 2**31 rows; partitions may be uneven
 # Of a log that stays in a GPU's memory, while it is grouped by partition: the columns (3 of 8) before and after, the
 # partition of each row, and the sort's permutation in two copies.
 _RESIDENT_ROW_BYTES = 2 * 3 * 8 + 2 + 2 * 8

@@ -95,7 +95,7 @@ def _plan(
                 limit = config.memory_limit_bytes
                 splits = splits_of(stored.rows, negatives, stored.partitions, limit, cluster.workers)
             else:
-                needed = gpu_partitions(stored.rows, negatives, device.free_bytes(), cluster.workers)
+                needed = gpu_partitions(stored.rows, negatives, device.free_bytes(), cluster.gpu_tasks)
                 splits = -(-needed // stored.partitions)
         sampling = config.sampling
         statistics = ItemStatistics(encoder, ITEM, TIME) if sampling.needs_statistics else None

@@ -57,6 +57,12 @@ class FrameDevice:
             cupy = importlib.import_module("cupy")
             cupy.cuda.Device(self.index).use()
 
+    def trim(self) -> None:
+        """Return the unused memory of the GPU's pool to the driver, for torch, which allocates elsewhere."""
+        if not self.on_cpu:
+            cupy = importlib.import_module("cupy")
+            cupy.cuda.runtime.memPoolTrimTo(cupy.cuda.runtime.deviceGetDefaultMemPool(self.index), 0)
+
     def free_bytes(self) -> int:
         """Memory of a GPU that can still be allocated, including what its pool holds unused."""
         cupy = importlib.import_module("cupy")

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from workflows.common.progress import console
+
 SOURCE = Path(__file__).with_name("kernels.cu")
 OPTIONS = ("--std=c++17",)
 _BLOCK_THREADS, _MAX_BLOCKS = 128, 1 << 20
@@ -19,10 +21,21 @@ _BLOCK_THREADS, _MAX_BLOCKS = 128, 1 << 20
 
 def gpu_kernels(array: Any) -> ModuleType | None:
     """`workflows.sampling.kernels` for an array of CuPy's, or for a tensor of torch's on a GPU if CuPy is installed."""
-    on_gpu = type(array).__module__.partition(".")[0] == "cupy" or (
-        getattr(array, "is_cuda", False) and importlib.util.find_spec("cupy") is not None
-    )
+    on_gpu = type(array).__module__.partition(".")[0] == "cupy" or (getattr(array, "is_cuda", False) and _cupy_works())
     return importlib.import_module("workflows.sampling.kernels") if on_gpu else None
+
+
+@functools.cache
+def _cupy_works() -> bool:
+    """Whether CuPy is installed and compiles the kernels; if only the former, one line says so."""
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    try:
+        _module().get_function("value_ranges")
+    except Exception as err:  # whatever a driver, a version check at import or a compiler raises
+        console.print(f"torch operators draw the negatives, more slowly: CuPy fails ({type(err).__name__}: {err})")
+        return False
+    return True
 
 
 def launch(name: str, elements: int, *arguments: Any) -> None:

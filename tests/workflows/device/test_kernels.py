@@ -86,3 +86,26 @@ def test_strided_arrays_are_refused(cupy: SimpleNamespace) -> None:
     strided = SimpleNamespace(is_cuda=False, data_ptr=lambda: 11, is_contiguous=lambda: False)
     with pytest.raises(ValueError, match="strided"):
         kernels.launch("train_rows", 5, strided)
+
+
+@pytest.mark.parametrize("fault", [None, RuntimeError("no NVRTC"), ImportError("libcudart")])
+def test_tensors_go_to_the_kernels_if_cupy_compiles_them(
+    cupy: SimpleNamespace, fault: Exception | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def find(_: str) -> object:
+        return object()
+
+    def failing(code: str, options: tuple[str, ...]) -> None:
+        raise fault
+
+    monkeypatch.setattr("importlib.util.find_spec", find)
+    if fault is not None:
+        monkeypatch.setattr(sys.modules["cupy"], "RawModule", failing)
+    kernels._cupy_works.cache_clear()
+    tensor = SimpleNamespace(is_cuda=True)
+    for _ in range(2):
+        assert (kernels.gpu_kernels(tensor) is None) == (fault is not None)
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("CuPy fails") == (fault is not None)
+    assert str(fault) in said or fault is None
+    kernels._cupy_works.cache_clear()
