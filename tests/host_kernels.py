@@ -11,11 +11,13 @@ import pytest
 from benchmark.cost_model.host_kernels import argument, compile_for_host
 from workflows.common.errors import UserError
 
+_CHECKS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsanitize=undefined", "-fno-sanitize-recover=all")
+
 
 @functools.cache
 def _library() -> ctypes.CDLL:
     try:
-        return compile_for_host(("-fsanitize=undefined", "-fno-sanitize-recover=all"))
+        return compile_for_host(_CHECKS)
     except UserError as err:
         pytest.skip(str(err))
 
