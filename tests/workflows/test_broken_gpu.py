@@ -76,8 +76,8 @@ def test_the_cpu_is_used_without_a_look_at_the_gpu(run: Run, tmp_path: Path) -> 
     prepare = [
         "-m",
         "preprocessing",
-        "--sample",
-        "ml-100k",
+        "--synthetic",
+        "60x50x900",
         "--test-negatives",
         "3",
         "--output",
@@ -95,7 +95,7 @@ def test_the_cpu_is_used_without_a_look_at_the_gpu(run: Run, tmp_path: Path) -> 
 
 
 def test_auto_uses_the_cpu_and_says_why_in_one_line(run: Run) -> None:
-    flags = ["--sample", "ml-100k", "--test-negatives", "3", "--output", "data"]
+    flags = ["--synthetic", "60x50x900", "--test-negatives", "3", "--output", "data"]
     done = run("-m", "preprocessing", *flags)
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if "dataframes use the CPU" in line]
