@@ -2,7 +2,7 @@
 
 Every table of a piece of the log becomes a spill file of three integer columns, with rows grouped by a hash of the
 user; partition p is slice p of every spill file. De-duplication, split and negatives are then local to a partition.
-Text ids are spilled as 64-bit keys (see `vocabulary`), so no later step handles strings.
+Text ids are spilled as 64-bit keys (see `text_ids`), so no later step handles strings.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from workflows.cluster import Cluster
 from workflows.common.progress import stage
 from workflows.device.frames import FrameDevice, to_host
 from workflows.device.loops import host_view
+from workflows.sampling.interactions import value_ranges
 
 
 @dataclass(frozen=True)
@@ -242,10 +243,12 @@ def texts_path(folder: Path, name: str, column: str) -> Path:
     return folder / f"{name}.{column}"
 
 
-def narrow(values: np.ndarray) -> np.ndarray:
-    """Cast to int32 if all values fit: half the bytes to write and read, and half the digits to sort by."""
-    fits = not len(values) or (values.min() >= -(2**31) and values.max() < 2**31)
-    return values.astype(np.int32 if fits else np.int64, copy=False)
+def narrow(values: Any) -> Any:
+    """Cast integers of NumPy or CuPy to int32 if all fit, else to int64: half the bytes to keep (host sync: once)."""
+    xp = array_namespace(values)
+    low, high = value_ranges(values)[0] if values.shape[0] else (0, 0)
+    fits = low >= -(2**31) and high < 2**31
+    return xp.astype(values, xp.int32 if fits else xp.int64, copy=False)
 
 
 @lru_cache(maxsize=4)

@@ -15,7 +15,7 @@ from array_api_compat import array_namespace
 
 from preprocessing.prepare.gpu_rows import KeptRows, read_rows
 from preprocessing.prepare.memory import fits_gpu
-from preprocessing.prepare.partition import SpilledLog, grouped, spill_log
+from preprocessing.prepare.partition import SpilledLog, grouped, narrow, spill_log
 from preprocessing.prepare.row_filter import COLUMNS, USER, ReadCounts, Selection
 from preprocessing.prepare.text_ids import KEY, TEXT, bucket_of, distinct_texts
 from preprocessing.sources.log import Log, Piece
@@ -23,7 +23,6 @@ from workflows.cluster import Cluster, ThreadCluster
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
 from workflows.device.frames import FrameDevice, host_integers, to_host
-from workflows.sampling.interactions import value_ranges
 
 Array = Any  # of CuPy
 
@@ -142,22 +141,13 @@ def read_resident(
     columns = {}
     for name in COLUMNS:
         whole = xp.concat([part.columns.pop(name) for part in parts])  # popped: each column is freed once it is joined
-        columns[name] = _narrowed(whole)
+        columns[name] = narrow(whole)
     columns, offsets = grouped(columns, partitions)
     return ResidentLog(log.name, log.titles, folder, partitions, columns, to_host(offsets), texts, counts, device)
 
 
 def _read(piece: Piece, selection: Selection, device: FrameDevice) -> list[KeptRows]:
     return list(read_rows(piece, selection, device))
-
-
-def _narrowed(values: Array) -> Array:
-    """Cast to int32 if all values fit, like `partition.narrow`."""
-    if not values.shape[0]:
-        return values
-    xp = array_namespace(values)
-    ((low, high),) = value_ranges(values)
-    return xp.astype(values, xp.int32) if low >= -(2**31) and high < 2**31 else values
 
 
 def _distinct(parts: list[Any], device: FrameDevice) -> Any:

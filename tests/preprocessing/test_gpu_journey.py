@@ -198,7 +198,7 @@ def test_a_log_that_proves_too_large_is_read_again(
     paths = LOGS["texts"](tmp_path)
     cpu = prepared(paths, tmp_path / "cpu", "cpu", *FLAGS)
     journey(monkeypatch, COPIES)
-    monkeypatch.setattr(resident, "_narrowed", out_of_memory)
+    monkeypatch.setattr(resident, "narrow", out_of_memory)
     assert_equal(prepared(paths, tmp_path / "gpu", "cuda", *FLAGS), cpu)
     assert "does not fit in the GPU's memory; reading it again" in " ".join(capsys.readouterr().out.split())
 

@@ -247,13 +247,15 @@ extern "C" __global__ void value_ranges(i64 n_threads, i64 n_rows, const void *a
   }
 }
 
-// Sort keys: up to three columns, each from its least value on, the first one in the highest bits.
+// Sort keys: up to three columns, each from its least value on and shifted to its bits.
 extern "C" __global__ void sort_keys(i64 n_rows, const void *a, i64 a_bytes, i64 a_low, i64 a_shift, const void *b,
                                      i64 b_bytes, i64 b_low, i64 b_shift, const void *c, i64 c_bytes, i64 c_low,
-                                     i64 *keys) {
+                                     i64 c_shift, i64 *keys) {
   ELEMENTS(row, n_rows) {
-    i64 key = (load(a, a_bytes, row) - a_low) << a_shift | (load(b, b_bytes, row) - b_low) << b_shift;
-    keys[row] = c ? key | (load(c, c_bytes, row) - c_low) : key;
+    i64 key = (load(a, a_bytes, row) - a_low) << a_shift;
+    if (b) key |= (load(b, b_bytes, row) - b_low) << b_shift;
+    if (c) key |= (load(c, c_bytes, row) - c_low) << c_shift;
+    keys[row] = key;
   }
 }
 

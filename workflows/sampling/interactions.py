@@ -48,8 +48,12 @@ def stable_order(*columns: Array, ranges: Sequence[Range] | None = None) -> Arra
     xp = array_namespace(*columns)
     if not columns[0].shape[0]:
         return xp.zeros(0, dtype=xp.int64, device=device(columns[0]))
+    ranges = ranges or value_ranges(*columns)
+    kernels = gpu_kernels(columns[0])
+    if kernels is not None and sum((high - low).bit_length() for low, high in ranges) <= KEY_BITS:
+        return xp.argsort(kernels.sort_keys(columns, ranges), stable=True)
     order, key, width = None, None, 0
-    for column, (low, high) in zip(columns, ranges or value_ranges(*columns), strict=True):
+    for column, (low, high) in zip(columns, ranges, strict=True):
         bits = (high - low).bit_length()
         if key is not None and width + bits > KEY_BITS:
             order, key, width = _ordered(key, width, order), None, 0

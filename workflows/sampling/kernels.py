@@ -14,7 +14,7 @@ from array_api_compat import array_namespace, device
 from workflows.device.frames import to_host
 from workflows.device.kernels import launch
 from workflows.sampling.candidates import Candidates
-from workflows.sampling.interactions import KEY_BITS, Histories, Range, run_lengths, stable_order
+from workflows.sampling.interactions import Histories, Range, run_lengths, stable_order
 from workflows.sampling.permutation import Permutation
 
 Array = Any  # of CuPy or torch
@@ -36,6 +36,23 @@ def value_ranges(*columns: Array) -> list[Range]:
     return [(((1 << 64) - 1 - low) - _SIGN, high - _SIGN) for low, high in zip(flat[::2], flat[1::2], strict=True)]
 
 
+def sort_keys(columns: Sequence[Array], ranges: Sequence[Range]) -> Array:
+    """The 64-bit keys of `interactions.stable_order`: int64 [N].
+
+    Args:
+        columns: at most three, the last being the most significant; together their ranges fit in `KEY_BITS`.
+    """
+    xp = array_namespace(*columns)
+    given: list[Any] = []
+    width = 0
+    for column, (low, high) in zip(columns, ranges, strict=True):
+        given += [*_typed(_kernel_integers(column)), low, width]
+        width += (high - low).bit_length()
+    keys = xp.empty(columns[0].shape[0], dtype=xp.int64, device=device(columns[0]))
+    launch("sort_keys", keys.shape[0], keys.shape[0], *given, *[None, 0, 0, 0] * (3 - len(columns)), keys)
+    return keys
+
+
 def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range], drop_negative: bool) -> Histories:
     """See `interactions.histories`."""
     xp, rows, here = array_namespace(users), users.shape[0], device(users)
@@ -45,22 +62,7 @@ def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range],
     def integers(n: int, dtype: Any = xp.int64) -> Array:
         return xp.empty(n, dtype=dtype, device=here)
 
-    def sorted_by(*keys: tuple[Array, Range]) -> Array:
-        """Positions that sort rows by up to three keys with their ranges, the first being the most significant."""
-        widths = [(high - low).bit_length() for _, (low, high) in keys]
-        if sum(widths) > KEY_BITS:
-            return stable_order(*(column for column, _ in keys[::-1]), ranges=[bounds for _, bounds in keys[::-1]])
-        shifts = [sum(widths[number + 1 :]) for number in range(len(keys))]
-        given = [
-            part
-            for (column, (low, _)), shift in zip(keys, shifts, strict=True)
-            for part in (*_typed(column), low, shift)
-        ]
-        packed = integers(keys[0][0].shape[0])
-        launch("sort_keys", packed.shape[0], packed.shape[0], *(given + [None, 0, 0, 0] * (3 - len(keys)))[:11], packed)
-        return xp.argsort(packed, stable=True)
-
-    order = sorted_by((users, ranges[0]), (items, ranges[1]), (times, ranges[2]))
+    order = stable_order(times, items, users, ranges=ranges[::-1])
     flags = xp.empty((2, rows), dtype=xp.int64, device=here)
     launch("first_rows", rows, rows, order, *columns[:4], int(drop_negative), flags)
     sums = xp.cumulative_sum(flags, axis=1)
@@ -69,7 +71,7 @@ def histories(users: Array, items: Array, times: Array, ranges: Sequence[Range],
     owners, own_items, own_times = integers(n_pairs), integers(n_pairs, items.dtype), integers(n_pairs, times.dtype)
     launch("histories", rows, rows, order, sums, *columns, distinct, starts, owners, own_items, own_times)
     del order, flags, sums  # 40 bytes a row, before the second sort takes as many
-    by_time = sorted_by((owners, (0, n_users)), (own_times, ranges[2])) if n_pairs else integers(0)
+    by_time = stable_order(own_times, owners, ranges=(ranges[2], (0, n_users)))
     return Histories(distinct, run_lengths(starts, n_pairs), starts, owners, own_items, own_times, by_time)
 
 
