@@ -122,6 +122,18 @@ def matrix_precision(precision: str, device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision("highest")
 
 
+def matrix_product(a: torch.Tensor, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The product of two matrices of one dtype, summed in float32 and returned in another dtype.
+
+    On a CPU, where float16 products may be summed in float16, in float32 throughout.
+    """
+    import torch
+
+    if a.device.type != "cuda":
+        return (a.float() @ b.float()).to(dtype)
+    return a @ b if a.dtype == dtype else torch.mm(a, b, out_dtype=dtype)
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether bfloat16 matrix products beat float32: on a GPU, and on a CPU with matrix tiles (AMX).
 

@@ -1,0 +1,115 @@
+"""Constants of the fused step's kernels for a network and a group size. No Triton."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+
+from model.network.neumf import NeuMFConfig
+
+MAX_WIDTH = 256  # of levels from the second on, whose activations of a tile are held whole
+_LEAST = 16  # units a side of a matrix product in Triton
+_SCALE = {torch.float16: 256.0}  # keeps gradients of single samples within float16's range
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Size of a tile, and how it is compiled.
+
+    Attributes:
+        rows: samples, of which as many are in use as make whole groups.
+        block: units of the first level computed at a time.
+        warps: of 32 threads.
+        registers: most per thread; None leaves it to the compiler.
+    """
+
+    rows: int = 64
+    block: int = 64
+    warps: int = 4
+    registers: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Constants of the kernels for batches of one group size.
+
+    Attributes:
+        widths: of the hidden layers, padded. A padded unit has weights and output 0, so its gradients are 0.
+        factors: of GMF, padded.
+        group: consecutive samples that share a user; 1: each sample by itself.
+        kind: dtype of activations, of their gradients and of the operands of products.
+        products: "ieee" or "tf32", the operands of float32 products.
+    """
+
+    widths: tuple[int, ...]
+    factors: int
+    group: int
+    kind: torch.dtype
+    products: str
+    tile: Tile
+
+    @staticmethod
+    def of(config: NeuMFConfig, group: int, precision: str, tile: Tile) -> Plan:
+        kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
+        return Plan(
+            widths=tuple(map(padded, config.layers[1:])),
+            factors=padded(config.factors),
+            group=group if 2 * group <= tile.rows else 1,  # a group of more than half a tile would leave much unused
+            kind=kind,
+            products="tf32" if precision == "tf32" else "ieee",
+            tile=tile,
+        )
+
+    @property
+    def scale(self) -> float:
+        """Gradients within the kernels are those of the summed loss times this."""
+        return _SCALE.get(self.kind, 1.0)
+
+    @property
+    def units_at(self) -> tuple[int, ...]:
+        """Where each level's units begin, and where the last level's end."""
+        return (0, *accumulate(self.widths))
+
+    @property
+    def weights_at(self) -> tuple[int, ...]:
+        """Where the weights between each level and the next begin."""
+        return (0, *accumulate(a * b for a, b in pairwise(self.widths)))
+
+    @property
+    def samples_per_tile(self) -> int:
+        return self.tile.rows // self.group * self.group
+
+    @property
+    def sums(self) -> int:
+        """Numbers that a tile sums over its samples: loss, biases, and the weights of the head."""
+        return 2 + self.units_at[-1] + self.widths[-1] + self.factors
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """Compile-time arguments of `kernels.tile_step`."""
+        return {
+            "WIDTHS": self.widths,
+            "WEIGHTS_AT": self.weights_at,
+            "UNITS_AT": self.units_at,
+            "FACTORS": self.factors,
+            "GROUP": self.group,
+            "SLOTS": padded(self.tile.rows // self.group + 1) if self.group > 1 else _LEAST,
+            "ROWS": self.tile.rows,
+            "BLOCK": min(self.tile.block, self.widths[0]),
+            "SCALE": self.scale,
+            "PRODUCTS": self.products,
+        }
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Compiler options of `kernels.tile_step`."""
+        more = {} if self.tile.registers is None else {"maxnreg": self.tile.registers}
+        return {"num_warps": self.tile.warps, **more}
+
+
+def padded(width: int) -> int:
+    """The next power of two, at least 16."""
+    return max(_LEAST, 1 << (width - 1).bit_length())
