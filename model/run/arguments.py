@@ -268,9 +268,12 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
         "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or as set by --amp)"
     )
     group.add_argument("--compile", action="store_true", help="compile the network (torch.compile)")
+    group.add_argument("--cuda-graphs", action="store_true", help="launch a step as one CUDA graph (GPU only)")
     group.add_argument(
-        "--cuda-graphs", action="store_true", help="launch the gradients of a batch as one CUDA graph (GPU only)"
-    )
+        "--step", choices=CHOICES["step"], default=train.step,
+        help="how a GPU computes a step: fused: in a few Triton kernels; torch: by torch's operators; auto: fused "
+        "where it applies and passes a check at the start",
+    )  # fmt: skip
     group.add_argument("--patience", type=int, metavar="N", help="stop after N epochs without improvement")
 
 

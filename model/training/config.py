@@ -14,6 +14,7 @@ CHOICES = {
     "loader": ("merlin", "memory"),
     "loss": ("bce", "softmax", "bce-all"),
     "schedule": ("constant", "cosine"),
+    "step": ("auto", "fused", "torch"),
 }
 MEMBERS = ("softmax", "bce-all", "item-item")
 
@@ -38,6 +39,7 @@ class TrainConfig:
     precision: str | None = None
     compile: bool = False
     cuda_graphs: bool = False
+    step: str = "auto"
     patience: int | None = None
     eval: str = "sampled"
     validation: str = "none"
@@ -82,7 +84,7 @@ class TrainConfig:
             wrong.append("--members come with their own penalties and recency; leave out --weight_decay and --recency")
         ignored: list[str] = []
         if self.all_items_loss or self.members:
-            ignored += ["negatives", "negative_samples", "grads_accumulated", "compile", "cuda_graphs"]
+            ignored += ["negatives", "negative_samples", "grads_accumulated", "compile", "cuda_graphs", "step"]
         if self.members:
             ignored += ["patience", "threshold"]
         for name in ignored:

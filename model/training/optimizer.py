@@ -15,6 +15,17 @@ def adam(model: NeuMF, config: TrainConfig) -> torch.optim.Adam:
     return torch.optim.Adam(model.parameters(), lr=config.learning_rate, betas=betas, eps=config.eps, fused=True)
 
 
+def create_state(optimizer: torch.optim.Adam) -> None:
+    """The state that torch creates in the first step: steps counted on the device in float32, and both moments."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
+
+
 def shared_gradients(model: NeuMF) -> Tensor:
     """One flat tensor backing the gradients of all parameters, so that a single all-reduce sums them over the ranks."""
     parameters = list(model.parameters())

@@ -15,6 +15,7 @@ from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
 from model.training.cuda_graph import GradientGraph
+from model.training.fused.choice import fused_training
 from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
 from model.training.torch_step import CHUNK_SAMPLES, TorchStep
@@ -22,6 +23,7 @@ from workflows.device.torch_device import graph_capture, matrix_precision, mixed
 
 if TYPE_CHECKING:
     from model.compiled.step import CompiledStep
+    from model.training.fused.training import FusedTraining
 
 # Minimum work per thread, in multiplications of the hidden layers or equivalents.
 _THREAD_WORK = 350_000_000
@@ -31,8 +33,8 @@ _SAMPLE_WORK = 10_000  # per sample, besides the layers
 class Step:
     """Steps of Adam on the mean loss over all ranks.
 
-    On a CPU compiled loops compute them if possible (`model.compiled.step`), otherwise torch
-    (`model.training.torch_step`).
+    On a CPU compiled loops compute them if possible (`model.compiled.step`), on a GPU fused kernels
+    (`model.training.fused`), otherwise torch (`model.training.torch_step`).
     """
 
     def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, compiled: bool = True) -> None:
@@ -41,17 +43,25 @@ class Step:
             compiled: whether compiled loops may be used.
 
         Raises:
-            UserError: the device does not support the requested precision or CUDA graphs.
+            UserError: the device does not support the requested precision, CUDA graphs or the fused step.
         """
         self.model, self.world = model, world
         self.optimizer = adam(model, config)
         self.precision = resolve_precision(config.amp, config.precision, world.device)
         dtype = mixed_dtype(self.precision)
-        # Only float16 needs loss scaling; bfloat16 has float32's range.
-        self._scaler = torch.amp.GradScaler(world.device.type, enabled=dtype is torch.float16)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self.threads = _threads(model, config.batch_size // world.size)
         self._compiled = _compiled_step(model, config, world, dtype, self.threads) if compiled else None
+        self._fused = None
+        if self._compiled is None:
+            self._fused = fused_training(model, self.optimizer, config, world, self.precision)
+        # Only float16 needs loss scaling; bfloat16 has float32's range, and the fused step scales by itself.
+        scales = dtype is torch.float16 and self._fused is None
+        self._scaler = torch.amp.GradScaler(world.device.type, enabled=scales)
+        self._on_batch: Callable[[Batch, Tensor], Tensor]
+        if self._fused is not None:
+            self._on_batch = GradientGraph(self._fused, capture) if capture is not None else self._fused
+            return
         if self._compiled is None or world.size > 1:
             self._gradients = shared_gradients(model)
         if self._compiled is None:
@@ -63,7 +73,7 @@ class Step:
                 piece = -(-config.batch_size // world.size // config.grads_accumulated)
                 chunk = min(chunk, piece) if chunk is not None else piece
             of_batch = TorchStep(model, chunk, autocast, config.compile).gradients
-            self._torch = GradientGraph(of_batch, capture) if capture is not None else of_batch
+            self._on_batch = GradientGraph(of_batch, capture) if capture is not None else of_batch
 
     def __call__(self, batch: Batch | None, samples: int) -> Tensor:
         """
@@ -73,8 +83,17 @@ class Step:
         Returns:
             The summed loss of this rank's samples, a scalar on the device (no host sync).
         """
+        local = batch if batch is not None and len(batch) else None
+        if self._fused is not None:
+            with matrix_precision("tf32", self.world.device):
+                return self._fused_step(self._fused, local, samples)
         with matrix_precision(self.precision, self.world.device):
-            return self._step(batch if batch is not None and len(batch) else None, samples)
+            return self._step(local, samples)
+
+    def _fused_step(self, fused: FusedTraining, local: Batch | None, samples: int) -> Tensor:
+        fused.rate.fill_(self.optimizer.param_groups[0]["lr"])
+        weight = torch.full((), 1.0 / samples, device=self.world.device)
+        return fused(None, weight) if local is None else self._on_batch(local, weight)
 
     def _step(self, local: Batch | None, samples: int) -> Tensor:
         if self._compiled is not None and local is not None and self.world.size == 1:
@@ -90,7 +109,7 @@ class Step:
         else:
             scale = self._scaler.scale(torch.ones((), device=self.world.device))  # initialised on first use
             if local is not None:
-                loss = self._torch(local, scale / samples)
+                loss = self._on_batch(local, scale / samples)
         self.world.sum(self._gradients)
         self._scaler.step(self.optimizer)
         self._scaler.update()

@@ -255,6 +255,13 @@ def graph_capture(device: torch.device) -> Callable[[Callable[[], T]], tuple[Cal
     return capture
 
 
+def gpu_capability(device: torch.device) -> tuple[int, int] | None:
+    """Compute capability of a GPU, (9, 0) for Hopper; None for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
 def gpu_name(device: torch.device) -> str:
     """The name by which the driver knows a GPU ("NVIDIA A100-SXM4-40GB"); "CPU" for a CPU."""
     import torch

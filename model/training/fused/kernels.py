@@ -79,7 +79,8 @@ def _level(
     x += tl.load(small + UNITS_AT[LEVEL] + units)[None, :]
     keep = _kept(keys, UNITS_AT[LEVEL] + units, limit) & (x > 0) & valid[:, None]
     z = _rounded(tl.where(keep, x * scale_up, 0.0), kind, PRODUCTS)
-    if LEVEL == len(WIDTHS) - 1:
+    LAST: tl.constexpr = len(WIDTHS) - 1
+    if LEVEL == LAST:
         head = tl.load(small + UNITS_AT[LEVEL + 1] + units)
         d_logits = _loss(gmf + tl.sum(z.to(tl.float32) * head[None, :], 1), rows, valid, labels, part, SCALE)
         weighted = _rounded(one_hot.to(tl.float32) * d_logits[None, :], kind, PRODUCTS)

@@ -6,10 +6,13 @@ Roundings matter because they decide which units ReLU lets through.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from model.data.batch import Batch
 from model.training.fused.plan import Plan
 
 _MASK = (1 << 32) - 1
@@ -39,68 +42,94 @@ def rounded(x: Tensor, plan: Plan) -> Tensor:
 
 
 class _Rounding(torch.autograd.Function):
-    """Round float64 values as the step does; gradients pass unchanged."""
+    """Rounds float64 values as the step does that stores them (or, as the operands of products); gradients pass."""
 
     @staticmethod
-    def forward(context: object, x: Tensor, plan: Plan, to: str) -> Tensor:
+    def forward(context: Any, x: Tensor, plan: Plan, operands: bool) -> Tensor:
         given = x.float()
-        return (rounded(given, plan) if to == "product" else given.to(plan.kind)).double()
+        return (rounded(given, plan) if operands else given.to(plan.kind)).double()
 
     @staticmethod
-    def backward(context: object, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return gradients[0], None, None
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """Of a batch of n samples, in float64; gradients are of a weight times the summed loss.
+
+    Attributes:
+        loss: summed.
+        gradients: by the parameter's name.
+        acts: outputs of each hidden layer, [n, width].
+        d_levels: gradients of each hidden layer before ReLU, [n, width].
+        d_logits: [n].
+    """
+
+    loss: Tensor
+    gradients: dict[str, Tensor]
+    acts: list[Tensor]
+    d_levels: list[Tensor]
+    d_logits: Tensor
 
 
 def replay(
     parameters: Mapping[str, Tensor],
-    users: Tensor,
-    items: Tensor,
-    labels: Tensor,
+    batch: Batch,
     plan: Plan,
     dropout: tuple[int, int],
     scale_up: float,
     weight: float,
     samples: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The summed loss, and the gradients of `weight` times it by the parameter's name, in float64.
-
+) -> Replayed:
+    """
     Args:
         parameters: of `NeuMF`, by name.
-        users, items, labels: [n].
         dropout: seed, and the rate times 2**32.
         scale_up: multiplies the units that are kept.
-        samples: positions in the step's batch, int64 [n]; None for 0 … n - 1.
+        samples: positions of the samples in the step's batch, int64 [n]; None for 0 … n - 1.
     """
     found = {name: value.detach().double().requires_grad_() for name, value in parameters.items()}
-    users, items = users.long(), items.long()
-    samples = torch.arange(len(items), device=items.device) if samples is None else samples
-    stored, operand = (lambda x, to=to: _Rounding.apply(x, plan, to) for to in ("stored", "product"))
-    depth = sum(name.startswith("mlp.") and name.endswith(".weight") for name in found)
-    by_user, by_item = stored(found["mlp.0.weight"]).chunk(2, dim=1)
-    x = stored(stored(found["mlp_user_embed.weight"])[users] @ by_user.T)
-    x = x + stored(stored(found["mlp_item_embed.weight"])[items] @ by_item.T)
-    hidden = x
-    for level in range(depth):
-        x = (hidden @ stored(found[f"mlp.{level}.weight"]).T if level else x) + found[f"mlp.{level}.bias"]
-        units = torch.arange(x.shape[1], device=x.device) + plan.units_at[level]
-        scaled = _Single.apply(torch.relu(x), scale_up)
-        hidden = operand(scaled * kept(*dropout, samples, units))
-    gmf = stored(found["mf_user_embed.weight"])[users] * stored(found["mf_item_embed.weight"])[items]
-    logits = torch.cat((gmf, hidden), dim=1) @ found["final.weight"][0] + found["final.bias"]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels.double(), reduction="sum")
-    names = list(found)
-    gradients = torch.autograd.grad(loss * weight, [found[name] for name in names])
-    return loss.detach(), dict(zip(names, gradients, strict=True))
+    users, items = batch.users.long(), batch.items.long()
+    samples = torch.arange(len(batch), device=items.device) if samples is None else samples
+
+    def stored(name: str) -> Tensor:
+        return _Rounding.apply(found[name], plan, False)
+
+    by_user, by_item = stored("mlp.0.weight").chunk(2, dim=1)
+    first = (stored("mlp_user_embed.weight")[users] @ by_user.T, stored("mlp_item_embed.weight")[items] @ by_item.T)
+    x = sum(_Rounding.apply(part, plan, False) for part in first)
+    acts: list[Tensor] = []
+    levels: list[Tensor] = []
+    for level, begin in enumerate(plan.units_at[:-1]):
+        x = (acts[-1] @ stored(f"mlp.{level}.weight").T if level else x) + found[f"mlp.{level}.bias"]
+        units = torch.arange(x.shape[1], device=x.device) + begin
+        scaled = _Scaling.apply(torch.relu(x), scale_up) * kept(*dropout, samples, units)
+        acts.append(_Rounding.apply(scaled, plan, True))
+        levels.append(x)
+    gmf = stored("mf_user_embed.weight")[users] * stored("mf_item_embed.weight")[items]
+    logits = torch.cat((gmf, acts[-1]), dim=1) @ found["final.weight"][0] + found["final.bias"]
+    loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.double(), reduction="sum")
+    wanted = [*found.values(), *levels, logits]
+    gradients = torch.autograd.grad(loss * weight, wanted)
+    n = len(found)
+    return Replayed(
+        loss=loss.detach(),
+        gradients=dict(zip(found, gradients[:n], strict=True)),
+        acts=[act.detach() for act in acts],
+        d_levels=list(gradients[n:-1]),
+        d_logits=gradients[-1],
+    )
 
 
-class _Single(torch.autograd.Function):
-    """A product by a number, rounded to float32 as the kernel's is."""
+class _Scaling(torch.autograd.Function):
+    """Multiplies by a number in float32, as the kernel does."""
 
     @staticmethod
-    def forward(context: object, x: Tensor, factor: float) -> Tensor:
-        context.factor = factor  # type: ignore[attr-defined]
+    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+        context.factor = factor
         return (x.float() * torch.tensor(factor, dtype=torch.float32)).double()
 
     @staticmethod
-    def backward(context: object, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] * context.factor, None  # type: ignore[attr-defined]
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * context.factor, None

@@ -37,14 +37,14 @@ class TableAdam:
     optimizer: torch.optim.Adam
     rate: Tensor
 
-    def arguments(self, parameter: nn.Parameter) -> tuple[Any, ...]:
+    def arguments(self, parameter: Tensor) -> tuple[Any, ...]:
         """The last arguments of `kernels.segment_sum`."""
         (group,) = self.optimizer.param_groups
         state = self.optimizer.state[parameter]
         moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
         return (*moments, self.rate, *group["betas"], group["eps"])
 
-    def advance(self, parameters: Sequence[nn.Parameter]) -> None:
+    def advance(self, parameters: Sequence[Tensor]) -> None:
         """Count a step of these tables, before their sums."""
         torch._foreach_add_([self.optimizer.state[parameter]["step"] for parameter in parameters], 1.0)
 
@@ -56,7 +56,8 @@ class FusedStep:
     """Gradients of a batch, in each parameter's `grad`; of a network without side features, with a hidden layer.
 
     Attributes:
-        tables: the parameters that a `TableAdam` takes; they have no `grad` then.
+        tables: the parameters that a `TableAdam` takes; they need no `grad` then.
+        dropout, scale_up: as `kernels.tile_step` takes them; each batch has its own seed.
     """
 
     def __init__(
@@ -72,11 +73,10 @@ class FusedStep:
         self.tables = (model.mf_user_embed.weight, model.mf_item_embed.weight, model.mlp_user_embed.weight)
         config, tile = model.config, tile or Tile()
         self._plans = {size: Plan.of(config, size, precision, tile) for size in {group, 1}}
-        self._plan = self._plans[group]
-        plan, device = self._plan, model.final.weight.device
+        plan, device = self._plans[group], model.final.weight.device
         rate = min((1 << 32) - 1, round(config.dropout * 2**32))
         self.dropout = torch.tensor([0, rate], dtype=torch.int64, device=device)
-        self._scale_up = 1.0 / (1.0 - config.dropout)
+        self.scale_up = 1.0 / (1.0 - config.dropout)
         width = config.layers[0] // 2
         self._by_user, self._by_item = torch.zeros((2, plan.widths[0], width), dtype=plan.kind, device=device)
         # At least one element, for networks with one hidden layer.
@@ -86,12 +86,16 @@ class FusedStep:
         self._bounds = {n: torch.arange(n + 1, dtype=_id_type(n), device=device) for n in self._sizes}
 
     @property
+    def _layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.model.mlp if isinstance(layer, nn.Linear)]
+
+    @property
     def _sizes(self) -> tuple[int, int]:
         return self.model.config.n_users, self.model.config.n_items
 
     def _views(self, plan: Plan, width: int) -> tuple[list[Tensor], list[Tensor]]:
         """Where the kernels find the layers' parameters, and these parameters."""
-        model, layers = self.model, list(self.model.mlp)
+        model, layers = self.model, self._layers
         first = layers[0].weight
         head = plan.units_at[-1]
         pairs = [(self._by_user, first[:, :width]), (self._by_item, first[:, width:])]
@@ -120,7 +124,7 @@ class FusedStep:
         Returns:
             The summed loss, a scalar on the device.
         """
-        plan = self._plans.get(batch.group_size) or self._plans[1]
+        plan = self.plan(batch.group_size)
         tiles = self.tiles(batch, plan, fill)
         unit = weight.reshape(1).float() / plan.scale
         if self._adam is not None:
@@ -128,12 +132,18 @@ class FusedStep:
         sums = tiles.parts.sum(0)
         by_user, by_item = self._sorted(tiles.users, self._sizes[0]), self._sorted(batch.items, self._sizes[1])
         model, gmf_head = self.model, self._small[plan.units_at[-1] + plan.widths[-1] :]
-        self._sum_rows(model.mf_item_embed.weight, tiles.user_gmf, by_item, unit, (tiles.d_logits, plan.group, gmf_head))
+        self._sum_rows(
+            model.mf_item_embed.weight, tiles.user_gmf, by_item, unit, (tiles.d_logits, plan.group, gmf_head)
+        )
         self._sum_rows(model.mf_user_embed.weight, tiles.d_user_gmf, by_user, unit, rows_each=_ROWS_OF_A_USER)
         gmf_done()
         self._mlp_gradients(tiles, by_user, by_item, unit)
         self._small_gradients(plan, sums * unit)
         return sums[0]
+
+    def plan(self, group: int) -> Plan:
+        """How batches of a group size are computed."""
+        return self._plans.get(group) or self._plans[1]
 
     def tiles(self, batch: Batch, plan: Plan, fill: float | None = None) -> Tiles:
         """Run the tile kernel on a batch: all that its gradients are made of."""
@@ -165,7 +175,7 @@ class FusedStep:
         kernels.tile_step[(len(tiles.parts),)](
             *(batch.items, batch.labels, item_first, user_first, item_gmf, user_gmf, self._weights, self._small),
             *(self.dropout, tiles.acts, tiles.grads, tiles.d_logits, tiles.d_user_first, tiles.d_user_gmf, tiles.parts),
-            *(n, self._scale_up),
+            *(n, self.scale_up),
             **plan.constants,
             **plan.options,
         )
@@ -186,7 +196,7 @@ class FusedStep:
 
     def _sum_rows(
         self,
-        table: nn.Parameter,
+        table: Tensor,
         rows: Tensor,
         order: tuple[Tensor, Tensor],
         unit: Tensor,
@@ -199,8 +209,7 @@ class FusedStep:
             weighted: factors of the rows, samples that share a row, and weights of the columns.
         """
         adam = self._adam.arguments(table) if self._adam is not None else _NO_ADAM
-        out = table.detach() if self._adam is not None else table.grad
-        assert out is not None
+        out = table.detach() if self._adam is not None else _gradient(table)
         _sum_rows(out, rows, order, unit, adam, weighted, rows_each)
 
     def _mlp_gradients(
@@ -208,32 +217,31 @@ class FusedStep:
     ) -> None:
         """The gradients of the MLP's embeddings and weights."""
         plan, model = tiles.plan, self.model
-        layers, width = list(model.mlp), model.config.layers[0] // 2
+        layers, width = self._layers, model.config.layers[0] // 2
         d_user_first = tiles.d_user_first if plan.group > 1 else tiles.level(tiles.grads, 0)
         d_users = matrix_product(d_user_first, self._by_user, plan.kind)
         self._sum_rows(model.mlp_user_embed.weight, d_users, by_user, unit, rows_each=_ROWS_OF_A_USER)
         # In float32: the sum of many samples' gradients could exceed float16's range.
         d_item_first = torch.empty((self._sizes[1], plan.widths[0]), device=unit.device)
         _sum_rows(d_item_first, tiles.level(tiles.grads, 0), by_item, unit, _NO_ADAM, None, _SUMMED_ROWS)
-        items = model.mlp_item_embed.weight
-        torch.mm(d_item_first, self._by_item.float(), out=items.grad)
-        first = layers[0].weight.grad
+        items, first = model.mlp_item_embed.weight, _gradient(layers[0].weight)
+        torch.mm(d_item_first, self._by_item.float(), out=_gradient(items))
         by_users = matrix_product(d_user_first.T, tiles.user_rows, torch.float32)
         torch.mul(_corner(by_users, first[:, :width]), unit, out=first[:, :width])
         first[:, width:].copy_(_corner(matrix_product(d_item_first.T, items.detach(), torch.float32), first[:, width:]))
         for level, layer in enumerate(layers[1:], start=1):
             below = tiles.level(tiles.acts, level - 1)
             product = matrix_product(tiles.level(tiles.grads, level).T, below, torch.float32)
-            torch.mul(_corner(product, layer.weight), unit, out=layer.weight.grad)
+            torch.mul(_corner(product, layer.weight), unit, out=_gradient(layer.weight))
 
     def _small_gradients(self, plan: Plan, sums: Tensor) -> None:
         """The gradients of biases and of the head, from the sums over all tiles."""
         model, factors = self.model, self.model.config.factors
-        head, bias = model.final.weight.grad, model.final.bias.grad
-        assert head is not None and bias is not None
+        head = _gradient(model.final.weight)[0]
         at = 2 + plan.units_at[-1]
-        outs = [bias, head[0, factors:], head[0, :factors], *(layer.bias.grad for layer in model.mlp)]
-        starts = [1, at, at + plan.widths[-1], *(2 + begin for begin in plan.units_at[:-1])]
+        biases = [_gradient(layer.bias) for layer in (model.final, *self._layers)]
+        outs = [head[factors:], head[:factors], *biases]
+        starts = [at, at + plan.widths[-1], 1, *(2 + begin for begin in plan.units_at[:-1])]
         torch._foreach_copy_(outs, [_corner(sums[begin:], out) for begin, out in zip(starts, outs, strict=True)])
 
 
@@ -293,6 +301,11 @@ def _sum_rows(
         STRIDE=rows.shape[1], WIDTH=width, PADDED=_power(width), GROUP=group, ROWS=rows_each,
         WEIGHTED=weighted is not None, ADAM=adam is not _NO_ADAM,
     )  # fmt: skip
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _id_type(n: int) -> torch.dtype:

@@ -1,0 +1,173 @@
+"""The start-up check of the fused step: on this device, against float64, before training relies on it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from model.data.batch import Batch
+from model.network.neumf import NeuMF, NeuMFConfig
+from model.training.fused.plan import Plan, Tile
+from model.training.fused.replay import Replayed, replay
+from model.training.fused.step import FusedStep, TableAdam, Tiles
+from model.training.optimizer import create_state
+from workflows.device.torch_device import rng_state, set_rng_state
+
+_N_USERS, _N_ITEMS = 37, 23  # few, so that sums have several rows
+_WEIGHT = 1 / 64
+# Relative to the largest element of a tensor: several times the roundings of gradients, which are not replayed.
+_TOLERANCE = {"fp16": 4e-3, "bf16": 2e-2, "tf32": 4e-3, "fp32": 2e-5}
+
+
+class DifferenceError(Exception):
+    """The fused step computes something else than it should; the message says what."""
+
+
+def check_fused_step(
+    config: NeuMFConfig, group: int, precision: str, tile: Tile, batch: int, device: torch.device
+) -> None:
+    """Check the step for a network of this shape, on small tables.
+
+    Tiles that are ragged, with dropout: every gradient against float64, a step of Adam, no element left unwritten,
+    twice the same bits. Then the first, middle and last tile of a full batch.
+
+    Args:
+        batch: samples of a step.
+
+    Raises:
+        DifferenceError: something differs. Compilers and the device raise errors of their own.
+    """
+    network = _network(replace(config, n_users=_N_USERS, n_items=_N_ITEMS), device)
+    before = rng_state(device)
+    try:
+        for size in sorted({group, 1}):
+            step = FusedStep(network, group, precision, tile)
+            plan = step.plan(size)
+            n_groups = 2 * (plan.samples_per_tile // plan.group) + 1
+            _check_gradients(step, _batch(n_groups * size, size, device), plan, precision)
+        _check_adam(network, group, precision, tile, device)
+        _check_large(
+            FusedStep(network, group, precision, tile), _batch(batch // group * group, group, device), precision
+        )
+    finally:
+        set_rng_state(device, before)
+
+
+def _network(config: NeuMFConfig, device: torch.device) -> NeuMF:
+    """A network in which sums are exact in every precision, so that roundings do not decide what ReLU lets through.
+
+    Parameters are multiples of 1/4, many of them 0; biases are odd multiples of 1/256, so that nothing is 0 before
+    ReLU.
+    """
+    draw = torch.Generator().manual_seed(1)
+    network = NeuMF(config, draw)
+    for parameter in network.parameters():
+        with torch.no_grad():
+            parameter.copy_(torch.randint(-2, 3, parameter.shape, generator=draw) / 4)
+            if parameter.ndim == 1:
+                parameter.div_(4).add_(1 / 256)
+            elif parameter.shape[1] > 32:  # a few dozen terms
+                parameter.mul_(torch.rand(parameter.shape, generator=draw) < 32 / parameter.shape[1])
+    network.to(device)
+    for parameter in network.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    return network
+
+
+def _batch(n: int, group: int, device: torch.device) -> Batch:
+    """Samples of all users and items, the first of a group with label 1."""
+    draw = torch.Generator().manual_seed(2)
+    users = torch.randint(_N_USERS, (n // group,), generator=draw, dtype=torch.int32).repeat_interleave(group)
+    items = torch.randint(_N_ITEMS, (n,), generator=draw, dtype=torch.int32)
+    labels = (torch.arange(n) % group == 0).float()
+    return Batch.from_columns((column.to(device) for column in (users, items, labels)), group)
+
+
+def _run(step: FusedStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss and gradients, with the same dropout each time."""
+    torch.manual_seed(3)
+    weight = torch.tensor(_WEIGHT, device=batch.labels.device)
+    loss = step.gradients(batch, weight, fill=torch.nan)
+    return loss.clone(), {name: _gradient(each) for name, each in step.model.named_parameters()}
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.clone()
+
+
+def _replay(step: FusedStep, batch: Batch, plan: Plan, samples: Tensor | None = None) -> Replayed:
+    seed, limit = step.dropout.tolist()
+    parameters = dict(step.model.named_parameters())
+    return replay(parameters, batch, plan, (seed, limit), step.scale_up, _WEIGHT, samples)
+
+
+def _check_gradients(step: FusedStep, batch: Batch, plan: Plan, precision: str) -> None:
+    loss, gradients = _run(step, batch)
+    expected = _replay(step, batch, plan)
+    _compare("the loss", loss, expected.loss, precision)
+    for name, gradient in gradients.items():
+        _compare(f"the gradient of {name}", gradient, expected.gradients[name], precision)
+    again_loss, again = _run(step, batch)
+    for name, one, other in [("the loss", loss, again_loss), *((name, gradients[name], again[name]) for name in again)]:
+        if not torch.equal(one, other):
+            raise DifferenceError(f"{name} has other bits when it is computed again")
+
+
+def _check_adam(network: NeuMF, group: int, precision: str, tile: Tile, device: torch.device) -> None:
+    """A step of Adam within the sums, against torch's on the same gradients."""
+    batch = _batch(3 * group, group, device)
+    _, gradients = _run(FusedStep(network, group, precision, tile), batch)
+    fused, plain = (NeuMF(network.config).to(device) for _ in range(2))
+    optimizers = []
+    for each in (fused, plain):
+        each.load_state_dict(network.state_dict())
+        optimizers.append(torch.optim.Adam(each.parameters(), lr=0.01, betas=(0.25, 0.5)))
+        create_state(optimizers[-1])
+    for name, parameter in plain.named_parameters():
+        parameter.grad = gradients[name]
+    for parameter in fused.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    adam = TableAdam(optimizers[0], torch.tensor(0.01, device=device))
+    step = FusedStep(fused, group, precision, tile, adam)
+    _run(step, batch)
+    optimizers[1].step()
+    known = dict(plain.named_parameters())
+    for name, parameter in fused.named_parameters():
+        if any(parameter is table for table in step.tables):
+            _compare(f"{name} after a step of Adam", parameter, known[name].double(), "fp32")
+
+
+def _check_large(step: FusedStep, batch: Batch, precision: str) -> None:
+    plan = step.plan(batch.group_size)
+    torch.manual_seed(3)
+    tiles = step.tiles(batch, plan, torch.nan)
+    n, each = len(batch), plan.samples_per_tile
+    for tile in sorted({0, len(tiles.parts) // 2, len(tiles.parts) - 1}):
+        start, stop = tile * each, min(n, (tile + 1) * each)
+        samples = torch.arange(start, stop, device=batch.labels.device)
+        _compare_tile(tiles, tile, samples, _replay(step, batch.cut(start, stop), plan, samples), precision)
+
+
+def _compare_tile(tiles: Tiles, tile: int, samples: Tensor, expected: Replayed, precision: str) -> None:
+    plan, where = tiles.plan, f"tile {tile} of {len(tiles.parts)}"
+    unit = _WEIGHT / plan.scale
+    _compare(f"the loss of {where}", tiles.parts[tile, 0], expected.loss, precision)
+    _compare(f"the logits' gradient in {where}", tiles.d_logits[samples] * unit, expected.d_logits, precision)
+    for level, (d_level, acts) in enumerate(zip(expected.d_levels, expected.acts, strict=True)):
+        width = d_level.shape[1]
+        found = tiles.level(tiles.grads, level)[samples, :width].float() * unit
+        _compare(f"the gradient of hidden layer {level + 1} in {where}", found, d_level, precision)
+        if level < len(plan.widths) - 1:
+            found = tiles.level(tiles.acts, level)[samples, :width]
+            _compare(f"hidden layer {level + 1} in {where}", found, acts, precision)
+
+
+def _compare(what: str, found: Tensor, expected: Tensor, precision: str) -> None:
+    largest = float(expected.detach().abs().max().clamp(min=1e-30))
+    error = float((found.detach().double() - expected.detach()).abs().max()) / largest
+    if not error <= _TOLERANCE[precision]:  # NaN, too
+        raise DifferenceError(f"{what} differs from float64's by {error:.1e} of the largest element, "
+                              f"{_TOLERANCE[precision]:.0e} allowed")  # fmt: skip
