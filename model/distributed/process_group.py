@@ -26,6 +26,9 @@ from workflows.device.torch_device import collective_backend
 
 _PATIENCE = timedelta(minutes=30)  # evaluation on rank 0 alone or a slow disk may keep the others waiting
 _PORT = 29500
+# NVIDIA's images may have a build of torch from before it renamed these.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 SizedItem = TypeVar("SizedItem", bound=Sized)
 
@@ -98,6 +101,23 @@ class ProcessGroup:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def start_reduce_scatter(self, tensor: Tensor) -> Callable[[], None]:
+        """Start summing a flat device tensor over all ranks, in place; each rank gets the sums of its `share` only, the
+        rest keeps its values. Call the result to wait: on the current stream, not on the host, if it is on a GPU.
+
+        Args:
+            tensor: contiguous, its length a multiple of `size`.
+        """
+        if self.size == 1:
+            return lambda: None
+        return _reduce_scatter(tensor[self.share(len(tensor))], tensor, async_op=True).wait
+
+    def start_all_gather(self, tensor: Tensor) -> Callable[[], None]:
+        """Start filling a flat device tensor from every rank's `share` of it, in place; see `start_reduce_scatter`."""
+        if self.size == 1:
+            return lambda: None
+        return _all_gather(tensor, tensor[self.share(len(tensor))], async_op=True).wait
 
     def broadcast(self, tensor: Tensor) -> None:
         """Broadcast a device tensor from rank 0, in place."""

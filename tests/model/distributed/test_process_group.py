@@ -29,6 +29,26 @@ print(mine.tolist(), world.share(10), world.is_first)
     assert third[3] == "[1.0, 1.0] slice(6, 10, None) False"
 
 
+def test_each_rank_sums_and_shares_its_part(in_processes: Callable) -> None:
+    body = """
+first, second = torch.arange(6.0) + 10 * world.rank, torch.full((3,), 1.0 + world.rank)
+waits = [world.start_reduce_scatter(first), world.start_reduce_scatter(second)]
+for wait in waits:
+    wait()
+print(first.tolist(), second.tolist())
+wait = world.start_all_gather(first)
+wait()
+print(first.tolist())
+"""
+    ranks = in_processes(3, body)
+    assert [rank[0] for rank in ranks] == [
+        "[30.0, 33.0, 2.0, 3.0, 4.0, 5.0] [6.0, 1.0, 1.0]",
+        "[10.0, 11.0, 36.0, 39.0, 14.0, 15.0] [2.0, 6.0, 2.0]",
+        "[20.0, 21.0, 22.0, 23.0, 42.0, 45.0] [3.0, 3.0, 6.0]",
+    ]
+    assert [rank[1] for rank in ranks] == ["[30.0, 33.0, 36.0, 39.0, 42.0, 45.0]"] * 3
+
+
 def test_ranks_with_different_numbers_of_batches_stay_in_step(in_processes: Callable) -> None:
     # Rank r has 2 * r batches of r + 1 samples; rank 0 has none.
     body = """
@@ -47,6 +67,10 @@ def test_a_single_process_needs_no_communication() -> None:
     with init_process_group(RankInfo(), CPU) as alone:
         assert (alone.rank, alone.size, alone.is_first) == (0, 1, True)
     assert world.sum(torch.ones(2)).tolist() == [1.0, 1.0]
+    mine = torch.ones(2)
+    for start in (world.start_reduce_scatter, world.start_all_gather):
+        start(mine)()
+        assert mine.tolist() == [1.0, 1.0]
     assert (world.start_sum(3)(), world.broadcast_int(4)) == (3, 4)
     assert [tensor.tolist() for tensor in world.gather(torch.ones(1))] == [[1.0]]
 
