@@ -232,6 +232,7 @@ def _train(
             return selector.evaluate(lambda: Scorer(model))
 
         def on_epoch(training: Training) -> None:
+            training.step.gather_state()
             rng_states = world.gather(rng_state(world.device))
             if writer is not None:
                 writer.epoch(training, rng_states)

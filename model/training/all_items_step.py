@@ -85,6 +85,9 @@ class AllItemsStep:
         self.optimizer.step()
         return loss
 
+    def gather_state(self) -> None:
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

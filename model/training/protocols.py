@@ -35,11 +35,14 @@ class TrainStep(Protocol):
             The summed loss of this rank's samples, a scalar on the device.
         """
 
+    def gather_state(self) -> None:
+        """Make the optimiser's state on this rank whole, if the ranks share it; called by all ranks before a save."""
+
     def state_dict(self) -> dict[str, Any]:
         """State besides the network's and the optimiser's, as JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`."""
+        """Restore the `state_dict` of a step, perhaps one of another class; not called if that is empty."""
 
 
 class EpochLoader(Protocol):

@@ -115,6 +115,9 @@ class Step:
         self._scaler.update()
         return loss
 
+    def gather_state(self) -> None:
+        pass  # every rank has all of it
+
     def state_dict(self) -> dict[str, Any]:
         """The loss scale of float16; empty for other precisions."""
         return self._scaler.state_dict()
