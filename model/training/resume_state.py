@@ -67,15 +67,18 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
     optimizer = training.step.optimizer
     try:
         for name, parameter in training.model.named_parameters():
-            moments = {key: tensors[f"adam.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq")}
-            if any(moment.shape != parameter.shape for moment in moments.values()):
-                raise KeyError(name)
-            optimizer.state[parameter] = {
-                "step": tensors[f"adam.step.{name}"].to(world.device),
-                **{key: moment.to(world.device) for key, moment in moments.items()},
-            }
+            state = optimizer.state[parameter]
+            for key, shape in (("step", ()), ("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape)):
+                saved = tensors[f"adam.{key}.{name}"]
+                if saved.shape != shape:
+                    raise KeyError(name)
+                if key in state:  # perhaps a view of a flat buffer
+                    state[key].copy_(saved)
+                else:
+                    state[key] = saved.to(world.device)
         set_rng_state(world.device, tensors[f"rng.{world.rank}"])
-        training.step.load_state_dict(about["scaler"])
+        if about["scaler"]:  # saved by a step without one otherwise; a new one keeps its defaults
+            training.step.load_state_dict(about["scaler"])
     except (KeyError, RuntimeError, TypeError) as err:
         raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
     training.history = history
