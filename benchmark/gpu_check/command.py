@@ -51,6 +51,7 @@ CHECKS = {
     "arrays": Check("benchmark.gpu_check.arrays", "splits, negatives, ids: array code on CuPy against NumPy", 300),
     "sampling": Check("benchmark.gpu_check.arrays", "negatives: torch tensors against NumPy", 300),
     "steps": Check("benchmark.gpu_check.training", "losses of the same steps: each precision, CUDA graphs, CPU", 600),
+    "fused": Check("benchmark.gpu_check.fused", "the fused step: kernels, parity with the torch step, samples/s", 900),
     "epoch": Check("benchmark.gpu_check.epoch", "a steady epoch of the default loader: no wait, no rows copied", 600),
     "throughput": Check("benchmark.gpu_check.speed", "samples/s of training from memory and of scoring", 900),
     "trace": Check("benchmark.gpu_check.trace", "profiles of steps; share of time the GPU is idle", 600),
@@ -68,7 +69,7 @@ CHECKS = {
 }
 # For a short visit to a GPU, in this order.
 SETS = {
-    "first": ("environment", "arrays", "sampling", "steps", "epoch"),
+    "first": ("environment", "arrays", "sampling", "steps", "fused", "epoch"),
     "speed": ("throughput", "trace"),
     "whole-way": ("preprocessing", "pipeline", "training"),
 }

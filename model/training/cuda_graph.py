@@ -1,4 +1,4 @@
-"""Gradients of a batch as one CUDA graph, so that the GPU does not wait for each kernel to be launched."""
+"""Work on a batch as one CUDA graph, so that the GPU does not wait for each kernel to be launched."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from model.data.batch import Batch
 
 _WARM_UPS = 3  # libraries initialise in their first calls, which cannot be captured
 
-Gradients = Callable[[Batch, Tensor], Tensor]
+Work = Callable[[Batch, Tensor], Tensor]
 
 
-class GradientGraph:
-    """A CUDA graph of a function that adds a batch's gradients to fixed memory (`TorchStep.gradients`).
+class StepGraph:
+    """A CUDA graph of a function of a batch and a scalar that works on fixed memory.
+
+    That is a whole fused step (`FusedTraining`), with the exchange between ranks and Adam; or only the gradients of the
+    torch step (`TorchStep.gradients`), since a GradScaler and torch's all-reduce stay outside of graphs.
 
     Once captured, the graph replays for batches of the first shape seen, which are copied to its input buffers. Before
-    that, and for any other shape (the last batch of an epoch), the function itself is called. The all-reduce, Adam and
-    the gradient scale stay outside the graph, so several ranks and float16 work as without it.
+    that, and for any other shape (the last batch of an epoch), the function itself is called.
     """
 
     def __init__(
-        self, gradients: Gradients, capture: Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+        self, work: Work, capture: Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
     ) -> None:
         """
         Args:
+            work: returns a scalar, the summed loss.
             capture: see `workflows.device.torch_device.graph_capture`.
         """
-        self._gradients, self._capture = gradients, capture
+        self._work, self._capture = work, capture
         self._shape: tuple[int, int] | None = None
         self._warm_ups = 0
         self._replay: Callable[[], None] | None = None
@@ -37,11 +40,11 @@ class GradientGraph:
         shape = (len(batch), batch.group_size)
         self._shape = self._shape or shape
         if shape != self._shape:
-            return self._gradients(batch, weight)
+            return self._work(batch, weight)
         if self._replay is None:
             if self._warm_ups < _WARM_UPS:
                 self._warm_ups += 1
-                return self._gradients(batch, weight)
+                return self._work(batch, weight)
             self._replay = self._record(batch, weight)
         for fixed, given in zip((*self._batch.columns, self._weight), (*batch.columns, weight), strict=True):
             fixed.copy_(given)
@@ -53,5 +56,5 @@ class GradientGraph:
             Batch.from_columns(map(Tensor.clone, batch.columns), batch.group_size),
             weight.clone(),
         )
-        replay, self._loss = self._capture(lambda: self._gradients(self._batch, self._weight))
+        replay, self._loss = self._capture(lambda: self._work(self._batch, self._weight))
         return replay

@@ -14,7 +14,7 @@ from model.data.batch import Batch
 from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF
 from model.training.config import TrainConfig
-from model.training.cuda_graph import GradientGraph
+from model.training.cuda_graph import StepGraph
 from model.training.fused.choice import fused_training
 from model.training.optimizer import adam, shared_gradients
 from model.training.threads import PARAMETER_WORK, worthwhile_threads
@@ -51,16 +51,14 @@ class Step:
         dtype = mixed_dtype(self.precision)
         capture = graph_capture(world.device) if config.cuda_graphs else None
         self.threads = _threads(model, config.batch_size // world.size)
+        self._fused = fused_training(model, self.optimizer, config, world, self.precision)
         self._compiled = _compiled_step(model, config, world, dtype, self.threads) if compiled else None
-        self._fused = None
-        if self._compiled is None:
-            self._fused = fused_training(model, self.optimizer, config, world, self.precision)
         # Only float16 needs loss scaling; bfloat16 has float32's range, and the fused step scales by itself.
         scales = dtype is torch.float16 and self._fused is None
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=scales)
         self._on_batch: Callable[[Batch, Tensor], Tensor]
         if self._fused is not None:
-            self._on_batch = GradientGraph(self._fused, capture) if capture is not None else self._fused
+            self._on_batch = StepGraph(self._fused, capture) if capture is not None else self._fused
             return
         if self._compiled is None or world.size > 1:
             self._gradients = shared_gradients(model)
@@ -73,7 +71,7 @@ class Step:
                 piece = -(-config.batch_size // world.size // config.grads_accumulated)
                 chunk = min(chunk, piece) if chunk is not None else piece
             of_batch = TorchStep(model, chunk, autocast, config.compile).gradients
-            self._on_batch = GradientGraph(of_batch, capture) if capture is not None else of_batch
+            self._on_batch = StepGraph(of_batch, capture) if capture is not None else of_batch
 
     def __call__(self, batch: Batch | None, samples: int) -> Tensor:
         """
@@ -116,7 +114,8 @@ class Step:
         return loss
 
     def gather_state(self) -> None:
-        pass  # every rank has all of it
+        if self._fused is not None:  # otherwise every rank has all of it
+            self._fused.gather_state()
 
     def state_dict(self) -> dict[str, Any]:
         """The loss scale of float16; empty for other precisions."""

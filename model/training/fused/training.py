@@ -70,7 +70,7 @@ class FusedTraining:
         sharded.step(self.rate)
         return loss
 
-    def gather_moments(self) -> None:
+    def gather_state(self) -> None:
         """Make the optimiser's state whole on every rank; all ranks call it."""
         if self._sharded is not None:
             self._sharded.gather_moments()
