@@ -134,8 +134,9 @@ class _Check:
         optimizers = [torch.optim.Adam(each.parameters(), _RATE, _BETAS, _EPS) for each in networks]
         for optimizer in optimizers:
             create_state(optimizer)
-        for name, parameter in networks[1].named_parameters():
-            parameter.grad = gradients[name]
+        for network in networks:
+            for name, parameter in network.named_parameters():
+                parameter.grad = gradients[name].clone()
         optimizers[1].step()
         rate = torch.tensor(_RATE, device=batch.labels.device)
         step = FusedStep(networks[0], group, self.precision, tile, TableAdam(optimizers[0], rate))
