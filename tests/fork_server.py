@@ -36,7 +36,7 @@ IMPORTED = """
     model.run.session model.ensemble.search model.recommend.recommender model.serve.app preprocessing.prepare.pipeline
 """
 # Read when Python or a library starts: a command with other values than the server's is started afresh.
-READ_AT_START = ("PYTHON", "NUMBA", "MKL", "OPENBLAS", "LD_", "MPL")
+READ_AT_START = ("PYTHON", "NUMBA", "MKL", "OPENBLAS", "LD_", "MPL", "TRITON")
 SET_LATER = {"PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"}
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 _LONGEST = 1 << 17  # bytes of a request, most of them its environment

@@ -25,7 +25,14 @@ pytestmark = pytest.mark.gpu
 
 ROOT = Path(__file__).parents[2]
 N_USERS, N_ITEMS, GROUP = 400, 300, 5
-PRECISIONS = ["fp32", "bf16", "fp16"]
+STEPS = [
+    ("fp32", "torch"),
+    ("bf16", "torch"),
+    ("fp16", "torch"),
+    ("tf32", "fused"),
+    ("bf16", "fused"),
+    ("fp16", "fused"),
+]
 
 
 def network(device: torch.device, dropout: float = 0.5) -> NeuMF:
@@ -44,13 +51,15 @@ def batches(device: torch.device, sizes: list[int]) -> list[Batch]:
 
 
 def step_of(net: NeuMF, device: torch.device, **config: Any) -> Step:
+    if device.type == "cpu" and config.get("step") == "fused":
+        pytest.skip("the fused step needs a GPU")
     return Step(net, TrainConfig(batch_size=1000, eps=1e-3, **config), ProcessGroup(device), compiled=False)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_step_never_waits_for_the_device(device: torch.device, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "kind"), STEPS)
+def test_a_step_never_waits_for_the_device(device: torch.device, precision: str, kind: str) -> None:
     given = batches(device, [1000] * 4)
-    step = step_of(network(device), device, precision=precision)
+    step = step_of(network(device), device, precision=precision, step=kind)
     step(given[0], 1000)  # the optimiser initialises its state in the first step
     synchronize(device)
     with no_waits(device):
@@ -58,13 +67,14 @@ def test_a_step_never_waits_for_the_device(device: torch.device, precision: str)
     assert all(0 < float(loss) < 1000 for loss in losses)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 2e-2), ("fp16", 5e-3)])
-def test_steps_match_the_cpu(device: torch.device, precision: str, tolerance: float) -> None:
+@pytest.mark.parametrize(("precision", "kind"), STEPS)
+def test_steps_match_the_cpu(device: torch.device, precision: str, kind: str) -> None:
+    tolerance = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 2e-2, "fp16": 5e-3}[precision]
     cpu = torch.device("cpu")
     sizes = [1000] * 10 + [135]
     expected_step = step_of(network(cpu, 0.0), cpu)
     expected = [float(expected_step(batch, len(batch))) for batch in batches(cpu, sizes)]
-    step = step_of(network(device, 0.0), device, precision=precision)
+    step = step_of(network(device, 0.0), device, precision=precision, step=kind)
     found = [float(step(batch, len(batch))) for batch in batches(device, sizes)]
     assert found == pytest.approx(expected, rel=tolerance)
 
@@ -118,8 +128,8 @@ SIZES = [1000] * 8 + [135] + [1000] * 4 + [135]
 
 
 @pytest.mark.usefixtures("graphs")
-@pytest.mark.parametrize("precision", [*PRECISIONS, "tf32"])
-@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+@pytest.mark.parametrize("pieces", [1, 3])  # in several, the torch step computes all precisions
 def test_cuda_graphs_do_not_change_the_results(device: torch.device, precision: str, pieces: int) -> None:
     results = []
     for cuda_graphs in (False, True):
@@ -136,10 +146,11 @@ def test_cuda_graphs_do_not_change_the_results(device: torch.device, precision: 
 
 
 @pytest.mark.usefixtures("graphs")
-def test_each_graph_replay_drops_different_units(device: torch.device) -> None:
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", "torch"), ("bf16", "fused")])
+def test_each_graph_replay_drops_different_units(device: torch.device, precision: str, kind: str) -> None:
     (batch,) = batches(device, [1000])
     net = network(device)
-    step = step_of(net, device, cuda_graphs=True, learning_rate=1e-30)
+    step = step_of(net, device, precision=precision, step=kind, cuda_graphs=True, learning_rate=1e-30)
     assert len({float(step(batch, 1000)) for _ in range(8)}) == 8
 
 

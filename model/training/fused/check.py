@@ -45,7 +45,7 @@ def check_fused_step(
     """
     network = _network(replace(config, n_users=_N_USERS, n_items=_N_ITEMS), device)
     check = _Check(network, precision, _TOLERANCE[precision])
-    before = rng_state(device)
+    states = torch.get_rng_state(), rng_state(device)
     try:
         step = FusedStep(network, group, precision, tile)
         for size in sorted({group, 1}):
@@ -55,7 +55,8 @@ def check_fused_step(
         check.adam(group, tile, _batch(3 * group, group, device))
         check.large(step, _batch(max(1, batch // group) * group, group, device))
     finally:
-        set_rng_state(device, before)
+        torch.set_rng_state(states[0])
+        set_rng_state(device, states[1])
     return check.worst
 
 
