@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import model.training.step
+import model.training.torch_step
 from benchmark.cost_model.arrays import CountedArray, kernels_on_host
 from benchmark.cost_model.cost import Cost
 from benchmark.cost_model.counter import Counter
@@ -75,18 +77,20 @@ class Counted:
     host_bytes: float = 0.0
 
 
-def count_training(shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int = 0) -> Counted:
+def count_training(
+    shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int | None = None
+) -> Counted:
     """Count a training step on whole groups: gather, forward, backward, optimizer.
 
     Args:
         batch_size: per device.
         precision: "fp32" (TF32 uses the same operators) or "amp".
         plain: the reference's method (`benchmark.training.plain_training`) instead of the product's torch step.
-        chunk: samples computed at a time; 0 for all, as on a GPU.
+        chunk: samples that a CPU computes at a time; None for a GPU, which computes all at once.
     """
     n, amp = batch_size // _GROUP * _GROUP, precision == "amp"
     counter = Counter(_STAGE_OF)
-    with FakeTensorMode(), _chunks(chunk or n):
+    with FakeTensorMode(), _chunks(chunk or n), _dropout_of_gpus() if chunk is None else nullcontext():
         run = (_plain_step if plain else _torch_step)(shape, n, amp)
         run()  # creates the state of Adam and of the gradient scaler
         with counter.torch_operators(), counter.stage("forward"):
@@ -271,6 +275,20 @@ def _chunks(samples: int) -> Iterator[None]:
         yield
     finally:
         model.training.step.CHUNK_SAMPLES = before
+
+
+@contextmanager
+def _dropout_of_gpus() -> Iterator[None]:
+    """Within, the torch step and torch's own dropout on tensors of a CPU call the kernel that they call on a GPU."""
+
+    def fused(hidden: torch.Tensor, rate: float, train: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(hidden, rate, train)[0]
+
+    with (
+        mock.patch.object(model.training.torch_step, "fused_dropout", return_value=True),
+        mock.patch.object(torch.nn.functional, "dropout", fused),
+    ):
+        yield
 
 
 def _per(counter: Counter, units: int) -> Stages:

@@ -248,8 +248,24 @@ def test_mixed_precision_uses_half_products_and_moves_fewer_bytes() -> None:
     assert unscale.bytes == pytest.approx(2 * 4 * parameters(_SHAPE) / 4000, rel=1e-3)
 
 
+@pytest.mark.parametrize(("precision", "unit_bytes"), [("fp32", 4), ("amp", 2)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_dropout_is_counted_as_a_gpu_runs_it(plain: bool, precision: str, unit_bytes: int) -> None:
+    gpu = count_training(_SHAPE, 4000, precision, plain).stages
+    units = sum(settings.LAYERS[1:])  # of a sample
+    # One kernel reads the units, and writes them and a mask of bools; its gradient reads a gradient and the mask.
+    layers = len(settings.LAYERS) - 1
+    assert gpu["forward"]["native_dropout"] == Cost(layers, unit_bytes * units, (unit_bytes + 1) * units)
+    assert gpu["backward"]["native_dropout_backward"] == Cost(layers, (unit_bytes + 1) * units, unit_bytes * units)
+    drawn = {"random_", "bernoulli_"}
+    assert not drawn & gpu["forward"].keys()
+    cpu = count_training(_SHAPE, 4000, precision, plain, chunk=4000).stages
+    assert drawn & cpu["forward"].keys()
+    assert "native_dropout" not in cpu["forward"]
+
+
 def test_chunking_changes_only_the_number_of_operator_calls() -> None:
-    whole, chunked = count_training(_SHAPE, 4000, "fp32"), count_training(_SHAPE, 4000, "fp32", chunk=1000)
+    whole, chunked = (count_training(_SHAPE, 4000, "fp32", chunk=chunk) for chunk in (4000, 1000))
     assert _total(chunked, "backward").fp32_flops == pytest.approx(_total(whole, "backward").fp32_flops)
     assert _total(chunked, "forward").calls > 3 * _total(whole, "forward").calls
 
