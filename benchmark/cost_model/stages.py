@@ -48,7 +48,7 @@ from workflows.operators.leave_one_out import TEST, LeaveOneOut
 _CPU = torch.device("cpu")
 _GROUP = 1 + settings.NEGATIVES
 _GATHER = ("index_select", "index_add_", "embedding", "embedding_dense_backward")
-_OPTIMIZER = (
+OPTIMIZER = (
     "_fused_adam_",
     "_foreach_add_",
     "_foreach_sub_",
@@ -56,7 +56,7 @@ _OPTIMIZER = (
     "_amp_foreach_non_finite_check_and_unscale_",
     "_amp_update_scale_",
 )
-_STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(_OPTIMIZER, "optimizer")
+_STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(OPTIMIZER, "optimizer")
 _LOG = ("user", "item", "time")
 _SECONDS = 1 << 30  # time span of the log
 
@@ -95,7 +95,7 @@ def count_training(
         run()  # creates the state of Adam and of the gradient scaler
         with counter.torch_operators(), counter.stage("forward"):
             run()
-    return Counted(_per(counter, n))
+    return Counted(per_unit(counter, n))
 
 
 def _plain_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
@@ -134,7 +134,7 @@ def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
         ids = torch.zeros(batch_size, dtype=torch.int64)
         with _autocast(precision == "amp"), counter.torch_operators(), counter.stage("forward"):
             network(ids, ids)
-    return Counted(_per(counter, batch_size))
+    return Counted(per_unit(counter, batch_size))
 
 
 def count_batches(shape: Shape) -> Counted:
@@ -153,7 +153,7 @@ def count_batches(shape: Shape) -> Counted:
         counter.stage("loader"),
     ):
         samples = sum(len(batch) for batch in batches._from_disk(0))  # in this thread, as on a GPU
-    return Counted(_per(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
+    return Counted(per_unit(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
 
 
 def count_plain_batches(shape: Shape) -> Counted:
@@ -162,7 +162,7 @@ def count_plain_batches(shape: Shape) -> Counted:
     users, items = (torch.from_numpy(log[name].to_numpy(dtype="int64")) for name in ("user", "item"))
     with counter.torch_operators(), counter.stage("negative sampling"):
         samples = prepare_epoch(users, items, shape.items, settings.NEGATIVES)
-    return Counted(_per(counter, len(samples)))
+    return Counted(per_unit(counter, len(samples)))
 
 
 def count_evaluation(shape: Shape) -> Counted:
@@ -178,7 +178,7 @@ def count_evaluation(shape: Shape) -> Counted:
         scorer = TorchScorer(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
         with counter.torch_operators(), counter.stage("evaluation"):
             evaluator.evaluate(lambda: scorer)
-    return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
+    return Counted(per_unit(counter, len(items)), host_bytes=_row_bytes(rows))
 
 
 def count_preprocessing(shape: Shape) -> Counted:
@@ -207,7 +207,7 @@ def count_preprocessing(shape: Shape) -> Counted:
             frame, out = run()
     assert np.count_nonzero(np.asarray(out["split"].values) == TEST) == SERIES * log["user"].nunique()
     host_bytes = sum(column.values.nbytes for part in (frame, out) for column in part.values())
-    return Counted(_per(counter, len(log)), "interaction", host_bytes / len(log))
+    return Counted(per_unit(counter, len(log)), "interaction", host_bytes / len(log))
 
 
 def small_log(shape: Shape) -> pd.DataFrame:
@@ -291,7 +291,8 @@ def _dropout_of_gpus() -> Iterator[None]:
         yield
 
 
-def _per(counter: Counter, units: int) -> Stages:
+def per_unit(counter: Counter, units: int) -> Stages:
+    """Costs by stage and operator, divided by the number of units counted."""
     return {
         stage: {name: cost.times(1.0 / units) for name, cost in operators.items()}
         for stage, operators in counter.costs.items()
