@@ -41,7 +41,11 @@ def check_on_this_machine(shape: Shape, batch_size: int, size: int = 2048, mib: 
         programs = {
             "torch step": (count_training(shape, n, "fp32", chunk=chunk), "copy_gb_per_s", _torch_step_s(shape, n)),
             # Its operators return arrays too large for the allocator to cache: each one takes new pages.
-            "plain step": (count_training(shape, n, "fp32", plain=True), "new_gb_per_s", _plain_step_s(shape, n)),
+            "plain step": (
+                count_training(shape, n, "fp32", plain=True, chunk=n),
+                "new_gb_per_s",
+                _plain_step_s(shape, n),
+            ),
         }
     finally:
         torch.set_num_threads(threads)

@@ -19,6 +19,7 @@ class Cost:
         calls: number of calls; on a GPU each is at least one kernel.
         fp32_flops, half_flops: of matrix products in float32, and in float16 or bfloat16.
         draws: random numbers, which take time on a CPU.
+        warp_instructions: of a GPU, each for 32 threads; 0 where they are not known.
     """
 
     calls: int = 0
@@ -27,6 +28,7 @@ class Cost:
     fp32_flops: float = 0.0
     half_flops: float = 0.0
     draws: float = 0.0
+    warp_instructions: float = 0.0
 
     @property
     def bytes(self) -> float:

@@ -26,7 +26,7 @@ _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty", "_unsafe_view", "lift_fresh"}
 _RANDOM = {"random_", "normal_", "uniform_", "bernoulli_"}
-_OVERWRITES = {"copy_", "zero_", "fill_", *_RANDOM}
+_OVERWRITES = {"copy_", "_foreach_copy_", "zero_", "fill_", *_RANDOM}
 _TAKES_ROWS = {"index_select", "embedding", "index", "gather", "take"}
 _ADDS_ROWS = {"index_add_": 3, "scatter_add_": 3}  # argument index of the added values
 _PUTS_ROWS = {"index_put_": 2, "scatter_": 3}
@@ -115,7 +115,8 @@ def _torch_cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: A
     written += sum(_size(tensor) for tensor in given if not any(tensor is other for other in taken))
     cost = Cost(1, *_corrected(name, args, kwargs, taken, given, read, written))
     if packet in flop_registry:
-        half = given[0].dtype in (torch.float16, torch.bfloat16)
+        # That of the operands: a product may be of another type, and the operands come last.
+        half = taken[-1].dtype in (torch.float16, torch.bfloat16)
         flops = float(flop_registry[packet](*args, **kwargs, out_val=out))
         cost.half_flops, cost.fp32_flops = (flops, 0.0) if half else (0.0, flops)
     elif name in _RANDOM:

@@ -13,9 +13,15 @@ OPERATOR_S = 10e-6  # assumed: what the host needs to launch one operator from P
 PARTITIONS = (150_000, 16 << 20, 64 << 20)  # rows: a CPU's partition, and a GPU's
 SERIES = 101  # candidates of a test series
 _BLOCK_ROWS, _ROW_BYTES = 1 << 20, 12  # a streamed block: user, item, label
-_EACH_STEP = {"gather", "forward", "backward", "optimizer"}
+# Stages whose calls are those of a step; the loader's run once for many steps.
+EACH_STEP = {"batch", "gather", "forward", "backward", "tiles", "products", "optimizer"}
 
 Stages = Mapping[str, Mapping[str, Cost]]
+
+
+def launches(step: Stages) -> int:
+    """Operators that the host launches in a step."""
+    return sum(cost.calls for stage, operators in step.items() if stage in EACH_STEP for cost in operators.values())
 
 
 def partition(stages: Stages, host_bytes: float, machine: Machine, rows: int) -> dict[str, float]:
@@ -58,15 +64,14 @@ def epoch(
     users, rows = shape
     samples = rows * (1 + settings.NEGATIVES)
     steps, own_rows = math.ceil(samples / batch), rows / devices
-    calls = {stage: sum(cost.calls for cost in operators.values()) for stage, operators in step.items()}
-    launches = sum(number for stage, number in calls.items() if stage in _EACH_STEP)
+    outside_graph = 1 + sum(cost.calls for cost in step["optimizer"].values())
     candidate_s = sum(machine.seconds(cost, "fp32") for costs in evaluation.values() for cost in costs.values())
     copied_s = _ROW_BYTES / (1e9 * machine.host_gb_per_s)
     found = {
         "steps": steps,
         "kernels_s": samples / devices * sample_s,
-        "launches_s": OPERATOR_S * launches * steps,
-        "graph_launches_s": OPERATOR_S * (1 + calls["optimizer"]) * steps,  # with --cuda-graphs
+        "launches_s": OPERATOR_S * launches(step) * steps,
+        "graph_launches_s": OPERATOR_S * outside_graph * steps,  # with --cuda-graphs
         "streamed_copies_s": own_rows * copied_s,
         "streamed_start_s": min(own_rows, _BLOCK_ROWS) * copied_s,
         "evaluation_s": users * SERIES / devices * candidate_s,

@@ -18,6 +18,8 @@ _BARS = {  # (program, precision): (label, colour)
     ("plain training", "amp"): ("reference's way, AMP", "tab:gray"),
     ("training", "tf32"): ("torch step, TF32", "lightgreen"),
     ("training", "amp"): ("torch step, AMP", "tab:green"),
+    ("fused training", "tf32"): ("fused step, TF32", "lightskyblue"),
+    ("fused training", "amp"): ("fused step, AMP", "tab:blue"),
 }
 _STAGE_COLOURS = {
     "loader": "tab:cyan",
@@ -25,6 +27,9 @@ _STAGE_COLOURS = {
     "gather": "tab:orange",
     "forward": "tab:blue",
     "backward": "tab:red",
+    "batch": "tab:olive",
+    "tiles": "cornflowerblue",
+    "products": "lightcoral",
     "optimizer": "tab:brown",
 }
 
@@ -32,17 +37,17 @@ _STAGE_COLOURS = {
 def draw_cost_model(result: dict[str, Any], path: Path) -> None:
     size = max(each["batch_size"] for each in result["bounds"] if each["batch_size"])
     figure = Figure(figsize=(15, 5), layout="constrained")
-    traffic, alone, together = figure.subplots(1, 3, width_ratios=(2, 3, 3))
+    traffic, alone, together = figure.subplots(1, 3, width_ratios=(2.5, 3, 3))
     _traffic(traffic, result["counts"], size)
     devices = sorted({each["devices"] for each in result["bounds"]})
     for axes, number in ((alone, devices[0]), (together, devices[-1])):
         _bounds(axes, [b for b in result["bounds"] if b["batch_size"] == size and b["devices"] == number])
-        axes.set_title(f"Million samples/s at most, devices: {number}, batches of {size:,}", fontsize=10)
+        axes.set_title(f"Million samples/s, devices: {number}, batches of {size:,}", fontsize=10)
     together.legend(fontsize=8, loc="upper left")
     shape = result["shape"]
     figure.suptitle(
         f"NOT MEASURED: {result['label']}. {shape['users']:,} users, {shape['items']:,} items.\n"
-        "Bars: one operator after the other; outlines: element-wise operators fused; crosses: published by NVIDIA",
+        "Outlines: upper bounds; bars: at usual efficiencies; crosses: published by NVIDIA for the reference",
         fontsize=9,
     )
     write_picture(path, figure)
@@ -50,7 +55,15 @@ def draw_cost_model(result: dict[str, Any], path: Path) -> None:
 
 def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:
     """Stacked bars: kilobytes of memory traffic per sample of each program, by stage."""
-    programs = [("plain training", "fp32"), ("plain training", "amp"), ("training", "fp32"), ("training", "amp")]
+    programs = {
+        ("plain training", "fp32"): "reference,\nfp32",
+        ("plain training", "amp"): "reference,\nAMP",
+        ("training", "fp32"): "torch,\nfp32",
+        ("training", "amp"): "torch,\nAMP",
+        ("fused training", "tf32"): "fused,\nTF32",
+        ("fused training", "amp"): "fused,\nAMP",
+    }
+    labelled: set[str] = set()
     for place, (program, precision) in enumerate(programs):
         (stages,) = (
             each["stages"]
@@ -63,11 +76,10 @@ def _traffic(axes: Axes, counts: list[dict[str, Any]], size: int) -> None:
             if stage in stages:
                 total = stages[stage]["total"]
                 kilobytes = (total["read_bytes"] + total["written_bytes"]) / 1e3
-                axes.bar(place, kilobytes, bottom=below, color=colour, label=stage if place == 2 else None)
+                axes.bar(place, kilobytes, bottom=below, color=colour, label=None if stage in labelled else stage)
+                labelled.add(stage)
                 below += kilobytes
-    axes.set_xticks(
-        range(4), ["reference's\nfp32", "reference's\nAMP", "torch step\nfp32", "torch step\nAMP"], fontsize=8
-    )
+    axes.set_xticks(range(len(programs)), programs.values(), fontsize=8)
     axes.set_title("Kilobytes through memory per sample", fontsize=10)
     axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend
     axes.legend(fontsize=8, ncols=2)
@@ -82,10 +94,10 @@ def _bounds(axes: Axes, bounds: list[dict[str, Any]]) -> None:
             (found,) = (
                 b for b in bounds if (b["program"], b["precision"], b["machine"]) == (program, precision, machine)
             )
-            at = place + 0.2 * (number - 1.5)
-            fused = found["fused_samples_per_s"] / 1e6
-            axes.bar(at, fused, width=0.18, fill=False, edgecolor=colour, linewidth=1)
-            axes.bar(at, found["serial_samples_per_s"] / 1e6, width=0.18, color=colour, label=None if place else label)
+            at = place + 0.14 * (number - 2.5)
+            bound, likely = found["serial_samples_per_s"] / 1e6, found["realistic_samples_per_s"] / 1e6
+            axes.bar(at, bound, width=0.12, fill=False, edgecolor=colour, linewidth=1)
+            axes.bar(at, likely, width=0.12, color=colour, label=None if place else label)
             if program == "plain training" and found["published_samples_per_s"]:
                 axes.plot(at, found["published_samples_per_s"] / 1e6, "kx", markersize=7)
     axes.set_xticks(range(len(machines)), machines)

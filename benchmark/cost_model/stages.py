@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -20,6 +21,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 import model.training.step
+import model.training.torch_step
 from benchmark.cost_model.arrays import CountedArray, kernels_on_host
 from benchmark.cost_model.cost import Cost
 from benchmark.cost_model.counter import Counter
@@ -46,7 +48,7 @@ from workflows.operators.leave_one_out import TEST, LeaveOneOut
 _CPU = torch.device("cpu")
 _GROUP = 1 + settings.NEGATIVES
 _GATHER = ("index_select", "index_add_", "embedding", "embedding_dense_backward")
-_OPTIMIZER = (
+OPTIMIZER = (
     "_fused_adam_",
     "_foreach_add_",
     "_foreach_sub_",
@@ -54,7 +56,7 @@ _OPTIMIZER = (
     "_amp_foreach_non_finite_check_and_unscale_",
     "_amp_update_scale_",
 )
-_STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(_OPTIMIZER, "optimizer")
+_STAGE_OF = dict.fromkeys(_GATHER, "gather") | dict.fromkeys(OPTIMIZER, "optimizer")
 _LOG = ("user", "item", "time")
 _SECONDS = 1 << 30  # time span of the log
 
@@ -75,23 +77,25 @@ class Counted:
     host_bytes: float = 0.0
 
 
-def count_training(shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int = 0) -> Counted:
+def count_training(
+    shape: Shape, batch_size: int, precision: str, plain: bool = False, chunk: int | None = None
+) -> Counted:
     """Count a training step on whole groups: gather, forward, backward, optimizer.
 
     Args:
         batch_size: per device.
         precision: "fp32" (TF32 uses the same operators) or "amp".
         plain: the reference's method (`benchmark.training.plain_training`) instead of the product's torch step.
-        chunk: samples computed at a time; 0 for all, as on a GPU.
+        chunk: samples that a CPU computes at a time; None for a GPU, which computes all at once.
     """
     n, amp = batch_size // _GROUP * _GROUP, precision == "amp"
     counter = Counter(_STAGE_OF)
-    with FakeTensorMode(), _chunks(chunk or n):
+    with FakeTensorMode(), _chunks(chunk or n), _dropout_of_gpus() if chunk is None else nullcontext():
         run = (_plain_step if plain else _torch_step)(shape, n, amp)
         run()  # creates the state of Adam and of the gradient scaler
         with counter.torch_operators(), counter.stage("forward"):
             run()
-    return Counted(_per(counter, n))
+    return Counted(per_unit(counter, n))
 
 
 def _plain_step(shape: Shape, n: int, amp: bool) -> Callable[[], Any]:
@@ -130,7 +134,7 @@ def count_inference(shape: Shape, batch_size: int, precision: str) -> Counted:
         ids = torch.zeros(batch_size, dtype=torch.int64)
         with _autocast(precision == "amp"), counter.torch_operators(), counter.stage("forward"):
             network(ids, ids)
-    return Counted(_per(counter, batch_size))
+    return Counted(per_unit(counter, batch_size))
 
 
 def count_batches(shape: Shape) -> Counted:
@@ -149,7 +153,7 @@ def count_batches(shape: Shape) -> Counted:
         counter.stage("loader"),
     ):
         samples = sum(len(batch) for batch in batches._from_disk(0))  # in this thread, as on a GPU
-    return Counted(_per(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
+    return Counted(per_unit(counter, samples), host_bytes=_row_bytes(rows) * len(log) / samples)
 
 
 def count_plain_batches(shape: Shape) -> Counted:
@@ -158,7 +162,7 @@ def count_plain_batches(shape: Shape) -> Counted:
     users, items = (torch.from_numpy(log[name].to_numpy(dtype="int64")) for name in ("user", "item"))
     with counter.torch_operators(), counter.stage("negative sampling"):
         samples = prepare_epoch(users, items, shape.items, settings.NEGATIVES)
-    return Counted(_per(counter, len(samples)))
+    return Counted(per_unit(counter, len(samples)))
 
 
 def count_evaluation(shape: Shape) -> Counted:
@@ -174,7 +178,7 @@ def count_evaluation(shape: Shape) -> Counted:
         scorer = TorchScorer(network, CHUNK_SAMPLES_ON_DEVICE)  # as on a GPU
         with counter.torch_operators(), counter.stage("evaluation"):
             evaluator.evaluate(lambda: scorer)
-    return Counted(_per(counter, len(items)), host_bytes=_row_bytes(rows))
+    return Counted(per_unit(counter, len(items)), host_bytes=_row_bytes(rows))
 
 
 def count_preprocessing(shape: Shape) -> Counted:
@@ -203,7 +207,7 @@ def count_preprocessing(shape: Shape) -> Counted:
             frame, out = run()
     assert np.count_nonzero(np.asarray(out["split"].values) == TEST) == SERIES * log["user"].nunique()
     host_bytes = sum(column.values.nbytes for part in (frame, out) for column in part.values())
-    return Counted(_per(counter, len(log)), "interaction", host_bytes / len(log))
+    return Counted(per_unit(counter, len(log)), "interaction", host_bytes / len(log))
 
 
 def small_log(shape: Shape) -> pd.DataFrame:
@@ -273,7 +277,22 @@ def _chunks(samples: int) -> Iterator[None]:
         model.training.step.CHUNK_SAMPLES = before
 
 
-def _per(counter: Counter, units: int) -> Stages:
+@contextmanager
+def _dropout_of_gpus() -> Iterator[None]:
+    """Within, the torch step and torch's own dropout on tensors of a CPU call the kernel that they call on a GPU."""
+
+    def fused(hidden: torch.Tensor, rate: float, train: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(hidden, rate, train)[0]
+
+    with (
+        mock.patch.object(model.training.torch_step, "fused_dropout", return_value=True),
+        mock.patch.object(torch.nn.functional, "dropout", fused),
+    ):
+        yield
+
+
+def per_unit(counter: Counter, units: int) -> Stages:
+    """Costs by stage and operator, divided by the number of units counted."""
     return {
         stage: {name: cost.times(1.0 / units) for name, cost in operators.items()}
         for stage, operators in counter.costs.items()

@@ -17,7 +17,7 @@ MAX_COPIED_BYTES = 1_000_000  # from host to device, in an epoch whose rows are 
 # Memory bandwidth in GB/s by words of the GPU's name, from NVIDIA's datasheets; the first entry that fits counts.
 _BANDWIDTH = (
     ({"A100", "80GB", "PCIE"}, 1935.0),
-    ({"A100", "80GB"}, 2039.0),
+    ({"A100", "80GB"}, MACHINES["A100 80GB"].memory_gb_per_s),
     ({"A100"}, MACHINES["A100"].memory_gb_per_s),
     ({"H100", "80GB", "HBM3"}, MACHINES["H100"].memory_gb_per_s),
     ({"H100", "PCIE"}, 2039.0),

@@ -16,11 +16,12 @@ from torch._subclasses import FakeTensorMode
 
 from benchmark.cost_model import command, stages
 from benchmark.cost_model.arrays import CountedArray
-from benchmark.cost_model.bounds import MACHINES, Machine, Streams, all_reduce_bytes, bound
+from benchmark.cost_model.bounds import MACHINES, REFERENCE, Machine, Streams, all_reduce_bytes, bound
 from benchmark.cost_model.check import predict
 from benchmark.cost_model.cost import Cost, sort_bytes
 from benchmark.cost_model.counter import Counter
 from benchmark.cost_model.host_time import OPERATOR_S, PARTITIONS, epoch, partition
+from benchmark.cost_model.realistic import GAP_S, GATHERED, ISSUED, LINKED, PRODUCTS, STREAMED, TOGETHER, realistic
 from benchmark.cost_model.scaling import scaling
 from benchmark.cost_model.stages import (
     Counted,
@@ -35,7 +36,7 @@ from benchmark.cost_model.stages import (
 )
 from benchmark.training import limits
 from benchmark.training import variants as settings
-from preprocessing.synthetic.log import Shape
+from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
 from workflows.device.loops import COMPILED_ROWS
 
@@ -248,8 +249,24 @@ def test_mixed_precision_uses_half_products_and_moves_fewer_bytes() -> None:
     assert unscale.bytes == pytest.approx(2 * 4 * parameters(_SHAPE) / 4000, rel=1e-3)
 
 
+@pytest.mark.parametrize(("precision", "unit_bytes"), [("fp32", 4), ("amp", 2)])
+@pytest.mark.parametrize("plain", [False, True])
+def test_dropout_is_counted_as_a_gpu_runs_it(plain: bool, precision: str, unit_bytes: int) -> None:
+    gpu = count_training(_SHAPE, 4000, precision, plain).stages
+    units = sum(settings.LAYERS[1:])  # of a sample
+    # One kernel reads the units, and writes them and a mask of bools; its gradient reads a gradient and the mask.
+    layers = len(settings.LAYERS) - 1
+    assert gpu["forward"]["native_dropout"] == Cost(layers, unit_bytes * units, (unit_bytes + 1) * units)
+    assert gpu["backward"]["native_dropout_backward"] == Cost(layers, (unit_bytes + 1) * units, unit_bytes * units)
+    drawn = {"random_", "bernoulli_"}
+    assert not drawn & gpu["forward"].keys()
+    cpu = count_training(_SHAPE, 4000, precision, plain, chunk=4000).stages
+    assert drawn & cpu["forward"].keys()
+    assert "native_dropout" not in cpu["forward"]
+
+
 def test_chunking_changes_only_the_number_of_operator_calls() -> None:
-    whole, chunked = count_training(_SHAPE, 4000, "fp32"), count_training(_SHAPE, 4000, "fp32", chunk=1000)
+    whole, chunked = (count_training(_SHAPE, 4000, "fp32", chunk=chunk) for chunk in (4000, 1000))
     assert _total(chunked, "backward").fp32_flops == pytest.approx(_total(whole, "backward").fp32_flops)
     assert _total(chunked, "forward").calls > 3 * _total(whole, "forward").calls
 
@@ -333,18 +350,70 @@ _STAGES = {
 
 
 @pytest.mark.parametrize(
-    ("precision", "serial_ns", "fused_ns", "overlapped_ns", "busiest"),
-    [("fp32", 9.0, 7.0, 7.0, "memory"), ("tf32", 7.5, 5.5, 7.0, "memory")],
+    ("precision", "serial_ns", "overlapped_ns", "busiest"),
+    [("fp32", 9.0, 7.0, "memory"), ("tf32", 7.5, 7.0, "memory")],
 )
-def test_serial_fused_and_overlapped_bounds_match_times_by_hand(
-    precision: str, serial_ns: float, fused_ns: float, overlapped_ns: float, busiest: str
+def test_serial_and_overlapped_bounds_match_times_by_hand(
+    precision: str, serial_ns: float, overlapped_ns: float, busiest: str
 ) -> None:
     found = bound(_STAGES, Streams(), _MACHINE, precision)
     assert 1e9 / found["serial_samples_per_s"] == pytest.approx(serial_ns)
-    assert 1e9 / found["fused_samples_per_s"] == pytest.approx(fused_ns)
     assert 1e9 / found["overlapped_samples_per_s"] == pytest.approx(overlapped_ns)
     assert found["busiest"] == busiest
     assert found["stages_ns"]["gather"] == pytest.approx(4.0)
+
+
+def test_the_issue_of_instructions_bounds_an_operator() -> None:
+    # Of an A100: 108 multiprocessors issue 4 instructions a cycle of 1.41 GHz.
+    a100, instructions = MACHINES["A100"], 4 * 108 * 1.41e9
+    assert a100.seconds(Cost(1, 8, 8, warp_instructions=instructions), "amp") == pytest.approx(1.0)
+    found = bound({"tiles": {"tile_step": Cost(1, warp_instructions=instructions)}}, Streams(), a100, "amp")
+    assert found["busiest"] == "instructions"
+    assert realistic({"tiles": {"tile_step": Cost(0, warp_instructions=instructions)}}, Streams(), a100, "amp", 1) == (
+        pytest.approx(ISSUED)
+    )
+
+
+def test_realistic_figures_match_times_by_hand() -> None:
+    kernels_ns, batch = 3 / PRODUCTS + 2 / STREAMED + 4 / GATHERED, 100_000
+    gaps_ns = 3e9 * GAP_S / batch
+    found = realistic(_STAGES, Streams(), _MACHINE, "fp32", batch)
+    assert 1e9 / found == pytest.approx(kernels_ns + gaps_ns)
+    # The loader runs once for many steps: neither gaps nor launches.
+    loader = {"loader": {"sort": Cost(99, 40, 40)}}
+    assert 1e9 / realistic({**_STAGES, **loader}, Streams(), _MACHINE, "fp32", batch) == pytest.approx(
+        kernels_ns + gaps_ns + 0.8 / STREAMED
+    )
+    # In small batches launches set the pace, unless a graph has them all.
+    small = realistic(_STAGES, Streams(), _MACHINE, "fp32", 1000)
+    assert 1e9 / small == pytest.approx(3 * 1e9 * OPERATOR_S / 1000)
+    graphed = realistic(_STAGES, Streams(), _MACHINE, "fp32", 1000, graphs=True)
+    assert 1e9 / graphed == pytest.approx(kernels_ns + 3e9 * GAP_S / 1000)
+
+
+def test_an_exchange_hides_behind_later_operators_only() -> None:
+    stages = {**_STAGES, "products": {"mm": Cost(0, 80, 0)}}  # 0.8 ns / STREAMED
+    alone = 1e9 / realistic(stages, Streams(), _MACHINE, "fp32", 1 << 40)
+
+    def exposed_ns(early_bytes: float) -> float:
+        streams = Streams(exchanged_bytes=400, early_bytes=early_bytes)
+        return 8e9 * TOGETHER / realistic(stages, streams, _MACHINE, "fp32", 1 << 40, devices=8) - alone
+
+    assert exposed_ns(0) == pytest.approx(20 / LINKED)
+    assert exposed_ns(10) == pytest.approx(19.5 / LINKED)
+    assert exposed_ns(400) == pytest.approx(20 / LINKED - 0.8 / STREAMED)
+    bounded = bound(stages, Streams(exchanged_bytes=400, early_bytes=400), _MACHINE, "fp32", devices=8)
+    assert bounded["stages_ns"]["exchange"] == pytest.approx(20 - 0.8)
+
+
+@pytest.mark.parametrize(("devices", "precision"), [(1, "tf32"), (1, "amp"), (8, "tf32"), (8, "amp")])
+def test_the_realistic_figure_of_the_references_method_is_near_the_published_one(devices: int, precision: str) -> None:
+    shape, own = parse_shape("ml-20m"), (1 << 20) // devices
+    counted = count_training(shape, own, "amp" if precision == "amp" else "fp32", plain=True)
+    streams = Streams(exchanged_bytes=all_reduce_bytes(4.0 * parameters(shape), devices) / own)
+    found = realistic(counted.stages, streams, MACHINES["A100"], precision, own, devices)
+    published = REFERENCE["plain training", "A100", 1 << 20, devices, precision]
+    assert found == pytest.approx(published, rel=0.15)
 
 
 def test_a_partition_pays_for_its_launches_once() -> None:
@@ -442,11 +511,14 @@ def test_as_a_process(tmp_path: Path) -> None:
     stages = {stage for counted in result["counts"] for stage in counted["stages"]}
     assert stages == {
         "preprocessing", "loader", "negative sampling", "gather", "forward", "backward", "optimizer", "evaluation",
+        "batch", "tiles", "products",
     }  # fmt: skip
     assert all(machine["source"] for machine in result["machines"].values())
     for found in result["bounds"]:
         assert 0 < found["serial_samples_per_s"] <= found["overlapped_samples_per_s"] * (1 + 1e-9)
-        assert found["serial_samples_per_s"] <= found["fused_samples_per_s"]
+        if found["batch_size"] is not None:
+            likely = found["realistic_samples_per_s"]
+            assert 0 < likely <= found["realistic_with_graphs_samples_per_s"] < found["serial_samples_per_s"]
     assert len(result["partitions"]) == len(PARTITIONS) * len(MACHINES)
     assert len(result["epochs"]) == 3 * 2 * len(MACHINES)  # precisions, devices
     for name in ("torch step", "plain step"):

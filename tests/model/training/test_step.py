@@ -15,6 +15,7 @@ from model.compiled.step import CompiledStep, RowGradient
 from model.data.batch import Batch
 from model.distributed.process_group import ProcessGroup
 from model.network.neumf import NeuMF, NeuMFConfig
+from model.training import torch_step
 from model.training.config import TrainConfig
 from model.training.step import Step
 from model.training.torch_step import TorchStep, keep_mask
@@ -187,6 +188,34 @@ def test_torch_masks_keep_the_configured_share(share: float) -> None:
     assert float((mask.mean(dim=0) - share).abs().max()) < 5 * spread / 3000**0.5
     neighbours = (mask[:, 1:] * mask[:, :-1]).mean()
     assert float(neighbours) == pytest.approx(share**2, abs=0.005)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_torch_gradients_under_dropout_match_autograd(monkeypatch: pytest.MonkeyPatch, fused: bool) -> None:
+    model, batch = network((16, 12, 8), 0.3), samples(55, 5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    if fused:  # a CPU has the operator too
+        monkeypatch.setattr(torch_step, "fused_dropout", lambda device: True)
+    torch.manual_seed(3)
+    loss = TorchStep(model).gradients(batch, 1.0 / len(batch))
+    torch.manual_seed(3)
+    ones = [torch.ones(len(batch), width) for width in (12, 8)]
+    masks = [torch.native_dropout(x, 0.3, True)[0] if fused else keep_mask(x.shape, 0.7, x) / 0.7 for x in ones]
+    expected_loss, expected = reference(model, batch, torch.cat(masks, dim=1))
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-5)
+    assert_equal({name: parameter.grad for name, parameter in model.named_parameters()}, expected, 2e-5)
+
+
+@pytest.mark.parametrize(("device", "operator"), [("cpu", "random_"), ("meta", "native_dropout")])
+def test_the_device_of_the_tensors_decides_who_draws_masks(device: str, operator: str) -> None:
+    model, batch = network((16, 12, 8), 0.3).to(device), samples(55, 5)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    batch = Batch(*(column.to(device) for column in batch.columns), (), batch.group_size)
+    with Watched() as watched:
+        TorchStep(model).gradients(batch, 1.0)
+    assert watched.seen & {"random_", "native_dropout"} == {operator}
 
 
 @pytest.mark.parametrize("kernels_used", [True, False])
