@@ -3,8 +3,8 @@ a GPU.
 
 The rule for kernels is the counter's: each array that a kernel needs is read once and written once, and rows at random
 places are moved once per use, at least 32 bytes each. What a program wrote or read moments before is still in its cache
-(a tile's activations; GMF's rows, loaded a second time). Operations include those of padding and of unused samples of a
-tile.
+(a tile's activations; GMF's rows, loaded a second time; a program's sums over its tiles). Operations include those of
+padding and of unused samples of a tile.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _GROUP = 1 + settings.NEGATIVES
 _TILE_INSTRUCTIONS = {2: 701.0, 4: 1076.0}  # by the bytes of an activation
 
 Arguments = dict[str, Any]
+
+_MULTIPROCESSORS = 108  # of an A100; each runs two programs of tiles, which store their sums
 
 
 def count_fused(shape: Shape, batch_size: int, precision: str, devices: int = 1) -> Counted:
@@ -102,7 +104,10 @@ def _recorded(counter: Counter) -> Iterator[ModuleType]:
     kernels = {name: _Recorder(name, names, counter) for name, names in _signatures().items() if name in _COSTS}
     with mock.patch.dict(sys.modules, {_KERNELS: SimpleNamespace(**kernels), _STEP: module}):
         spec.loader.exec_module(module)
-    with mock.patch.object(module, "matrix_product", lambda a, b, dtype: torch.mm(a, b, out_dtype=dtype)):
+    with (
+        mock.patch.object(module, "matrix_product", lambda a, b, dtype: torch.mm(a, b, out_dtype=dtype)),
+        mock.patch.object(module, "multiprocessors", return_value=_MULTIPROCESSORS),
+    ):
         yield module
 
 
@@ -130,18 +135,21 @@ class _Recorder:
         return launch
 
 
-def _tile_cost(tiles: int, given: Arguments) -> Cost:
+def _tile_cost(programs: int, given: Arguments) -> Cost:
     n, widths, factors, slots = (given[name] for name in ("n_samples", "WIDTHS", "FACTORS", "SLOTS"))
-    kind = given["acts"].element_size()
-    once = ("items", "labels", "user_first", "user_gmf", "weights", "small", "dropout")
+    kind, in_tile = given["acts"].element_size(), given["SUMS_AT"]
+    once = ("items", "labels", "user_first", "user_gmf", "weights", "small", "unit_keys", "dropout")
     of_item = _row_bytes(given["item_first"], widths[0]) + _row_bytes(given["item_gmf"], factors)
-    kept = sum(widths[:-1]) if len(widths) > 1 else widths[0]
-    written = n * kind * (kept + sum(widths)) + sum(
+    # Of activations, those below a product of a library; of gradients, those of its level. The first level has both.
+    kept = widths[0] + sum(a + b for a, b, here in zip(widths, widths[1:], in_tile[1:], strict=False) if not here)
+    written = n * kind * kept + sum(
         map(_size, (given[name] for name in ("d_logits", "d_user_first", "d_user_gmf", "parts")))
     )
-    forward = sum(a * b for a, b in pairwise(widths))
+    products = [a * b for a, b in pairwise(widths)]
+    tiles = -(-n // (given["ROWS"] // given["GROUP"] * given["GROUP"]))
     sums = slots * (sum(widths) + widths[-1] + factors)
-    flops = 2.0 * tiles * given["ROWS"] * (2 * forward + sums)
+    summed = sum(size for size, here in zip(products, in_tile[1:], strict=False) if here)
+    flops = 2.0 * tiles * given["ROWS"] * (2 * sum(products) + summed + sums)
     half = kind == 2
     return Cost(
         *(1, sum(_size(given[name]) for name in once) + n * of_item, written),

@@ -262,6 +262,13 @@ def gpu_capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
 def gpu_name(device: torch.device) -> str:
     """The name by which the driver knows a GPU ("NVIDIA A100-SXM4-40GB"); "CPU" for a CPU."""
     import torch

@@ -11,6 +11,8 @@ import torch
 from model.network.neumf import NeuMFConfig
 
 MAX_WIDTH = 256  # of levels from the second on, whose activations of a tile are held whole
+_MASK = (1 << 32) - 1
+_IN_TILE = 64 * 128  # most weights between two levels whose gradients a program sums
 _LEAST = 16  # units a side of a matrix product in Triton
 _SCALE = {torch.float16: 256.0}  # keeps gradients of single samples within float16's range
 
@@ -79,13 +81,28 @@ class Plan:
         return (0, *accumulate(a * b for a, b in pairwise(self.widths)))
 
     @property
+    def unit_keys(self) -> tuple[int, ...]:
+        """A hash of each unit's number, 32 bits with a sign, for dropout's decisions."""
+        return tuple(_mixed(unit * 0x9E3779B9 + 1 & _MASK) for unit in range(self.units_at[-1]))
+
+    @property
     def samples_per_tile(self) -> int:
         return self.tile.rows // self.group * self.group
 
     @property
     def sums(self) -> int:
-        """Numbers that a tile sums over its samples: loss, biases, and the weights of the head."""
+        """Numbers that a program always sums over its samples: loss, biases, and the weights of the head."""
         return 2 + self.units_at[-1] + self.widths[-1] + self.factors
+
+    @property
+    def sums_at(self) -> tuple[int, ...]:
+        """For each level, where among a program's sums the gradient of the weights below it begins; 0 if a library's
+        product makes it. Last, the number of all sums."""
+        found, end = [0, 0], -(-self.sums // _LEAST) * _LEAST  # aligned for wide accesses
+        for size in (a * b for a, b in pairwise(self.widths[1:])):
+            found.append(end if size <= _IN_TILE else 0)
+            end += size if size <= _IN_TILE else 0
+        return (*found[: len(self.widths)], end)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -94,6 +111,7 @@ class Plan:
             "WIDTHS": self.widths,
             "WEIGHTS_AT": self.weights_at,
             "UNITS_AT": self.units_at,
+            "SUMS_AT": self.sums_at,
             "FACTORS": self.factors,
             "GROUP": self.group,
             "SLOTS": padded(self.tile.rows // self.group + 1) if self.group > 1 else _LEAST,
@@ -107,7 +125,15 @@ class Plan:
     def options(self) -> dict[str, int]:
         """Compiler options of `kernels.tile_step`."""
         more = {} if self.tile.registers is None else {"maxnreg": self.tile.registers}
-        return {"num_warps": self.tile.warps, **more}
+        return {"num_warps": self.tile.warps, "num_stages": 1, "enable_fp_fusion": True, **more}
+
+
+def _mixed(x: int) -> int:
+    """`kernels._mix`, as a number with a sign."""
+    x = (x ^ x >> 16) * 0x7FEB352D & _MASK
+    x = (x ^ x >> 15) * 0x846CA68B & _MASK
+    x ^= x >> 16
+    return x - (x >> 31 << 32)
 
 
 def padded(width: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -20,9 +21,10 @@ from model.data.batch import Batch
 from model.network.neumf import NeuMF
 from model.training.fused import kernels
 from model.training.fused.plan import Plan, Tile
-from workflows.device.torch_device import matrix_product
+from workflows.device.torch_device import matrix_product, multiprocessors
 
 _GATHERED_ROWS, _SUMMED_ROWS = 16, 16  # rows that a program of `gather_rows` or `segment_sum` takes at a time
+_PROGRAMS = 2  # for each multiprocessor: as many as fit there at a time
 _ROWS_OF_A_USER = 4  # a batch has few groups of a user
 
 
@@ -82,6 +84,7 @@ class FusedStep:
         # At least one element, for networks with one hidden layer.
         self._weights = torch.zeros(max(16, plan.weights_at[-1]), dtype=plan.kind, device=device)
         self._small = torch.zeros(plan.sums - 1, device=device)
+        self._unit_keys = torch.tensor(plan.unit_keys, dtype=torch.int32, device=device)
         self._copied = self._views(plan, width)
         self._bounds = {n: torch.arange(n + 1, dtype=_id_type(n), device=device) for n in self._sizes}
 
@@ -137,8 +140,8 @@ class FusedStep:
         )
         self._sum_rows(model.mf_user_embed.weight, tiles.d_user_gmf, by_user, unit, rows_each=_ROWS_OF_A_USER)
         gmf_done()
-        self._mlp_gradients(tiles, by_user, by_item, unit)
-        self._small_gradients(plan, sums * unit)
+        self._mlp_gradients(tiles, by_user, by_item, unit, sums)
+        self._small_gradients(plan, sums[: plan.sums] * unit)
         return sums[0]
 
     def plan(self, group: int) -> Plan:
@@ -160,6 +163,7 @@ class FusedStep:
         item_first = matrix_product(item_rows, self._by_item.T, plan.kind)
         user_first = matrix_product(user_rows, self._by_user.T, plan.kind)
         units = plan.units_at[-1]
+        programs = min(-(-n // plan.samples_per_tile), _PROGRAMS * multiprocessors(batch.labels.device))
         tiles = Tiles(
             plan=plan,
             users=batch.users.view(-1, plan.group)[:, 0],
@@ -170,12 +174,12 @@ class FusedStep:
             d_logits=new(n, dtype=torch.float32),
             d_user_first=new(n_groups if plan.group > 1 else 0, plan.widths[0]),
             d_user_gmf=new(n_groups, plan.factors),
-            parts=new(-(-n // plan.samples_per_tile), plan.sums, dtype=torch.float32),
+            parts=new(programs, plan.sums_at[-1], dtype=torch.float32),
         )
-        kernels.tile_step[(len(tiles.parts),)](
+        kernels.tile_step[(programs,)](
             *(batch.items, batch.labels, item_first, user_first, item_gmf, user_gmf, self._weights, self._small),
-            *(self.dropout, tiles.acts, tiles.grads, tiles.d_logits, tiles.d_user_first, tiles.d_user_gmf, tiles.parts),
-            *(n, self.scale_up),
+            *(self._unit_keys, self.dropout, tiles.acts, tiles.grads, tiles.d_logits, tiles.d_user_first),
+            *(tiles.d_user_gmf, tiles.parts, n, self.scale_up),
             **plan.constants,
             **plan.options,
         )
@@ -213,7 +217,12 @@ class FusedStep:
         _sum_rows(out, rows, order, unit, adam, weighted, rows_each)
 
     def _mlp_gradients(
-        self, tiles: Tiles, by_user: tuple[Tensor, Tensor], by_item: tuple[Tensor, Tensor], unit: Tensor
+        self,
+        tiles: Tiles,
+        by_user: tuple[Tensor, Tensor],
+        by_item: tuple[Tensor, Tensor],
+        unit: Tensor,
+        sums: Tensor,
     ) -> None:
         """The gradients of the MLP's embeddings and weights."""
         plan, model = tiles.plan, self.model
@@ -230,8 +239,12 @@ class FusedStep:
         torch.mul(_corner(by_users, first[:, :width]), unit, out=first[:, :width])
         first[:, width:].copy_(_corner(matrix_product(d_item_first.T, items.detach(), torch.float32), first[:, width:]))
         for level, layer in enumerate(layers[1:], start=1):
-            below = tiles.level(tiles.acts, level - 1)
-            product = matrix_product(tiles.level(tiles.grads, level).T, below, torch.float32)
+            if plan.sums_at[level]:
+                shape = plan.widths[level], plan.widths[level - 1]
+                product = sums[plan.sums_at[level] :][: prod(shape)].view(shape)
+            else:
+                below = tiles.level(tiles.acts, level - 1)
+                product = matrix_product(tiles.level(tiles.grads, level).T, below, torch.float32)
             torch.mul(_corner(product, layer.weight), unit, out=_gradient(layer.weight))
 
     def _small_gradients(self, plan: Plan, sums: Tensor) -> None:
