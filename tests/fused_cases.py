@@ -11,9 +11,9 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.fused.replay import replay
 from model.training.fused.step import FusedStep
 
-N_USERS, N_ITEMS = 13, 11
+N_USERS, N_ITEMS = 9, 7
 WEIGHT = 0.01  # of the summed loss
-TOLERANCE = {"fp32": 2e-6, "tf32": 1e-3, "fp16": 2e-3, "bf16": 1e-2}  # relative to a gradient's largest element
+TOLERANCE = {"fp32": 2e-6, "tf32": 1e-3, "fp16": 1e-3, "bf16": 8e-3}  # relative to a gradient's largest element
 
 
 def network(
@@ -72,6 +72,6 @@ def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str,
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert [name for name, value in found.items() if not value.isfinite().all()] == []
     apart = distance(found, expected)
-    assert max(apart.values()) <= tolerance, apart  # NaN is no number to compare with: see run
-    assert all(value.isfinite().all() for value in found.values())
+    assert max(apart.values()) <= tolerance, apart

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -40,3 +43,19 @@ def _repair_bfloat16() -> None:
 
 
 _repair_bfloat16()
+
+
+@contextmanager
+def programs(chosen: Callable[[int], Sequence[int]]) -> Iterator[None]:
+    """Run those programs of each launch, in that order, which `chosen` gives for a number of programs."""
+    builder, launch = interpreter.interpreter_builder, interpreter.GridExecutor.__call__
+
+    def launch_chosen(executor: interpreter.GridExecutor, *args: object, **constants: object) -> None:
+        order = chosen(executor.grid[0])
+        executor.grid = (len(order),)
+        patched.setattr(builder, "set_grid_idx", lambda x, y, z: setattr(builder, "grid_idx", (order[x], y, z)))
+        launch(executor, *args, **constants)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(interpreter.GridExecutor, "__call__", launch_chosen)
+        yield
