@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.data.batch import Batch
 from model.network.neumf import NeuMF, NeuMFConfig
-from model.training.fused.replay import replay
+from model.training.fused.replay import Replayed, replay
 from model.training.fused.step import FusedStep
 
 N_USERS, N_ITEMS = 9, 7
@@ -54,12 +54,11 @@ def run(step: FusedStep, batch: Batch, seed: int = 5) -> tuple[Tensor, dict[str,
     return loss, {name: parameter.grad.clone() for name, parameter in step.model.named_parameters()}  # type: ignore
 
 
-def replayed(step: FusedStep, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the step's last run should have given."""
-    plan = step._plans.get(batch.group_size) or step._plans[1]
+def replayed(step: FusedStep, batch: Batch, samples: Tensor | None = None) -> Replayed:
+    """What the step's last run should have given; `samples` are the positions of the batch in that run's."""
     seed, limit = step.dropout.tolist()
-    columns = batch.users, batch.items, batch.labels
-    return replay(dict(step.model.named_parameters()), *columns, plan, (seed, limit), step._scale_up, WEIGHT)
+    parameters, plan = dict(step.model.named_parameters()), step.plan(batch.group_size)
+    return replay(parameters, batch, plan, (seed, limit), step.scale_up, WEIGHT, samples)
 
 
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
