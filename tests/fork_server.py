@@ -36,7 +36,7 @@ IMPORTED = """
     model.run.session model.ensemble.search model.recommend.recommender model.serve.app preprocessing.prepare.pipeline
 """
 # Read when Python or a library starts: a command with other values than the server's is started afresh.
-READ_AT_START = ("PYTHON", "NUMBA", "MKL", "OPENBLAS", "LD_", "MPL", "TRITON")
+READ_AT_START = ("PYTHON", "NUMBA", "MKL", "OPENBLAS", "LD_", "MPL")
 SET_LATER = {"PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE"}
 _PIPES = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
 _LONGEST = 1 << 17  # bytes of a request, most of them its environment
@@ -136,6 +136,7 @@ def prepare(listener: socket.socket) -> None:
     Popen.address, Popen.fixed = listener.getsockname(), read_at_start(os.environ)
     os.environ.pop("OMP_NUM_THREADS", None)
     os.environ["OPENBLAS_NUM_THREADS"] = "1"  # it would start threads at import
+    os.environ["TRITON_INTERPRET"] = "1"  # torch's optimisers import Triton, of which tests start nothing compiled
     sys.path[0] = str(ROOT)
     for name in IMPORTED.split():
         importlib.import_module(name)

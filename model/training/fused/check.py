@@ -21,6 +21,7 @@ _WEIGHT, _SEED = 1 / 64, 3
 _RATE, _BETAS, _EPS = 0.01, (0.25, 0.5), 1e-8
 # Relative to the largest element of a tensor: several times the roundings of gradients, which are not replayed.
 _TOLERANCE = {"fp16": 4e-3, "bf16": 2e-2, "tf32": 4e-3, "fp32": 2e-5}
+_ADAM_TOLERANCE = 1e-4  # in every precision: the gradients are the same
 
 
 class DifferenceError(Exception):
@@ -43,14 +44,14 @@ def check_fused_step(
     Raises:
         DifferenceError: something differs. Compilers and the device raise errors of their own.
     """
-    network = _network(replace(config, n_users=_N_USERS, n_items=_N_ITEMS), device)
-    check = _Check(network, precision, _TOLERANCE[precision])
     states = torch.get_rng_state(), rng_state(device)
     try:
+        network = _network(replace(config, n_users=_N_USERS, n_items=_N_ITEMS), device)
+        check = _Check(network, precision, _TOLERANCE[precision])
         step = FusedStep(network, group, precision, tile)
         for size in sorted({group, 1}):
             plan = step.plan(size)
-            n_groups = 2 * (plan.samples_per_tile // plan.group) + 1
+            n_groups = 2 * plan.samples_per_tile // size + 1
             check.gradients(step, _batch(n_groups * size, size, device), plan)
         check.adam(group, tile, _batch(3 * group, group, device))
         check.large(step, _batch(max(1, batch // group) * group, group, device))
@@ -129,12 +130,18 @@ class _Check:
                 raise DifferenceError(f"{name}: computed again, it has other bits")
 
     def adam(self, group: int, tile: Tile, batch: Batch) -> None:
-        """A step of Adam within the sums, against torch's on the same gradients."""
+        """A step of Adam within the sums, against torch's on the same gradients.
+
+        It is not the first, in which betas cancel.
+        """
         _, gradients = _run(FusedStep(self.network, group, self.precision, tile), batch)
         networks = copy.deepcopy(self.network), copy.deepcopy(self.network)
         optimizers = [torch.optim.Adam(each.parameters(), _RATE, _BETAS, _EPS) for each in networks]
         for optimizer in optimizers:
             create_state(optimizer)
+            for state in optimizer.state.values():
+                for name, value in (("step", 2.0), ("exp_avg", _WEIGHT / 2), ("exp_avg_sq", _WEIGHT**2)):
+                    state[name].fill_(value)
         for network in networks:
             for name, parameter in network.named_parameters():
                 parameter.grad = gradients[name].clone()
@@ -142,10 +149,11 @@ class _Check:
         rate = torch.tensor(_RATE, device=batch.labels.device)
         step = FusedStep(networks[0], group, self.precision, tile, TableAdam(optimizers[0], rate))
         _run(step, batch)
-        expected = dict(networks[1].named_parameters())
+        start, expected = dict(self.network.named_parameters()), dict(networks[1].named_parameters())
         for name, parameter in networks[0].named_parameters():
             if any(parameter is table for table in step.tables):
-                self._compare(f"{name} after a step of Adam", parameter, expected[name])
+                moved, should = (value.detach() - start[name].detach() for value in (parameter, expected[name]))
+                self._compare(f"the change of {name} by Adam", moved, should, _ADAM_TOLERANCE)
 
     def large(self, step: FusedStep, batch: Batch) -> None:
         """The first, middle and last tile of a batch."""
@@ -171,10 +179,19 @@ class _Check:
                 self._compare(f"the gradient of {layer}", d_found, d_level)
             if level < len(plan.widths) - 1 and not plan.sums_at[level + 1]:
                 self._compare(layer, tiles.level(tiles.acts, level)[samples, :width], acts)
+        groups = samples[:: plan.group] // plan.group
+        rows = [("GMF's", tiles.d_user_gmf, expected.d_user_gmf)]
+        if plan.group > 1:
+            rows.append(("the MLP's", tiles.d_user_first, expected.d_levels[0]))
+        for name, found, each in rows:
+            of_groups = each.view(len(groups), plan.group, -1).sum(1)
+            found_rows = found[groups, : each.shape[1]].float() * unit
+            self._compare(f"{name} gradient of users in {where}", found_rows, of_groups)
 
-    def _compare(self, what: str, found: Tensor, expected: Tensor) -> None:
+    def _compare(self, what: str, found: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+        tolerance = self.tolerance if tolerance is None else tolerance
         largest = float(expected.detach().abs().max().clamp(min=1e-30))
         error = float((found.detach().double() - expected.detach()).abs().max()) / largest
-        self.worst = max(self.worst, error / self.tolerance)
-        if not error <= self.tolerance:  # NaN, too
-            raise DifferenceError(f"{what} differs by {error:.1e} of the largest element, {self.tolerance:.0e} allowed")
+        self.worst = max(self.worst, error / tolerance)
+        if not error <= tolerance:  # NaN, too
+            raise DifferenceError(f"{what} differs by {error:.1e} of the largest element, {tolerance:.0e} allowed")

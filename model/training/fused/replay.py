@@ -64,6 +64,7 @@ class Replayed:
         acts: outputs of each hidden layer, [n, width].
         d_levels: gradients of each hidden layer before ReLU, [n, width].
         d_logits: [n].
+        d_user_gmf: gradients of each sample's GMF embedding of its user, [n, factors].
     """
 
     loss: Tensor
@@ -71,6 +72,7 @@ class Replayed:
     acts: list[Tensor]
     d_levels: list[Tensor]
     d_logits: Tensor
+    d_user_gmf: Tensor
 
 
 def replay(
@@ -107,18 +109,20 @@ def replay(
         scaled = _Scaling.apply(torch.relu(x), scale_up) * kept(*dropout, samples, units)
         acts.append(_Rounding.apply(scaled, plan, True))
         levels.append(x)
-    gmf = stored("mf_user_embed.weight")[users] * stored("mf_item_embed.weight")[items]
+    of_users = stored("mf_user_embed.weight")[users]
+    gmf = of_users * stored("mf_item_embed.weight")[items]
     logits = torch.cat((gmf, acts[-1]), dim=1) @ found["final.weight"][0] + found["final.bias"]
     loss = nn.functional.binary_cross_entropy_with_logits(logits, batch.labels.double(), reduction="sum")
-    wanted = [*found.values(), *levels, logits]
+    wanted = [*found.values(), *levels, logits, of_users]
     gradients = torch.autograd.grad(loss * weight, wanted)
     n = len(found)
     return Replayed(
         loss=loss.detach(),
         gradients=dict(zip(found, gradients[:n], strict=True)),
         acts=[act.detach() for act in acts],
-        d_levels=list(gradients[n:-1]),
-        d_logits=gradients[-1],
+        d_levels=list(gradients[n:-2]),
+        d_logits=gradients[-2],
+        d_user_gmf=gradients[-1],
     )
 
 
