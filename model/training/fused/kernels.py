@@ -274,8 +274,16 @@ def gather_rows(
 
 
 @triton.jit
+def _correction(log_beta, step):
+    """1 - beta**step, also where beta is close to 1."""
+    x = log_beta * step
+    return tl.where(x > -0.05, -x * (1.0 + x / 2.0 * (1.0 + x / 3.0 * (1.0 + x / 4.0))), 1.0 - tl.exp(x))
+
+
+@triton.jit
 def segment_sum(
-    rows, factors, order, bounds, columns, unit, out, exp_avg, exp_avg_sq, step, rate, beta1, beta2, eps,
+    rows, factors, order, bounds, columns, unit, out, exp_avg, exp_avg_sq, step, rate, beta1, beta2, log_beta1,
+    log_beta2, eps,
     STRIDE: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
     WEIGHTED: tl.constexpr, ADAM: tl.constexpr,
 ):  # fmt: skip
@@ -312,8 +320,8 @@ def segment_sum(
         first = tl.load(exp_avg + at, inside, 0.0)
         first += (gradient - first) * (1.0 - beta1)
         second = tl.load(exp_avg_sq + at, inside, 0.0) * beta2 + gradient * gradient * (1.0 - beta2)
-        size = tl.load(rate) / (1.0 - tl.exp(t * tl.log(beta1)))
-        spread = tl.sqrt(second) / tl.sqrt(1.0 - tl.exp(t * tl.log(beta2))) + eps
+        size = tl.load(rate) / _correction(log_beta1, t)
+        spread = tl.sqrt(second) / tl.sqrt(_correction(log_beta2, t)) + eps
         tl.store(exp_avg + at, first, inside)
         tl.store(exp_avg_sq + at, second, inside)
         tl.store(out + at, tl.load(out + at, inside, 0.0) - size * first / spread, inside)

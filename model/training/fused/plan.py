@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from model.network.neumf import NeuMFConfig
 
@@ -139,3 +140,11 @@ def _mixed(x: int) -> int:
 def padded(width: int) -> int:
     """The next power of two, at least 16."""
     return max(_LEAST, 1 << (width - 1).bit_length())
+
+
+def rounded(x: Tensor, plan: Plan) -> Tensor:
+    """float32 values as the operands of products, as `kernels._rounded` makes them."""
+    if plan.products == "tf32":
+        bits = x.view(torch.int32)
+        return (bits + 0xFFF + (bits >> 13 & 1) & ~0x1FFF).view(torch.float32)
+    return x.to(plan.kind).float()

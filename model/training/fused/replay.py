@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.data.batch import Batch
-from model.training.fused.plan import Plan
+from model.training.fused.plan import Plan, rounded
 
 _MASK = (1 << 32) - 1
 
@@ -31,14 +31,6 @@ def kept(seed: int, limit: int, samples: Tensor, units: Tensor) -> Tensor:
     keys = mixed(samples & _MASK ^ mixed(samples.new_tensor(seed & _MASK)))
     x = (keys[:, None] ^ mixed(units * 0x9E3779B9 + 1 & _MASK)[None, :]) * 0x7FEB352D & _MASK
     return scrambled(x) >= limit
-
-
-def rounded(x: Tensor, plan: Plan) -> Tensor:
-    """float32 values as the operands of products, as `kernels._rounded` makes them."""
-    if plan.products == "tf32":
-        bits = x.view(torch.int32)
-        return (bits + 0xFFF + (bits >> 13 & 1) & ~0x1FFF).view(torch.float32)
-    return x.to(plan.kind).float()
 
 
 class _Rounding(torch.autograd.Function):
@@ -95,8 +87,8 @@ def replay(
     users, items = batch.users.long(), batch.items.long()
     samples = torch.arange(len(batch), device=items.device) if samples is None else samples
 
-    def stored(name: str) -> Tensor:
-        return _Rounding.apply(found[name], plan, False)
+    def stored(name: str, operand: bool = False) -> Tensor:
+        return _Rounding.apply(found[name], plan, operand)
 
     by_user, by_item = stored("mlp.0.weight").chunk(2, dim=1)
     first = (stored("mlp_user_embed.weight")[users] @ by_user.T, stored("mlp_item_embed.weight")[items] @ by_item.T)
@@ -104,7 +96,7 @@ def replay(
     acts: list[Tensor] = []
     levels: list[Tensor] = []
     for level, begin in enumerate(plan.units_at[:-1]):
-        x = (acts[-1] @ stored(f"mlp.{level}.weight").T if level else x) + found[f"mlp.{level}.bias"]
+        x = (acts[-1] @ stored(f"mlp.{level}.weight", operand=True).T if level else x) + found[f"mlp.{level}.bias"]
         units = torch.arange(x.shape[1], device=x.device) + begin
         scaled = _Scaling.apply(torch.relu(x), scale_up) * kept(*dropout, samples, units)
         acts.append(_Rounding.apply(scaled, plan, True))

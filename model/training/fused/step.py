@@ -9,9 +9,9 @@ waits for the device or has a data-dependent shape.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from model.data.batch import Batch
 from model.network.neumf import NeuMF
 from model.training.fused import kernels
-from model.training.fused.plan import Plan, Tile
+from model.training.fused.plan import Plan, Tile, rounded
 from workflows.device.torch_device import matrix_product, multiprocessors
 
 _GATHERED_ROWS, _SUMMED_ROWS = 16, 16  # rows that a program of `gather_rows` or `segment_sum` takes at a time
@@ -44,14 +44,15 @@ class TableAdam:
         (group,) = self.optimizer.param_groups
         state = self.optimizer.state[parameter]
         moments = state["exp_avg"], state["exp_avg_sq"], state["step"]
-        return (*moments, self.rate, *group["betas"], group["eps"])
+        logs = (math.log(beta) if beta else -math.inf for beta in group["betas"])
+        return (*moments, self.rate, *group["betas"], *logs, group["eps"])
 
     def advance(self, parameters: Sequence[Tensor]) -> None:
         """Count a step of these tables, before their sums."""
         torch._foreach_add_([self.optimizer.state[parameter]["step"] for parameter in parameters], 1.0)
 
 
-_NO_ADAM = (None, None, None, None, 0.0, 0.0, 0.0)
+_NO_ADAM = (None, None, None, None, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class FusedStep:
@@ -152,6 +153,8 @@ class FusedStep:
         """Run the tile kernel on a batch: all that its gradients are made of."""
         model, n, n_groups = self.model, len(batch), len(batch) // plan.group
         torch._foreach_copy_(*self._copied)
+        if plan.products == "tf32":
+            self._weights.copy_(rounded(self._weights, plan))
         self.dropout[:1].random_()
         new = _Buffers(batch.labels.device, plan.kind, fill)
         width = model.config.layers[0] // 2
@@ -241,7 +244,7 @@ class FusedStep:
         for level, layer in enumerate(layers[1:], start=1):
             if plan.sums_at[level]:
                 shape = plan.widths[level], plan.widths[level - 1]
-                product = sums[plan.sums_at[level] :][: prod(shape)].view(shape)
+                product = sums[plan.sums_at[level] :][: math.prod(shape)].view(shape)
             else:
                 below = tiles.level(tiles.acts, level - 1)
                 product = matrix_product(tiles.level(tiles.grads, level).T, below, torch.float32)
