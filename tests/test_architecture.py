@@ -74,6 +74,7 @@ DOORS = {
     "cupy": {"workflows/device/facts.py", "workflows/device/frames.py", "workflows/device/kernels.py"},
     "dask_cuda": {"workflows/device/frames.py"},
     "rmm": {"workflows/device/facts.py", "workflows/device/frames.py"},
+    "triton": {"model/training/fused/kernels.py"},
     "torch.cuda": {"workflows/device/facts.py", TORCH_DOOR, "workflows/device/kernels.py"},
 }
 

@@ -31,6 +31,7 @@ from benchmark.cost_model.stages import OPTIMIZER, Counted, network_config, per_
 from benchmark.training import variants as settings
 from model.data.batch import Batch
 from model.network.neumf import NeuMF
+from model.training import fused as fused_package
 from model.training.config import TrainConfig
 from model.training.optimizer import adam, create_state, shared_gradients
 from preprocessing.synthetic.log import Shape
@@ -102,7 +103,10 @@ def _recorded(counter: Counter) -> Iterator[ModuleType]:
     assert spec.loader is not None
     module = module_from_spec(spec)
     kernels = {name: _Recorder(name, names, counter) for name, names in _signatures().items() if name in _COSTS}
-    with mock.patch.dict(sys.modules, {_KERNELS: SimpleNamespace(**kernels), _STEP: module}):
+    noted = SimpleNamespace(**kernels)
+    # `from … import kernels` takes the package's attribute, where the kernels have been imported before.
+    attribute = mock.patch.object(fused_package, "kernels", noted, create=True)
+    with mock.patch.dict(sys.modules, {_KERNELS: noted, _STEP: module}), attribute:
         spec.loader.exec_module(module)
     with (
         mock.patch.object(module, "matrix_product", lambda a, b, dtype: torch.mm(a, b, out_dtype=dtype)),

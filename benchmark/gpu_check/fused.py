@@ -24,9 +24,12 @@ _TOLERANCE = {"tf32": 1e-3, "bf16": 4e-3, "fp16": 1e-3}  # of a step's loss, rel
 _BATCHES = (65_536, 1 << 20)
 _TIMED_STEPS = 30
 _TILES = (
+    (32, 64, 2, None),
+    (32, 64, 2, 168),
     (32, 64, 4, None),
     (32, 64, 4, 128),
     (64, 64, 4, None),
+    (64, 64, 4, 168),
     (64, 64, 8, None),
     (64, 64, 8, 128),
     (128, 64, 8, None),
@@ -68,7 +71,7 @@ def _check_kernels(settings: Settings, found: Findings, precision: str, device: 
     for size in _BATCHES:
         started = time.perf_counter()
         with matrix_precision("tf32", device):
-            worst = check_fused_step(shape, 1 + NEGATIVES, precision, tile_for(device), size, device)
+            worst = check_fused_step(shape, 1 + NEGATIVES, precision, tile_for(device, precision), size, device)
         found.measured(Figure(f"start-up check, {precision}, {size:,}", time.perf_counter() - started, "s"))
         found.below(f"{precision}, {size:,}: largest difference from float64, of what is allowed", worst, 1.0)
 

@@ -45,7 +45,7 @@ def fused_training(
         return None
     from model.training.fused.training import FusedTraining
 
-    return FusedTraining(model, optimizer, world, _group(config), precision, tile_for(world.device))
+    return FusedTraining(model, optimizer, world, _group(config), precision, tile_for(world.device, precision))
 
 
 def _unfit(model: NeuMF, config: TrainConfig, device: torch.device, precision: str) -> str | None:
@@ -75,7 +75,7 @@ def _failed_check(model: NeuMF, config: TrainConfig, world: ProcessGroup, precis
         from model.training.fused.check import check_fused_step
 
         size = max(1, config.batch_size // world.size)
-        check_fused_step(model.config, _group(config), precision, tile_for(world.device), size, world.device)
+        check_fused_step(model.config, _group(config), precision, tile_for(world.device, precision), size, world.device)
     except Exception as err:  # whatever is wrong with Triton or the GPU, the torch step can train
         return " ".join(f"{type(err).__name__}: {err}".split())[:300]
     return None
@@ -85,6 +85,7 @@ def _group(config: TrainConfig) -> int:
     return 1 + config.negative_samples
 
 
-def tile_for(device: torch.device) -> Tile:
-    """The tile for a GPU."""
-    return Tile()
+def tile_for(device: torch.device, precision: str) -> Tile:
+    """The tile for a GPU, or a CPU in tests."""
+    capability = gpu_capability(device)
+    return Tile() if capability is None else Tile.for_gpu(capability, precision)

@@ -85,6 +85,8 @@ def _level(
     to = n_samples.to(tl.int64) * UNITS_AT[LEVEL] + first * N
     at = lane[:, None] * N + units[None, :]
     x += tl.load(small + UNITS_AT[LEVEL] + units)[None, :]
+    # Units of rows that are not valid may be kept: the gradients of these rows' logits are 0. Products by a number come
+    # after the choice, since compilers would move a choice behind the rounding, where it takes more instructions.
     keep = _kept(keys, tl.load(unit_keys + UNITS_AT[LEVEL] + units), limit)
     z = _rounded(tl.where(keep, tl.maximum(x, 0.0), 0.0) * scale_up, kind, PRODUCTS)
     if LEVEL == LAST:
@@ -136,7 +138,7 @@ def _tile(
     N: tl.constexpr = WIDTHS[0]
     kind: tl.constexpr = weights.dtype.element_ty
     lane = tl.arange(0, ROWS)
-    # Positions within the tile are 32 bits wide; what they count from is one number of 64 bits.
+    # Positions within a tile have 32 bits, since those of 64 would take twice the registers.
     first, first_group = tile * (GROUPS * GROUP), tile * GROUPS
     valid = lane < tl.minimum(n_samples - first, GROUPS * GROUP).to(tl.int32)
     group = lane // GROUP

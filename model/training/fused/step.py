@@ -23,9 +23,9 @@ from model.training.fused import kernels
 from model.training.fused.plan import Plan, Tile, rounded
 from workflows.device.torch_device import matrix_product, multiprocessors
 
-_GATHERED_ROWS, _SUMMED_ROWS = 16, 16  # rows that a program of `gather_rows` or `segment_sum` takes at a time
-_PROGRAMS = 2  # for each multiprocessor: as many as fit there at a time
-_ROWS_OF_A_USER = 4  # a batch has few groups of a user
+_GATHERED_ROWS = 16  # that a program of `gather_rows` takes
+# Elements that a program of `segment_sum`, a single warp, takes at a time: of the few rows of a user, or of an item.
+_OF_A_USER, _OF_AN_ITEM = 512, 1024
 
 
 @dataclass
@@ -139,7 +139,7 @@ class FusedStep:
         self._sum_rows(
             model.mf_item_embed.weight, tiles.user_gmf, by_item, unit, (tiles.d_logits, plan.group, gmf_head)
         )
-        self._sum_rows(model.mf_user_embed.weight, tiles.d_user_gmf, by_user, unit, rows_each=_ROWS_OF_A_USER)
+        self._sum_rows(model.mf_user_embed.weight, tiles.d_user_gmf, by_user, unit, at_once=_OF_A_USER)
         gmf_done()
         self._mlp_gradients(tiles, by_user, by_item, unit, sums)
         self._small_gradients(plan, sums[: plan.sums] * unit)
@@ -166,7 +166,7 @@ class FusedStep:
         item_first = matrix_product(item_rows, self._by_item.T, plan.kind)
         user_first = matrix_product(user_rows, self._by_user.T, plan.kind)
         units = plan.units_at[-1]
-        programs = min(-(-n // plan.samples_per_tile), _PROGRAMS * multiprocessors(batch.labels.device))
+        programs = min(-(-n // plan.samples_per_tile), plan.tile.programs * multiprocessors(batch.labels.device))
         tiles = Tiles(
             plan=plan,
             users=batch.users.view(-1, plan.group)[:, 0],
@@ -208,7 +208,7 @@ class FusedStep:
         order: tuple[Tensor, Tensor],
         unit: Tensor,
         weighted: tuple[Tensor, int, Tensor] | None = None,
-        rows_each: int = _SUMMED_ROWS,
+        at_once: int = _OF_AN_ITEM,
     ) -> None:
         """Sum rows by id: the gradient of a table, which is stored or applied.
 
@@ -217,7 +217,7 @@ class FusedStep:
         """
         adam = self._adam.arguments(table) if self._adam is not None else _NO_ADAM
         out = table.detach() if self._adam is not None else _gradient(table)
-        _sum_rows(out, rows, order, unit, adam, weighted, rows_each)
+        _sum_rows(out, rows, order, unit, adam, weighted, at_once)
 
     def _mlp_gradients(
         self,
@@ -232,10 +232,10 @@ class FusedStep:
         layers, width = self._layers, model.config.layers[0] // 2
         d_user_first = tiles.d_user_first if plan.group > 1 else tiles.level(tiles.grads, 0)
         d_users = matrix_product(d_user_first, self._by_user, plan.kind)
-        self._sum_rows(model.mlp_user_embed.weight, d_users, by_user, unit, rows_each=_ROWS_OF_A_USER)
+        self._sum_rows(model.mlp_user_embed.weight, d_users, by_user, unit, at_once=_OF_A_USER)
         # In float32: the sum of many samples' gradients could exceed float16's range.
         d_item_first = torch.empty((self._sizes[1], plan.widths[0]), device=unit.device)
-        _sum_rows(d_item_first, tiles.level(tiles.grads, 0), by_item, unit, _NO_ADAM, None, _SUMMED_ROWS)
+        _sum_rows(d_item_first, tiles.level(tiles.grads, 0), by_item, unit, _NO_ADAM, None, _OF_AN_ITEM)
         items, first = model.mlp_item_embed.weight, _gradient(layers[0].weight)
         torch.mm(d_item_first, self._by_item.float(), out=_gradient(items))
         by_users = matrix_product(d_user_first.T, tiles.user_rows, torch.float32)
@@ -307,15 +307,16 @@ def _sum_rows(
     unit: Tensor,
     adam: tuple[Any, ...],
     weighted: tuple[Tensor, int, Tensor] | None,
-    rows_each: int,
+    at_once: int,
 ) -> None:
     """See `kernels.segment_sum`."""
     n, width = out.shape
+    padded = _power(width)
     factors, group, columns = weighted or (None, 1, None)
     kernels.segment_sum[(n,)](
         *(rows, factors, *order, columns, unit, out, *adam),
-        STRIDE=rows.shape[1], WIDTH=width, PADDED=_power(width), GROUP=group, ROWS=rows_each,
-        WEIGHTED=weighted is not None, ADAM=adam is not _NO_ADAM,
+        STRIDE=rows.shape[1], WIDTH=width, PADDED=padded, GROUP=group, ROWS=min(16, max(1, at_once // padded)),
+        WEIGHTED=weighted is not None, ADAM=adam is not _NO_ADAM, num_warps=1, num_stages=1,
     )  # fmt: skip
 
 

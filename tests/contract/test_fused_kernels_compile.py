@@ -1,0 +1,96 @@
+"""The fused step's kernels as machine code for each GPU, made by Triton's compiler; no GPU is needed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+from compile_fused_kernels import COMMAND, DOCS, GROUPS, LIMITS, PRECISIONS, ROOT, TABLE, in_docs
+
+COMMITTED = json.loads(TABLE.read_text(encoding="utf-8"))
+ARCHITECTURES = sorted(LIMITS)
+ALL = importlib.util.find_spec("cudf") is not None  # otherwise less, since it takes minutes
+COMPILED = ARCHITECTURES if ALL else [80, 90, 100, 120]
+COMBINATIONS = [
+    pytest.param(
+        *each,
+        marks=pytest.mark.skipif(
+            not ALL and each != (PRECISIONS[0], GROUPS[0]), reason="`make gpu-contract` compiles every combination"
+        ),
+    )
+    for each in ((precision, group) for precision in PRECISIONS for group in GROUPS)
+]
+
+
+def _pinned(name: str) -> str:
+    text = (ROOT / "requirements" / name).read_text(encoding="utf-8")
+    found = re.search(r"^triton==(\S+)", text, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def _unfit() -> str | None:
+    """Why nothing can be compared with the table; None if it can."""
+    try:
+        found = version("triton")
+    except PackageNotFoundError:
+        return "Triton is not installed: requirements/dev.txt has it for Linux"
+    pinned = _pinned("torch-gpu.txt")
+    return None if found == pinned else f"the table is of Triton {pinned}, installed is {found}"
+
+
+def test_tests_and_gpus_use_the_same_triton() -> None:
+    assert _pinned("dev.txt") == _pinned("torch-gpu.txt")
+
+
+@pytest.mark.parametrize(("precision", "group"), COMBINATIONS)
+def test_the_kernels_compile_as_the_table_says(precision: str, group: int, tmp_path: Path) -> None:
+    if (reason := _unfit()) is not None:
+        pytest.skip(reason)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    which = ["--architectures", *map(str, COMPILED), "--precisions", precision, "--groups", str(group)]
+    which += [] if ALL else ["--tiles"]
+    command = [sys.executable, ROOT / "tests" / "compile_fused_kernels.py", *which]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    others = ALL and (precision, group) == (PRECISIONS[0], GROUPS[0])
+    expected = [
+        row
+        for row in COMMITTED
+        if row["precision"] == precision
+        and int(row["architecture"].removeprefix("sm_")) in COMPILED
+        and (row["what"] == f"groups of {group}" or (others and row["kernel"] != "tile_step"))
+    ]
+    assert json.loads(done.stdout) == expected, f"the machine code changed; rewrite the table: {COMMAND}"
+
+
+def test_the_table_has_every_gpu_and_precision() -> None:
+    tiles = {(row["architecture"], row["precision"], row["what"]) for row in COMMITTED if row["kernel"] == "tile_step"}
+    assert tiles == {(f"sm_{a}", p, f"groups of {g}") for a in ARCHITECTURES for p in PRECISIONS for g in GROUPS}
+
+
+def test_several_warps_share_a_multiprocessor_and_few_registers_are_spilled() -> None:
+    for row in COMMITTED:
+        if row["kernel"] == "tile_step":
+            assert row["resident_warps"] >= 8, row
+            assert row["spilled_bytes"] <= 360, row
+        else:
+            assert (row["resident_warps"] >= 16, row["spilled_bytes"]) == (True, 0), row
+
+
+def test_the_documentation_shows_the_table() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    assert in_docs(text, COMMITTED) == text, f"rewrite the table: {COMMAND}"
+
+
+def test_a_run_on_a_cpu_does_not_load_triton() -> None:
+    code = "import sys, train, model.run.session, model.training.step; print('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout == "False\n"
