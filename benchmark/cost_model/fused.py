@@ -10,6 +10,8 @@ padding and of unused samples of a tile.
 from __future__ import annotations
 
 import ast
+import functools
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -33,18 +35,17 @@ from model.data.batch import Batch
 from model.network.neumf import NeuMF
 from model.training import fused as fused_package
 from model.training.config import TrainConfig
+from model.training.fused.plan import Tile
 from model.training.optimizer import adam, create_state, shared_gradients
 from preprocessing.synthetic.log import Shape
 
 _KERNELS, _STEP = "model.training.fused.kernels", "model.training.fused.step"
+_TABLE = Path(__file__).with_name("fused_kernels.json")  # written by tests/compile_fused_kernels.py
 _GROUP = 1 + settings.NEGATIVES
-# Warp instructions per sample of `tile_step` for the reference's network, in machine code that Triton 3.7.1 makes for
-# sm_80 with the default tile, loops counted by their turns. (sm_90: 615 and 993.)
-_TILE_INSTRUCTIONS = {2: 701.0, 4: 1076.0}  # by the bytes of an activation
+_A100 = (8, 0)  # its tiles, and the instructions of its machine code, are counted for every GPU
+_MULTIPROCESSORS = 108  # of an A100
 
 Arguments = dict[str, Any]
-
-_MULTIPROCESSORS = 108  # of an A100; each runs two programs of tiles, which store their sums
 
 
 def count_fused(shape: Shape, batch_size: int, precision: str, devices: int = 1) -> Counted:
@@ -65,7 +66,8 @@ def count_fused(shape: Shape, batch_size: int, precision: str, devices: int = 1)
         optimizer = adam(network, TrainConfig(batch_size=n))
         create_state(optimizer)
         within = fused.TableAdam(optimizer, torch.zeros(())) if devices == 1 else None
-        step = fused.FusedStep(network, _GROUP, "fp16" if precision == "amp" else precision, adam=within)
+        precision = "fp16" if precision == "amp" else precision
+        step = fused.FusedStep(network, _GROUP, precision, Tile.for_gpu(_A100, precision), within)
         ids = torch.zeros(n, dtype=torch.int32)
         update = _rest(optimizer, step.tables) if devices == 1 else _share(network, devices)
         batch, weight = Batch(ids, ids, torch.zeros(n), group_size=_GROUP), torch.ones(())
@@ -159,8 +161,16 @@ def _tile_cost(programs: int, given: Arguments) -> Cost:
         *(1, sum(_size(given[name]) for name in once) + n * of_item, written),
         fp32_flops=0.0 if half else flops,
         half_flops=flops if half else 0.0,
-        warp_instructions=n * _TILE_INSTRUCTIONS[kind],
+        warp_instructions=n * _tile_instructions("fp16" if half else "tf32"),
     )
+
+
+@functools.cache
+def _tile_instructions(precision: str) -> float:
+    """Warp instructions per sample of `tile_step`, for the reference's network."""
+    wanted = {"kernel": "tile_step", "what": f"groups of {_GROUP}", "precision": precision, "architecture": "sm_80"}
+    (row,) = (row for row in json.loads(_TABLE.read_text(encoding="utf-8")) if wanted.items() <= row.items())
+    return row["warp_instructions"]
 
 
 def _gather_cost(_: int, given: Arguments) -> Cost:
