@@ -78,7 +78,10 @@ def launches(architecture: int, precision: str, group: int) -> list[tuple[Any, t
 
 
 def compiled(kernel: Any, args: Sequence[Any], constants: dict[str, Any], architecture: int) -> dict[str, int]:
-    """What the machine code of a launch needs, and its instructions, outside and inside loops, of a warp."""
+    """What the machine code of a launch needs, and its instructions of a warp outside and inside its loops.
+
+    A kernel has at most one loop with, for `tile_step`, which loops over tiles, two of equally many passes in it.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
 
@@ -117,7 +120,9 @@ def compiled(kernel: Any, args: Sequence[Any], constants: dict[str, Any], archit
         for at, instruction in enumerate(instructions)
         if (found := re.search(r"BRA.*?(\.L_\w+)", instruction)) and labels[found[1]] <= at - _LEAST_LOOP
     ]
-    in_loops = sum(end - start + 1 for start, end in back)
+    start, end = max(back, key=lambda ends: ends[1] - ends[0], default=(0, -1))
+    # Branches back from behind the loop's end come from code that is out of line.
+    inner = sum(end_ - start_ + 1 for start_, end_ in back if start < start_ and end_ < end)
     warps, shared = built.metadata.num_warps, built.metadata.shared
     kib, most_warps, most_programs = LIMITS[architecture]
     by_registers = _REGISTERS // (-(-registers * 32 // _REGISTERS_AT_ONCE) * _REGISTERS_AT_ONCE) * 4
@@ -129,9 +134,9 @@ def compiled(kernel: Any, args: Sequence[Any], constants: dict[str, Any], archit
         "shared_bytes": shared,
         "programs": programs,
         "resident_warps": programs * warps,
-        "loops": len(back),
-        "once": len(instructions) - in_loops,
-        "each": in_loops,
+        "outside": len(instructions) - (end - start + 1),
+        "loop": end - start + 1,
+        "inner_loops": inner,
     }
 
 
@@ -151,9 +156,9 @@ def _type(value: Any) -> str:
 def rows(architecture: int, precision: str, group: int, tiles: bool) -> Iterator[dict[str, Any]]:
     """The table's rows for an architecture; others than `tile_step` unless `tiles`, for one precision and group.
 
-    `warp_instructions` are of all warps of a program. For `tile_step` and `gather_rows` they are per sample, or row,
-    of a full tile. For `segment_sum` they are per id, and `warp_instructions_a_pass` those of each pass of up to
-    `rows` rows.
+    `warp_instructions` are of all warps of a program: for `tile_step` per sample of a full tile, without those before
+    the first tile; for `gather_rows` per row; for `segment_sum` per id, and `warp_instructions_a_pass` for each pass of
+    up to `rows` rows.
     """
     seen = set()
     for kernel, args, constants in launches(architecture, precision, group):
@@ -167,21 +172,17 @@ def rows(architecture: int, precision: str, group: int, tiles: bool) -> Iterator
             continue
         seen.add(key)
         found = compiled(kernel, args, constants, architecture)
-        loops, once, each = found.pop("loops"), found.pop("once"), found.pop("each")
-        n = constants["ROWS"]
+        outside, loop, inner = found.pop("outside"), found.pop("loop"), found.pop("inner_loops")
+        n, warps = constants["ROWS"], found["warps"]
         row = {"kernel": name, "what": what, "precision": precision, "architecture": f"sm_{architecture}", "rows": n}
         row |= found
-        warps = found["warps"]
         if name == "segment_sum":
-            assert loops == 1, (row, loops)
-            row |= {"warp_instructions": once * warps, "warp_instructions_a_pass": each * warps}
+            row |= {"warp_instructions": outside * warps, "warp_instructions_a_pass": loop * warps}
         elif name == "gather_rows":
-            assert loops == 0, (row, loops)
-            row |= {"warp_instructions": round(once * warps / n, 1)}
+            row |= {"warp_instructions": round((outside + loop) * warps / n, 1)}
         else:
             passes = constants["WIDTHS"][0] // constants["BLOCK"]
-            assert loops <= 2, (row, loops)  # a loop that is unrolled is within `once`
-            row |= {"warp_instructions": round((once + each * passes) * warps / (n // group * group), 1)}
+            row |= {"warp_instructions": round((loop + inner * (passes - 1)) * warps / (n // group * group), 1)}
         yield row
 
 

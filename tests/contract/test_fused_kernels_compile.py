@@ -81,7 +81,7 @@ def test_several_warps_share_a_multiprocessor_and_few_registers_are_spilled() ->
     for row in COMMITTED:
         if row["kernel"] == "tile_step":
             assert row["resident_warps"] >= 8, row
-            assert row["spilled_bytes"] <= 360, row
+            assert row["spilled_bytes"] <= 700, row
         else:
             assert (row["resident_warps"] >= 16, row["spilled_bytes"]) == (True, 0), row
 

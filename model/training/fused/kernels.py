@@ -247,7 +247,8 @@ def tile_step(
     USED: tl.constexpr = ROWS // GROUP * GROUP
     SUMS: tl.constexpr = SUMS_AT[len(WIDTHS)]
     program = tl.program_id(0).to(tl.int64)
-    for tile in range(program, tl.cdiv(n_samples, USED), tl.num_programs(0)):
+    # Nothing is kept in registers from tile to tile: they are scarce.
+    for tile in tl.range(program, tl.cdiv(n_samples, USED), tl.num_programs(0), disable_licm=True):
         _tile(
             tile, items, labels, item_first, user_first, item_gmf, user_gmf, weights, small, unit_keys, dropout, acts,
             grads, d_logits, d_user_first, d_user_gmf, parts + program * SUMS, tile > program, n_samples, scale_up,

@@ -42,18 +42,16 @@ class Tile:
     def for_gpu(capability: tuple[int, int], precision: str) -> Tile:
         """The tile for GPUs of a compute capability, by counting instructions, registers and shared memory.
 
-        Chosen among those with 12 warps on a multiprocessor, where registers and shared memory allow it, for the fewest
-        instructions a sample, those of spilled registers included. The same tile for all GPUs of a kind, and not the
+        Chosen among those with 12 warps on a multiprocessor, where shared memory allows it, for few spilled registers
+        and few instructions a sample. The same tile for all GPUs of a kind, and not the
         fastest of a trial, since another tile sums in another order.
         """
         half = precision in ("fp16", "bf16")
         if capability[0] == 9:  # products of 64 rows by four warps together
-            return Tile(rows=64, registers=168, programs=3) if half else Tile(rows=64, block=32, programs=2)
-        if capability in _LARGE_SHARED:
-            if half:
-                return Tile(rows=32, warps=2, registers=168, programs=6)
+            return Tile(registers=168, programs=3) if half else Tile(block=32)
+        if half or capability in _LARGE_SHARED:
             return Tile(rows=32, registers=168, programs=3)
-        return Tile(rows=32, registers=128, programs=3) if half else Tile(rows=32, warps=8, programs=1)
+        return Tile(rows=32)
 
 
 @dataclass(frozen=True, kw_only=True)
