@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -62,17 +61,18 @@ def launches(architecture: int, precision: str, group: int) -> list[tuple[Any, t
     from model.network.neumf import NeuMF, NeuMFConfig
     from model.training.fused import kernels, step
     from model.training.fused.plan import Tile
+    from model.training.optimizer import create_state
 
     model = NeuMF(NeuMFConfig(n_users=3, n_items=2, factors=64, layers=(256, 256, 128, 64), dropout=0.5))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    moments = torch.zeros(1), torch.zeros(1), torch.zeros(1), torch.zeros(1)
-    adam = SimpleNamespace(advance=lambda tables: None, arguments=lambda table: (*moments, 0.9, 0.999, 1e-8))
+    optimizer = torch.optim.Adam(model.parameters())
+    create_state(optimizer)
     users, labels = torch.zeros(group, dtype=torch.int32), torch.zeros(group)
     noted = step.kernels = _Launches(kernels)
-    for each in (None, adam):
+    for adam in (None, step.TableAdam(optimizer, torch.tensor(0.01))):
         tile = Tile.for_gpu((architecture // 10, architecture % 10), precision)
-        fused = step.FusedStep(model, group, precision, tile, each)
+        fused = step.FusedStep(model, group, precision, tile, adam)
         fused.gradients(Batch.from_columns(iter((users, users, labels)), group), torch.tensor(1.0))
     return noted.found
 
