@@ -12,7 +12,7 @@ from model.training.config import TrainConfig
 from model.training.fused.plan import MAX_WIDTH, Tile
 from workflows.common.errors import UserError
 from workflows.common.progress import console
-from workflows.device.torch_device import gpu_capability
+from workflows.device.torch_device import gpu_capability, matrix_precision
 
 if TYPE_CHECKING:
     from model.training.fused.training import FusedTraining
@@ -74,8 +74,9 @@ def _failed_check(model: NeuMF, config: TrainConfig, world: ProcessGroup, precis
     try:
         from model.training.fused.check import check_fused_step
 
-        size = max(1, config.batch_size // world.size)
-        check_fused_step(model.config, _group(config), precision, tile_for(world.device, precision), size, world.device)
+        size, tile = max(1, config.batch_size // world.size), tile_for(world.device, precision)
+        with matrix_precision("tf32", world.device):  # as in training
+            check_fused_step(model.config, _group(config), precision, tile, size, world.device)
     except Exception as err:  # whatever is wrong with Triton or the GPU, the torch step can train
         return " ".join(f"{type(err).__name__}: {err}".split())[:300]
     return None

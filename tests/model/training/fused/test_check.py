@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -197,6 +198,22 @@ def test_a_step_that_passes_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step._fused is not None
     first, second = losses(step)
     assert 0 < second < first
+
+
+def test_the_check_multiplies_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 are TF32 in every step, in whatever precision."""
+    found = []
+
+    @contextmanager
+    def noted(precision: str, _: torch.device) -> Iterator[None]:
+        found.append(precision)
+        yield
+        found.append("end")
+
+    monkeypatch.setattr(choice, "matrix_precision", noted)
+    monkeypatch.setattr(check, "check_fused_step", lambda *_: found.append("check"))
+    step_on_a_gpu(monkeypatch)
+    assert found == ["tf32", "check", "end"]
 
 
 @pytest.mark.parametrize("fault", [_raises, _rate])
