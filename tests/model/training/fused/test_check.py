@@ -18,6 +18,7 @@ from model.training.config import TrainConfig
 from model.training.fused import check, choice, kernels
 from model.training.fused.check import DifferenceError, check_fused_step
 from model.training.fused.plan import Tile
+from model.training.optimizer import adam
 from model.training.step import Step
 from model.training.torch_step import TorchStep
 from preprocessing.spec.feature_columns import SideFeature
@@ -277,3 +278,20 @@ def test_what_the_fused_step_does_not_take(
     assert step("auto")._fused is None
     with pytest.raises(UserError, match=f"--step fused: .*{reason}"):
         step("fused")
+
+
+@pytest.mark.parametrize("own", [(7, 5), (9, 0)])
+def test_ranks_with_different_gpus_decide_together(monkeypatch: pytest.MonkeyPatch, own: tuple[int, int]) -> None:
+    votes = []
+
+    def counted(vote: Tensor) -> Tensor:
+        votes.append(float(vote))
+        return vote + (own == (7, 5))  # the other rank has the other GPU
+
+    monkeypatch.setattr(choice, "gpu_capability", lambda _: own)
+    monkeypatch.setattr(check, "check_fused_step", lambda *_: None)
+    world = ProcessGroup(CPU, size=2)
+    monkeypatch.setattr(world, "sum", counted)
+    model, config = NeuMF(CONFIG), TrainConfig(batch_size=LARGE, precision="bf16")
+    assert choice.fused_training(model, adam(model, config), config, world, "bf16") is None
+    assert votes == [float(own == (9, 0))]
