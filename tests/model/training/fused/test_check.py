@@ -201,6 +201,22 @@ def test_a_step_that_passes_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < second < first
 
 
+def test_a_program_of_the_check_takes_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, too, which could run one program for each of its few tiles."""
+    found = []
+
+    def noted(given: dict[str, Any], _: int) -> None:
+        found.append((given["parts"].shape[0], given["n_samples"]))
+
+    monkeypatch.setattr("model.training.fused.step.multiprocessors", lambda _: 100)
+    monkeypatch.setattr(kernels, "tile_step", Planted("tile_step", before=noted))
+    tile = Tile(rows=16)
+    check_fused_step(CONFIG, GROUP, "fp32", tile, LARGE, CPU)
+    first, last = found[0], found[-1]
+    assert first[0] * tile.rows < first[1]
+    assert last[0] * tile.rows >= last[1]  # a full batch has the programs that training has
+
+
 def test_the_check_multiplies_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products of float32 are TF32 in every step, in whatever precision."""
     found = []
