@@ -57,6 +57,7 @@ class Step:
         scales = dtype is torch.float16 and self._fused is None
         self._scaler = torch.amp.GradScaler(world.device.type, enabled=scales)
         self._on_batch: Callable[[Batch, Tensor], Tensor]
+        self._samples = 0  # of the first step, over all ranks
         if self._fused is not None:
             self._on_batch = StepGraph(self._fused, capture) if capture is not None else self._fused
             return
@@ -91,7 +92,12 @@ class Step:
     def _fused_step(self, fused: FusedTraining, local: Batch | None, samples: int) -> Tensor:
         fused.rate.fill_(self.optimizer.param_groups[0]["lr"])
         weight = torch.full((), 1.0 / samples, device=self.world.device)
-        return fused(None, weight) if local is None else self._on_batch(local, weight)
+        self._samples = self._samples or samples
+        # NCCL wants an exchange to be in a graph on all ranks or on none. A rank does not know the others' batches, and
+        # in an epoch's last step its own may be as large as ever while another's is smaller.
+        if local is None or samples != self._samples:
+            return fused(local, weight)
+        return self._on_batch(local, weight)
 
     def _step(self, local: Batch | None, samples: int) -> Tensor:
         if self._compiled is not None and local is not None and self.world.size == 1:

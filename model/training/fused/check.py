@@ -18,6 +18,7 @@ from workflows.device.torch_device import rng_state, set_rng_state
 
 _N_USERS, _N_ITEMS = 37, 23  # few, so that sums have several rows
 _WEIGHT, _SEED = 1 / 64, 3
+_PROGRAMS = 2  # fewer than tiles, so that one adds up several, as all do in a full batch
 _RATE, _BETAS, _EPS = 0.01, (0.25, 0.5), 1e-8
 # Relative to the largest element of a tensor: several times the roundings of gradients, which are not replayed.
 _TOLERANCE = {"fp16": 4e-3, "bf16": 2e-2, "tf32": 4e-3, "fp32": 2e-5}
@@ -49,11 +50,13 @@ def check_fused_step(
         network = _network(replace(config, n_users=_N_USERS, n_items=_N_ITEMS), device)
         check = _Check(network, precision, _TOLERANCE[precision])
         step = FusedStep(network, group, precision, tile)
+        step.programs = _PROGRAMS
         for size in sorted({group, 1}):
             plan = step.plan(size)
             n_groups = 2 * plan.samples_per_tile // size + 1
             check.gradients(step, _batch(n_groups * size, size, device), plan)
         check.adam(group, tile, _batch(3 * group, group, device))
+        step = FusedStep(network, group, precision, tile)
         check.large(step, _batch(max(1, batch // group) * group, group, device))
     finally:
         torch.set_rng_state(states[0])

@@ -12,7 +12,7 @@ from model.training.config import TrainConfig
 from model.training.fused.plan import MAX_WIDTH, Tile
 from workflows.common.errors import UserError
 from workflows.common.progress import console
-from workflows.device.torch_device import gpu_capability
+from workflows.device.torch_device import gpu_capability, matrix_precision
 
 if TYPE_CHECKING:
     from model.training.fused.training import FusedTraining
@@ -35,13 +35,16 @@ def fused_training(
         if config.step == "fused":
             raise UserError(f"--step fused: {reason}; leave the flag out, or use --step torch")
         return None
-    failed = _failed_check(model, config, world, precision)
+    # Ranks may have different GPUs, so that from here on they decide together.
+    too_old = _too_old(world.device)
+    failed = too_old or _failed_check(model, config, world, precision)
     passed = world.sum(torch.tensor(float(failed is None), device=world.device))
     if passed.item() < world.size:
         reason = failed or "it failed on another rank"
         if config.step == "fused":
             raise UserError(f"--step fused: {reason}")
-        console.print(f"the fused step failed its check, so the torch step trains: {reason}")
+        if too_old is None:
+            console.print(f"the fused step failed its check, so the torch step trains: {reason}")
         return None
     from model.training.fused.training import FusedTraining
 
@@ -49,13 +52,10 @@ def fused_training(
 
 
 def _unfit(model: NeuMF, config: TrainConfig, device: torch.device, precision: str) -> str | None:
-    """Why a run is none for the fused step; None if it is one."""
-    shape, capability = model.config, gpu_capability(device)
-    if capability is None:
+    """Why a run is none for the fused step, the same on all ranks; None if it is one."""
+    shape = model.config
+    if gpu_capability(device) is None:
         return "it needs an NVIDIA GPU"
-    if capability < _CAPABILITY:
-        return f"it needs a GPU of compute capability 8.0 (Ampere) or later, and this one has {capability[0]}." \
-               f"{capability[1]}"  # fmt: skip
     if precision == "fp32":
         return "it computes in tf32, fp16 or bf16 (--amp, or --precision)"
     if shape.arch != "neumf" or len(shape.layers) < 2:
@@ -69,13 +69,22 @@ def _unfit(model: NeuMF, config: TrainConfig, device: torch.device, precision: s
     return None
 
 
+def _too_old(device: torch.device) -> str | None:
+    """Why a GPU is none for the fused step; None if it is one."""
+    found = gpu_capability(device)
+    if found is None or found >= _CAPABILITY:
+        return None
+    return f"it needs a GPU of compute capability 8.0 (Ampere) or later, and this one has {found[0]}.{found[1]}"
+
+
 def _failed_check(model: NeuMF, config: TrainConfig, world: ProcessGroup, precision: str) -> str | None:
     """What the check on this device found, in one line; None if it passed."""
     try:
         from model.training.fused.check import check_fused_step
 
-        size = max(1, config.batch_size // world.size)
-        check_fused_step(model.config, _group(config), precision, tile_for(world.device, precision), size, world.device)
+        size, tile = max(1, config.batch_size // world.size), tile_for(world.device, precision)
+        with matrix_precision("tf32", world.device):  # as in training
+            check_fused_step(model.config, _group(config), precision, tile, size, world.device)
     except Exception as err:  # whatever is wrong with Triton or the GPU, the torch step can train
         return " ".join(f"{type(err).__name__}: {err}".split())[:300]
     return None

@@ -61,6 +61,7 @@ class FusedStep:
     Attributes:
         tables: the parameters that a `TableAdam` takes; they need no `grad` then.
         dropout, scale_up: as `kernels.tile_step` takes them; each batch has its own seed.
+        programs: of `kernels.tile_step`, at most.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class FusedStep:
         config, tile = model.config, tile or Tile()
         self._plans = {size: Plan.of(config, size, precision, tile) for size in {group, 1}}
         plan, device = self._plans[group], model.final.weight.device
+        self.programs = tile.programs * multiprocessors(device)
         rate = min((1 << 32) - 1, round(config.dropout * 2**32))
         self.dropout = torch.tensor([0, rate], dtype=torch.int64, device=device)
         self.scale_up = 1.0 / (1.0 - config.dropout)
@@ -166,7 +168,7 @@ class FusedStep:
         item_first = matrix_product(item_rows, self._by_item.T, plan.kind)
         user_first = matrix_product(user_rows, self._by_user.T, plan.kind)
         units = plan.units_at[-1]
-        programs = min(-(-n // plan.samples_per_tile), plan.tile.programs * multiprocessors(batch.labels.device))
+        programs = min(-(-n // plan.samples_per_tile), self.programs)
         tiles = Tiles(
             plan=plan,
             users=batch.users.view(-1, plan.group)[:, 0],

@@ -173,6 +173,26 @@ def test_a_rank_without_samples_captures_nothing(stand_in: StandIn) -> None:
     assert stand_in.recordings == 0
 
 
+def test_a_whole_step_is_in_a_graph_on_all_ranks_or_on_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decided by the samples of all ranks: those of one may be as many as ever in the epoch's last step."""
+
+    class WholeStep:
+        rate = torch.zeros(())
+
+        def __call__(self, batch: Batch | None, weight: Tensor) -> Tensor:
+            launched.append("kernels")
+            return weight
+
+    launched: list[str] = []
+    monkeypatch.setattr(model.training.step, "fused_training", lambda *_: WholeStep())
+    step = Step(network(), TrainConfig(batch_size=120), ProcessGroup(CPU), compiled=False)
+    monkeypatch.setattr(step, "_on_batch", lambda batch, weight: launched.append("graph"))
+    (batch,) = batches([60])
+    for local, total in ((batch, 120), (batch, 115), (None, 40), (batch, 120)):
+        step(local, total)
+    assert launched == ["graph", "kernels", "kernels", "graph"]
+
+
 def test_graphs_need_a_gpu() -> None:
     with pytest.raises(UserError, match="--cuda-graphs needs an NVIDIA GPU"):
         Step(network(), TrainConfig(cuda_graphs=True), ProcessGroup(CPU))

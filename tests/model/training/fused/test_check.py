@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from model.training.config import TrainConfig
 from model.training.fused import check, choice, kernels
 from model.training.fused.check import DifferenceError, check_fused_step
 from model.training.fused.plan import Tile
+from model.training.optimizer import adam
 from model.training.step import Step
 from model.training.torch_step import TorchStep
 from preprocessing.spec.feature_columns import SideFeature
@@ -199,6 +201,38 @@ def test_a_step_that_passes_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < second < first
 
 
+def test_a_program_of_the_check_takes_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, too, which could run one program for each of its few tiles."""
+    found = []
+
+    def noted(given: dict[str, Any], _: int) -> None:
+        found.append((given["parts"].shape[0], given["n_samples"]))
+
+    monkeypatch.setattr("model.training.fused.step.multiprocessors", lambda _: 100)
+    monkeypatch.setattr(kernels, "tile_step", Planted("tile_step", before=noted))
+    tile = Tile(rows=16)
+    check_fused_step(CONFIG, GROUP, "fp32", tile, LARGE, CPU)
+    first, last = found[0], found[-1]
+    assert first[0] * tile.rows < first[1]
+    assert last[0] * tile.rows >= last[1]  # a full batch has the programs that training has
+
+
+def test_the_check_multiplies_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of float32 are TF32 in every step, in whatever precision."""
+    found = []
+
+    @contextmanager
+    def noted(precision: str, _: torch.device) -> Iterator[None]:
+        found.append(precision)
+        yield
+        found.append("end")
+
+    monkeypatch.setattr(choice, "matrix_precision", noted)
+    monkeypatch.setattr(check, "check_fused_step", lambda *_: found.append("check"))
+    step_on_a_gpu(monkeypatch)
+    assert found == ["tf32", "check", "end"]
+
+
 @pytest.mark.parametrize("fault", [_raises, _rate])
 def test_a_step_that_fails_is_replaced_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: Fault
@@ -260,3 +294,20 @@ def test_what_the_fused_step_does_not_take(
     assert step("auto")._fused is None
     with pytest.raises(UserError, match=f"--step fused: .*{reason}"):
         step("fused")
+
+
+@pytest.mark.parametrize("own", [(7, 5), (9, 0)])
+def test_ranks_with_different_gpus_decide_together(monkeypatch: pytest.MonkeyPatch, own: tuple[int, int]) -> None:
+    votes = []
+
+    def counted(vote: Tensor) -> Tensor:
+        votes.append(float(vote))
+        return vote + (own == (7, 5))  # the other rank has the other GPU
+
+    monkeypatch.setattr(choice, "gpu_capability", lambda _: own)
+    monkeypatch.setattr(check, "check_fused_step", lambda *_: None)
+    world = ProcessGroup(CPU, size=2)
+    monkeypatch.setattr(world, "sum", counted)
+    model, config = NeuMF(CONFIG), TrainConfig(batch_size=LARGE, precision="bf16")
+    assert choice.fused_training(model, adam(model, config), config, world, "bf16") is None
+    assert votes == [float(own == (9, 0))]
