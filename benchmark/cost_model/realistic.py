@@ -16,7 +16,7 @@ from benchmark.cost_model.host_time import OPERATOR_S, launches
 STREAMED = 0.80  # memory: copies reach 1,355 of 1,555 GB/s on an A100, 2,573 of 3,350 on an H100
 GATHERED = 0.60  # memory, rows of 128 to 1,024 bytes at random places or with atomic additions; assumed
 PRODUCTS = 0.60  # matrix products, here of 64 to 256 columns; assumed
-ISSUED = 0.40  # instructions: a tile's registers leave two warps a scheduler, which wait for their operands; assumed
+ISSUED = 0.40  # instructions: a tile's registers leave three warps a scheduler, which wait for their operands; assumed
 LINKED = 0.75  # NCCL: 232 of 300 GB/s on eight A100s for gigabytes, somewhat less for the 127 MB of a step
 HOST_LINKED = 0.80  # copies from pinned memory: 25 of 32 GB/s
 TOGETHER = 0.80  # several devices: NVIDIA's program on eight A100s, against what the rest of this model expects of it

@@ -136,7 +136,7 @@ def _over_samples(
     )
     check_labels(train, sampling, world.device)
     loader = TrainLoader(train, sampling, world, _candidates(train, sampling, world), validation_items)
-    return Step(model, config, world), loader
+    return Step(model, config, world, in_memory=sampling.in_memory), loader
 
 
 def _over_all_items(

@@ -37,10 +37,13 @@ class Step:
     (`model.training.fused`), otherwise torch (`model.training.torch_step`).
     """
 
-    def __init__(self, model: NeuMF, config: TrainConfig, world: ProcessGroup, compiled: bool = True) -> None:
+    def __init__(
+        self, model: NeuMF, config: TrainConfig, world: ProcessGroup, compiled: bool = True, in_memory: bool = True
+    ) -> None:
         """
         Args:
             compiled: whether compiled loops may be used.
+            in_memory: whether batches are made of rows in memory, so that all ranks have equal shares of each.
 
         Raises:
             UserError: the device does not support the requested precision, CUDA graphs or the fused step.
@@ -59,7 +62,10 @@ class Step:
         self._on_batch: Callable[[Batch, Tensor], Tensor]
         self._samples = 0  # of the first step, over all ranks
         if self._fused is not None:
-            self._on_batch = StepGraph(self._fused, capture) if capture is not None else self._fused
+            if capture is not None and (world.size == 1 or in_memory):
+                self._on_batch = StepGraph(self._fused, capture)
+            else:
+                self._on_batch = self._fused
             return
         if self._compiled is None or world.size > 1:
             self._gradients = shared_gradients(model)
@@ -93,8 +99,8 @@ class Step:
         fused.rate.fill_(self.optimizer.param_groups[0]["lr"])
         weight = torch.full((), 1.0 / samples, device=self.world.device)
         self._samples = self._samples or samples
-        # NCCL wants an exchange to be in a graph on all ranks or on none. A rank does not know the others' batches, and
-        # in an epoch's last step its own may be as large as ever while another's is smaller.
+        # NCCL wants an exchange to be in a graph on all ranks or on none. In an epoch's last step a rank's own batch
+        # may be as large as ever while another's is smaller.
         if local is None or samples != self._samples:
             return fused(local, weight)
         return self._on_batch(local, weight)

@@ -16,17 +16,7 @@ from compile_fused_kernels import COMMAND, DOCS, GROUPS, LIMITS, PRECISIONS, ROO
 
 COMMITTED = json.loads(TABLE.read_text(encoding="utf-8"))
 ARCHITECTURES = sorted(LIMITS)
-ALL = importlib.util.find_spec("cudf") is not None  # otherwise less, since it takes minutes
-COMPILED = ARCHITECTURES if ALL else [80, 90, 100, 120]
-COMBINATIONS = [
-    pytest.param(
-        *each,
-        marks=pytest.mark.skipif(
-            not ALL and each != (PRECISIONS[0], GROUPS[0]), reason="`make gpu-contract` compiles every combination"
-        ),
-    )
-    for each in ((precision, group) for precision in PRECISIONS for group in GROUPS)
-]
+COMPILED = [80, 90, 100, 120]
 
 
 def _pinned(name: str) -> str:
@@ -50,26 +40,35 @@ def test_tests_and_gpus_use_the_same_triton() -> None:
     assert _pinned("dev.txt") == _pinned("torch-gpu.txt")
 
 
-@pytest.mark.parametrize(("precision", "group"), COMBINATIONS)
-def test_the_kernels_compile_as_the_table_says(precision: str, group: int, tmp_path: Path) -> None:
+def _compiled(*which: object, cache: Path) -> list[dict[str, object]]:
+    """Rows of the table, made anew."""
     if (reason := _unfit()) is not None:
         pytest.skip(reason)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRITON_")}
-    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    which = ["--architectures", *map(str, COMPILED), "--precisions", precision, "--groups", str(group)]
-    which += [] if ALL else ["--tiles"]
-    command = [sys.executable, ROOT / "tests" / "compile_fused_kernels.py", *which]
+    environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, ROOT / "tests" / "compile_fused_kernels.py", *map(str, which)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    others = ALL and (precision, group) == (PRECISIONS[0], GROUPS[0])
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cudf") is not None, reason="`make test` compiles them")
+def test_the_default_kernels_compile_as_the_table_says(tmp_path: Path) -> None:
+    """For `--amp`, on each kind of GPU."""
+    which = ("--tiles", "--architectures", *COMPILED, "--precisions", "fp16", "--groups", GROUPS[0])
     expected = [
         row
         for row in COMMITTED
-        if row["precision"] == precision
+        if (row["what"], row["precision"]) == (f"groups of {GROUPS[0]}", "fp16")
         and int(row["architecture"].removeprefix("sm_")) in COMPILED
-        and (row["what"] == f"groups of {group}" or (others and row["kernel"] != "tile_step"))
     ]
-    assert json.loads(done.stdout) == expected, f"the machine code changed; rewrite the table: {COMMAND}"
+    assert _compiled(*which, cache=tmp_path) == expected, f"the machine code changed; rewrite the table: {COMMAND}"
+
+
+def test_all_kernels_compile_as_the_table_says(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    if not request.config.getoption("--soak"):
+        pytest.skip("takes minutes; make soak")
+    assert _compiled(cache=tmp_path) == COMMITTED, f"the machine code changed; rewrite the table: {COMMAND}"
 
 
 def test_the_table_has_every_gpu_and_precision() -> None:

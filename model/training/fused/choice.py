@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +45,10 @@ def fused_training(
         if config.step == "fused":
             raise UserError(f"--step fused: {reason}")
         if too_old is None:
-            console.print(f"the fused step failed its check, so the torch step trains: {reason}")
+            text = f"the fused step failed its check, so the torch step trains: {reason}"
+            console.print(text)
+            if failed is not None and not world.is_first:  # whose console is quiet
+                print(f"rank {world.rank}: {text}", file=sys.stderr, flush=True)
         return None
     from model.training.fused.training import FusedTraining
 

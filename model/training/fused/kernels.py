@@ -88,7 +88,7 @@ def _level(
     # Units of rows that are not valid may be kept: the gradients of these rows' logits are 0. Products by a number come
     # after the choice, since compilers would move a choice behind the rounding, where it takes more instructions.
     keep = _kept(keys, tl.load(unit_keys + UNITS_AT[LEVEL] + units), limit)
-    z = _rounded(tl.where(keep, tl.maximum(x, 0.0), 0.0) * scale_up, kind, PRODUCTS)
+    z = _rounded(tl.where(keep, tl.maximum(x, 0.0, tl.PropagateNan.ALL), 0.0) * scale_up, kind, PRODUCTS)
     if LEVEL == LAST:
         head = tl.load(small + UNITS_AT[LEVEL + 1] + units)
         logits = gmf + tl.sum(z.to(tl.float32) * head[None, :], 1)
@@ -162,7 +162,7 @@ def _tile(
         c = start + tl.arange(0, BLOCK)
         x = _rows(item_first, item, c, valid, N) + _rows(user_first, group, c, valid, N) + tl.load(small + c)[None, :]
         keep = _kept(keys, tl.load(unit_keys + c), limit)
-        z = _rounded(tl.where(keep, tl.maximum(x, 0.0), 0.0) * scale_up, kind, PRODUCTS)
+        z = _rounded(tl.where(keep, tl.maximum(x, 0.0, tl.PropagateNan.ALL), 0.0) * scale_up, kind, PRODUCTS)
         tl.store(acts + first * N + lane[:, None] * N + c[None, :], z, valid[:, None])
         if DEPTH > 1:
             transposed = tl.load(weights + n1[None, :] * N + c[:, None])

@@ -15,8 +15,7 @@ from model.training.optimizer import create_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# The kernel's 1 - beta2**t is in float32, with an error of 1e-4 of it in the first steps.
-TOLERANCE = 5e-5
+TOLERANCE = 1e-5
 
 
 def _batch(number: int) -> Batch:
