@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Before any test module imports Triton, of which some of torch's do: without a GPU its kernels are interpreted.
+    if config.getoption("markexpr") != "gpu":
+        os.environ["TRITON_INTERPRET"] = "1"
     # The Merlin door silences this once, at import; pytest resets the filters for each test.
     config.addinivalue_line("filterwarnings", "ignore:Initializing an NVTabular Dataset in CPU mode")
 
