@@ -132,7 +132,7 @@ TRAIN_FLAGS = """
     -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --config --resume --without
     --checkpoint_dir --load_checkpoint_path --log_path --mode
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
-    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --cuda-graphs
+    -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --cuda-graphs --step
     --patience -k --topk -t --threshold --eval --validation --valid_batch_size
     --device --gpus --arch --pretrained --alpha --loss --weight_decay --recency --schedule --members
 --loader
@@ -205,6 +205,7 @@ def test_defaults_match_the_reference() -> None:
         "precision": None,
         "compile": False,
         "cuda_graphs": False,
+        "step": "auto",
         "patience": None,
         "eval": "sampled",
         "validation": "none",
