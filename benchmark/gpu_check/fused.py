@@ -23,17 +23,12 @@ _EPS = 1e-3  # as in `benchmark.gpu_check.training.steps`
 _TOLERANCE = {"tf32": 1e-3, "bf16": 4e-3, "fp16": 1e-3}  # of a step's loss, relative
 _BATCHES = (65_536, 1 << 20)
 _TIMED_STEPS = 30
+# Rows, warps, and registers per thread (at most).
 _TILES = (
-    (32, 64, 2, None),
-    (32, 64, 2, 168),
-    (32, 64, 4, None),
-    (32, 64, 4, 128),
-    (64, 64, 4, None),
-    (64, 64, 4, 168),
-    (64, 64, 8, None),
-    (64, 64, 8, 128),
-    (128, 64, 8, None),
+    *((32, 2, 255), (32, 2, 168), (32, 4, 255), (32, 4, 168), (32, 4, 128)),
+    *((64, 4, 255), (64, 4, 168), (64, 8, 255), (64, 8, 128), (128, 8, 255)),
 )
+_REGISTERS = 65_536  # of a multiprocessor
 
 
 def fused(settings: Settings, found: Findings) -> None:
@@ -113,10 +108,11 @@ def _measure_tiles(settings: Settings, found: Findings, precision: str, device: 
     net = network(shape, settings.scale, device, DROPOUT)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    for rows, block, warps, registers in _TILES:
-        what = f"tile of {rows} rows, {warps} warps, {registers or 'any number of'} registers, {precision}"
+    for rows, warps, registers in _TILES:
+        what = f"tile of {rows} rows, {warps} warps, {registers} registers, {precision}"
         with found.attempt(what), matrix_precision("tf32", device):
-            tile = Tile(rows=rows, block=block, warps=warps, registers=registers)
+            programs = _REGISTERS // (32 * warps * -(-registers // 8) * 8)
+            tile = Tile(rows=rows, warps=warps, registers=registers, programs=programs)
             step = FusedStep(net, 1 + NEGATIVES, precision, tile)
             for _ in range(WARM_UPS):
                 step.gradients(batch, weight)
