@@ -22,7 +22,7 @@ from preprocessing.prepare.memory import check_workers, gpu_partitions, partitio
 from preprocessing.prepare.resident import partition_log
 from preprocessing.prepare.row_filter import Selection
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from preprocessing.sources.movielens import ml_100k_sample
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.common.errors import UserError, run_command
@@ -194,10 +194,22 @@ def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -
     if args.sample:
         return ml_100k_sample(with_rating)
     if args.synthetic is None:
-        return open_log(args.input, columns, with_rating, scratch, args.columns)
+        return open_log(args.input, columns, with_rating, scratch, _read_options(args))
     _write_synthetic(args, scratch / "ratings.csv")
     log = open_log(scratch / "ratings.csv", columns, with_rating, scratch)
     return replace(log, name=f"synthetic log {args.synthetic}")
+
+
+def _read_options(args: argparse.Namespace) -> ReadOptions:
+    return ReadOptions(
+        names=tuple(args.columns) if args.columns is not None else None,
+        delimiter=args.delimiter,
+        quoting=args.quoting,
+        encoding=args.encoding,
+        comment=args.comment,
+        time_format=args.time_format,
+        text_ids=frozenset(args.text_ids or ()),
+    )
 
 
 def _columns(args: argparse.Namespace) -> LogColumns | None:

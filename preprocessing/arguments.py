@@ -77,8 +77,30 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--columns", type=lambda text: text.split(","), metavar="A,B,…", help="column names of text without a header"
     )
+    group.add_argument(
+        "--order", choices=["file", "random"],
+        help="for a log without --time: a user's last interaction is the last in the file, or one drawn by --seed",
+    )  # fmt: skip
+    group.add_argument(
+        "--text-ids", nargs="*", choices=["user", "item"], metavar="ID", action=_TextIds,
+        help="read user or item ids as text, even if the first look like integers (default: both)",
+    )  # fmt: skip
+    group.add_argument("--time-format", metavar="FORMAT", help="of times that are not ISO 8601, such as %%d.%%m.%%Y")
+    group.add_argument("--delimiter", metavar="TEXT", help="between fields of text; a blank: runs of blanks")
+    group.add_argument("--quoting", choices=["none", "minimal"], help="whether fields of text are quoted")
+    group.add_argument("--encoding", metavar="NAME", help="of text, such as latin-1 (default: UTF-8)")
+    group.add_argument("--comment", metavar="TEXT", help="skip lines that begin with this")
     group.add_argument("--min-rating", type=float, metavar="R", help="drop interactions rated lower")
     group.add_argument("--strict", action="store_true", help="a missing value is an error (default: drop the row)")
+
+
+class _TextIds(argparse.Action):
+    """`--text-ids` alone means both kinds of ids."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, values or ["user", "item"])
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:
@@ -167,7 +189,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("; ".join(wrong))
 
 
-_LOG = {"user", "item", "time", "rating", "columns", "min_rating", "strict", "workflow", "extend", "features"}
+_LOG = {
+    *("user", "item", "time", "rating", "columns", "min_rating", "strict", "workflow", "extend", "features"),
+    *("order", "text_ids", "time_format", "delimiter", "quoting", "encoding", "comment"),
+}
 _PREPARE = {
     *("test_negatives", "train_negatives", "negatives", "popularity_exponent", "time_aware"),
     *("partitions", "memory_limit", "workers", "scheduler"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.inputs import input_files
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
 from preprocessing.sources.movielens import movielens_log
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.unpack import SourceFile, unpacked
@@ -20,7 +20,7 @@ def open_log(
     columns: LogColumns | None,
     with_rating: bool,
     scratch: Path,
-    names: Sequence[str] | None = None,
+    options: ReadOptions = DETECT,
 ) -> Log:
     """Open a raw log.
 
@@ -30,7 +30,7 @@ def open_log(
         columns: the columns of a CSV or Parquet log; None to recognise them.
         with_rating: whether to read ratings.
         scratch: an empty folder for unpacked files.
-        names: column names of text without a header, in order; None if the first line names them.
+        options: how to read the files where they do not say.
 
     Raises:
         UserError: the input is missing, empty, of an unknown format, or of several formats.
@@ -38,13 +38,14 @@ def open_log(
     files = input_files([inputs] if isinstance(inputs, str | Path) else inputs)
     sources = [unpacked(file, scratch / str(index)) for index, file in enumerate(files)]
     sources = [source for source in sources if source.path.stat().st_size] or sources[:1]
-    log = _recognised(sources, columns, with_rating, names)
+    log = _recognised(sources, columns, with_rating, options)
     return replace(log, name=log.name if len(files) == 1 else f"{log.name}, {len(files)} files", files=files)
 
 
 def _recognised(
-    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, names: Sequence[str] | None
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions
 ) -> Log:
+    names = options.names
     parquet = [source for source in sources if source.head == b"PAR1"]
     if parquet and len(parquet) < len(sources):
         other = next(source for source in sources if source not in parquet)

@@ -27,6 +27,34 @@ class LogColumns:
         return replace(self, rating=None)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How to read a log where its files do not say; None: detect it.
+
+    Attributes:
+        names: column names of text without a header, in order; None if the first line names them.
+        delimiter: between the fields of a line; blanks stand for any run of blanks.
+        quoting: "minimal": fields may be quoted, as in RFC 4180; "none": a quote is a character like any other.
+        encoding: of text; a name that Python knows.
+        comment: text that begins a line to skip.
+        time_format: of `strptime`.
+        text_ids: the id columns ("user", "item") to read as text, whatever they look like.
+        whole_ids: the id columns to read as integers, whatever they look like.
+    """
+
+    names: tuple[str, ...] | None = None
+    delimiter: str | None = None
+    quoting: str | None = None
+    encoding: str | None = None
+    comment: str | None = None
+    time_format: str | None = None
+    text_ids: frozenset[str] = frozenset()
+    whole_ids: frozenset[str] = frozenset()
+
+
+DETECT = ReadOptions()
+
+
 class Piece(ABC):
     """The part of a log that one task reads."""
 

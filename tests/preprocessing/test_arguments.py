@@ -19,6 +19,7 @@ def test_help_lists_all_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         "-h", "--help",
         "--sample", "--input", "--synthetic", "--check", "--raw", "--features", "--workflow", "--extend",
         "--user", "--item", "--time", "--rating", "--columns", "--min-rating", "--strict",
+        "--order", "--text-ids", "--time-format", "--delimiter", "--quoting", "--encoding", "--comment",
         "--output", "--overwrite",
         "--test-negatives", "--valid_negative", "--train-negatives", "--negatives", "--popularity-exponent",
         "--time-aware", "-s", "--seed",

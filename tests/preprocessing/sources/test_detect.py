@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from workflows.common.errors import UserError
 
 _OWN = LogColumns(user="who", item="what", time="when")
@@ -169,16 +169,16 @@ def test_names_are_for_text_only_and_must_be_unique(write_lines: Callable[..., P
     table = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
     with pytest.raises(UserError, match=r"log\.parquet is Parquet, which names its columns; leave out --columns"):
-        open_log(table, None, False, tmp_path, ["user", "item", "time"])
+        open_log(table, None, False, tmp_path, ReadOptions(names=("user", "item", "time")))
     with pytest.raises(UserError, match="--columns should name each column once, got user,item,item"):
-        open_log(write_lines("log", ["1,2,3"]), None, False, tmp_path, ["user", "item", "item"])
+        open_log(write_lines("log", ["1,2,3"]), None, False, tmp_path, ReadOptions(names=("user", "item", "item")))
 
 
 def test_given_names_take_precedence_over_movielens_detection(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], tmp_path: Path
 ) -> None:
     path = write_lines("u.data", ["1\t2\t3\t4"])
-    log = open_log(path, None, False, tmp_path, ["item", "user", "x", "time"])
+    log = open_log(path, None, False, tmp_path, ReadOptions(names=("item", "user", "x", "time")))
     assert log_rows(log).to_numpy().tolist() == [[2, 1, 4]]
 
 
