@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
+MISSING_WORDS = frozenset(
+    ("NA", "N/A", "n/a", "None", "none", "NONE", "<NA>", "#N/A", "na", "nil", "Nil", "undefined")
+)  # missing among integers; among text, they may be ids
 PADDED = r"^-?0[0-9]"  # 007 is not 7
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
