@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from preprocessing.arguments import is_spec_folder, parse_args
-from preprocessing.config import SPEC_NAME, PrepareConfig, is_prepared_folder
+from preprocessing.config import BY_TIME, SPEC_NAME, PrepareConfig, is_prepared_folder
 from preprocessing.prepare.memory import check_workers, gpu_partitions, partitions_of, threads_within
 from preprocessing.prepare.resident import partition_log
 from preprocessing.prepare.row_filter import Selection
+from preprocessing.sources.column_names import NO_TIMES
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from preprocessing.sources.movielens import ml_100k_sample
@@ -61,6 +62,7 @@ def _prepare(args: argparse.Namespace) -> None:
         strict=args.strict,
         test_negatives=args.test_negatives,
         train_negatives=args.train_negatives,
+        order=args.order or BY_TIME,
         sampling=Sampling(
             kind=args.negatives, exponent=args.popularity_exponent, time_aware=args.time_aware, seed=args.seed
         ),
@@ -75,15 +77,22 @@ def _prepare(args: argparse.Namespace) -> None:
     with staged_folder(args.output, args.overwrite, is_prepared_folder) as folder, _cluster(args, frames) as cluster:
         scratch = folder.absolute() / ".spill"
         (scratch / "unpacked").mkdir(parents=True)
-        log = _open(args, columns, scratch / "unpacked")
+        known = _known(args)
+        log = _open(args, columns, _read_options(args, known), scratch / "unpacked")
         check_output(args.output, args.overwrite, is_prepared_folder, log.files)
         console.print(f"{log.name}: {log.size_bytes:,} bytes")
         partitions = args.partitions or _partitions(args, log, frames, cluster)
         compiled = ["workflows.sampling.compiled"] if frames.compiles(log.rows_estimate // partitions) else []
         drawing = ("matplotlib.figure", "matplotlib.backends.backend_svg", "jinja2")  # report.html
         _import_ahead("preprocessing.prepare.pipeline", *compiled, *drawing)
-        known, tables = _known(args, scratch)
-        selection = Selection(columns=log.columns, min_rating=config.min_rating, strict=config.strict, known=tables)
+        selection = Selection(
+            columns=log.columns,
+            min_rating=config.min_rating,
+            strict=config.strict,
+            known=_known_ids(known, scratch),
+            order=config.order,
+            seed=config.sampling.seed,
+        )
         stored = partition_log(log, selection, partitions, cluster, scratch, frames)
         from preprocessing.prepare.pipeline import prepare
         from preprocessing.prepare.user_features import ml_100k_users
@@ -119,14 +128,22 @@ def _import_ahead(*modules: str) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def _known(args: argparse.Namespace, scratch: Path) -> tuple[Encoding | None, dict[str, IdTable] | None]:
-    """The encoding of --workflow, and its ids if rows with any others are dropped."""
+def _known(args: argparse.Namespace) -> Encoding | None:
+    """The encoding of --workflow."""
     if args.workflow is None:
-        return None, None
-    from preprocessing.prepare.encoding import Encoding, known_tables
+        return None
+    from preprocessing.prepare.encoding import Encoding
 
-    known = Encoding.of_folder(args.workflow, args.extend)
-    return known, None if args.extend else known_tables(known, scratch)
+    return Encoding.of_folder(args.workflow, args.extend)
+
+
+def _known_ids(known: Encoding | None, scratch: Path) -> dict[str, IdTable] | None:
+    """The ids of --workflow, if rows with any others are dropped."""
+    if known is None or known.extend:
+        return None
+    from preprocessing.prepare.encoding import known_tables
+
+    return known_tables(known, scratch)
 
 
 def _transcode(args: argparse.Namespace) -> None:
@@ -189,18 +206,32 @@ def _partitions(args: argparse.Namespace, log: Log, frames: FrameDevice, cluster
     return gpu_partitions(log.rows_estimate, 0, frames.free_bytes(), cluster.gpu_tasks)
 
 
-def _open(args: argparse.Namespace, columns: LogColumns | None, scratch: Path) -> Log:
+def _open(args: argparse.Namespace, columns: LogColumns | None, options: ReadOptions, scratch: Path) -> Log:
     with_rating = args.min_rating is not None
     if args.sample:
-        return ml_100k_sample(with_rating)
-    if args.synthetic is None:
-        return open_log(args.input, columns, with_rating, scratch, _read_options(args))
-    _write_synthetic(args, scratch / "ratings.csv")
-    log = open_log(scratch / "ratings.csv", columns, with_rating, scratch)
-    return replace(log, name=f"synthetic log {args.synthetic}")
+        log = ml_100k_sample(with_rating)
+    elif args.synthetic is None:
+        log = open_log(args.input, columns, with_rating, scratch, options)
+    else:
+        _write_synthetic(args, scratch / "ratings.csv")
+        log = open_log(scratch / "ratings.csv", columns, with_rating, scratch)
+        log = replace(log, name=f"synthetic log {args.synthetic}")
+    return log if options.times else replace(log, columns=log.columns.without_time())
 
 
-def _read_options(args: argparse.Namespace) -> ReadOptions:
+def _read_options(args: argparse.Namespace, known: Encoding | None) -> ReadOptions:
+    """How to read the log; ids have the types of --workflow's.
+
+    Raises:
+        UserError: --text-ids names integer ids of --workflow.
+    """
+    text = frozenset(args.text_ids or ())
+    known_text = frozenset() if known is None else known.text
+    if known is not None and (wrong := text - known_text):
+        raise UserError(
+            f"--text-ids: the {' and '.join(sorted(wrong))} ids of --workflow {args.workflow} are integers; "
+            "leave it out, or prepare without --workflow"
+        )
     return ReadOptions(
         names=tuple(args.columns) if args.columns is not None else None,
         delimiter=args.delimiter,
@@ -208,7 +239,9 @@ def _read_options(args: argparse.Namespace) -> ReadOptions:
         encoding=args.encoding,
         comment=args.comment,
         time_format=args.time_format,
-        text_ids=frozenset(args.text_ids or ()),
+        text_ids=text | known_text,
+        whole_ids=frozenset() if known is None else frozenset(known.originals) - known_text,
+        times=args.order is None,
     )
 
 
@@ -218,15 +251,19 @@ def _columns(args: argparse.Namespace) -> LogColumns | None:
     Raises:
         UserError: only some columns are named, one is named twice, or columns are named without --input.
     """
+    if args.time is not None and args.order is not None:
+        raise UserError(f"--time orders a user's interactions, and so does --order {args.order}; leave one of them out")
     if args.min_rating is not None and args.rating is None and args.user is not None:
         raise UserError("--min-rating needs the rating column; name it with --rating")
-    named = [args.user, args.item, args.time] + ([args.rating] if args.rating else [])
-    if not any(named):
+    named = [name for name in (args.user, args.item, args.time, args.rating) if name]
+    if not named:
         return None
     if args.input is None:
         raise UserError("--user, --item, --time and --rating are for --input; other logs have known columns")
-    if not all(named):
-        raise UserError("name all of --user, --item and --time, or none for a MovieLens log")
+    if not (args.user and args.item):
+        raise UserError("name --user and --item, too, or no column of a log with well-known names (docs/pipeline.md)")
+    if not (args.time or args.order):
+        raise UserError(f"name --time, too; {NO_TIMES}")
     if len(set(named)) < len(named):
         raise UserError("--user, --item, --time and --rating should name different columns")
     columns = LogColumns(user=args.user, item=args.item, time=args.time, rating=args.rating)

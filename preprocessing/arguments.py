@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from preprocessing.config import SPEC_NAME
+from preprocessing.config import BY_DRAW, BY_FILE, SPEC_NAME
 from preprocessing.prepare.memory import MAX_PARTITIONS, parse_bytes
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError
 from workflows.device import DEVICES
-from workflows.sampling.config import EXACT, KINDS
+from workflows.sampling.config import EXACT, KINDS, wrong_seed
 
 _DESCRIPTION = """Turn a raw interaction log into Parquet, feature_spec.yaml and test series.
 
@@ -78,8 +78,8 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
         "--columns", type=lambda text: text.split(","), metavar="A,B,…", help="column names of text without a header"
     )
     group.add_argument(
-        "--order", choices=["file", "random"],
-        help="for a log without --time: a user's last interaction is the last in the file, or one drawn by --seed",
+        "--order", choices=[BY_FILE, BY_DRAW],
+        help="instead of --time: a user's last interaction is the last in the files, or one drawn by --seed",
     )  # fmt: skip
     group.add_argument(
         "--text-ids", nargs="*", choices=["user", "item"], metavar="ID", action=_TextIds,
@@ -128,7 +128,9 @@ def _add_negatives(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--time-aware", action="store_true", help="draw only items that occurred by the time of the positive"
     )
-    group.add_argument("-s", "--seed", type=int, default=EXACT.seed, help="seed for drawing negatives")
+    group.add_argument(
+        "-s", "--seed", type=int, default=EXACT.seed, help="of negatives and of --order random: 0 .. 2^63-1"
+    )
 
 
 def _add_transcoding(group: argparse._ArgumentGroup) -> None:
@@ -183,6 +185,8 @@ def _check(args: argparse.Namespace) -> None:
         wrong.append(
             "--memory-limit is for processes that this command starts; set the limits of the --scheduler cluster there"
         )
+    if seed := wrong_seed(args.seed):
+        wrong.append(seed)
     if args.workers is not None and args.workers < 1:
         wrong.append(f"--workers should be 1 or more, got {args.workers}")
     if wrong:

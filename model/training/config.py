@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from workflows.common.errors import UserError
+from workflows.sampling.config import wrong_seed
 
 CHOICES = {
     "negatives": ("exact", "uniform", "popularity", "static"),
@@ -103,8 +104,8 @@ class TrainConfig:
             wrong.append(f"--amp asks for mixed precision and --precision {self.precision} for none; leave one out")
         if self.cuda_graphs and self.compile:
             wrong.append("--cuda-graphs and --compile cannot be combined; leave one out")
-        if not 0 <= self.seed < 2**63:
-            wrong.append(f"--seed should be 0 or more, got {self.seed}")
+        if seed := wrong_seed(self.seed):
+            wrong.append(seed)
         if self.grads_accumulated > self.batch_size:
             wrong.append(f"--grads_accumulated {self.grads_accumulated} exceeds --batch_size {self.batch_size}")
         if wrong:

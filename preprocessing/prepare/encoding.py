@@ -35,6 +35,11 @@ class Encoding:
     added: Mapping[str, int]
     extend: bool = False
 
+    @property
+    def text(self) -> frozenset[str]:
+        """The columns whose ids are text."""
+        return frozenset(name for name, ids in self.originals.items() if _is_text(ids))
+
     @staticmethod
     def of_folder(folder: Path, extend: bool) -> Encoding:
         """The encoding of a prepared folder.
@@ -87,9 +92,9 @@ def _found(stored: PartitionedLog, dataset: Any, cluster: Cluster) -> Encoding:
 
 def check_kinds(known: Encoding, stored: PartitionedLog) -> None:
     """Raises UserError if the log has text ids and the known encoding integers, or vice versa."""
-    for name, ids in known.originals.items():
+    for name in known.originals:
         text = name in stored.text
-        if text != _is_text(ids):
+        if text != (name in known.text):
             kinds = ("text", "integers") if text else ("integers", "text")
             raise UserError(
                 f"the log's {name} ids are {kinds[0]}, and those of --workflow are {kinds[1]}; convert them"

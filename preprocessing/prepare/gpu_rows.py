@@ -9,11 +9,13 @@ from typing import Any
 import pyarrow as pa
 from array_api_compat import array_namespace
 
-from preprocessing.prepare.row_filter import ITEM, TIME, USER, ReadCounts, Selection, select
+from preprocessing.config import BY_DRAW
+from preprocessing.prepare.row_filter import ITEM, TIME, USER, ReadCounts, Selection, drawn_times, select
 from preprocessing.prepare.text_ids import KEY, TEXT, text_keys_on_gpu
 from preprocessing.sources.gpu_reader import DeviceColumns, read_on_gpu
 from preprocessing.sources.log import Piece
 from workflows.device.frames import FrameDevice, host_integers
+from workflows.sampling.interactions import count
 
 Array = Any  # of CuPy
 
@@ -54,12 +56,13 @@ def read_rows(piece: Piece, selection: Selection, device: FrameDevice) -> Iterat
 
 def _kept(found: DeviceColumns, selection: Selection, device: FrameDevice) -> KeptRows | None:
     """The rows to keep (host sync: twice); None if the CPU has to decide about one, or strict mode to refuse one."""
-    xp = array_namespace(found.time)
-    rows = found.time.shape[0]
+    xp = array_namespace(found.missing)
+    rows = found.missing.shape[0]
     unsure, missing = host_integers(*(xp.sum(xp.astype(mask, xp.int64)) for mask in (found.unsure, found.missing)))
     if unsure or (missing and selection.strict):
         return None
-    columns = {USER: found.user, ITEM: found.item, TIME: found.time}
+    time = count(rows, found.missing) if found.time is None else found.time
+    columns = {USER: found.user, ITEM: found.item, TIME: time}
     below = 0
     chosen = None
     if missing or found.rating is not None:
@@ -101,4 +104,6 @@ def _keyed(
         known = xp.nonzero((numbers[0] >= 0) & (numbers[1] >= 0))[0]  # host sync: once per piece
         counts = counts.with_unknown(arrays[TIME].shape[0] - known.shape[0])
         arrays = {name: xp.take(values, known) for name, values in arrays.items()}
+    if selection.order == BY_DRAW:
+        arrays[TIME] = drawn_times(arrays[USER], arrays[ITEM], selection.seed)
     return KeptRows(arrays, texts, counts)

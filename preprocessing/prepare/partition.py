@@ -21,9 +21,19 @@ import pyarrow as pa
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from preprocessing.config import BY_DRAW, BY_FILE
 from preprocessing.prepare.gpu_rows import KeptRows, read_rows
 from preprocessing.prepare.id_bitmap import IdBitmap
-from preprocessing.prepare.row_filter import COLUMNS, ITEM, USER, ReadCounts, Selection, select
+from preprocessing.prepare.row_filter import (
+    COLUMNS,
+    ITEM,
+    TIME,
+    USER,
+    ReadCounts,
+    Selection,
+    drawn_times,
+    select,
+)
 from preprocessing.prepare.text_ids import (
     KEY,
     TEXT,
@@ -136,6 +146,8 @@ def spill_log(
     # Workers look up here where each partition lies in each spill file.
     np.save(folder / "offsets.npy", np.stack([spill.offsets for spill in spills]))
     np.save(folder / "item_sizes.npy", np.array([spill.item_sizes for spill in spills], dtype=np.int64))
+    if selection.order == BY_FILE:  # the rows before each table
+        np.save(folder / "first_rows.npy", np.cumsum([0, *(spill.counts.rows_read for spill in spills)]))
     (folder / "names.txt").write_text("\n".join(spill.name for spill in spills), encoding="ascii")
     return SpilledLog(log.name, log.titles, folder, spills, partitions)
 
@@ -181,6 +193,8 @@ def _spill_table(
         known = np.logical_and(*(selection.known[ids].knows(arrays[ids]) for ids in (USER, ITEM)))
         unknown = len(known) - int(known.sum())
         arrays = {column: values[known] for column, values in arrays.items()}
+    if selection.order == BY_DRAW:
+        arrays[TIME] = drawn_times(arrays[USER], arrays[ITEM], selection.seed)
     arrays = {column: narrow(arrays[column]) for column in COLUMNS}
     present = {ids: IdBitmap.from_ids(arrays[ids]) for ids in (USER, ITEM) if ids not in text}
     arrays, offsets = grouped(arrays, partitions)
@@ -252,11 +266,18 @@ def narrow(values: Any) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _index(folder: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
-    """(spill files, offsets [files, P + 1], item sizes [files, 3]) of a spilled log."""
+def _index(folder: Path) -> tuple[list[Path], np.ndarray, np.ndarray, np.ndarray | None]:
+    """(spill files, offsets [files, P + 1], item sizes [files, 3], rows of the log before each file [files + 1], if its
+    times are row numbers) of a spilled log."""
     names = (folder / "names.txt").read_text(encoding="ascii").split("\n")
     offsets = np.load(folder / "offsets.npy", mmap_mode="r")
-    return [_rows_path(folder, name) for name in names], offsets, np.load(folder / "item_sizes.npy")
+    first_rows = folder / "first_rows.npy"
+    return (
+        [_rows_path(folder, name) for name in names],
+        offsets,
+        np.load(folder / "item_sizes.npy"),
+        np.load(first_rows) if first_rows.is_file() else None,
+    )
 
 
 def load_partition(partition: int, folder: Path, device: FrameDevice, splits: int = 1) -> Any:
@@ -275,10 +296,13 @@ def load_partition(partition: int, folder: Path, device: FrameDevice, splits: in
 
 def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
     """The columns of a spilled partition."""
-    paths, offsets, item_sizes = _index(folder)
+    paths, offsets, item_sizes, first_rows = _index(folder)
     starts, counts = offsets[:, partition], offsets[:, partition + 1] - offsets[:, partition]
     places = np.concatenate([[0], np.cumsum(counts)])
-    columns = [np.empty(places[-1], dtype=f"i{size}") for size in item_sizes.max(axis=0)]
+    widths = item_sizes.max(axis=0)
+    if first_rows is not None and first_rows[-1] > 2**31:
+        widths[-1] = 8
+    columns = [np.empty(places[-1], dtype=f"i{size}") for size in widths]
     positions = starts * item_sizes.sum(axis=1)
     for number in np.flatnonzero(counts).tolist():
         to = slice(places[number], places[number + 1])
@@ -291,6 +315,8 @@ def _read_spilled(partition: int, folder: Path) -> list[np.ndarray]:
         for column, target in zip(columns, targets, strict=True):
             if target.base is not column:
                 column[to] = target
+        if first_rows is not None:
+            columns[-1][to] += first_rows[number]
     return columns
 
 

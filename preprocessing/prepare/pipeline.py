@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from preprocessing.config import STATS_NAME, PrepareConfig
+from preprocessing.config import BY_DRAW, STATS_NAME, PrepareConfig
 from preprocessing.prepare.encoding import Encoding, check_kinds, find_encoding
 from preprocessing.prepare.memory import MAX_PARTITIONS, gpu_partitions, splits_of
 from preprocessing.prepare.report import write_report
@@ -223,6 +223,7 @@ def _stats(stored: PartitionedLog, config: PrepareConfig, total: _Total, encodin
         "new_items": encoding.added[ITEM],
         **total.counts,
         "density": total.interactions / (len(encoding.originals[USER]) * len(encoding.originals[ITEM])),
+        "order": config.order,
         "test_negatives": config.test_negatives,
         "train_negatives": config.train_negatives,
         "negatives": config.sampling.kind,
@@ -243,7 +244,7 @@ def _spec(config: PrepareConfig, total: _Total, encoding: Encoding, side: UserFe
         metadata=Metadata(
             test_samples_per_series=1 + config.test_negatives,
             train_negatives=config.train_negatives,
-            time_ordered=True,
+            time_ordered=config.order != BY_DRAW,
         ),
         source_spec={
             name: [Chunk(type="parquet", features=list(features), files=sorted(files))]

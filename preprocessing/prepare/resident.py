@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 from array_api_compat import array_namespace
 
+from preprocessing.config import BY_FILE
 from preprocessing.prepare.gpu_rows import KeptRows, read_rows
 from preprocessing.prepare.memory import fits_gpu
 from preprocessing.prepare.partition import SpilledLog, grouped, narrow, spill_log
-from preprocessing.prepare.row_filter import COLUMNS, USER, ReadCounts, Selection
+from preprocessing.prepare.row_filter import COLUMNS, TIME, USER, ReadCounts, Selection
 from preprocessing.prepare.text_ids import KEY, TEXT, bucket_of, distinct_texts
 from preprocessing.sources.log import Log, Piece
 from workflows.cluster import Cluster, ThreadCluster
@@ -126,15 +127,21 @@ def read_resident(
         UserError: the log is malformed.
         MemoryError: it does not fit.
     """
-    tasks = [dask.delayed(_read)(piece, selection, device) for piece in log.pieces]
-    parts: list[KeptRows] = []
+    tasks = [dask.delayed(_read)(piece, number, selection, device) for number, piece in enumerate(log.pieces)]
+    by_piece: dict[int, list[KeptRows]] = {}
 
-    def read(found: list[KeptRows]) -> None:
-        parts.extend(found)
-        running.advance(sum(part.counts.rows_read for part in found))
+    def read(found: tuple[int, list[KeptRows]]) -> None:
+        by_piece[found[0]] = found[1]
+        running.advance(sum(part.counts.rows_read for part in found[1]))
 
     with stage("read", log.rows_estimate, "rows") as running:
         cluster.collect(tasks, read)
+    parts = [part for number in range(len(log.pieces)) for part in by_piece.pop(number)]
+    if selection.order == BY_FILE:
+        rows_before = 0
+        for part in parts:
+            part.columns[TIME] = part.columns[TIME] + rows_before
+            rows_before += part.counts.rows_read
     counts = ReadCounts.total(part.counts for part in parts)
     texts = {name: _distinct([part.texts[name] for part in parts], device) for name in parts[0].texts}
     xp = array_namespace(parts[0].columns[USER])
@@ -146,8 +153,8 @@ def read_resident(
     return ResidentLog(log.name, log.titles, folder, partitions, columns, to_host(offsets), texts, counts, device)
 
 
-def _read(piece: Piece, selection: Selection, device: FrameDevice) -> list[KeptRows]:
-    return list(read_rows(piece, selection, device))
+def _read(piece: Piece, number: int, selection: Selection, device: FrameDevice) -> tuple[int, list[KeptRows]]:
+    return number, list(read_rows(piece, selection, device))
 
 
 def _distinct(parts: list[Any], device: FrameDevice) -> Any:

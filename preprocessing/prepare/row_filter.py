@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocessing.config import BY_TIME
 from preprocessing.sources.log import LogColumns, Piece
 from preprocessing.sources.parquet import value_type
 from workflows.common.errors import UserError
+from workflows.sampling import counter_rng
 
 if TYPE_CHECKING:
     from workflows.operators.encode import IdTable
 
 USER, ITEM, TIME = COLUMNS = "user", "item", "time"
+_ORDER_STREAM = 3  # those of negatives are 1 and 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +32,16 @@ class Selection:
         min_rating: drop rows rated lower; None: keep all.
         strict: a row with a missing value is an error.
         known: ids to keep, per id column; None: all.
+        order: of a user's interactions, one of `config.ORDERS`; by time if and only if `columns` has one.
+        seed: of the order, if it is drawn.
     """
 
     columns: LogColumns
     min_rating: float | None = None
     strict: bool = False
     known: dict[str, IdTable] | None = None
+    order: str = BY_TIME
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,13 +63,16 @@ class ReadCounts:
 
 
 def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection) -> tuple[pa.Table, int, int]:
-    """Returns (user, item, time columns of the kept rows; rows with a missing value; rows rated too low)."""
+    """Returns (user, item, time columns of the kept rows; rows with a missing value; rows rated too low).
+
+    Without times, the time of a row is its number in the table, from 0.
+    """
     rows, columns = table.num_rows, selection.columns
-    selected = {
-        USER: _id_column(table.column(columns.user)),
-        ITEM: _id_column(table.column(columns.item)),
-        TIME: _time_column(table.column(columns.time)),
-    }
+    selected = {USER: _id_column(table.column(columns.user)), ITEM: _id_column(table.column(columns.item))}
+    if columns.time is None:
+        selected[TIME] = pa.chunked_array([np.arange(rows)])
+    else:
+        selected[TIME] = _time_column(table.column(columns.time))
     rating = None
     if selection.min_rating is not None and columns.rating is not None:
         rating = table.column(columns.rating)
@@ -70,7 +80,7 @@ def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection
     result = pa.table(selected)
     if any(column.null_count for column in result.columns):
         if selection.strict:
-            raise _incomplete(result, piece, rows_before, dict(zip(selected, columns.names, strict=False)))
+            raise _incomplete(result, piece, rows_before, columns.by_role)
         result = result.drop_null()
     missing = rows - result.num_rows
     if rating is None:
@@ -80,9 +90,19 @@ def select(table: pa.Table, piece: Piece, rows_before: int, selection: Selection
     return result, missing, complete - result.num_rows
 
 
+def drawn_times(users: Any, items: Any, seed: int) -> Any:
+    """Times that put each user's items in a random order: int64 [N] in [0, 2^31), a function of (seed, user, item).
+
+    Args:
+        users, items: integer ids, or the keys of text ids; int64 [N] of NumPy or CuPy.
+    """
+    keys = counter_rng.keys(counter_rng.stream_seed(seed, _ORDER_STREAM), users)
+    return (counter_rng.draws(keys, items) >> 33) & (2**31 - 1)
+
+
 def _incomplete(table: pa.Table, piece: Piece, rows_before: int, names: dict[str, str]) -> UserError:
     """Error for the first row with a missing value."""
-    first = {name: pc.index(pc.is_null(table.column(name)), True).as_py() for name in names}
+    first = {name: pc.index(pc.is_null(table.column(name)), True).as_py() for name in table.column_names}
     name, row = min(((name, row) for name, row in first.items() if row >= 0), key=lambda found: found[1])
     return UserError(
         f"{piece.place(rows_before + row)}: column {names[name]!r} is empty, and --strict allows no missing values; "

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from preprocessing.sources.log import LogColumns
 from workflows.common.errors import UserError
 
+NO_TIMES = "if the log has no times, say how to order it with --order file or --order random"
+
 # Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
 _KNOWN_COLUMNS = (
     LogColumns(user="user_id", item="item_id", time="timestamp", rating="rating"),
@@ -15,19 +17,22 @@ _KNOWN_COLUMNS = (
 )
 
 
-def recognise(display_name: str, names: Sequence[str], with_rating: bool) -> LogColumns:
-    """The columns of a log with well-known column names.
+def recognise(display_name: str, names: Sequence[str], with_rating: bool, with_time: bool = True) -> LogColumns:
+    """The columns of a log with well-known column names; without the rating and the time if they are not wanted.
 
     Raises:
         UserError: no known set of names matches.
     """
     for known in _KNOWN_COLUMNS:
         columns = known if with_rating else known.without_rating()
+        columns = columns if with_time else columns.without_time()
         if set(columns.names) <= set(names):
             return columns
-    wanted = "user, item, time and rating" if with_rating else "user, item and time"
+    roles = ["user", "item", *(["time"] if with_time else []), *(["rating"] if with_rating else [])]
+    flags = " and ".join([", ".join(f"--{role}" for role in roles[:-1]), f"--{roles[-1]}"])
+    hint = f"; {NO_TIMES}" if with_time else ""
     raise UserError(
-        f"{display_name}: which columns hold {wanted}? Name them with --user, --item, --time (and --rating); "
+        f"{display_name}: which columns hold {flags.replace('--', '')}? Name them with {flags}{hint}; "
         f"its columns are {', '.join(map(repr, names))}; if that is the first row of text without a header, "
         "name all columns in order with --columns"
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from preprocessing.sources.column_names import recognise, require_columns
 from preprocessing.sources.fields import holds, id_type, time_type
-from preprocessing.sources.log import Log, LogColumns, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.sniff import column_heads, delimiter_for, header_of
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
@@ -30,21 +30,17 @@ class _Layout:
     guesses: dict[str, pa.DataType]
 
 
-def csv_log(
-    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, names: Sequence[str] | None
-) -> Log:
+def csv_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions) -> Log:
     """A log of text files.
 
     The first rows of all files determine the types: ids are text everywhere if they are text in one file, and times
     share one type. A value that contradicts its column's type is then an error that names its row.
 
-    Args:
-        names: column names of files without a header, in order; None if every file has a header.
-
     Raises:
         UserError: no file has rows; a column is missing, repeated or unnamed; a quote is not closed; times are
             neither numbers nor dates, or numbers in one file and dates in another.
     """
+    names = options.names
     header = names is None
     sources = [source for source in sources if has_rows(source.path, header)] or sources[:1]
     layouts = []
@@ -53,7 +49,7 @@ def csv_log(
             delimiter, found = header_of(source.path, source.display_name)
         else:
             delimiter, found = delimiter_for(source.path, source.display_name, names), tuple(names)
-        columns = columns or recognise(source.display_name, found, with_rating)
+        columns = columns or recognise(source.display_name, found, with_rating, options.times)
         require_columns(source.display_name, found, columns)
         layouts.append(_Layout(source, delimiter, found, _guess_types(source, delimiter, found, header, columns)))
     assert columns is not None  # there is at least one source
@@ -65,11 +61,13 @@ def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> li
         name: pa.string() if any(layout.guesses.get(name) == pa.string() for layout in layouts) else pa.int64()
         for name in (columns.user, columns.item)
     }
-    times = [(one.source.display_name, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
-    time = common_time(times) if times else pa.int64()
+    time = None
+    if columns.time is not None:
+        times = [(one.source.display_name, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
+        time = (columns.time, common_time(times) if times else pa.int64())
     pieces: list[Piece] = []
     for layout in layouts:
-        types = ids | {columns.time: layout.guesses.get(columns.time, time)}
+        types = ids | ({} if time is None else {time[0]: layout.guesses.get(*time)})
         if columns.rating:
             types[columns.rating] = pa.float64()
         form = TextFormat(
@@ -78,7 +76,7 @@ def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> li
             header,
             types=tuple(types.items()),
             ids=tuple(name for name, kind in ids.items() if kind == pa.int64()),
-            time=(columns.time, time),
+            time=time,
             quoted_newlines=True,
         )
         pieces += text_pieces(layout.source.path, form, layout.source.display_name)
@@ -88,7 +86,8 @@ def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> li
 def _guess_types(
     source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: LogColumns
 ) -> dict[str, pa.DataType]:
-    heads = column_heads(source.path, source.display_name, delimiter, names, header, columns.names[:3])
+    wanted = columns.without_rating().names
+    heads = column_heads(source.path, source.display_name, delimiter, names, header, wanted)
     for name in (columns.user, columns.item):
         pointed = next((value for value in heads[name] if _POINTED.fullmatch(value)), None)
         if pointed is not None:
@@ -97,8 +96,8 @@ def _guess_types(
                 "are missing; write ids as integers, since 1.0 and 1 would be two ids"
             )
     guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}
-    times = heads[columns.time]
-    if times:
+    if columns.time is not None and heads[columns.time]:
+        times = heads[columns.time]
         kind = time_type(times)
         if not any(map(holds(kind), times)):
             raise UserError(

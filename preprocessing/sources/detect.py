@@ -53,8 +53,8 @@ def _recognised(
     if parquet and names is not None:
         raise UserError(f"{parquet[0].display_name} is Parquet, which names its columns; leave out --columns")
     if parquet:
-        return parquet_log(parquet, columns, with_rating)
+        return parquet_log(parquet, columns, with_rating, options)
     if names is not None and len(set(names)) < len(names):
         raise UserError(f"--columns should name each column once, got {','.join(names)}")
     log = movielens_log(sources, with_rating) if columns is None and names is None else None
-    return log or csv_log(sources, columns, with_rating, names)
+    return log or csv_log(sources, columns, with_rating, options)

@@ -37,7 +37,7 @@ class DeviceColumns:
 
     Attributes:
         user, item: int64 [N], or a cuDF column of texts.
-        time: int64 [N], in the order of the times.
+        time: int64 [N], in the order of the times; None if they are not read.
         rating: float64 [N]; None if nothing is filtered by it.
         missing: bool [N], rows that lack one of these.
         unsure: bool [N], rows with a field that only the CPU's reader can tell; with any, the piece is for it to read.
@@ -45,7 +45,7 @@ class DeviceColumns:
 
     user: Any
     item: Any
-    time: Array
+    time: Array | None
     rating: Array | None
     missing: Array
     unsure: Array
@@ -64,10 +64,12 @@ def read_on_gpu(piece: Piece, columns: LogColumns, device: FrameDevice) -> Devic
 
 def _read_text(piece: TextPiece, columns: LogColumns, device: FrameDevice) -> DeviceColumns | None:
     types = dict(piece.format.types)
-    time = types[columns.time]
-    target = time if piece.format.time is None else piece.format.time[1]
-    if pa.types.is_timestamp(time) and (time != target or time not in _DATES):
-        return None
+    target = None
+    if columns.time is not None:
+        time = types[columns.time]
+        target = time if piece.format.time is None else piece.format.time[1]
+        if pa.types.is_timestamp(time) and (time != target or time not in _DATES):
+            return None
     split = _fields(piece, columns, device)
     if split is None:
         return None
@@ -75,8 +77,8 @@ def _read_text(piece: TextPiece, columns: LogColumns, device: FrameDevice) -> De
     parsed = {name: _parsed(frame[name], types[name], ascii_only, device) for name in columns.names}
     missing, unsure = (_any_of([states == what for _, states in parsed.values()]) for what in (MISSING, UNSURE))
     values = {name: found for name, (found, _) in parsed.items()}
-    times = values[columns.time]
-    if pa.types.is_floating(target):
+    times = None if columns.time is None else values[columns.time]
+    if target is not None and pa.types.is_floating(target):
         times = gpu_fields.ordered_bits(device.arrays.asarray(times, dtype=device.arrays.float64), device)
     rating = None if columns.rating is None else values[columns.rating]
     return DeviceColumns(values[columns.user], values[columns.item], times, rating, missing, unsure)
@@ -138,15 +140,13 @@ def _plain(data: bytes) -> bytes | None:
 def _read_parquet(piece: ParquetPiece, columns: LogColumns, device: FrameDevice) -> DeviceColumns | None:
     with pq.ParquetFile(piece.path) as file:
         schema = file.schema_arrow
-    if not all(
-        _is_readable(schema.field(name).type, role, piece.time)
-        for role, name in zip(("id", "id", "time", "rating"), columns.names, strict=False)
-    ):
+    if not all(_is_readable(schema.field(name).type, role, piece.time) for role, name in columns.by_role.items()):
         return None
     frame = device.frames.read_parquet(
         str(piece.path), columns=columns.names, row_groups=[[piece.row_group]], use_pandas_metadata=False
     )
     missing = device.arrays.zeros(len(frame), dtype=device.arrays.bool_)
+    float_times = piece.time is not None and pa.types.is_floating(piece.time)
     found: dict[str, Any] = {}
     for name in columns.names:
         column, kind = frame[name], schema.field(name).type
@@ -159,11 +159,11 @@ def _read_parquet(piece: ParquetPiece, columns: LogColumns, device: FrameDevice)
             continue
         if pa.types.is_temporal(kind):
             column = column.astype(f"datetime64[{'ms' if pa.types.is_date(kind) else kind.unit}]")
-        floats = name == columns.rating or (name == columns.time and pa.types.is_floating(piece.time))
+        floats = name == columns.rating or (name == columns.time and float_times)
         column = column.astype("float64" if floats else "int64")
         found[name] = (column.fillna(0) if column.null_count else column).values
-    time = found[columns.time]
-    if pa.types.is_floating(piece.time):
+    time = None if columns.time is None else found[columns.time]
+    if time is not None and float_times:
         finite = (time > -math.inf) & (time < math.inf)
         missing, time = missing | ~finite, gpu_fields.ordered_bits(time, device)
     rating = None if columns.rating is None else found[columns.rating]
@@ -173,18 +173,18 @@ def _read_parquet(piece: ParquetPiece, columns: LogColumns, device: FrameDevice)
     return DeviceColumns(found[columns.user], found[columns.item], time, rating, missing, unsure)
 
 
-def _is_readable(kind: pa.DataType, role: str, time: pa.DataType) -> bool:
+def _is_readable(kind: pa.DataType, role: str, time: pa.DataType | None) -> bool:
     """Whether a Parquet column of this type is read alike by Arrow and cuDF.
 
     Args:
-        role: "id", "time" or "rating".
-        time: the common type of all times of the log.
+        role: "user", "item", "time" or "rating".
+        time: the common type of all times of the log, if it has times.
     """
     whole = pa.types.is_integer(kind) and kind != pa.uint64()
     number = whole or kind in (pa.float32(), pa.float64())
-    if role == "id":
+    if role in ("user", "item"):
         return whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if role == "rating":
+    if role == "rating" or time is None:
         return number
     if pa.types.is_temporal(kind):
         return kind == time and (pa.types.is_date32(kind) or (pa.types.is_timestamp(kind) and kind.unit in _DATE_UNITS))

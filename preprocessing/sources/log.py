@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,19 +12,27 @@ import pyarrow as pa
 
 @dataclass(frozen=True, kw_only=True)
 class LogColumns:
-    """Column names of the log by role. `rating` is None if nothing is filtered by it."""
+    """Column names of the log by role. `time` is None if times are not read, `rating` if nothing is filtered by it."""
 
     user: str
     item: str
-    time: str
+    time: str | None
     rating: str | None = None
 
     @property
+    def by_role(self) -> dict[str, str]:
+        """The column of each role: `user`, `item`, and `time` and `rating` unless they are None."""
+        return {role: name for role, name in asdict(self).items() if name is not None}
+
+    @property
     def names(self) -> list[str]:
-        return [self.user, self.item, self.time] + ([self.rating] if self.rating else [])
+        return list(self.by_role.values())
 
     def without_rating(self) -> LogColumns:
         return replace(self, rating=None)
+
+    def without_time(self) -> LogColumns:
+        return replace(self, time=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +48,7 @@ class ReadOptions:
         time_format: of `strptime`.
         text_ids: the id columns ("user", "item") to read as text, whatever they look like.
         whole_ids: the id columns to read as integers, whatever they look like.
+        times: whether to read times, if the columns are to be recognised.
     """
 
     names: tuple[str, ...] | None = None
@@ -50,6 +59,7 @@ class ReadOptions:
     time_format: str | None = None
     text_ids: frozenset[str] = frozenset()
     whole_ids: frozenset[str] = frozenset()
+    times: bool = True
 
 
 DETECT = ReadOptions()

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preprocessing.sources.column_names import recognise, require_columns
-from preprocessing.sources.log import Log, LogColumns, Piece
+from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.times import as_time, common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
@@ -28,7 +28,7 @@ class ParquetPiece(Piece):
     path: Path
     display_name: str
     columns: LogColumns
-    time: pa.DataType
+    time: pa.DataType | None
     row_group: int
     first_row: int
     n_rows: int
@@ -61,7 +61,7 @@ class ParquetPiece(Piece):
             column = pc.cast(table.column(name), value_type(table.schema.field(name).type))
             if name in (self.columns.user, self.columns.item):
                 column = self._ids(name, column, first_row)
-            elif name == self.columns.time:
+            elif name == self.columns.time and self.time is not None:
                 column = as_time(column, self.time, self.display_name)
             elif pa.types.is_decimal(column.type):
                 column = pc.cast(column, pa.float64())
@@ -84,7 +84,9 @@ class ParquetPiece(Piece):
             ) from None
 
 
-def parquet_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool) -> Log:
+def parquet_log(
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions = DETECT
+) -> Log:
     """A log of Parquet files.
 
     Raises:
@@ -95,10 +97,12 @@ def parquet_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_
     files = [(source, schema, metadata) for source, schema, metadata in files if metadata.num_rows]
     if not files:
         raise UserError(f"{sources[0].display_name} has no rows; expected a log of user, item and time")
-    columns = columns or recognise(files[0][0].display_name, files[0][1].names, with_rating)
+    columns = columns or recognise(files[0][0].display_name, files[0][1].names, with_rating, options.times)
     types = [(source.display_name, _column_types(source, schema, columns)) for source, schema, _ in files]
     _require_one_kind_of_ids(types, columns)
-    time = common_time([(display_name, kinds[columns.time]) for display_name, kinds in types])
+    time = None
+    if columns.time is not None:
+        time = common_time([(display_name, kinds[columns.time]) for display_name, kinds in types])
     pieces = [piece for source, _, metadata in files for piece in _row_groups(source, metadata, columns, time)]
     return Log("Parquet log", columns, pieces)
 
@@ -111,7 +115,9 @@ def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
         raise UserError(f"{source.display_name}: not a readable Parquet file ({err}); is it complete?") from None
 
 
-def _row_groups(source: SourceFile, metadata: pq.FileMetaData, columns: LogColumns, time: pa.DataType) -> list[Piece]:
+def _row_groups(
+    source: SourceFile, metadata: pq.FileMetaData, columns: LogColumns, time: pa.DataType | None
+) -> list[Piece]:
     pieces: list[Piece] = []
     first_row = 0
     for index in range(metadata.num_row_groups):

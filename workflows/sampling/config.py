@@ -11,6 +11,7 @@ from array_api_compat import array_namespace, device
 from workflows.sampling.candidates import MAX_WEIGHT, Candidates
 
 KINDS = ("exact", "uniform", "popularity")
+SEEDS = range(2**63)  # non-negative integers of 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class Sampling:
 
 
 EXACT = Sampling()
+
+
+def wrong_seed(seed: int) -> str:
+    """What is wrong with a seed from the command line; empty if it is right."""
+    return "" if seed in SEEDS else f"--seed should be 0 .. 2^63-1 ({SEEDS[-1]}), got {seed}"
 
 
 def build_candidates(

@@ -11,7 +11,7 @@ import pytest
 
 from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.detect import open_log
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
@@ -28,7 +28,12 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
 
 
 def _open(*paths: Path, columns: LogColumns | None = _COLUMNS, names: Sequence[str] | None = None) -> Log:
-    return csv_log([SourceFile(path, path.name, path) for path in paths], columns, with_rating=False, names=names)
+    return csv_log(
+        [SourceFile(path, path.name, path) for path in paths],
+        columns,
+        with_rating=False,
+        options=ReadOptions(names=names),
+    )
 
 
 def test_columns_are_matched_by_name_in_each_file(

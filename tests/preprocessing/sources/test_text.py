@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from preprocessing.sources import quoting, sniff, text
 from preprocessing.sources.delimited import csv_log
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
 from preprocessing.sources.text import TextFormat, text_pieces
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
@@ -25,7 +25,7 @@ _COLUMNS = LogColumns(user="who", item="what", time="when")
 
 
 def _open(path: Path, columns: LogColumns = _COLUMNS) -> Log:
-    return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False, names=None)
+    return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False, options=DETECT)
 
 
 def _written(rows: list[list[Any]], delimiter: str = ",", newline: str = "\n", always_quote: bool = False) -> str:
@@ -417,7 +417,9 @@ def test_a_rows_location_is_its_first_line(
         patch.setattr(text, "PIECE_BYTES", piece_bytes)
         patch.setattr(quoting, "_BLOCK_BYTES", piece_bytes)
         names = None if header else ["who", "note", "what", "when"]
-        pieces = csv_log([SourceFile(path, "log.csv", path)], _COLUMNS, with_rating=False, names=names).pieces
+        pieces = csv_log(
+            [SourceFile(path, "log.csv", path)], _COLUMNS, with_rating=False, options=ReadOptions(names=names)
+        ).pieces
     for piece in pieces:
         for row, line in enumerate(piece.read().column("when").to_pylist()):
             assert piece.place(row) == f"log.csv, line {line}"
