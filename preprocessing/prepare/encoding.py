@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from preprocessing.prepare.resident import PartitionedLog
 from preprocessing.prepare.row_filter import ITEM, TIME, USER
 from preprocessing.prepare.text_ids import text_keys
+from preprocessing.sources.fields import MISSING_WORDS
 from workflows.cluster import Cluster
 from workflows.common.errors import UserError
 from workflows.merlin import Workflow
@@ -99,6 +100,16 @@ def check_kinds(known: Encoding, stored: PartitionedLog) -> None:
             raise UserError(
                 f"the log's {name} ids are {kinds[0]}, and those of --workflow are {kinds[1]}; convert them"
             )
+
+
+def missing_words(encoding: Encoding, known: Encoding | None) -> dict[str, list[str]]:
+    """New text ids that may stand for a missing value, by column."""
+    found = {}
+    for name in (name for name in encoding.originals if name in encoding.text):
+        new = encoding.originals[name].slice(0 if known is None else len(known.originals[name]))
+        words = new.filter(pc.is_in(new, value_set=pa.array(MISSING_WORDS, new.type)))
+        found[name] = words.to_pylist()
+    return found
 
 
 def _extended(known: Encoding, found: Encoding) -> Encoding:

@@ -44,7 +44,7 @@ from preprocessing.prepare.text_ids import (
     texts_of_bucket,
     write_texts,
 )
-from preprocessing.sources.log import Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from workflows.cluster import Cluster
 from workflows.common.progress import stage
 from workflows.device.frames import FrameDevice, to_host
@@ -79,7 +79,7 @@ class SpilledLog:
     """A log on disk, partitioned.
 
     Attributes:
-        source, titles: name and titles file of the log.
+        source, titles, names: name, titles file and column names of the log.
         folder: holds the spill files.
         spills: in log order.
         partitions: number of partitions.
@@ -87,6 +87,7 @@ class SpilledLog:
 
     source: str
     titles: Path | None
+    names: LogColumns
     folder: Path
     spills: list[Spill]
     partitions: int
@@ -149,7 +150,7 @@ def spill_log(
     if selection.order == BY_FILE:  # the rows before each table
         np.save(folder / "first_rows.npy", np.cumsum([0, *(spill.counts.rows_read for spill in spills)]))
     (folder / "names.txt").write_text("\n".join(spill.name for spill in spills), encoding="ascii")
-    return SpilledLog(log.name, log.titles, folder, spills, partitions)
+    return SpilledLog(log.name, log.titles, log.columns, folder, spills, partitions)
 
 
 def _numbered(piece: Piece, number: int, *rest: Any) -> tuple[int, list[Spill]]:

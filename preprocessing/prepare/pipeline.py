@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from preprocessing.config import BY_DRAW, STATS_NAME, PrepareConfig
-from preprocessing.prepare.encoding import Encoding, check_kinds, find_encoding
+from preprocessing.fingerprint import FINGERPRINT, Fingerprint, encoding_hash, split_hash
+from preprocessing.prepare.encoding import Encoding, check_kinds, find_encoding, missing_words
 from preprocessing.prepare.memory import MAX_PARTITIONS, gpu_partitions, splits_of
 from preprocessing.prepare.report import write_report
 from preprocessing.prepare.resident import PartitionedLog
@@ -59,6 +61,7 @@ def prepare(
         raise UserError(_nothing_left(_read_stats(stored)))
     with merlin_client(cluster.client):
         encoding, split, workflow, splits = _plan(stored, config, device, cluster, known)
+        _note_missing_words(stored, encoding, known)
         side = None
         if user_table is not None:
             side = UserFeatures(user_table, encoding.originals[USER], device, folder, stored.folder)
@@ -104,6 +107,15 @@ def _plan(
         )
         running.advance(stored.rows)
     return encoding, split, leave_one_out_workflow(encoder, split), splits
+
+
+def _note_missing_words(stored: PartitionedLog, encoding: Encoding, known: Encoding | None) -> None:
+    for name, words in missing_words(encoding, known).items():
+        if words:
+            console.print(
+                f"column {stored.names.by_role[name]!r}: {', '.join(map(repr, words))} taken as {name} ids; if they "
+                "stand for missing values, leave these fields empty, and the rows are left out"
+            )
 
 
 def _split(
@@ -165,6 +177,7 @@ class _Total:
         self.files: dict[str, list[str]] = {"train": [], "test": []}
         self.user_counts: list[np.ndarray] = []
         self.item_counts = np.zeros(n_items, dtype=np.int64)
+        self.rows_hash = 0
 
     def add(self, part: Written) -> None:
         for name in _COUNTED:
@@ -173,6 +186,7 @@ class _Total:
             self.files[name] += [file] if file else []
         self.user_counts.append(part.user_counts)
         self.item_counts += part.item_counts
+        self.rows_hash += part.rows_hash
 
     @property
     def interactions(self) -> int:
@@ -187,6 +201,14 @@ _COUNTED = (
     "users_with_all_items",
     "series_with_repeated_negatives",
 )
+
+
+def _fingerprint(encoding: Encoding, config: PrepareConfig, total: _Total) -> Fingerprint:
+    rows = {
+        "train": total.counts["train_rows"],
+        "test": total.counts["test_series"] * (1 + config.test_negatives),
+    }
+    return Fingerprint(encoding_hash(encoding.originals), split_hash(rows, total.rows_hash))
 
 
 def _read_stats(stored: PartitionedLog) -> dict[str, int]:
@@ -231,6 +253,7 @@ def _stats(stored: PartitionedLog, config: PrepareConfig, total: _Total, encodin
         "time_aware": config.sampling.time_aware,
         "seed": config.sampling.seed,
         "partitions": len(total.user_counts),
+        FINGERPRINT: asdict(_fingerprint(encoding, config, total)),
     }
 
 

@@ -19,7 +19,7 @@ from preprocessing.prepare.memory import fits_gpu
 from preprocessing.prepare.partition import SpilledLog, grouped, narrow, spill_log
 from preprocessing.prepare.row_filter import COLUMNS, TIME, USER, ReadCounts, Selection
 from preprocessing.prepare.text_ids import KEY, TEXT, bucket_of, distinct_texts
-from preprocessing.sources.log import Log, Piece
+from preprocessing.sources.log import Log, LogColumns, Piece
 from workflows.cluster import Cluster, ThreadCluster
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
@@ -33,7 +33,7 @@ class ResidentLog:
     """A log in the memory of a GPU, partitioned by user like a `SpilledLog`.
 
     Attributes:
-        source, titles: name and titles file of the log.
+        source, titles, names: name, titles file and column names of the log.
         folder: for small files that other steps share.
         partitions: number of partitions.
         columns: `user`, `item` and `time`, int32 or int64 [N], grouped by partition; the keys of text ids.
@@ -44,6 +44,7 @@ class ResidentLog:
 
     source: str
     titles: Path | None
+    names: LogColumns
     folder: Path
     partitions: int
     columns: dict[str, Array]
@@ -150,7 +151,8 @@ def read_resident(
         whole = xp.concat([part.columns.pop(name) for part in parts])  # popped: each column is freed once it is joined
         columns[name] = narrow(whole)
     columns, offsets = grouped(columns, partitions)
-    return ResidentLog(log.name, log.titles, folder, partitions, columns, to_host(offsets), texts, counts, device)
+    source = (log.name, log.titles, log.columns)
+    return ResidentLog(*source, folder, partitions, columns, to_host(offsets), texts, counts, device)
 
 
 def _read(piece: Piece, number: int, selection: Selection, device: FrameDevice) -> tuple[int, list[KeptRows]]:

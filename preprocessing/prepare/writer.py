@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from array_api_compat import array_namespace
 from array_api_compat import device as device_of
 
+from preprocessing.fingerprint import rows_hash
 from preprocessing.spec.reader import required
 from workflows.device.frames import FrameDevice, to_host
 from workflows.device.kernels import launch
@@ -31,6 +32,7 @@ class Written:
 
     Attributes:
         train_file, test_file: relative to the folder; None if there are no such rows.
+        rows_hash: of train and test, see `fingerprint.rows_hash`.
         user_counts: int64, interactions (train and held-out) of each user in the partition.
         item_counts: int64 [n_items], interactions of each item.
     """
@@ -44,6 +46,7 @@ class Written:
     users_with_one_interaction: int
     users_with_all_items: int
     series_with_repeated_negatives: int
+    rows_hash: int
     user_counts: np.ndarray
     item_counts: np.ndarray
 
@@ -75,10 +78,11 @@ class Writer:
         """Count and write without the rows leaving the GPU, except for the files' bytes."""
         users, items, labels, split = (df[name].values for name in ("user", "item", "label", "split"))
         xp = array_namespace(users)
-        counts = xp.zeros(self.n_users + self.n_items + 1, dtype=xp.int64, device=device_of(users))
+        counts = xp.zeros(self.n_users + self.n_items + 2, dtype=xp.int64, device=device_of(users))
+        counts[-1] = rows_hash(users, items, labels, split)
         sizes = (self.series, self.n_users, self.n_items)
         launch("count_rows", users.shape[0], users.shape[0], users, items, labels, split, *sizes, counts)
-        of_users, of_items, repeated = np.split(to_host(counts), [self.n_users, self.n_users + self.n_items])
+        of_users, of_items, (repeated, hashed) = np.split(to_host(counts), [self.n_users, self.n_users + self.n_items])
         trained, held_out = of_users & (2**32 - 1), of_users >> 32
         n_series = int(held_out.sum())
         n_train = users.shape[0] - n_series * self.series
@@ -96,7 +100,8 @@ class Writer:
             test_series=n_series,
             users_with_one_interaction=int(alone.sum()),
             users_with_all_items=int(((held_out == 0) & (trained > 1)).sum()),
-            series_with_repeated_negatives=int(repeated[0]),
+            series_with_repeated_negatives=int(repeated),
+            rows_hash=int(hashed),
             user_counts=(trained + held_out)[of_users > 0],
             item_counts=of_items,
         )
@@ -116,7 +121,8 @@ class Writer:
 
     def _from_host(self, df: Any, index: int) -> Written:
         table = self.device.to_arrow(df)
-        n_train = int(np.searchsorted(table.column("split").to_numpy(), TEST))
+        columns = [table.column(name).to_numpy() for name in ("user", "item", "label", "split")]
+        n_train = int(np.searchsorted(columns[-1], TEST))
         table = table.drop_columns("split")
         for name, values in self.user_features.items():
             table = table.append_column(name, pa.array(values[table.column("user").to_numpy()]))
@@ -140,6 +146,7 @@ class Writer:
             test_series=len(series),
             users_with_one_interaction=int(alone.sum()),
             users_with_all_items=int((~held_out & ~alone).sum()),
+            rows_hash=int(rows_hash(*columns)),
             series_with_repeated_negatives=int((series[:, 2:] == series[:, 1:-1]).any(axis=1).sum()),
             user_counts=counts + held_out,
             item_counts=np.bincount(items, minlength=self.n_items) + np.bincount(series[:, 0], minlength=self.n_items),

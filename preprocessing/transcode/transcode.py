@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ import pyarrow as pa
 from pyarrow import feather
 
 from preprocessing.config import STATS_NAME
+from preprocessing.fingerprint import FINGERPRINT, read_fingerprint
 from preprocessing.spec.consistency import find_series, whole_rows
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from preprocessing.spec.features import FeatureRoles
@@ -104,6 +106,9 @@ def transcode(
         "normalized": workflow.moments,
         "left_out": [name for name in spec.feature_spec if name not in kinds],
     }
+    fingerprint = read_fingerprint(source)
+    if fingerprint is not None:  # the rows are the same, and so are the ids
+        stats[FINGERPRINT] = asdict(fingerprint)
     write_json(output / STATS_NAME, stats)
     return stats
 
