@@ -81,7 +81,7 @@ def rows_hash(users: Array, items: Array, labels: Array, split: Array) -> Array:
     for start in range(0, rows, block):
         own = slice(start, min(rows, start + block))
         user, item = (xp.astype(column[own], xp.int64) for column in (users, items))
-        key = (user << 32) | (item << 1) | (labels[own] > 0)
+        key = (user << 32) | (item << 1) | xp.astype(labels[own] > 0, xp.int64)
         before = xp.zeros_like(item)
         inner = slice(max(1, start), own.stop)  # each has a row before it
         outer = slice(inner.start - 1, inner.stop - 1)

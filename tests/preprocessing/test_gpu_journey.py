@@ -91,6 +91,7 @@ def times(log: pd.DataFrame, form: str) -> pd.DataFrame:
     return log.assign(time=pd.to_datetime(log["time"] * 40_000_123, unit="us", origin="1969-12-31").dt.strftime(form))
 
 
+ORDERS = {"no times": "file", "drawn order": "random"}
 LOGS: dict[str, Callable[[Path], list[Path]]] = {
     "csv": lambda folder: csv(made_log(), folder),
     "gaps": lambda folder: csv(with_gaps(made_log()), folder),
@@ -108,6 +109,8 @@ LOGS: dict[str, Callable[[Path], list[Path]]] = {
         made_log().mask(RNG.random((693, 4)) < 0.1).assign(rating=4.0), folder, user="Int64", item="Int16", time="Int64"
     ),
     "parquet texts": lambda folder: parquet(made_log().assign(item=lambda log: texts(log["item"])), folder),
+    "no times": lambda folder: several_files(with_gaps(made_log()), folder),
+    "drawn order": lambda folder: parquet(made_log().assign(item=lambda log: texts(log["item"])), folder),
     "parquet dates": lambda folder: parquet(
         made_log().assign(time=lambda log: pd.to_datetime(log["time"], unit="D", utc=True)), folder
     ),
@@ -115,7 +118,8 @@ LOGS: dict[str, Callable[[Path], list[Path]]] = {
 
 
 def prepared(paths: list[Path], output: Path, device: str, *flags: str) -> Path:
-    names = ["--user", "user", "--item", "item", "--time", "time", "--rating", "rating"]
+    names = ["--user", "user", "--item", "item", "--rating", "rating"]
+    names += [] if "--order" in flags else ["--time", "time"]
     source = ["--input", *map(str, paths), *names] if paths else ["--sample", "ml-100k"]
     main([*source, "--output", str(output), "--device", device, *flags])
     return output
@@ -155,6 +159,8 @@ def test_the_prepared_folder_equals_the_cpus(kind: str, tmp_path: Path, monkeypa
     flags = ["--partitions", "3", "--test-negatives", "4"]
     if kind in ("gaps", "parquet", "float times"):
         flags += ["--min-rating", "1.5", "--train-negatives", "2"]
+    if kind in ORDERS:
+        flags += ["--order", ORDERS[kind]]
     cpu = prepared(paths, tmp_path / "cpu", "cpu", *flags)
     copied = journey(monkeypatch, RESIDENT)
     gpu = prepared(paths, tmp_path / "gpu", "cuda", *flags)
@@ -180,15 +186,16 @@ SPILLED = set(COPIES) - {name for name in COPIES if name.startswith("resident.")
 FLAGS = ("--partitions", "3", "--test-negatives", "4")
 
 
-@pytest.mark.parametrize("kind", ["gaps", "texts", "far apart", "parquet"])
+@pytest.mark.parametrize("kind", ["gaps", "texts", "far apart", "parquet", "no times"])
 def test_a_log_larger_than_the_gpus_memory_is_spilled(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = LOGS[kind](tmp_path)
-    cpu = prepared(paths, tmp_path / "cpu", "cpu", *FLAGS)
+    flags = (*FLAGS, *(["--order", ORDERS[kind]] if kind in ORDERS else []))
+    cpu = prepared(paths, tmp_path / "cpu", "cpu", *flags)
     # Ids that are far apart are collected partition by partition.
     copied = journey(monkeypatch, SPILLED | ({"encode.distinct"} if kind == "far apart" else set()), free_bytes=1000)
-    assert_equal(prepared(paths, tmp_path / "gpu", "cuda", *FLAGS), cpu)
+    assert_equal(prepared(paths, tmp_path / "gpu", "cuda", *flags), cpu)
     assert copied["partition._spill_rows"] > 0
 
 

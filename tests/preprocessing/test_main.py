@@ -114,10 +114,35 @@ def test_a_missing_input_is_an_error(tmp_path: Path) -> None:
     assert not _entries(tmp_path)
 
 
-@pytest.mark.parametrize("named", [["--user", "user"], ["--user", "user", "--time", "time"], ["--rating", "rating"]])
-def test_columns_must_be_named_all_or_none(tmp_path: Path, named: list[str]) -> None:
-    with pytest.raises(UserError, match=r"--user, --item and --time, or none"):
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (["--user", "user"], "--user and --item"),
+        (["--item", "item", "--time", "time"], "--user and --item"),
+        (["--rating", "rating", "--order", "file"], "--user and --item"),
+        (["--user", "user", "--item", "item"], "--time.*--order file or --order random"),
+        (["--user", "user", "--item", "item", "--time", "time", "--order", "file"], "--time orders.*--order file"),
+        (["--order", "file", "--time-aware"], "--time-aware needs times"),
+        (["--order", "random", "--time-aware"], "--time-aware needs times"),
+    ],
+)
+def test_columns_must_be_named_all_or_none_and_have_one_order(tmp_path: Path, named: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         main(["--input", str(tmp_path), "--output", str(tmp_path / "out"), *named])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64, 10**30])
+@pytest.mark.parametrize("action", ["--output", "--raw"])
+def test_seeds_have_one_bound(tmp_path: Path, seed: int, action: str) -> None:
+    flags = ["--synthetic", "20x30x90", action, str(tmp_path / "out"), "-s", str(seed)]
+    with pytest.raises(UserError, match=rf"--seed should be 0 \.\. 2\^63-1 \(9223372036854775807\), got {seed}"):
+        main(flags)
+    assert not _entries(tmp_path)
+
+
+def test_the_greatest_seed_works(tmp_path: Path) -> None:
+    main(["--synthetic", "20x30x90", "--raw", str(tmp_path / "log.csv"), "-s", str(2**63 - 1)])
+    main(["--input", str(tmp_path / "log.csv"), "--output", str(tmp_path / "out"), "-s", str(2**63 - 1)])
 
 
 def test_columns_cannot_be_named_for_the_sample(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from workflows.sampling.config import Sampling
         ({"test_negatives": -1}, "--test-negatives"),
         ({"train_negatives": -1}, "--train-negatives"),
         ({"sampling": Sampling(seed=-1)}, "--seed"),
+        ({"sampling": Sampling(seed=2**63)}, "--seed"),
         ({"sampling": Sampling(exponent=-0.1)}, "--popularity-exponent"),
         ({"sampling": Sampling(exponent=10.5)}, "--popularity-exponent"),
         ({"sampling": Sampling(exponent=float("nan"))}, "--popularity-exponent"),
@@ -29,7 +30,8 @@ def test_out_of_range_numbers_are_refused_with_their_flag(wrong: dict[str, Any],
 
 def test_range_limits_are_allowed() -> None:
     for exponent in (0.0, 10.0):
-        PrepareConfig(test_negatives=0, train_negatives=0, sampling=Sampling(seed=0, exponent=exponent))
+        for seed in (0, 2**63 - 1):
+            PrepareConfig(test_negatives=0, train_negatives=0, sampling=Sampling(seed=seed, exponent=exponent))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+import preprocessing.__main__
 from preprocessing.__main__ import main
+from preprocessing.sources.detect import open_log
+from preprocessing.sources.log import Log, ReadOptions
 from workflows.common.errors import UserError
 from workflows.operators.saved import load_workflow
 
@@ -74,6 +77,49 @@ def test_unknown_ids_are_dropped_and_counted(
     assert drawn - {_ids(folder, "item").index(item) for item in known["item"]}
     workflow, _, _ = load_workflow(folder)
     assert workflow is not None
+
+
+@KINDS
+def test_ids_have_the_types_of_the_known_encoding(
+    tmp_path: Path, prepare_log: Prepare, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = _log(tmp_path, range(0, 40), range(0, 30), text)
+    first = prepare_log(log)
+    read: list[ReadOptions] = []
+
+    def opened(*args: Any) -> Log:
+        read.append(args[-1])
+        return open_log(*args)
+
+    monkeypatch.setattr(preprocessing.__main__, "open_log", opened)
+    asked = ["--text-ids", *text.split()] if text else []
+    for flags in ([], ["--extend"], asked):
+        prepare_log(log, "--workflow", str(first), *flags)
+    assert [options.text_ids for options in read] == [frozenset(text.split())] * 3
+    assert [options.whole_ids for options in read] == [frozenset({"user", "item"} - set(text.split()))] * 3
+    if text != "user item":
+        with pytest.raises(UserError, match=r"--text-ids: the .*(user|item) ids of --workflow .* are integers; leave"):
+            prepare_log(log, "--workflow", str(first), "--text-ids")
+
+
+def test_words_that_may_be_missing_values_are_named_where_they_become_ids(
+    tmp_path: Path, prepare_log: Prepare, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log.csv"
+    rows = [f"{user},{item},{item}\n" for user in ("ann", "bob", "NA") for item in ("x", "None", "N/A", "y", "z")]
+    log.write_text("who,what,when\n" + "".join(rows[:-1]))
+    names = ("--user", "who", "--item", "what", "--order", "file")
+    first = prepare_log(log, *names)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "column 'who': 'NA' taken as user ids; if they stand for missing values" in said
+    assert "column 'what': 'N/A', 'None' taken as item ids" in said
+    prepare_log(log, *names, "--workflow", str(first))  # they are known ids by now
+    assert "taken as" not in capsys.readouterr().out
+    log.write_text("who,what,when\nann,x,1\nnil,x,2\nann,y,3\nNA,y,4\n")
+    prepare_log(log, *names, "--workflow", str(first), "--extend")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "column 'who': 'nil' taken as user ids" in said
+    assert "'what'" not in said
 
 
 @KINDS
