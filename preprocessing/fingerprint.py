@@ -6,22 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from array_api_compat import array_namespace, device
 
 from preprocessing.config import STATS_NAME
 from workflows.common.files import read_json
 from workflows.sampling.counter_rng import mix
 
 FINGERPRINT = "fingerprint"
-_BLOCK_ROWS, _GPU_BLOCK_ROWS = 1 << 15, 1 << 22  # temporary arrays stay in a CPU's cache, or small
+_BLOCK_ROWS = 1 << 15  # temporary arrays stay in a CPU's cache
 _ODD = -7046029254386353131  # 2**64 divided by the golden ratio, as int64
-
-Array = Any  # of NumPy or CuPy
 
 
 @dataclass(frozen=True)
@@ -65,30 +61,26 @@ def encoding_hash(originals: Mapping[str, pa.Array]) -> str:
     return found.hexdigest()
 
 
-def rows_hash(users: Array, items: Array, labels: Array, split: Array) -> Array:
+def rows_hash(users: np.ndarray, items: np.ndarray, labels: np.ndarray, split: np.ndarray) -> int:
     """Sum, in wrapping 64-bit arithmetic, of a hash of each row together with the user's row before it.
 
-    The sums of parts that hold whole users add up to that of all rows, in any order of the parts.
+    The sums of parts that hold whole users add up to that of all rows, in any order of the parts. On a GPU the kernel
+    `count_rows` computes the hashes.
 
     Args:
-        users, items: encoded ids [N], each user's rows adjacent; labels: float32 [N]; split: int8 [N], 0 or 1.
-    Returns:
-        int64 of no dimension, of the arrays' library (no host sync).
+        users, items: int32 [N], encoded ids, each user's rows adjacent; labels: float32 [N]; split: int8 [N], 0 or 1.
     """
-    xp = array_namespace(users)
-    sums = [xp.zeros((), dtype=xp.int64, device=device(users))]
-    rows, block = users.shape[0], _BLOCK_ROWS if isinstance(users, np.ndarray) else _GPU_BLOCK_ROWS
-    for start in range(0, rows, block):
-        own = slice(start, min(rows, start + block))
-        user, item = (xp.astype(column[own], xp.int64) for column in (users, items))
-        key = (user << 32) | (item << 1) | xp.astype(labels[own] > 0, xp.int64)
-        before = xp.zeros_like(item)
+    total = 0
+    for start in range(0, len(users), _BLOCK_ROWS):
+        own = slice(start, min(len(users), start + _BLOCK_ROWS))
+        key = (users[own].astype(np.int64) << 32) | (items[own].astype(np.int64) << 1) | (labels[own] > 0)
+        before = np.zeros(len(key), dtype=np.int64)
         inner = slice(max(1, start), own.stop)  # each has a row before it
         outer = slice(inner.start - 1, inner.stop - 1)
         linked = (users[inner] == users[outer]) & (split[inner] == split[outer])
-        before[inner.start - start :] = xp.where(linked, items[outer] + 1, 0)
-        sums.append(xp.sum(mix(key ^ -xp.astype(split[own], xp.int64) ^ (before * _ODD))))
-    return xp.sum(xp.stack(sums))
+        before[inner.start - start :] = np.where(linked, items[outer] + 1, 0)
+        total += int(mix(key ^ -split[own].astype(np.int64) ^ (before * _ODD)).sum())
+    return total
 
 
 def split_hash(rows: Mapping[str, int], total: int) -> str:

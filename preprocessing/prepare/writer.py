@@ -79,9 +79,10 @@ class Writer:
         users, items, labels, split = (df[name].values for name in ("user", "item", "label", "split"))
         xp = array_namespace(users)
         counts = xp.zeros(self.n_users + self.n_items + 2, dtype=xp.int64, device=device_of(users))
-        counts[-1] = rows_hash(users, items, labels, split)
         sizes = (self.series, self.n_users, self.n_items)
-        launch("count_rows", users.shape[0], users.shape[0], users, items, labels, split, *sizes, counts)
+        hashes = xp.empty(users.shape[0], dtype=xp.int64, device=device_of(users))
+        launch("count_rows", users.shape[0], users.shape[0], users, items, labels, split, *sizes, counts, hashes)
+        counts[-1] = xp.sum(hashes)
         of_users, of_items, (repeated, hashed) = np.split(to_host(counts), [self.n_users, self.n_users + self.n_items])
         trained, held_out = of_users & (2**32 - 1), of_users >> 32
         n_series = int(held_out.sum())
@@ -146,7 +147,7 @@ class Writer:
             test_series=len(series),
             users_with_one_interaction=int(alone.sum()),
             users_with_all_items=int((~held_out & ~alone).sum()),
-            rows_hash=int(rows_hash(*columns)),
+            rows_hash=rows_hash(*columns),
             series_with_repeated_negatives=int((series[:, 2:] == series[:, 1:-1]).any(axis=1).sum()),
             user_counts=counts + held_out,
             item_counts=np.bincount(items, minlength=self.n_items) + np.bincount(series[:, 0], minlength=self.n_items),

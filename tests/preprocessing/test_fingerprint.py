@@ -35,7 +35,7 @@ def hashed(rows: list[Row]) -> int:
     columns = [
         np.array([row[place] for row in rows], dtype) for place, dtype in enumerate(types)
     ]  # fmt: skip
-    return int(rows_hash(*columns)) % 2**64
+    return rows_hash(*columns) % 2**64
 
 
 def mixed(value: int) -> int:

@@ -704,9 +704,15 @@ extern "C" __global__ void train_batch(i64 n_samples, i64 first, i64 group_size,
 
 // Added to `counts`: for each user, 1 per train positive and 2**32 for a held-out interaction; for each item, its
 // interactions; and the number of series in which a negative is repeated.
+// Also writes what preprocessing/fingerprint.py, `rows_hash`, adds up.
 extern "C" __global__ void count_rows(i64 n_rows, const int *users, const int *items, const float *labels,
-                                      const signed char *splits, i64 series, i64 n_users, i64 n_items, u64 *counts) {
+                                      const signed char *splits, i64 series, i64 n_users, i64 n_items, u64 *counts,
+                                      u64 *hashes) {
   ELEMENTS(row, n_rows) {
+    bool linked = row && users[row - 1] == users[row] && splits[row - 1] == splits[row];
+    u64 before = linked ? (u64)items[row - 1] + 1 : 0;
+    u64 key = (u64)users[row] << 32 | (u64)items[row] << 1 | (u64)(labels[row] > 0);
+    hashes[row] = mix((splits[row] ? ~key : key) ^ before * GOLDEN);
     if (labels[row] <= 0) continue;
     atomicAdd(&counts[users[row]], splits[row] ? 1ULL << 32 : 1ULL);
     atomicAdd(&counts[n_users + items[row]], 1ULL);
