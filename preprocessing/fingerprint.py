@@ -13,11 +13,10 @@ import pyarrow.compute as pc
 
 from preprocessing.config import STATS_NAME
 from workflows.common.files import read_json
-from workflows.sampling.counter_rng import mix
+from workflows.device.loops import host_loops
+from workflows.sampling import counter_rng
 
 FINGERPRINT = "fingerprint"
-_BLOCK_ROWS = 1 << 15  # temporary arrays stay in a CPU's cache
-_ODD = -7046029254386353131  # 2**64 divided by the golden ratio, as int64
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,17 @@ def rows_hash(users: np.ndarray, items: np.ndarray, labels: np.ndarray, split: n
     `count_rows` computes the hashes.
 
     Args:
-        users, items: int32 [N], encoded ids, each user's rows adjacent; labels: float32 [N]; split: int8 [N], 0 or 1.
+        users, items: int32 [N], encoded ids, each user's rows of a split adjacent.
+        labels, split: float32 [N] and int8 [N], 0 or 1.
     """
-    total = 0
-    for start in range(0, len(users), _BLOCK_ROWS):
-        own = slice(start, min(len(users), start + _BLOCK_ROWS))
-        key = (users[own].astype(np.int64) << 32) | (items[own].astype(np.int64) << 1) | (labels[own] > 0)
-        before = np.zeros(len(key), dtype=np.int64)
-        inner = slice(max(1, start), own.stop)  # each has a row before it
-        outer = slice(inner.start - 1, inner.stop - 1)
-        linked = (users[inner] == users[outer]) & (split[inner] == split[outer])
-        before[inner.start - start :] = np.where(linked, items[outer] + 1, 0)
-        total += int(mix(key ^ -split[own].astype(np.int64) ^ (before * _ODD)).sum())
-    return total
+    loops = host_loops(users)
+    if loops is not None:
+        return int(loops.rows_hash(users, items, labels, split))
+    key = (users.astype(np.int64) << 32) | (items.astype(np.int64) << 1) | (labels > 0)
+    key = np.where(split, ~key, key)
+    before = np.zeros_like(key)
+    before[1:] = np.where((users[1:] == users[:-1]) & (split[1:] == split[:-1]), items[:-1] + 1, 0)
+    return int(counter_rng.mix(counter_rng.advanced(key, before)).sum())
 
 
 def split_hash(rows: Mapping[str, int], total: int) -> str:

@@ -712,7 +712,7 @@ extern "C" __global__ void count_rows(i64 n_rows, const int *users, const int *i
     bool linked = row && users[row - 1] == users[row] && splits[row - 1] == splits[row];
     u64 before = linked ? (u64)items[row - 1] + 1 : 0;
     u64 key = (u64)users[row] << 32 | (u64)items[row] << 1 | (u64)(labels[row] > 0);
-    hashes[row] = mix((splits[row] ? ~key : key) ^ before * GOLDEN);
+    hashes[row] = mix((splits[row] ? ~key : key) + before * GOLDEN);
     if (labels[row] <= 0) continue;
     atomicAdd(&counts[users[row]], splits[row] ? 1ULL << 32 : 1ULL);
     atomicAdd(&counts[n_users + items[row]], 1ULL);

@@ -21,6 +21,9 @@ _DRAWS = 512  # draws per block, so that they stay in the L1 cache
 # pandas returns read-only views under copy-on-write; writable arrays match this signature too.
 _INT = types.int64
 _INTS = types.Array(_INT, 1, "C", readonly=True)
+_INTS_32, _FLOATS, _BYTES = (
+    types.Array(kind, 1, "C", readonly=True) for kind in (types.int32, types.float32, types.int8)
+)
 
 _ROUNDS = permutation.ROUNDS
 _U = np.uint64  # for indices in the innermost loops: saves the check for negative indices
@@ -310,3 +313,17 @@ def permuted(start, stop, size, height, width, seed):
                 break
         found[index] = place
     return found
+
+
+@njit(_INT(_INTS_32, _INTS_32, _FLOATS, _BYTES), nogil=True, cache=True)
+def rows_hash(users, items, labels, split):
+    """The result of `fingerprint.rows_hash`."""
+    total = 0
+    for row in range(len(users)):
+        key = (np.int64(users[row]) << 32) | (np.int64(items[row]) << 1) | (labels[row] > 0)
+        if split[row]:
+            key = ~key
+        if row and users[row - 1] == users[row] and split[row - 1] == split[row]:
+            key = _advanced(key, np.int64(items[row - 1]) + 1)
+        total += _mix(key)
+    return total
