@@ -36,6 +36,20 @@ def single_interactions(path: Path) -> Path:
     return path
 
 
+def test_a_log_without_times_trains(tmp_path: Path) -> None:
+    # As Book-Crossing: semicolons, every field quoted, text ids, no times, ratings 0 to 10.
+    log, data, run = tmp_path / "BX-Book-Ratings.csv", str(tmp_path / "data"), tmp_path / "run"
+    rows = [f'"{user}";"0{item}00{item}X";"{(user + item) % 11}"' for user in range(30) for item in range(user % 7, 40)]
+    log.write_text("\n".join(['"User-ID";"ISBN";"Book-Rating"', *rows]) + "\n", encoding="ascii")
+    named = ["--user", "User-ID", "--item", "ISBN", "--rating", "Book-Rating", "--min-rating", "1"]
+    preprocessing.__main__.main(["--input", str(log), "--output", data, *named, "--order", "random", "--device", "cpu"])
+    assert json.loads((tmp_path / "data" / "stats.json").read_text())["order"] == "random"
+    assert "<td>random</tr>" in (tmp_path / "data" / "report.html").read_text()
+    flags = [*FLAGS, "-e", "1", "-s", "1", "-k", "3", "--validation", "leave-one-out", "--without", "curves"]
+    train.main(["--data", data, "--output", str(run), *flags])
+    assert 0 <= metrics_of(run)["hr@3"] <= 1
+
+
 @pytest.mark.parametrize(
     ("single", "negatives", "series"),
     [(False, "0", 40), (True, "20", 0), (True, "0", 0)],
