@@ -80,8 +80,8 @@ def _users(run: Path) -> list[str]:
     """Original ids of all users a run was trained on, as text."""
     from model.recommend.recommender import Recommender  # torch and Merlin, which not all benchmarks need
 
-    users = Recommender.load(run, device="cpu").users
-    return [str(user) for user in users.originals(np.arange(len(users)))]
+    recommender = Recommender.load(run, device="cpu")
+    return [str(user) for user in recommender.users.originals(recommender.trained)]
 
 
 @contextmanager

@@ -37,7 +37,7 @@ def product(run: Path, size: int | None) -> dict[str, Any]:
     Without a size, for all users, train is read part by part between the rankings, and reading counts as ranking.
     """
     recommender = Recommender.load(run, device="cpu")
-    users = recommender.users.originals(sample(len(recommender.users), size)).tolist()
+    users = recommender.users.originals(sample(recommender.trained, size)).tolist()
     recommender.recommend(users[:1], _K)  # warm-up
     clock = Clock()
     clock.watch(PreparedInteractions, "of_users", "read")
@@ -56,7 +56,9 @@ def plain(run: Path, size: int | None) -> dict[str, Any]:
     loaded = load_run(run, _CPU)
     data = RunData.load(loaded)
     started = time.perf_counter()
-    known = PreparedInteractions(data.folder, data.spec, data.columns).of_users(sample(len(data.users), size))
+    known = PreparedInteractions(data.folder, data.spec, data.columns).of_users(
+        sample(np.flatnonzero(data.trained), size)
+    )
     read_s = time.perf_counter() - started
     model, items = loaded.model, torch.arange(len(data.items))
     n_users = max(1, _PAIRS // len(items))
@@ -72,9 +74,9 @@ def plain(run: Path, size: int | None) -> dict[str, Any]:
     return {"users": len(known.users), "read_s": read_s, "rank_s": time.perf_counter() - started}
 
 
-def sample(n_users: int, size: int | None) -> np.ndarray:
-    """Encoded ids of a random sample of users, ascending; of all users if there is no size."""
-    return np.sort(np.random.default_rng(_SEED).permutation(n_users)[:size])
+def sample(users: np.ndarray, size: int | None) -> np.ndarray:
+    """A random sample of users, ascending; all of them if there is no size."""
+    return np.sort(np.random.default_rng(_SEED).permutation(users)[:size])
 
 
 def main() -> None:

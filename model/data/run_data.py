@@ -1,12 +1,15 @@
-"""The prepared folder a run was trained on: roles of its features in the network, and the original ids."""
+"""The prepared folder a run was trained on: roles of its features in the network, original ids, users trained on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from model.data.record import ALL, TRAINED_USERS, check_encoding, decode_users
 from model.data.vocabulary import Vocabulary
-from model.network.checkpoint import Run
+from model.network.checkpoint import CONFIG_NAME, Run
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import FeatureSpec, read_feature_spec
 from workflows.common.errors import UserError
@@ -18,6 +21,8 @@ class RunData:
 
     Attributes:
         columns: roles of the features, with only the side features that the network has.
+        trained: which users the run was trained on, bool [n_users]; all if it is older than that record.
+        note: remark for the user on how the folder differs from the one trained on; may be empty.
     """
 
     folder: Path
@@ -25,6 +30,8 @@ class RunData:
     columns: FeatureColumns
     users: Vocabulary
     items: Vocabulary
+    trained: np.ndarray
+    note: str
 
     @staticmethod
     def load(run: Run, folder: Path | None = None) -> RunData:
@@ -42,8 +49,17 @@ class RunData:
             )
         spec = read_feature_spec(folder, run.config["feature_spec_file"])
         columns = _columns(run, folder, spec)
+        note = check_encoding(run.config, run.folder, folder)
         users = Vocabulary.load(folder, columns.user, "user", columns.n_users)
-        return RunData(folder, spec, columns, users, Vocabulary.load(folder, columns.item, "item", columns.n_items))
+        items = Vocabulary.load(folder, columns.item, "item", columns.n_items)
+        return RunData(folder, spec, columns, users, items, _trained(run), note)
+
+
+def _trained(run: Run) -> np.ndarray:
+    try:
+        return decode_users(run.config.get(TRAINED_USERS, ALL), run.model.config.n_users)
+    except ValueError as err:
+        raise UserError(f"{run.folder / CONFIG_NAME}: {TRAINED_USERS} is not a set of users ({err})") from None
 
 
 def _columns(run: Run, folder: Path, spec: FeatureSpec) -> FeatureColumns:

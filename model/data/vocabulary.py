@@ -51,11 +51,15 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self._index)
 
-    def find(self, ids: Sequence[Id]) -> np.ndarray:
-        """The encoded ids of original ids, int64, -1 for unknown ones.
+    def find(self, ids: Sequence[Id], trained: np.ndarray | None = None) -> np.ndarray:
+        """The encoded ids of original ids, int64, -1 for unknown ones; `trained` as in `known`.
 
         An integer may be given as text in its canonical form ("7", not "07"); text must match exactly.
         """
+        numbers = self._find(ids)
+        return numbers if trained is None else np.where((numbers >= 0) & trained[numbers], numbers, -1)
+
+    def _find(self, ids: Sequence[Id]) -> np.ndarray:
         if self._is_text:
             return self._index.get_indexer(pd.Index([str(one) for one in ids], dtype=object))
         numbers = [_integer(one) for one in ids]
@@ -69,23 +73,25 @@ class Vocabulary:
             return np.array([str(one) for one in ids], dtype=object)
         return np.array(numbers, dtype=np.int64)
 
-    def known(self, ids: Sequence[Id], or_else: str = "") -> np.ndarray:
+    def known(self, ids: Sequence[Id], or_else: str = "", trained: np.ndarray | None = None) -> np.ndarray:
         """The encoded ids of original ids, int64.
 
         Args:
             or_else: a further remedy for unknown ids, for the message.
+            trained: bool [n], the ids that the run was trained on; others count as unknown. None: all.
 
         Raises:
             UserError: an id is unknown.
         """
-        numbers = self.find(ids)
+        numbers = self.find(ids, trained)
         unknown = [repr(one) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
         if unknown:
             named = ", ".join(unknown[:_SHOWN]) + (f" and {len(unknown) - _SHOWN:,} more" if unknown[_SHOWN:] else "")
             whose = f"{self.what} {named} is" if len(unknown) == 1 else f"{self.what}s {named} are"
-            few = ", ".join(map(str, self._index[:_SHOWN]))
+            present = np.arange(len(self)) if trained is None else np.flatnonzero(trained)
+            few = ", ".join(map(str, self._index[present[:_SHOWN]]))
             raise UserError(
-                f"{whose} not among the {len(self):,} {self.what}s this run was trained on (such as {few}); check "
+                f"{whose} not among the {len(present):,} {self.what}s this run was trained on (such as {few}); check "
                 f"the id, or add interactions of the {self.what} to the log, then prepare and train again{or_else}"
             )
         return numbers

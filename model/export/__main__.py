@@ -14,7 +14,7 @@ from model.network.checkpoint import load_run
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_file, check_output, staged_folder
-from workflows.common.progress import console
+from workflows.common.progress import console, remarks
 
 _EMBEDDINGS = "embeddings"
 
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_output(target, args.overwrite, is_embeddings)
         run = load_run(args.run, torch.device("cpu"))
         data = RunData.load(run, args.data)
+        if data.note:
+            remarks.print(data.note)
         with staged_folder(target, args.overwrite, is_embeddings) as folder:
             write_embeddings(folder, run, data)
     else:

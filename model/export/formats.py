@@ -72,6 +72,8 @@ FILES: dict[str, tuple[str, Callable[[Path, Run], None]]] = {
 def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
     """Write `users.parquet` and `items.parquet`, one row per id: id (encoded), original, gmf, mlp.
 
+    Users also have `trained`, a bool: the vectors of users that the run was not trained on mean nothing.
+
     The `gmf` [factors] of users is weighted by the network's last layer, so that the inner product of a user's and an
     item's `gmf` is the GMF branch's contribution to the logit. `mlp` [layers[0] / 2] is the input of the MLP. A branch
     that the network lacks has no column.
@@ -86,6 +88,7 @@ def write_embeddings(folder: Path, run: Run, data: RunData) -> None:
         columns = {
             "id": pa.array(np.arange(len(ids)), pa.int32()),
             "original": pa.array(ids.originals(np.arange(len(ids)))),
+            **({"trained": pa.array(data.trained)} if name == "users" else {}),
             **{branch: _vectors(matrix) for branch, matrix in (("gmf", gmf), ("mlp", mlp)) if matrix.shape[1]},
         }
         pq.write_table(pa.table(columns), folder / f"{name}.parquet", row_group_size=_GROUP_ROWS)

@@ -13,7 +13,7 @@ from preprocessing.spec.titles import read_titles
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_file
-from workflows.common.progress import Stage, console, stage
+from workflows.common.progress import Stage, console, remarks, stage
 from workflows.device import DEVICES
 
 _MAX_LIST_BYTES = 1 << 30
@@ -67,6 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     candidates = _read_ids(args.candidates) if args.candidates else None
     users = _read_ids(args.users_file) if args.users_file else args.user
     recommender = Recommender.load(args.run, args.data, args.device)
+    if recommender.note:
+        remarks.print(recommender.note)
+    trained = recommender.trained
+    n_left_out = len(recommender.users) - len(trained) if args.all else 0
     how = {"exclude_seen": args.exclude_seen, "candidates": candidates, "unknown_users": args.unknown_users}
 
     def found() -> Iterator[Recommendations]:
@@ -76,16 +80,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             yield recommender.recommend(users, args.k, **how)
 
     if args.output is not None:
-        n_users = len(recommender.users) if args.all else len(users)
-        _write(args.output, found(), n_users, titles, args.overwrite)
+        n_users = len(trained) if args.all else len(users)
+        _write(args.output, found(), n_users, n_left_out, titles, args.overwrite)
         return
     for part in found():
         for ranking in part:
             _show(ranking, titles)
+    if n_left_out:
+        console.print(f"left out {n_left_out:,} users that the run was not trained on")
 
 
-def _write(path: Path, found: Iterator[Recommendations], n_users: int, titles: Titles, overwrite: bool) -> None:
-    """Write the rankings of `n_users` users and report how many are based on popularity."""
+def _write(
+    path: Path, found: Iterator[Recommendations], n_users: int, n_left_out: int, titles: Titles, overwrite: bool
+) -> None:
+    """Write the rankings of `n_users` users; report how many are based on popularity, and how many are left out."""
     n_popular = 0
 
     def watched(progress: Stage) -> Iterator[Recommendations]:
@@ -98,7 +106,8 @@ def _write(path: Path, found: Iterator[Recommendations], n_users: int, titles: T
     with stage("recommend", n_users, "users") as progress:
         write_recommendations(path, watched(progress), titles, overwrite)
     by_popularity = f" ({n_popular:,} unknown, given popular items)" if n_popular else ""
-    console.print(f"wrote {path} for {n_users:,} users{by_popularity}")
+    left_out = f", without {n_left_out:,} that the run was not trained on" if n_left_out else ""
+    console.print(f"wrote {path} for {n_users:,} users{by_popularity}{left_out}")
 
 
 def _read_ids(path: Path) -> list[str]:

@@ -48,8 +48,18 @@ class Recommender:
 
     @property
     def users(self) -> Vocabulary:
-        """The users the run was trained on."""
+        """All users of the folder; `trained` are those that the run was trained on."""
         return self._data.users
+
+    @property
+    def trained(self) -> np.ndarray:
+        """Encoded ids of the users that the run was trained on, ascending, int64."""
+        return np.flatnonzero(self._data.trained)
+
+    @property
+    def note(self) -> str:
+        """Remark for the user: the folder has other interactions than the run was trained on; empty if not."""
+        return self._data.note
 
     @property
     def items(self) -> Vocabulary:
@@ -88,13 +98,18 @@ class Recommender:
             exclude_seen: leave out the user's interactions, in train and held out.
             candidates: original ids of the items to choose from, None for all.
             unknown_users: for users the run was not trained on, raise, or recommend the items with most interactions
-                in train. Users with no rows also count as unknown if the network needs their side features.
+                in train. That includes users of the folder without a train interaction when the run was trained, and
+                users with no rows if the network needs their side features.
 
         Raises:
             UserError: `k` is below 1, a user or candidate is unknown, or the network's scores are NaN.
         """
         choice = self._choice(k, exclude_seen, candidates)
-        numbers = self.users.find(users) if unknown_users == "popular" else self.users.known(users, _OR_POPULAR)
+        trained = self._data.trained
+        if unknown_users == "popular":
+            numbers = self.users.find(users, trained)
+        else:
+            numbers = self.users.known(users, _OR_POPULAR, trained)
         known = self._known(np.unique(numbers[numbers >= 0]))
         return self._recommendations(self.users.spelt(users), numbers, known, choice, unknown_users)
 
@@ -106,9 +121,11 @@ class Recommender:
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
     ) -> Iterator[Recommendations]:
-        """As `recommend`, for all users of the run, one train partition at a time."""
-        choice = self._choice(k, exclude_seen, candidates)
+        """As `recommend`, for all users that the run was trained on, one train partition at a time."""
+        choice, trained = self._choice(k, exclude_seen, candidates), self._data.trained
         for known in [self._held] if self._held is not None else self._interactions.by_part():
+            if not trained.all():
+                known = known.take(known.users[trained[known.users]])
             users = self.users.originals(known.users)
             yield self._recommendations(users, known.users, known, choice, unknown_users)
 
@@ -117,12 +134,13 @@ class Recommender:
         """Probability of an interaction for each pair (users[i], items[i]), shape [N].
 
         Raises:
-            UserError: a user or item is unknown, the lengths differ, or the network needs side features of a user
-                without rows.
+            UserError: a user or item is unknown, or the run was not trained on a user; the lengths differ, or the
+                network needs side features of a user without rows.
         """
         if len(users) != len(items):
             raise UserError(f"score takes as many users as items, got {len(users)} and {len(items)}")
-        numbers, item_numbers = self.users.known(users), self.items.known(items)
+        numbers = self.users.known(users, trained=self._data.trained)
+        item_numbers = self.items.known(items)
         distinct, index = np.unique(numbers, return_inverse=True)
         side: list[Tensor] = []
         if self._run.model.config.row_side:

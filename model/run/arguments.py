@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import yaml
 
 from model.network.neumf import ARCHITECTURES, NeuMFConfig
-from model.run.config import RunConfig
+from model.run.config import FLAGS_NAME, NOT_SAVED, RunConfig, plain
+from model.run.resume import check_resume
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
 from workflows.common.cli import HelpFormatter
@@ -20,19 +21,17 @@ from workflows.common.errors import UserError
 from workflows.common.files import replace_file
 from workflows.device import DEVICES
 
-FLAGS_NAME = "config.yaml"
 _MAX_FLAGS_BYTES = 1 << 20
 _HEADER = b"# python train.py --config FILE repeats this run; give it another --output.\n"
 OUTPUTS = ("progress", "log", "tensorboard", "curves")
 T = TypeVar("T", RunConfig, TrainConfig, NeuMFConfig)
-_NOT_SAVED = ("config", "resume", "overwrite", "help")  # flags that a saved configuration cannot repeat
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the flags on top of those of `--config` or of the run to `--resume`; fills in `output`.
 
     Raises:
-        UserError: a configuration is unreadable or contains an unknown flag.
+        UserError: a configuration is unreadable or contains an unknown flag, or a run cannot be resumed with these.
     """
     parser = argparse.ArgumentParser(
         prog="python train.py",
@@ -47,9 +46,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_run(parser.add_argument_group("how it runs"))
     args = parser.parse_args(argv)
     if args.resume is not None:
-        if args.config is not None or args.output not in (None, args.resume):
-            raise UserError("--resume RUN continues with that run's own flags, in its own folder: leave out --config "
-                            "and --output")  # fmt: skip
+        if args.config is not None or args.output not in (None, args.resume) or args.overwrite:
+            raise UserError("--resume RUN continues with that run's own flags, in its own folder: leave out --config, "
+                            "--output and --overwrite")  # fmt: skip
         if not args.resume.is_dir():
             raise UserError(f"--resume {args.resume}: no such run; start one with --output {args.resume}")
     source = args.config if args.resume is None else args.resume / FLAGS_NAME
@@ -58,6 +57,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args = parser.parse_args(argv)
     if args.resume is not None:
         args.output = args.resume
+        check_resume(args.resume, vars(parser.parse_args([])), vars(args))
     elif args.output is None:
         args.output = Path("runs") / (args.data.resolve().name or "run")
     return args
@@ -77,7 +77,7 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable configuration ({err})") from None
     if not isinstance(given, dict):
         raise UserError(f"{path}: expected flags and their values (batch_size: 65536), got {type(given).__name__}")
-    actions = {action.dest: action for action in parser._actions if action.dest not in _NOT_SAVED}
+    actions = {action.dest: action for action in parser._actions if action.dest not in NOT_SAVED}
     flags, wrong = {}, []
     for name, value in given.items():
         if name not in actions:
@@ -130,7 +130,7 @@ def write_flags(path: Path, given: Mapping[str, Any], seed: int) -> None:
     """Write a run's full configuration, which `--config` repeats from any folder."""
     flags = {}
     for name, value in given.items():
-        if name not in _NOT_SAVED:
+        if name not in NOT_SAVED:
             flags[name] = plain(value, Path.absolute)
     flags["seed"] = seed
     replace_file(path, _HEADER + yaml.safe_dump(flags, sort_keys=False).encode())
@@ -141,17 +141,6 @@ def _share(text: str) -> float:
     if not 0.0 <= share <= 1.0:
         raise argparse.ArgumentTypeError(f"should be 0 to 1, got {text}")
     return share
-
-
-def plain(value: Any, path: Callable[[Path], Path] = lambda path: path) -> Any:
-    """A flag's value for YAML or JSON, with paths as text.
-
-    Args:
-        path: applied to each path first.
-    """
-    if isinstance(value, list):
-        return [plain(each, path) for each in value]
-    return str(path(value)) if isinstance(value, Path) else value
 
 
 def _optional_path(text: str) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,9 @@ from preprocessing.config import SPEC_NAME
 
 if TYPE_CHECKING:
     from preprocessing.spec.feature_columns import FeatureColumns
+
+FLAGS_NAME = "config.yaml"
+NOT_SAVED = ("config", "resume", "overwrite", "help")  # flags that a saved configuration cannot repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,3 +81,14 @@ class RunConfig:
         if self.mode == "test" and self.load_checkpoint_path is None:
             wrong.append("--mode test evaluates a trained model; name it with --load_checkpoint_path")
         return wrong
+
+
+def plain(value: Any, path: Callable[[Path], Path] = lambda path: path) -> Any:
+    """A flag's value for YAML or JSON, with paths as text.
+
+    Args:
+        path: applied to each path first.
+    """
+    if isinstance(value, list):
+        return [plain(each, path) for each in value]
+    return str(path(value)) if isinstance(value, Path) else value

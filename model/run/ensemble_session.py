@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
+from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +16,10 @@ from model.ensemble.search import Ensemble, ValidationRanking
 from model.evaluation.evaluator import Evaluator
 from model.evaluation.metrics import EvalMetrics
 from model.run.config import RunConfig
-from model.run.run_writer import METRICS_NAME, STAGES_NAME, RunWriter
+from model.run.resume import STAGES_DATA, STAGES_NAME
+from model.run.run_writer import METRICS_NAME, RunWriter
 from model.scoring.scorer import Scorer
+from workflows.common.files import write_json
 from workflows.common.progress import console
 
 
@@ -27,6 +31,7 @@ def train_ensemble(
     time_ordered: bool,
     evaluator: Evaluator | None,
     popularity: EvalMetrics | None,
+    data: Mapping[str, Any],
     world: ProcessGroup,
 ) -> None:
     """Choose, weight, train and sum the members (`model.ensemble.search`), and write the run.
@@ -34,13 +39,17 @@ def train_ensemble(
     Args:
         validation_items: int32 [n_users], each user's item that members are chosen on, -1 for none.
         negatives: per validation item.
+        data: what `config.json` says of the data besides its path.
     """
     folder, settings = config.output / STAGES_NAME, config.train
     if config.resume and world.broadcast_int((config.output / METRICS_NAME).exists()):
         shutil.rmtree(folder, ignore_errors=True)  # left by a run killed while finishing
         console.print(f"{config.output} is finished")
         return
-    with RunWriter(config, train.columns, world.device) if world.is_first else nullcontext() as writer:
+    with RunWriter(config, data, world.device) if world.is_first else nullcontext() as writer:
+        if world.is_first and not folder.exists():
+            folder.mkdir()
+            write_json(config.output / STAGES_DATA, dict(data))
 
         def on_member(name: str, quality: tuple[float, float]) -> None:
             if writer is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -16,20 +16,19 @@ import torch
 from model.evaluation.metrics import UNKNOWN, EvalMetrics, compared_names
 from model.network.checkpoint import CONFIG_NAME, save_model, save_reference
 from model.network.neumf import NeuMF
-from model.run.arguments import FLAGS_NAME, is_flags, plain, write_flags
+from model.run.arguments import is_flags, write_flags
 from model.run.card import write_card
-from model.run.config import RunConfig
+from model.run.config import FLAGS_NAME, RunConfig, plain
 from model.run.dllogger import DLLogger
+from model.run.resume import STAGES_NAME
 from model.training.resume_state import save_last
 from model.training.trainer import History, Training
-from preprocessing.spec.feature_columns import FeatureColumns
 from workflows.common.errors import UserError
 from workflows.common.files import Aside, check_output, read_json, write_json
 from workflows.common.progress import console, human
 from workflows.device.torch_device import resolve_precision
 
 METRICS_NAME = "metrics.json"
-STAGES_NAME = "stages"
 _LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
 
 
@@ -61,12 +60,14 @@ def check_run(config: RunConfig) -> None:
 class RunWriter:
     """Writes one run. The folder is usable from the first best epoch on; `metrics.json` marks it as finished.
 
-    A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored.
+    A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored. A resumed
+    run is not touched before it has something new.
     """
 
-    def __init__(self, config: RunConfig, columns: FeatureColumns, device: torch.device, log_bytes: int = 0) -> None:
+    def __init__(self, config: RunConfig, data: Mapping[str, Any], device: torch.device, log_bytes: int = 0) -> None:
         """
         Args:
+            data: what `config.json` says of the data besides its path.
             log_bytes: length of a resumed run's log when it was last saved.
 
         Raises:
@@ -81,26 +82,39 @@ class RunWriter:
         self._has_result = config.resume
         self._aside = None if config.resume else Aside(self._folder)
         self._log: DLLogger | None = None
+        self._log_bytes, self._device = log_bytes, device
         self._board: Any = None
         self._n_members = 0
-        try:
-            self._folder.mkdir(parents=True, exist_ok=config.resume)
-            if "log" not in config.without:
-                self._log = DLLogger(config.log_path or self._folder / _LOG_NAME, log_bytes)
-            if config.mode == "train":
-                write_flags(self._folder / FLAGS_NAME, config.flags, config.train.seed)
-        except OSError:
-            self._withdraw()
-            raise
         self._about = {
             "data": str(config.data.resolve()),
             "feature_spec_file": config.feature_spec_file,
-            "features": {"user": columns.user, "item": columns.item},  # the network has the side features
             "train": asdict(config.train),
+            **data,
         }
-        if self._log is not None and not log_bytes:
+        self._is_open = False
+        if not config.resume:
+            try:
+                self._folder.mkdir(parents=True)
+                self._open()
+            except OSError:
+                self._withdraw()
+                raise
+
+    def _open(self) -> None:
+        """Start or continue the log, and save the flags; does nothing the second time."""
+        if self._is_open:
+            return
+        config, self._is_open = self._config, True
+        if "log" not in config.without:
+            self._log = DLLogger(config.log_path or self._folder / _LOG_NAME, self._log_bytes)
+        if config.mode == "train":
+            write_flags(self._folder / FLAGS_NAME, config.flags, config.train.seed)
+        known = read_json(self._folder / CONFIG_NAME)
+        if known:  # of a resumed run, whose data may have moved
+            write_json(self._folder / CONFIG_NAME, {**known, **self._about})
+        if self._log is not None and not self._log_bytes:
             given = {name: plain(value) for name, value in config.flags.items()}
-            computed = {"seed": config.train.seed, "device": str(device), "precision": self._precision}
+            computed = {"seed": config.train.seed, "device": str(self._device), "precision": self._precision}
             self._log.parameters({**given, **computed})
 
     def __enter__(self) -> RunWriter:
@@ -132,6 +146,7 @@ class RunWriter:
         Args:
             rng_states: one per rank, see `workflows.device.torch_device.rng_state`.
         """
+        self._open()
         history, k = training.history, self._train.topk
         report = history.epochs[-1]
         if history.best_epoch is report:
@@ -189,6 +204,7 @@ class RunWriter:
             test: metrics of the saved model on test.
             popularity: metrics of the popularity baseline on test.
         """
+        self._open()
         best, k = history.best_epoch, self._train.topk
         train = [epoch.train_throughput for epoch in history.epochs]
         evaluation = [epoch.scores.samples_per_s for epoch in history.epochs if epoch.scores is not None]
@@ -234,6 +250,7 @@ class RunWriter:
         Args:
             quality: expected HR@k and NDCG@k over all draws of the negatives.
         """
+        self._open()
         k, (hit_rate, ndcg) = self._train.topk, quality
         if self._log is not None:
             named = {f"validation_hr@{k}": hit_rate, f"validation_ndcg@{k}": ndcg}

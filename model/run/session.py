@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.data.dataset import Rows, open_train
-from model.data.popularity import item_popularity
+from model.data.popularity import count_positives, item_popularity
+from model.data.record import check_encoding, data_record
 from model.data.residency import PAIR_BYTES, TEST_BYTES, TRAIN_BYTES, stays_in_memory
 from model.data.side_features import resolve_side_features
 from model.data.test_set import TestSet, open_test_set
@@ -20,7 +23,7 @@ from model.data.validation_split import leave_one_out
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
 from model.evaluation.metrics import EvalMetrics
-from model.network.checkpoint import WEIGHTS_NAME, load_weights
+from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.network.pretrained import start_from
 from model.run.config import RunConfig
@@ -33,9 +36,11 @@ from model.training.protocols import EpochLoader, TrainStep
 from model.training.resume_state import load_last
 from model.training.step import Step
 from model.training.trainer import Training
+from preprocessing.fingerprint import read_fingerprint
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
+from workflows.common.files import read_json
 from workflows.common.progress import console, stage
 from workflows.device.torch_device import rng_state, torch_generator
 from workflows.sampling import counter_rng
@@ -61,7 +66,10 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
         )
     if world.is_first:
         check_run(config)
+    fingerprint = read_fingerprint(config.data)
     spec = read_feature_spec(config.data, config.feature_spec_file)
+    if config.mode == "test":
+        _check_tested_data(config)
     columns = FeatureColumns.from_spec(spec, config.user_feature, config.item_feature)
     test = open_test_set(config.data, spec, world.device, columns, positives_alone=train_config.eval == "full")
     _check_topk(config, test)
@@ -73,16 +81,21 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     shape = config.network(columns)
     exclude = UserItems.from_rows(train, world.device) if train_config.eval == "full" else None
     evaluator, popularity = None, None
+    positives = count_positives(train, world)
     if test is not None:
         test = replace(test, rows=replace(test.rows, columns=columns))
         evaluator = Evaluator(test, _ranking(train_config, test, world), world, exclude)
-        popularity = evaluator.evaluate(lambda: PopularityScorer(item_popularity(train, world)))
+        popularity = evaluator.evaluate(lambda: PopularityScorer(positives.of_items))
     if config.mode == "test":
         if evaluator is None or popularity is None:
             raise UserError(f"--mode test: {config.data} has no test series to rank")
-        _test(config, columns, _network(config, shape, item_tables, world), evaluator, popularity)
+        _test(config, _network(config, shape, item_tables, world), evaluator, popularity)
         return
 
+    data = {
+        "features": {"user": columns.user, "item": columns.item},  # the network has the side features
+        **data_record(fingerprint, positives.has_any.cpu().numpy()),
+    }
     validation, negatives = None, _VALIDATION_NEGATIVES
     if train_config.validation != "none":
         length = test.length if test is not None else None
@@ -97,7 +110,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     if train_config.members:
         assert validation_items is not None
         train_ensemble(
-            config, train, validation_items, negatives, spec.metadata.time_ordered, evaluator, popularity, world
+            config, train, validation_items, negatives, spec.metadata.time_ordered, evaluator, popularity, data, world
         )
         return
     model = _network(config, shape, item_tables, world)
@@ -111,7 +124,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     selector = evaluator
     if validation is not None:
         selector = Evaluator(validation.series, _ranking(train_config, validation.series, world), world, exclude)
-    _train(config, columns, Training(model, step), loader, selector, evaluator, popularity)
+    _train(config, data, Training(model, step), loader, selector, evaluator, popularity)
 
 
 def _ranking(config: TrainConfig, test: TestSet, world: ProcessGroup) -> EvaluatorConfig:
@@ -197,11 +210,23 @@ def _candidates(train: Rows, sampling: SamplingConfig, world: ProcessGroup) -> C
     return build_candidates(train.columns.n_items, Sampling(kind="popularity"), counts.cpu().numpy(), None, counts)
 
 
-def _test(
-    config: RunConfig, columns: FeatureColumns, model: NeuMF, evaluator: Evaluator, popularity: EvalMetrics
-) -> None:
+def _check_tested_data(config: RunConfig) -> None:
+    """Check that the data have the encoding of the run that the checkpoint lies in, if it lies in one.
+
+    Raises:
+        UserError: they do not.
+    """
+    assert config.load_checkpoint_path is not None
+    path = config.load_checkpoint_path
+    run = path if path.is_dir() else path.parent
+    note = check_encoding(read_json(run / CONFIG_NAME), run, config.data)
+    if note:
+        console.print(note)
+
+
+def _test(config: RunConfig, model: NeuMF, evaluator: Evaluator, popularity: EvalMetrics) -> None:
     world = evaluator.world
-    with RunWriter(config, columns, world.device) if world.is_first else nullcontext() as writer:
+    with RunWriter(config, {}, world.device) if world.is_first else nullcontext() as writer:
         scores = evaluator.evaluate(lambda: Scorer(model))
         if writer is not None:
             writer.finish_test(scores, popularity)
@@ -209,7 +234,7 @@ def _test(
 
 def _train(
     config: RunConfig,
-    columns: FeatureColumns,
+    data: Mapping[str, Any],
     training: Training,
     loader: EpochLoader,
     selector: Evaluator | None,
@@ -219,13 +244,20 @@ def _train(
     """Train, and write the run.
 
     Args:
+        data: what `config.json` says of the data besides its path.
         selector: selects the best epoch.
         evaluator: on the test rows.
     """
     world, model = loader.world, training.model
     saved = load_last(config.output, training, world) if config.resume else None
     log_bytes = saved["log_bytes"] if saved is not None else 0
-    with RunWriter(config, columns, world.device, log_bytes) if world.is_first else nullcontext() as writer:
+    training.history = training.history.aimed_at(config.train.threshold)
+    done = len(training.history.epochs)
+    if config.train.epochs < done:
+        raise UserError(
+            f"--epochs {config.train.epochs}: {config.output} has {done} epochs already; give {done} or more"
+        )
+    with RunWriter(config, data, world.device, log_bytes) if world.is_first else nullcontext() as writer:
 
         def evaluate(model: NeuMF) -> EvalMetrics:
             assert selector is not None

@@ -17,7 +17,7 @@ from model.serve.service import Service
 from preprocessing.spec.titles import read_titles
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
-from workflows.common.progress import console
+from workflows.common.progress import console, remarks
 from workflows.device import DEVICES
 from workflows.device.torch_device import torch_device
 
@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = load_run(args.run, torch_device(args.device, None))
     data = args.data or Path(run.config["data"])
     recommender = Recommender(run, data, in_memory=True)
+    if recommender.note:
+        remarks.print(recommender.note)
     own_titles = data / "titles.parquet"
     path = args.titles or (own_titles if own_titles.is_file() else None)
     answers = Service(recommender, read_titles(path) if path else {})

@@ -56,7 +56,7 @@ class Failure(BaseModel):
 
 
 class Health(BaseModel):
-    """Status of the service, and numbers of users and items."""
+    """Status of the service, and numbers of users (that the run was trained on) and items."""
 
     status: str
     n_users: int

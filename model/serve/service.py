@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from model.data.vocabulary import Id
 from model.recommend.recommender import Recommender
 from model.serve.schemas import Health, Item, Ranked, UserAnswer
@@ -47,11 +45,11 @@ class Service:
         return answers
 
     def health(self) -> Health:
-        users = self._recommender.users
-        examples = users.originals(np.arange(min(_N_EXAMPLES, len(users))))
+        trained = self._recommender.trained
+        examples = self._recommender.users.originals(trained[:_N_EXAMPLES])
         return Health(
             status="ok",
-            n_users=len(users),
+            n_users=len(trained),
             n_items=len(self._recommender.items),
             examples=[str(user) for user in examples],
         )

@@ -76,6 +76,17 @@ class History:
             time_to_target_s = seconds
         return History((*self.epochs, report), seconds, best, time_to_best_s, time_to_target_s)
 
+    def aimed_at(self, threshold: float) -> History:
+        """The history for another `--threshold`, reached in another epoch or in none; the same for its own."""
+        good = (one.quality is not None and one.quality >= threshold for one in self.epochs)
+        reached = next((number for number, is_good in enumerate(good) if is_good), None)
+        if reached is None:
+            return replace(self, time_to_target_s=None)
+        if self.time_to_target_s is not None and reached == len(self.epochs) - 1:  # where training ended
+            return self
+        evaluated = ((one.train_s, one.scores.seconds if one.scores else 0.0) for one in self.epochs[: reached + 1])
+        return replace(self, time_to_target_s=sum(map(sum, evaluated)))
+
     def ends(self, config: TrainConfig) -> bool:
         """Whether training is over: all epochs done, target reached, or no improvement for `patience` epochs."""
         waited = len(self.epochs) - 1 - self.best

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)  # ids may contain [brackets] and :colons:
+remarks = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)  # beside a command's output
 
 
 class _Rate(ProgressColumn):

@@ -329,6 +329,7 @@ def killed(run: Path, pattern: str, n_files: int, *flags: str) -> None:
             time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
     assert not (run / "metrics.json").exists()
+    assert json.loads((run / "stages/data.json").read_text())["trained_users"] == "all"
 
 
 def test_a_killed_run_resumes_to_the_same_result(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

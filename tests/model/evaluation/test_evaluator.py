@@ -26,7 +26,7 @@ from torch import Tensor
 
 from model.data.dataset import Rows, open_train
 from model.data.partitions import TablePartitions
-from model.data.popularity import item_popularity
+from model.data.popularity import count_positives, item_popularity
 from model.data.test_set import TestSet, open_test_set
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
@@ -207,6 +207,9 @@ def test_popularity_counts_train_positives(train_rows: Callable, monkeypatch: py
         assert [counts.tolist() for counts in on_ranks(size, lambda world: item_popularity(train, world))] == (
             [expected] * size
         )
+    users = [user in {user for user, _, label in rows if label} for user in range(5)]
+    for counts in on_ranks(2, lambda world: count_positives(train, world)):
+        assert counts.has_any.tolist() == users
     held_out = torch.tensor([3, -1, 0, 5, -1], dtype=torch.int32)  # users may have the item several times or never
     kept = Counter(item for user, item, label in rows if label and held_out[user] != item)
     assert item_popularity(train, ALONE, held_out).tolist() == [kept[item] for item in range(8)]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import model.export.__main__
+from model.data.record import encode_users
 from model.export import onnx_graph
 from model.export.formats import FILES
 from model.network.checkpoint import load_weights, save_model
@@ -78,6 +79,28 @@ def test_onnx_runtime_gives_the_networks_scores(tmp_path: Path, shape: str) -> N
         (found,) = session.run(["logits"], dict(zip(names, (one.numpy() for one in given), strict=True)))
         torch.testing.assert_close(torch.from_numpy(found), network(shape)(*given), rtol=1e-5, atol=1e-6)
     onnx.checker.check_model(folder / "model.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ids_out_of_range_get_no_score(tmp_path: Path, shape: str) -> None:
+    """Neither -1, which would be the last row of a table, nor the number of ids, nor more than 32 bits."""
+    folder, given = written(tmp_path / "run", shape), pairs(shape, 12)
+    expected = network(shape)(*given)
+    for name in ("onnx", "torch-export"):
+        export(folder, name)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    names, program = [one.name for one in session.get_inputs()], torch.export.load(folder / "model.pt2").module()
+    for column, n in ((0, 7), (1, 9), (3, 3))[: len(given) - 1]:
+        for row, wrong in enumerate((-1, n, -n, 1 << 40, -(1 << 40))):
+            changed = [one.clone() for one in given]
+            changed[column][row] = wrong
+            feed = dict(zip(names, (one.numpy() for one in changed), strict=True))
+            (found,) = session.run(["logits"], feed)
+            assert np.isnan(found).nonzero()[0].tolist() == [row]
+            kept = [number for number in range(12) if number != row]
+            torch.testing.assert_close(torch.from_numpy(found)[kept], expected[kept], rtol=1e-5, atol=1e-6)
+            with pytest.raises((IndexError, RuntimeError), match="out of"):
+                program(*changed)
 
 
 def test_a_network_too_large_for_onnx_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,9 +170,15 @@ def data(write_folder: Callable[..., Path]) -> Path:
 
 
 def test_the_inner_product_of_embeddings_is_the_gmf_part(data: Path) -> None:
-    export(folder := written(data.parent / "run", "plain", data), "embeddings")
+    folder = written(data.parent / "run", "plain", data)
+    trained = encode_users(np.array([True, False, True, True, True, False, True]))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "trained_users": trained}))
+    export(folder, "embeddings")
     users, items = (pd.read_parquet(folder / f"embeddings/{name}.parquet") for name in ("users", "items"))
-    assert list(users.columns) == list(items.columns) == ["id", "original", "gmf", "mlp"]
+    assert list(users.columns) == ["id", "original", "trained", "gmf", "mlp"]
+    assert list(items.columns) == ["id", "original", "gmf", "mlp"]
+    assert users["trained"].tolist() == [True, False, True, True, True, False, True]
     assert users["original"].tolist() == [f"u{number}" for number in range(7)]
     assert items["original"].tolist() == list(range(100, 109))
     assert items["id"].tolist() == list(range(9))
@@ -170,7 +199,7 @@ def test_a_missing_branch_has_no_embeddings(data: Path, arch: str, width: int) -
     export(folder := written(data.parent / "run", arch, data), "embeddings")
     for name in ("users", "items"):
         table = pq.read_table(folder / f"embeddings/{name}.parquet")
-        assert table.column_names == ["id", "original", arch]
+        assert table.column_names == ["id", "original", *(["trained"] if name == "users" else []), arch]
         assert table.schema.field(arch).type == pa.list_(pa.float32(), width)
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from model.data.record import encode_users
 from model.network.checkpoint import load_run, save_model
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.recommend import recommender as module
@@ -42,9 +43,9 @@ def network() -> NeuMF:
     return model.eval()
 
 
-def write_run(folder: Path, data: Path, model: NeuMF) -> Path:
+def write_run(folder: Path, data: Path, model: NeuMF, **about: object) -> Path:
     folder.mkdir()
-    save_model(folder, model, {"data": str(data), "feature_spec_file": "feature_spec.yaml"})
+    save_model(folder, model, {"data": str(data), "feature_spec_file": "feature_spec.yaml", **about})
     return folder
 
 
@@ -151,6 +152,35 @@ def test_unknown_users_raise_or_get_popular_items(run: Path, in_memory: bool) ->
     assert found[1] == recommender.recommend(["u0001"], 4)[0]
     of_three = recommender.recommend(["nobody"], 4, candidates=ITEMS[:3], unknown_users="popular")[0]
     assert of_three.items == [ITEMS[item] for item in order if item < 3]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_users_that_the_run_was_not_trained_on_are_unknown(run: Path, in_memory: bool) -> None:
+    trained = np.random.default_rng(1).random(N_USERS) < 0.75
+    trained[:3] = False, True, False
+    data = Path(load_run(run, CPU).config["data"])
+    some = write_run(run.parent / "some", data, network(), trained_users=encode_users(trained))
+    recommender, every = (Recommender.load(folder, device="cpu", in_memory=in_memory) for folder in (some, run))
+    told = f"users 'u0000', 'u0002' are not among the {trained.sum()} users this run was trained on .such as u0001"
+    with pytest.raises(UserError, match=told):
+        recommender.recommend(["u0000", "u0001", "u0002"])
+    with pytest.raises(UserError, match="user 'u0002' is not among"):
+        recommender.score(["u0001", "u0002"], [3, 3])
+    found = recommender.recommend(["u0000", "u0001", "nobody"], 4, unknown_users="popular")
+    assert [one.basis for one in found] == ["popularity", "model", "popularity"]
+    assert found[0].items == found[2].items
+    assert found[1] == every.recommend(["u0001"], 4)[0]
+    rankings = {one.user: one.items for part in recommender.recommend_all(5) for one in part}
+    expected = [user for user, is_trained in zip(USERS, trained, strict=True) if is_trained]
+    assert sorted(rankings) == [USERS[number] for number in recommender.trained] == expected
+    assert all(rankings[one.user] == one.items for one in every.recommend(expected, 5))
+
+
+@pytest.mark.parametrize("wrong", ["", "none", 3, encode_users(np.array([True, False]))])
+def test_an_invalid_set_of_users_is_reported(run: Path, wrong: object) -> None:
+    data = Path(load_run(run, CPU).config["data"])
+    with pytest.raises(UserError, match=r"config\.json: trained_users is not a set of users"):
+        Recommender.load(write_run(run.parent / "wrong", data, network(), trained_users=wrong), device="cpu")
 
 
 def test_the_probability_of_pairs(recommender: Recommender) -> None:

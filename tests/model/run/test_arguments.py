@@ -113,7 +113,7 @@ def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_uses_its_own_flags_and_folder(tmp_path: Path) -> None:
-    write_flags(tmp_path / FLAGS_NAME, vars(parse_args(["-b", "64", "-e", "9"])), 5)
+    write_flags(tmp_path / FLAGS_NAME, vars(parse_args(["-b", "64", "-e", "9", "--data", str(tmp_path)])), 5)
     args = parse_args(["--resume", str(tmp_path), "-e", "12"])
     assert (args.batch_size, args.epochs, args.seed, args.output) == (64, 12, 5, tmp_path)
 
