@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from workflows.common.errors import UserError
 from workflows.operators.saved import read_categories
@@ -39,13 +40,12 @@ class Vocabulary:
         Raises:
             UserError: the list of ids is unreadable, or its length is not `n`.
         """
-        if not (folder / "categories").is_dir():
+        has_categories = (folder / "categories" / f"{Path(column).name}.parquet").is_file()
+        if not has_categories and not (folder / "workflow" / "workflow.json").is_file():  # not prepared from a log
             return Vocabulary(what, pd.Series(np.arange(n)))
         originals = read_categories(folder, column)
         if len(originals) != n:
-            raise UserError(
-                f"{folder}/categories lists {len(originals):,} ids of {column!r}, but its feature spec {n:,}"
-            )
+            raise UserError(f"{folder}/categories lists {len(originals):,} ids of {column!r}, expected {n:,}")
         return Vocabulary(what, originals)
 
     def __len__(self) -> int:
@@ -65,6 +65,17 @@ class Vocabulary:
         numbers = [_integer(one) for one in ids]
         found = self._index.get_indexer(pd.Index([0 if one is None else one for one in numbers], dtype=np.int64))
         return np.where([one is None for one in numbers], -1, found)
+
+    def rows_in(self, other: Vocabulary) -> np.ndarray:
+        """The encoded id in `other` of each id, int64 [N], -1 if it is unknown there; an integer equals its text."""
+        mine, theirs = self._index, other._index
+        if self._is_text != other._is_text:
+            mine, theirs = mine.astype(str), theirs.astype(str)
+        return theirs.get_indexer(mine)
+
+    def first(self, n: int) -> pa.Array:
+        """The original ids of the first n encoded ids, integers or text."""
+        return pa.array(self._index[:n])
 
     def spelt(self, ids: Sequence[Id]) -> np.ndarray:
         """The given ids in the type of the originals, int64 or text; all as text if one is not an integer."""

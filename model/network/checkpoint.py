@@ -18,6 +18,7 @@ from workflows.common.files import umask, write_json
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 FORMAT = 1
+_AS_IN_TRAINING = "set --factors, --layers and --data as in training"
 
 
 def save_model(folder: Path, model: NeuMF, about: dict[str, Any]) -> None:
@@ -76,10 +77,26 @@ def load_run(folder: Path, device: torch.device) -> Run:
     Raises:
         UserError: not a run, or weights that do not fit its config.
     """
+    shape, config = read_config(folder)
+    model = NeuMF(shape)
+    try:
+        weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
+    except (OSError, safetensors.SafetensorError) as err:
+        raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
+    fill(model, weights, folder / WEIGHTS_NAME)
+    return Run(folder, model.to(device).eval(), config)
+
+
+def read_config(folder: Path) -> tuple[NeuMFConfig, dict[str, Any]]:
+    """The shape of a run's network, and all of the run's `config.json`.
+
+    Raises:
+        UserError: not a run.
+    """
     path = folder / CONFIG_NAME
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        model = NeuMF(_config(config["model"]))
+        shape = _config(config["model"])
         if not all(isinstance(config[name], str) for name in ("data", "feature_spec_file")):
             raise ValueError("data and feature_spec_file should be text")
         if not all(isinstance(name, str) for name in dict(config.get("features", {})).values()):
@@ -90,12 +107,7 @@ def load_run(folder: Path, device: torch.device) -> Run:
         ) from None
     except (ValueError, KeyError, TypeError) as err:
         raise UserError(f"{path} is not the config of a trained run ({err!r})") from None
-    try:
-        weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    except (OSError, safetensors.SafetensorError) as err:
-        raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
-    fill(model, weights, folder / WEIGHTS_NAME)
-    return Run(folder, model.to(device).eval(), config)
+    return shape, config
 
 
 def _config(shape: dict[str, Any]) -> NeuMFConfig:
@@ -125,6 +137,18 @@ def load_weights(path: Path, model: NeuMF) -> None:
     Raises:
         UserError: unreadable, or names or shapes differ; lists all differences.
     """
+    remedy = (
+        f"{_AS_IN_TRAINING}, or name a run, whose users and items are carried over by id (its {CONFIG_NAME} says which)"
+    )
+    fill(model, read_weights(path), path, remedy)
+
+
+def read_weights(path: Path) -> dict[str, Any]:
+    """The content of a file that `load_weights` takes, without the prefix.
+
+    Raises:
+        UserError: unreadable, or not a state dict.
+    """
     try:
         if path.suffix == ".safetensors":
             weights = safetensors.torch.load_file(path)
@@ -135,10 +159,25 @@ def load_weights(path: Path, model: NeuMF) -> None:
         raise UserError(f"{path}: not a readable checkpoint ({first_line})") from None
     if not isinstance(weights, dict):
         raise UserError(f"{path}: expected a state dict, got {type(weights).__name__}")
-    fill(model, {str(name).removeprefix("module."): value for name, value in weights.items()}, path)
+    return {str(name).removeprefix("module."): value for name, value in weights.items()}
 
 
-def fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
+def fill(model: NeuMF, weights: dict[str, Any], path: Path, remedy: str = _AS_IN_TRAINING) -> None:
+    """Set all weights of a network.
+
+    Raises:
+        UserError: as `check_shapes`, or an item's side feature is beyond its cardinality.
+    """
+    check_shapes(model, weights, path, remedy)
+    for number, feature in enumerate(model.config.item_side):
+        values = weights[f"item_side_{number}"]
+        if feature.cardinality is not None and not ((values >= 0) & (values <= feature.cardinality)).all():
+            raise UserError(f"{path}: item_side_{number} holds values of {feature.name!r} beyond its cardinality")
+    model.load_state_dict({name: weights[name] for name in model.state_dict()})
+
+
+def check_shapes(model: NeuMF, weights: dict[str, Any], path: Path, remedy: str) -> None:
+    """Raises UserError if names or shapes of weights are not those of the network; lists all differences."""
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
     if expected != found:
@@ -147,11 +186,4 @@ def fill(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
             for name in sorted(expected.keys() | found.keys())
             if expected.get(name) != found.get(name)
         ]
-        raise UserError(
-            f"{path} does not fit the network ({'; '.join(wrong)}); set --factors, --layers and --data as in training"
-        )
-    for number, feature in enumerate(model.config.item_side):
-        values = weights[f"item_side_{number}"]
-        if feature.cardinality is not None and not ((values >= 0) & (values <= feature.cardinality)).all():
-            raise UserError(f"{path}: item_side_{number} holds values of {feature.name!r} beyond its cardinality")
-    model.load_state_dict({name: weights[name] for name in expected})
+        raise UserError(f"{path} does not fit the network ({'; '.join(wrong)}); {remedy}")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from model.network.neumf import ARCHITECTURES, NeuMFConfig
+from model.network.warm_start import NEW_ROWS
 from model.run.config import FLAGS_NAME, NOT_SAVED, RunConfig, plain
 from model.run.resume import check_resume
 from model.training.config import CHOICES, MEMBERS, TrainConfig
@@ -174,9 +175,14 @@ def _add_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--load_checkpoint_path",
         type=_optional_path,
-        metavar="FILE",
-        help="start from a model.pth or model.safetensors",
+        metavar="PATH",
+        help="start from a run, whose users and items are carried over by original id (its folder, or the weights in "
+        "it), or from a model.pth or model.safetensors alone, by position",
     )
+    group.add_argument(
+        "--new_rows", choices=NEW_ROWS, default="random",
+        help="users and items that the run to start from does not know: random, as without it, or the mean of its rows",
+    )  # fmt: skip
     group.add_argument(
         "--log_path",
         type=_optional_path,

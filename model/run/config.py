@@ -39,6 +39,7 @@ class RunConfig:
     overwrite: bool = False
     resume: bool = False
     load_checkpoint_path: Path | None = None
+    new_rows: str = "random"
     checkpoint_dir: Path | None = None
     log_path: Path | None = None
     pretrained: tuple[Path, ...] = ()
@@ -76,6 +77,8 @@ class RunConfig:
                 "--members trains from scratch" if train.members else "--pretrained already sets the initial weights"
             )
             wrong.append(f"{which}; omit --load_checkpoint_path")
+        if self.new_rows != "random" and self.load_checkpoint_path is None:
+            wrong.append(f"--new_rows {self.new_rows} goes with --load_checkpoint_path RUN; leave it out, or add one")
         if self.mode == "test" and self.resume:
             wrong.append("--resume continues training; omit --mode test")
         if self.mode == "test" and self.load_checkpoint_path is None:

@@ -130,7 +130,7 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 # Adding a flag is a deliberate decision: new flags must be listed here.
 TRAIN_FLAGS = """
     -h --help --data --feature_spec_file --user_feature --item_feature --output --overwrite --config --resume --without
-    --checkpoint_dir --load_checkpoint_path --log_path --mode
+    --checkpoint_dir --load_checkpoint_path --new_rows --log_path --mode
     -f --factors --layers --dropout -e --epochs -b --batch_size -n --negative_samples --negatives -l --learning_rate
     -b1 --beta1 -b2 --beta2 --eps --grads_accumulated -s --seed --amp --precision --compile --cuda-graphs --step
     --patience -k --topk -t --threshold --eval --validation --valid_batch_size
@@ -220,6 +220,7 @@ def test_defaults_match_the_reference() -> None:
         "recency": 0.0,
         "schedule": "constant",
         "members": [],
+        "new_rows": "random",
     }
     assert args == {**reference, **ours}
 
