@@ -60,7 +60,8 @@ def test_both_variants_are_measured(run: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one() -> None:
-    assert set(sample(100, 10)) < set(sample(100, 20)) < set(sample(100, None)) == set(range(100))
+    users = np.arange(100)
+    assert set(sample(users, 10)) < set(sample(users, 20)) < set(sample(users, None)) == set(range(100))
 
 
 @pytest.mark.parametrize("flag", ["--users", "--plain-users", "--repeats", "--threads"])
