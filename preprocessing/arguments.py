@@ -51,7 +51,7 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--sample", choices=["ml-100k"], help="a real data set installed by the set-up")
     source.add_argument(
         "--input", nargs="+", metavar="PATH",
-        help="MovieLens file, folder or zip; CSV, TSV or Parquet logs (gzip too), their folders or globs; "
+        help="MovieLens file, folder or zip; CSV, TSV, JSON lines or Parquet logs (gzip too), their folders or globs; "
         "or a folder with a feature spec",
     )  # fmt: skip
     source.add_argument(
@@ -85,7 +85,11 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
         "--text-ids", nargs="*", choices=["user", "item"], metavar="ID", action=_TextIds,
         help="read user or item ids as text, even if the first look like integers (default: both)",
     )  # fmt: skip
-    group.add_argument("--time-format", metavar="FORMAT", help="of times that are not ISO 8601, such as %%d.%%m.%%Y")
+    group.add_argument(
+        "--time-format", metavar="FORMAT",
+        help="of dates that are not ISO 8601, in the directives of Python's strptime: '%%d.%%m.%%Y %%H:%%M'; for "
+        "digits, too (%%Y%%m%%d), but not for numbers that count from 1970",
+    )  # fmt: skip
     group.add_argument("--delimiter", metavar="TEXT", help="between fields of text; a blank: runs of blanks")
     group.add_argument("--quoting", choices=["none", "minimal"], help="whether fields of text are quoted")
     group.add_argument("--encoding", metavar="NAME", help="of text, such as latin-1 (default: UTF-8)")

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from preprocessing.config import BY_TIME
 from preprocessing.sources.log import LogColumns, Piece
-from preprocessing.sources.parquet import value_type
+from preprocessing.sources.parquet_types import value_type
 from workflows.common.errors import UserError
 from workflows.sampling import counter_rng
 

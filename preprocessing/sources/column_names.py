@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from preprocessing.sources.dialect import RECOGNISED
 from preprocessing.sources.log import LogColumns
 from workflows.common.errors import UserError
 
@@ -23,19 +24,34 @@ def recognise(display_name: str, names: Sequence[str], with_rating: bool, with_t
     Raises:
         UserError: no known set of names matches.
     """
+    known = known_columns(names, with_rating, with_time)
+    if known is not None:
+        return known
+    roles = ["user", "item", *(["time"] if with_time else []), *(["rating"] if with_rating else [])]
+    flags = " and ".join([", ".join(f"--{role}" for role in roles[:-1]), f"--{roles[-1]}"])
+    no_times = f"; {NO_TIMES}" if with_time else ""
+    raise UserError(
+        f"{display_name}: which columns hold {flags.replace('--', '')}? Name them with {flags}{no_times}; "
+        f"its columns are {', '.join(map(repr, names))}{_hint(names)}; if that is the first row of text without a "
+        "header, name all columns in order with --columns"
+    )
+
+
+def known_columns(names: Sequence[str], with_rating: bool, with_time: bool = True) -> LogColumns | None:
+    """The columns of a log with well-known column names; None if they have other names."""
     for known in _KNOWN_COLUMNS:
         columns = known if with_rating else known.without_rating()
         columns = columns if with_time else columns.without_time()
         if set(columns.names) <= set(names):
             return columns
-    roles = ["user", "item", *(["time"] if with_time else []), *(["rating"] if with_rating else [])]
-    flags = " and ".join([", ".join(f"--{role}" for role in roles[:-1]), f"--{roles[-1]}"])
-    hint = f"; {NO_TIMES}" if with_time else ""
-    raise UserError(
-        f"{display_name}: which columns hold {flags.replace('--', '')}? Name them with {flags}{hint}; "
-        f"its columns are {', '.join(map(repr, names))}; if that is the first row of text without a header, "
-        "name all columns in order with --columns"
-    )
+    return None
+
+
+def _hint(names: Sequence[str]) -> str:
+    """What may be wrong with a file of which no columns are known."""
+    if any("\ufffd" in name for name in names):
+        return " (not UTF-8; name the encoding with --encoding)"
+    return f" ({RECOGNISED})" if len(names) == 1 else ""
 
 
 def require_columns(display_name: str, names: Sequence[str], columns: LogColumns) -> None:
@@ -47,6 +63,6 @@ def require_columns(display_name: str, names: Sequence[str], columns: LogColumns
     if missing:
         raise UserError(
             f"{display_name} has no column {', '.join(map(repr, missing))}; "
-            f"its columns are {', '.join(map(repr, names))}; "
+            f"its columns are {', '.join(map(repr, names))}{_hint(names)}; "
             "name yours with --user, --item, --time (and --rating)"
         )

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from preprocessing.sources.column_names import recognise, require_columns
-from preprocessing.sources.fields import holds, id_type, time_type
-from preprocessing.sources.log import Log, LogColumns, Piece, ReadOptions
-from preprocessing.sources.sniff import column_heads, delimiter_for, header_of
+from preprocessing.sources import text
+from preprocessing.sources.column_names import known_columns, recognise, require_columns
+from preprocessing.sources.dates import formatted_type, time_kind
+from preprocessing.sources.dialect import Dialect, delimiter_named
+from preprocessing.sources.fields import MISSING_WORDS, id_type, is_respelled
+from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
+from preprocessing.sources.quoting import Quoting, quoting_of
+from preprocessing.sources.sniff import Layout, column_heads, header_layout, named_layout
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
-_POINTED = re.compile(r"-?\d+\.0+")
-
 
 @dataclass(frozen=True)
-class _Layout:
-    """Layout of a file, and the column types its first rows suggest (no entry: no values there)."""
+class _TextFile:
+    """A file, how it is read, and the column types its first rows suggest (no entry: no values there).
+
+    `respelled` are columns with values that Arrow's CSV reader does not take for an integer, number or date.
+    """
 
     source: SourceFile
-    delimiter: str
-    names: tuple[str, ...]
+    layout: Layout
+    dialect: Dialect
+    quoting: Quoting
     guesses: dict[str, pa.DataType]
+    respelled: frozenset[str]
 
 
-def csv_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions) -> Log:
+def csv_log(
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions = DETECT
+) -> Log:
     """A log of text files.
 
     The first rows of all files determine the types: ids are text everywhere if they are text in one file, and times
@@ -40,69 +48,99 @@ def csv_log(sources: Sequence[SourceFile], columns: LogColumns | None, with_rati
         UserError: no file has rows; a column is missing, repeated or unnamed; a quote is not closed; times are
             neither numbers nor dates, or numbers in one file and dates in another.
     """
-    names = options.names
-    header = names is None
-    sources = [source for source in sources if has_rows(source.path, header)] or sources[:1]
-    layouts = []
+    if options.delimiter is not None:
+        options = replace(options, delimiter=delimiter_named(options.delimiter))
+    if options.comment == "":
+        raise UserError("--comment should be the text that begins a line to skip, got ''")
+    layouts = _layouts(sources, columns, with_rating, options)
+    if columns is None:
+        source, layout = layouts[0]
+        columns = recognise(source.display_name, layout.names, with_rating, options.times)
+    files = [_opened(source, layout, columns, options) for source, layout in layouts]
+    return Log("CSV log", columns, _pieces(files, columns, options))
+
+
+def _layouts(
+    sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions
+) -> list[tuple[SourceFile, Layout]]:
+    """The files that have rows, or the first one, with their layouts."""
+
+    def has_columns(names: Sequence[str]) -> bool:
+        return (
+            set(columns.names) <= set(names)
+            if columns
+            else known_columns(names, with_rating, options.times) is not None
+        )
+
+    found = []
     for source in sources:
-        if names is None:
-            delimiter, found = header_of(source.path, source.display_name)
+        if not has_rows(source.path, 0) and len(sources) > 1:
+            continue
+        if options.names is not None:
+            layout = named_layout(source.path, source.display_name, options.names, options)
         else:
-            delimiter, found = delimiter_for(source.path, source.display_name, names), tuple(names)
-        columns = columns or recognise(source.display_name, found, with_rating, options.times)
-        require_columns(source.display_name, found, columns)
-        layouts.append(_Layout(source, delimiter, found, _guess_types(source, delimiter, found, header, columns)))
-    assert columns is not None  # there is at least one source
-    return Log("CSV log", columns, _pieces(layouts, columns, header))
+            layout = header_layout(source.path, source.display_name, options, has_columns)
+        found.append((source, layout))
+    return [(source, layout) for source, layout in found if has_rows(source.path, layout.start)] or found[:1]
 
 
-def _pieces(layouts: Sequence[_Layout], columns: LogColumns, header: bool) -> list[Piece]:
-    ids = {
-        name: pa.string() if any(layout.guesses.get(name) == pa.string() for layout in layouts) else pa.int64()
-        for name in (columns.user, columns.item)
+def _opened(source: SourceFile, layout: Layout, columns: LogColumns, options: ReadOptions) -> _TextFile:
+    names = layout.names
+    require_columns(source.display_name, names, columns)
+    dialect = Dialect(layout.delimiter, comment=options.comment)
+    quoting = quoting_of(
+        source.path, source.display_name, dialect, len(names), start=layout.start,
+        time=None if columns.time is None else names.index(columns.time), given=options.quoting, every=text.PIECE_BYTES,
+    )  # fmt: skip
+    dialect = replace(dialect, quoted=quoting.in_use)
+    heads = column_heads(source.path, source.display_name, dialect, layout, quoting.cuts is not None, columns.names)
+    guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if _some(heads[name])}
+    times = [] if columns.time is None else _some(heads[columns.time])
+    if columns.time is not None and options.time_format is not None:
+        guesses[columns.time] = formatted_type(options.time_format)
+    elif columns.time is not None and times:
+        guesses[columns.time] = time_kind(times, columns.time, source.display_name)
+    respelled = frozenset(name for name in columns.names if any(map(is_respelled, heads[name])))
+    return _TextFile(source, layout, dialect, quoting, guesses, respelled)
+
+
+def _some(values: Sequence[str]) -> list[str]:
+    """The values that are not missing in a column of integers, numbers or dates."""
+    return [value for value in values if value not in MISSING_WORDS]
+
+
+def _pieces(files: Sequence[_TextFile], columns: LogColumns, options: ReadOptions) -> list[Piece]:
+    roles = {"user": columns.user, "item": columns.item}
+    ids = {name: pa.int64() for name in roles.values()}
+    ids |= {name: pa.string() for file in files for name in ids if file.guesses.get(name) == pa.string()}
+    ids |= {roles[role]: pa.int64() for role in options.whole_ids} | {
+        roles[role]: pa.string() for role in options.text_ids
+    }
+    remedies = {
+        name: f"fix or remove that line, or read these ids as text: --text-ids {role}"
+        for role, name in roles.items()
+        if role not in options.whole_ids
     }
     time = None
     if columns.time is not None:
-        times = [(one.source.display_name, one.guesses[columns.time]) for one in layouts if columns.time in one.guesses]
-        time = (columns.time, common_time(times) if times else pa.int64())
+        times = [(one.source.display_name, one.guesses[columns.time]) for one in files if columns.time in one.guesses]
+        time = columns.time, common_time(times) if times else pa.int64()
     pieces: list[Piece] = []
-    for layout in layouts:
-        types = ids | ({} if time is None else {time[0]: layout.guesses.get(*time)})
+    for file in files:
+        types = dict(ids)
+        if time is not None:
+            types[time[0]] = pa.string() if options.time_format is not None else file.guesses.get(*time)
         if columns.rating:
             types[columns.rating] = pa.float64()
         form = TextFormat(
-            layout.delimiter,
-            layout.names,
-            header,
+            file.dialect,
+            file.layout.names,
             types=tuple(types.items()),
             ids=tuple(name for name, kind in ids.items() if kind == pa.int64()),
             time=time,
-            quoted_newlines=True,
+            time_format=options.time_format,
+            spelled=tuple(file.respelled),
+            remedies=remedies,
         )
-        pieces += text_pieces(layout.source.path, form, layout.source.display_name)
+        pieces += text_pieces(file.source.path, form, file.source.display_name, file.layout.start, file.quoting)
     return pieces
-
-
-def _guess_types(
-    source: SourceFile, delimiter: str, names: Sequence[str], header: bool, columns: LogColumns
-) -> dict[str, pa.DataType]:
-    wanted = columns.without_rating().names
-    heads = column_heads(source.path, source.display_name, delimiter, names, header, wanted)
-    for name in (columns.user, columns.item):
-        pointed = next((value for value in heads[name] if _POINTED.fullmatch(value)), None)
-        if pointed is not None:
-            raise UserError(
-                f"{source.display_name}: column {name!r} holds the id {pointed}, the way integers are written if some "
-                "are missing; write ids as integers, since 1.0 and 1 would be two ids"
-            )
-    guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if heads[name]}
-    if columns.time is not None and heads[columns.time]:
-        times = heads[columns.time]
-        kind = time_type(times)
-        if not any(map(holds(kind), times)):
-            raise UserError(
-                f"{source.display_name}: column {columns.time!r} holds {times[0][:60]!r}; expected times as integers, "
-                "numbers or ISO 8601 dates (2024-01-31, 2024-01-31T12:00:00); convert them"
-            )
-        guesses[columns.time] = kind
-    return guesses

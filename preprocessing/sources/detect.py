@@ -8,6 +8,7 @@ from pathlib import Path
 
 from preprocessing.sources.delimited import csv_log
 from preprocessing.sources.inputs import input_files
+from preprocessing.sources.json_lines import is_json_lines, json_lines_log
 from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
 from preprocessing.sources.movielens import movielens_log
 from preprocessing.sources.parquet import parquet_log
@@ -54,7 +55,13 @@ def _recognised(
         raise UserError(f"{parquet[0].display_name} is Parquet, which names its columns; leave out --columns")
     if parquet:
         return parquet_log(parquet, columns, with_rating, options)
+    json = [source for source in sources if is_json_lines(source)]
+    if json and len(json) < len(sources):
+        other = next(source for source in sources if source not in json)
+        raise UserError(f"{json[0].display_name} is JSON, {other.display_name} is not; pass files of one format")
+    if json:
+        return json_lines_log(json, columns, with_rating, options)
     if names is not None and len(set(names)) < len(names):
         raise UserError(f"--columns should name each column once, got {','.join(names)}")
-    log = movielens_log(sources, with_rating) if columns is None and names is None else None
+    log = movielens_log(sources, with_rating, options) if columns is None and names is None else None
     return log or csv_log(sources, columns, with_rating, options)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 
+from preprocessing.sources.dates import NUMBER, date_type
+
 NULLS = ("", "\\N", "NULL", "null", "NaN", "nan")
-MISSING_WORDS = frozenset(
-    ("NA", "N/A", "n/a", "None", "none", "NONE", "<NA>", "#N/A", "na", "nil", "Nil", "undefined")
-)  # missing among integers; among text, they may be ids
+# Missing, too, among integers, numbers and dates; in text they are values (someone's name may be None).
+MISSING_WORDS = (
+    *("NA", "na", "Na", "N/A", "n/a", "N/a", "#N/A", "#n/a", "#NA", "#N/A N/A", "<NA>", "<na>", "None", "none", "NONE"),
+    *("Null", "NAN", "Nan", "-NaN", "-nan", "NaT", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+)
 PADDED = r"^-?0[0-9]"  # 007 is not 7
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
-_NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
+_NUMBER = re.compile(NUMBER)
 _BLOCK_BYTES = 1 << 17  # fits in a CPU cache
 
 
@@ -36,41 +39,30 @@ def holds(kind: pa.DataType) -> Callable[[str], bool]:
     if pa.types.is_floating(kind):
         return lambda value: bool(_NUMBER.fullmatch(value))
     if pa.types.is_timestamp(kind):
-        return lambda value: date_type(value) in (kind, pa.timestamp("us", kind.tz))
+        return lambda value: date_type(value) is not None
     return lambda _: True
 
 
-_DATE = re.compile(r"(\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d)?)?)(?(3)(\.\d{1,9})?)(?(2)(Z|[+-]\d\d(:?\d\d)?)?)", re.ASCII)
-
-
-def date_type(value: str) -> pa.DataType | None:
-    """The timestamp type of an ISO 8601 date and time; None if it is not a valid one."""
-    found = _DATE.fullmatch(value)
-    if not found:
-        return None
-    try:
-        datetime.fromisoformat(found[1])
-    except ValueError:
-        return None
-    # Arrow's nanoseconds end in 2262 and overflow silently, so use them only if the text has that precision.
-    return pa.timestamp("ns" if len(found[4] or "") > len(".123456") else "us", "UTC" if found[5] else None)
-
-
 def id_type(values: list[str]) -> pa.DataType:
-    """Integer, unless most ids are not integers or one has a leading zero (007 is not 7)."""
-    whole = sum(map(holds(pa.int64()), values))
+    """Integer, unless most ids are not, one has a leading zero (007 is not 7), or one is beyond 64 bits (a hash).
+
+    Whole floats are integers (17850.0, as pandas writes integers if some are missing), and so are `MISSING_WORDS`.
+    """
+    values = [value for value in values if value not in MISSING_WORDS]
+    whole = [found[1] for found in map(_WHOLE.fullmatch, values) if found]
     padded = any(map(re.compile(PADDED).match, values))
-    return pa.int64() if 2 * whole >= len(values) and not padded else pa.string()
+    return pa.int64() if 2 * len(whole) >= len(values) and not padded and all(map(_fits, whole)) else pa.string()
 
 
-def time_type(values: list[str]) -> pa.DataType:
-    """Dates or numbers, whichever are more frequent; anything else is ignored."""
-    dates = [kind for kind in map(date_type, values) if kind is not None]
-    numbers = list(filter(holds(pa.float64()), values))
-    if len(dates) > len(numbers):
-        ((zone, _),) = Counter(kind.tz for kind in dates).most_common(1)
-        return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)
-    return pa.int64() if all(map(holds(pa.int64()), numbers)) else pa.float64()
+def is_respelled(value: str) -> bool:
+    """Whether an integer, number or date is missing, or spelled in a way that Arrow's CSV reader does not take."""
+    found = _WHOLE.fullmatch(value)
+    return value in MISSING_WORDS or bool(found and found[2])
+
+
+def _fits(integer: str) -> bool:
+    """Whether an integer has 64 bits."""
+    return len(integer.lstrip("-0")) <= 19 and -(2**63) <= int(integer) < 2**63
 
 
 def may_be_padded(data: bytes, delimiter: str) -> bool:

@@ -68,7 +68,7 @@ def _read_text(piece: TextPiece, columns: LogColumns, device: FrameDevice) -> De
     if columns.time is not None:
         time = types[columns.time]
         target = time if piece.format.time is None else piece.format.time[1]
-        if pa.types.is_timestamp(time) and (time != target or time not in _DATES):
+        if pa.types.is_string(time) or (pa.types.is_timestamp(time) and (time != target or time not in _DATES)):
             return None
     split = _fields(piece, columns, device)
     if split is None:
@@ -140,30 +140,34 @@ def _plain(data: bytes) -> bytes | None:
 def _read_parquet(piece: ParquetPiece, columns: LogColumns, device: FrameDevice) -> DeviceColumns | None:
     with pq.ParquetFile(piece.path) as file:
         schema = file.schema_arrow
-    if not all(_is_readable(schema.field(name).type, role, piece.time) for role, name in columns.by_role.items()):
+    common_time, ids = piece.format.time, dict(piece.format.ids)
+    if not all(
+        _is_readable(schema.field(name).type, role, ids.get(name, common_time))
+        for role, name in columns.by_role.items()
+    ):
         return None
     frame = device.frames.read_parquet(
         str(piece.path), columns=columns.names, row_groups=[[piece.row_group]], use_pandas_metadata=False
     )
     missing = device.arrays.zeros(len(frame), dtype=device.arrays.bool_)
-    float_times = piece.time is not None and pa.types.is_floating(piece.time)
     found: dict[str, Any] = {}
     for name in columns.names:
         column, kind = frame[name], schema.field(name).type
+        if _is_text(kind):
+            found[name], states = gpu_fields.texts(column.fillna(""), False, device)
+            missing = missing | (states == MISSING)
+            continue
         if column.null_count:
             if name == columns.rating and pa.types.is_floating(kind):
                 return None  # cuDF also takes NaN for missing here
             missing = missing | column.isna().values
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-            found[name] = column
-            continue
         if pa.types.is_temporal(kind):
             column = column.astype(f"datetime64[{'ms' if pa.types.is_date(kind) else kind.unit}]")
-        floats = name == columns.rating or (name == columns.time and float_times)
+        floats = name == columns.rating or (name == columns.time and pa.types.is_floating(common_time))
         column = column.astype("float64" if floats else "int64")
         found[name] = (column.fillna(0) if column.null_count else column).values
     time = None if columns.time is None else found[columns.time]
-    if time is not None and float_times:
+    if time is not None and pa.types.is_floating(common_time):
         finite = (time > -math.inf) & (time < math.inf)
         missing, time = missing | ~finite, gpu_fields.ordered_bits(time, device)
     rating = None if columns.rating is None else found[columns.rating]
@@ -173,21 +177,27 @@ def _read_parquet(piece: ParquetPiece, columns: LogColumns, device: FrameDevice)
     return DeviceColumns(found[columns.user], found[columns.item], time, rating, missing, unsure)
 
 
-def _is_readable(kind: pa.DataType, role: str, time: pa.DataType | None) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_readable(kind: pa.DataType, role: str, target: pa.DataType) -> bool:
     """Whether a Parquet column of this type is read alike by Arrow and cuDF.
 
     Args:
         role: "user", "item", "time" or "rating".
-        time: the common type of all times of the log, if it has times.
+        target: the type of the ids, or the common type of all times of the log.
     """
     whole = pa.types.is_integer(kind) and kind != pa.uint64()
     number = whole or kind in (pa.float32(), pa.float64())
     if role in ("user", "item"):
-        return whole or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-    if role == "rating" or time is None:
+        return _is_text(kind) if _is_text(target) else whole
+    if role == "rating":
         return number
     if pa.types.is_temporal(kind):
-        return kind == time and (pa.types.is_date32(kind) or (pa.types.is_timestamp(kind) and kind.unit in _DATE_UNITS))
-    if pa.types.is_floating(time):
+        return kind == target and (
+            pa.types.is_date32(kind) or (pa.types.is_timestamp(kind) and kind.unit in _DATE_UNITS)
+        )
+    if pa.types.is_floating(target):
         return number
-    return whole and pa.types.is_integer(time) and time != pa.uint64()
+    return whole and pa.types.is_integer(target) and target != pa.uint64()

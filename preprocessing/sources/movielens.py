@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from preprocessing.sources.log import Log, LogColumns
+from preprocessing.sources.dialect import Dialect
+from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.sniff import sniff
-from preprocessing.sources.text import TextFormat, has_rows, text_pieces
+from preprocessing.sources.text import TextFormat, first_row, has_rows, text_pieces
 from preprocessing.sources.unpack import TITLES_FILES, SourceFile
 from workflows.common.errors import UserError
 
@@ -42,12 +43,15 @@ _LAYOUTS = (
 _RATING = re.compile(r"\d+,\d+,\d(\.\d+)?,\d+")
 
 
-def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | None:
-    """Log of ratings files in one MovieLens layout; None if the first lines are not MovieLens.
+def movielens_log(sources: Sequence[SourceFile], with_rating: bool, options: ReadOptions = DETECT) -> Log | None:
+    """Log of ratings files in one MovieLens layout; None if the first lines are not MovieLens, or are to be read by
+    other rules.
 
     Raises:
         UserError: the files have different layouts, or no rows.
     """
+    if any(given is not None for given in (options.delimiter, options.quoting, options.comment, options.time_format)):
+        return None
     layouts = [_layout_of(source) for source in sources]
     layout = next((layout for layout in layouts if layout is not None and not layout.header), layouts[0])
     other = next((source for source, found in zip(sources, layouts, strict=True) if found != layout), None)
@@ -57,10 +61,18 @@ def movielens_log(sources: Sequence[SourceFile], with_rating: bool) -> Log | Non
         own = sources[layouts.index(layout)]
         raise UserError(f"{own.display_name} is {layout.name}, {other.display_name} is not; pass files of one format")
     columns = _COLUMNS if with_rating else _COLUMNS.without_rating()
-    types = tuple((n, pa.float64() if n == columns.rating else pa.int64()) for n in columns.names)
-    form = TextFormat(layout.delimiter, _NAMES, layout.header, types, ids=(columns.user, columns.item))
-    sources = [source for source in sources if has_rows(source.path, layout.header)] or sources[:1]
-    pieces = [piece for source in sources for piece in text_pieces(source.path, form, source.display_name)]
+    ids = {
+        name: pa.string() if role in options.text_ids else pa.int64()
+        for role, name in (("user", columns.user), ("item", columns.item))
+    }
+    types = {name: ids.get(name, pa.float64() if name == columns.rating else pa.int64()) for name in columns.names}
+    whole = tuple(name for name, kind in ids.items() if kind == pa.int64())
+    form = TextFormat(Dialect(layout.delimiter), _NAMES, tuple(types.items()), ids=whole)
+    starts = {source: first_row(source.path, layout.header) for source in sources}
+    sources = [source for source in sources if has_rows(source.path, starts[source])] or sources[:1]
+    pieces = [
+        piece for source in sources for piece in text_pieces(source.path, form, source.display_name, starts[source])
+    ]
     return Log(layout.name, columns, pieces, next(filter(None, map(_titles_beside, sources)), None))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from preprocessing.sources.column_names import recognise, require_columns
+from preprocessing.sources.column_names import recognise
+from preprocessing.sources.ids import as_ids
 from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
-from preprocessing.sources.times import as_time, common_time
+from preprocessing.sources.parquet_types import Footer, ParquetFormat, format_of, value_type
+from preprocessing.sources.times import column_times
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
 _TABLE_ROWS = 1 << 20
-_MAX_EXACT = {pa.float32(): 2.0**24, pa.float64(): 2.0**53}  # from here on, not every integer is representable
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class ParquetPiece(Piece):
 
     path: Path
     display_name: str
-    columns: LogColumns
-    time: pa.DataType | None
+    format: ParquetFormat
     row_group: int
     first_row: int
     n_rows: int
@@ -44,12 +43,13 @@ class ParquetPiece(Piece):
     def tables(self) -> Iterator[pa.Table]:
         """The row group, decoded in batches of `_TABLE_ROWS` because it may span an entire huge file."""
         first_row = 0
+        names = self.format.columns.names
         try:
             with pq.ParquetFile(self.path) as file:
                 for batch in file.iter_batches(
-                    _TABLE_ROWS, row_groups=[self.row_group], columns=self.columns.names, use_threads=False
+                    _TABLE_ROWS, row_groups=[self.row_group], columns=names, use_threads=False
                 ):
-                    yield self._converted(pa.Table.from_batches([batch]).select(self.columns.names), first_row)
+                    yield self._converted(pa.Table.from_batches([batch]).select(names), first_row)
                     first_row += batch.num_rows
         except (pa.ArrowException, OSError) as err:
             raise UserError(
@@ -57,12 +57,17 @@ class ParquetPiece(Piece):
             ) from None
 
     def _converted(self, table: pa.Table, first_row: int) -> pa.Table:
+        form, ids = self.format, dict(self.format.ids)
+
+        def place(row: int) -> str:
+            return self.place(first_row + row)
+
         for index, name in enumerate(table.column_names):
             column = pc.cast(table.column(name), value_type(table.schema.field(name).type))
-            if name in (self.columns.user, self.columns.item):
-                column = self._ids(name, column, first_row)
-            elif name == self.columns.time and self.time is not None:
-                column = as_time(column, self.time, self.display_name)
+            if name in ids:
+                column = as_ids(column, ids[name], name, place)
+            elif name == form.columns.time:
+                column = column_times(column, form.time, form.time_format, name, self.display_name, place)
             elif pa.types.is_decimal(column.type):
                 column = pc.cast(column, pa.float64())
             table = table.set_column(index, name, column)
@@ -70,18 +75,6 @@ class ParquetPiece(Piece):
 
     def place(self, row: int) -> str:
         return f"{self.display_name}, row {self.first_row + row + 1}"
-
-    def _ids(self, name: str, column: pa.ChunkedArray, first_row: int) -> pa.ChunkedArray:
-        try:
-            return _as_ids(column)
-        except pa.ArrowInvalid as err:
-            # The first invalid row is the last row of the shortest invalid prefix.
-            bad = bisect_left(range(len(column)), True, key=lambda row: not _are_ids(column.slice(0, row + 1)))
-            raise UserError(
-                f"{self.place(first_row + bad)}: column {name!r} holds {column[bad].as_py()!r}, expected ids as "
-                f"integers below 2^63 (2^53 in float64, 2^24 in float32) or as UTF-8 text ({err}); convert that "
-                "column to text"
-            ) from None
 
 
 def parquet_log(
@@ -93,119 +86,32 @@ def parquet_log(
         UserError: a file is unreadable; no file has rows; a column is missing, or its type does not suit its role or
             conflicts with another file.
     """
-    files = [(source, *_footer(source)) for source in sources]
-    files = [(source, schema, metadata) for source, schema, metadata in files if metadata.num_rows]
+    files = [file for file in map(_footer, sources) if file.metadata.num_rows]
     if not files:
         raise UserError(f"{sources[0].display_name} has no rows; expected a log of user, item and time")
-    columns = columns or recognise(files[0][0].display_name, files[0][1].names, with_rating, options.times)
-    types = [(source.display_name, _column_types(source, schema, columns)) for source, schema, _ in files]
-    _require_one_kind_of_ids(types, columns)
-    time = None
-    if columns.time is not None:
-        time = common_time([(display_name, kinds[columns.time]) for display_name, kinds in types])
-    pieces = [piece for source, _, metadata in files for piece in _row_groups(source, metadata, columns, time)]
-    return Log("Parquet log", columns, pieces)
+    columns = columns or recognise(files[0].source.display_name, files[0].schema.names, with_rating, options.times)
+    form = format_of(files, columns, options)
+    return Log("Parquet log", columns, [piece for file in files for piece in _row_groups(file, form)])
 
 
-def _footer(source: SourceFile) -> tuple[pa.Schema, pq.FileMetaData]:
+def _footer(source: SourceFile) -> Footer:
     try:
         with pq.ParquetFile(source.path) as file:  # close at once: there may be more files than the limit on open files
-            return file.schema_arrow, file.metadata
+            return Footer(source, file.schema_arrow, file.metadata)
     except (pa.ArrowException, OSError) as err:
         raise UserError(f"{source.display_name}: not a readable Parquet file ({err}); is it complete?") from None
 
 
-def _row_groups(
-    source: SourceFile, metadata: pq.FileMetaData, columns: LogColumns, time: pa.DataType | None
-) -> list[Piece]:
+def _row_groups(file: Footer, form: ParquetFormat) -> list[Piece]:
     pieces: list[Piece] = []
-    first_row = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
+    source, first_row = file.source, 0
+    for index in range(file.metadata.num_row_groups):
+        group = file.metadata.row_group(index)
         if group.num_rows:
             pieces.append(
                 ParquetPiece(
-                    source.path,
-                    source.display_name,
-                    columns,
-                    time,
-                    index,
-                    first_row,
-                    group.num_rows,
-                    group.total_byte_size,
+                    source.path, source.display_name, form, index, first_row, group.num_rows, group.total_byte_size
                 )
             )
         first_row += group.num_rows
     return pieces
-
-
-def _column_types(source: SourceFile, schema: pa.Schema, columns: LogColumns) -> dict[str, pa.DataType]:
-    """Value types of the log's columns, each checked against its role."""
-    require_columns(source.display_name, schema.names, columns)
-    types = {name: value_type(schema.field(name).type) for name in columns.names}
-    for name, kind in types.items():
-        expected, fits = "numbers", _is_number(kind)
-        if name in (columns.user, columns.item):
-            expected, fits = "integers or text", fits or _is_text(kind)
-        elif name == columns.time:
-            expected, fits = "numbers or dates", fits or pa.types.is_timestamp(kind) or pa.types.is_date(kind)
-        if not fits:
-            raise UserError(
-                f"{source.display_name}: column {name!r} holds {schema.field(name).type}, expected {expected}; "
-                "name another column or convert it"
-            )
-    return types
-
-
-def _require_one_kind_of_ids(types: Sequence[tuple[str, dict[str, pa.DataType]]], columns: LogColumns) -> None:
-    for name in (columns.user, columns.item):
-        text = [display_name for display_name, kinds in types if _is_text(kinds[name])]
-        numbers = [display_name for display_name, kinds in types if not _is_text(kinds[name])]
-        if text and numbers:
-            raise UserError(
-                f"column {name!r} holds integers in {numbers[0]} and text in {text[0]}; convert one to the other's type"
-            )
-
-
-def value_type(kind: pa.DataType) -> pa.DataType:
-    """The value type of a column that may be dictionary-encoded."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    # Impala and old Spark versions write text as plain binary.
-    return (
-        pa.types.is_string(kind)
-        or pa.types.is_large_string(kind)
-        or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-    )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or kind in _MAX_EXACT or pa.types.is_decimal(kind)
-
-
-def _as_ids(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Integers as int64, text as large_string.
-
-    Floats and decimals with only whole values become integers: pandas writes ids with gaps as float64 with NaN.
-
-    Raises:
-        pa.ArrowInvalid: a number is not whole or not exact, or bytes are not UTF-8.
-    """
-    if _is_text(column.type):
-        return pc.cast(column, pa.large_string())
-    if column.type in _MAX_EXACT:
-        column = pc.if_else(pc.is_nan(column), None, column)
-        if pc.any(pc.greater_equal(pc.abs(column), _MAX_EXACT[column.type])).as_py():
-            raise pa.ArrowInvalid("too large for a float to be exact")
-    return pc.cast(column, pa.int64())
-
-
-def _are_ids(column: pa.ChunkedArray) -> bool:
-    try:
-        _as_ids(column)
-    except pa.ArrowInvalid:
-        return False
-    return True

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from preprocessing.sources.fields import NULLS, PADDED, describe, holds, may_be_padded
+from preprocessing.sources.convert import converted, first_invalid, trimmed
+from preprocessing.sources.dialect import Dialect
+from preprocessing.sources.fields import NULLS, PADDED, describe, may_be_padded
+from preprocessing.sources.lines import count_lines, line_cuts
 from preprocessing.sources.log import Piece
-from preprocessing.sources.quoting import quoted_cuts
-from preprocessing.sources.times import as_time
+from preprocessing.sources.quoting import Quoting
+from preprocessing.sources.times import column_times
 from workflows.common.errors import UserError
 
 PIECE_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Types = tuple[tuple[str, pa.DataType], ...]
 
 
@@ -31,34 +34,40 @@ class TextFormat:
     """Format of a delimited file.
 
     Attributes:
-        delimiter: one or two characters ("::" in MovieLens 1M and 10M).
+        dialect: how lines are split.
         names: column names, in file order.
-        header: whether the first line names the columns.
         types: Arrow types of the columns to read.
         ids: integer id columns, in which a leading zero is an error (007 is not 7).
         time: the time column and its target type, shared by all files of a log.
-        quoted_newlines: quoted fields may contain newlines, so a line end need not be a row end.
+        time_format: of times that are not ISO 8601; their column is read as text.
+        spelled: columns with values that Arrow's CSV reader does not take for their type (17850.0 for an integer).
+        remedies: what to do about a value that does not suit its column, if there is more to say than to fix it.
     """
 
-    delimiter: str
+    dialect: Dialect
     names: tuple[str, ...]
-    header: bool
     types: _Types
     ids: tuple[str, ...] = ()
     time: tuple[str, pa.DataType] | None = None
-    quoted_newlines: bool = False
+    time_format: str | None = None
+    spelled: tuple[str, ...] = ()
+    remedies: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class TextPiece(Piece):
-    """Bytes `start` to `stop` of a file: whole rows, without the header; `display_name` is the file's display name."""
+    """Bytes `start` to `stop` of a file: whole rows, without the header; `display_name` is the file's display name.
+
+    Attributes:
+        rows: number of rows, if quoted fields may run over lines; None: each line that is not empty is a row.
+    """
 
     path: Path
     format: TextFormat
     start: int
     stop: int
     display_name: str
-    quoted_newlines: bool = False
+    rows: int | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -73,160 +82,199 @@ class TextPiece(Piece):
 
     def read(self) -> pa.Table:
         data, delimiter = self.content()
-        wanted = dict(self.format.types)
-        try:
-            table = self._parse(data, delimiter, wanted)
-        except pa.ArrowInvalid as err:
-            raise self._explain(err, data, delimiter) from None
+        types = dict(self.format.types)
+        spelled = set(self.format.spelled)
         if self.format.ids and may_be_padded(data, delimiter):
-            self._refuse_padding(data, delimiter)
-        for index, (name, kind) in enumerate(self.format.types):
-            if kind == pa.string():
-                table = table.set_column(index, name, _trimmed(table.column(name), data.isascii()))
-            elif self.format.time is not None and name == self.format.time[0]:
-                table = table.set_column(
-                    index, name, as_time(table.column(name), self.format.time[1], self.display_name)
-                )
+            spelled |= set(self.format.ids)
+        try:
+            table = self._parse(data, types | dict.fromkeys(spelled, pa.string()))
+        except pa.ArrowInvalid:
+            table = self._parse_bytes(data)
+        self._check_rows(data, table.num_rows)
+        for index, (name, kind) in enumerate(types.items()):
+            column = table.column(name)
+            if self.format.time is not None and name == self.format.time[0]:
+                common, time_format = self.format.time[1], self.format.time_format
+                column = column_times(column, common, time_format, name, self.display_name, self.place)
+            elif column.type == pa.string() == kind:
+                column = trimmed(column, data.isascii())
+            elif column.type != kind:
+                column = self._converted(name, kind, column)
+            table = table.set_column(index, name, column)
         return table
 
     def place(self, row: int) -> str:
-        data, delimiter = self.content()
-        # Arrow skips blank lines; a row that the csv module cannot split still counts.
-        lines = (line for line, fields in _numbered_rows(data, delimiter) if fields != [])
-        return self._line(next(itertools.islice(lines, row, None)))
+        return self._line(self._row(self.content()[0], row)[0])
 
     def content(self) -> tuple[bytes, str]:
-        """The bytes of the piece and their delimiter, converted to one character."""
+        """The bytes of the piece without comments, and their delimiter, converted to one character."""
         with self.path.open("rb") as file:
             file.seek(self.start)
             data = file.read(self.stop - self.start)
-        delimiter = self.format.delimiter
-        return (data, delimiter) if len(delimiter) == 1 else (data.replace(delimiter.encode(), b"\t"), "\t")
+        try:
+            return self.format.dialect.plain(data), self.format.dialect.byte
+        except UserError as err:
+            raise UserError(f"{self._line(1)} ff.: {err}") from None
 
-    def _parse(self, data: bytes, delimiter: str, types: dict[str, pa.DataType]) -> pa.Table:
-        return pa.csv.read_csv(
-            pa.py_buffer(data),
-            read_options=pa.csv.ReadOptions(column_names=list(self.format.names), use_threads=False),
-            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=self.quoted_newlines),
-            convert_options=pa.csv.ConvertOptions(
-                include_columns=list(types), column_types=types, strings_can_be_null=True, null_values=list(NULLS)
-            ),
+    def _parse(self, data: bytes, types: dict[str, pa.DataType], **options: Any) -> pa.Table:
+        return parse(data, self.format.dialect, self.format.names, types, self.rows is not None, **options)
+
+    def _parse_bytes(self, data: bytes) -> pa.Table:
+        """The columns as they are spelled, for whatever the types do not allow.
+
+        Raises:
+            UserError: a row has too many or too few fields.
+        """
+        invalid: list[pa.csv.InvalidRow] = []
+
+        def refuse(row: pa.csv.InvalidRow) -> str:
+            invalid.append(row)
+            return "error"
+
+        types = dict.fromkeys(dict(self.format.types), pa.binary())
+        try:
+            return self._parse(data, types, block_size=len(data), invalid_row_handler=refuse)
+        except pa.ArrowInvalid as err:
+            if not invalid:
+                raise UserError(
+                    f"{self.display_name}: not readable as delimited text ({err}); check its encoding and quoting"
+                ) from None
+            raise self._malformed(data, invalid[0]) from None
+
+    def _malformed(self, data: bytes, invalid: pa.csv.InvalidRow) -> UserError:
+        line, row = self._row(data, invalid.number - 1)
+        advice = "fix or remove that line"
+        if row[:1] in (b"#", b"%"):
+            advice += f", or skip such lines with --comment '{row[:1].decode()}'"
+        text = row.decode("utf-8", "replace").replace(self.format.dialect.byte, self.format.dialect.delimiter)
+        return UserError(
+            f"{self._line(line)}: expected {len(self.format.names)} columns ({', '.join(self.format.names)}), "
+            f"got {invalid.actual_columns}: {text[:80]!r}; {advice}"
         )
+
+    def _check_rows(self, data: bytes, found: int) -> None:
+        """No row may vanish in another one.
+
+        Raises:
+            UserError: there are fewer or more rows than lines that end outside quotes.
+        """
+        text = np.frombuffer(data, dtype=np.uint8)
+        expected = self.rows
+        if expected is None:
+            expected = int(np.count_nonzero(text == ord("\n"))) + (data[-1:] != b"\n")
+            if expected != found:  # empty lines, or other line ends
+                ends = (text == ord("\n")) | (text == ord("\r"))
+                expected = int(np.count_nonzero(ends[:-1] & ~ends[1:]) + np.count_nonzero(~ends[:1]))
+        if expected != found:
+            raise UserError(
+                f"{self._line(1)} ff.: read {found:,} rows from {expected:,} lines, so a quoted field runs over "
+                "several; pass --quoting none if quotes are characters like any other, --quoting minimal if they "
+                "enclose fields"
+            )
+
+    def _converted(self, name: str, kind: pa.DataType, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        is_id = name in self.format.ids
+        try:
+            return converted(column, kind, is_id)
+        except pa.ArrowInvalid:
+            row = first_invalid(column, lambda some: converted(some, kind, is_id))
+        place, advice = f"{self.place(row)}: column {name!r}", self.format.remedies.get(name, "fix or remove that line")
+        value = column[row].as_py()
+        if isinstance(value, bytes):
+            try:
+                value = value.decode()
+            except UnicodeDecodeError:
+                raise UserError(
+                    f"{place} is not UTF-8: {value[:60].decode('utf-8', 'replace')!r}; name the file's encoding "
+                    "(--encoding latin-1, for example), or convert it (iconv -f latin1 -t utf-8)"
+                ) from None
+        if is_id and pc.match_substring_regex(value.strip(), PADDED).as_py():
+            raise UserError(f"{place} holds {value!r} among integers; {advice}")
+        raise UserError(f"{place} should hold {describe(kind)}, got {value[:60]!r}; {advice}")
+
+    def _row(self, data: bytes, row: int) -> tuple[int, bytes]:
+        """(line number in the piece from 1, text) of a row."""
+        line, begin, end = next(itertools.islice(self.format.dialect.rows(data), row, None))
+        return line, data[begin:end]
 
     def _line(self, number: int) -> str:
         """Location of a line of the piece (from 1), for messages."""
-        return f"{self.display_name}, line {_count_lines(self.path, self.start) + number}"
-
-    def _refuse_padding(self, data: bytes, delimiter: str) -> None:
-        """Refuse ids such as 007 in an integer column, which would silently become 7."""
-        spelled = self._parse(data, delimiter, dict.fromkeys(self.format.ids, pa.string()))
-        for name in self.format.ids:
-            padded = pc.match_substring_regex(pc.utf8_trim_whitespace(spelled.column(name)), PADDED)
-            row = pc.index(padded, True).as_py()
-            if row >= 0:
-                raise UserError(
-                    f"{self.place(row)}: column {name!r} holds {spelled.column(name)[row].as_py()!r} among integers; "
-                    "remove leading zeros, or convert the log to Parquet with ids as text"
-                )
-
-    def _explain(self, err: pa.ArrowInvalid, data: bytes, delimiter: str) -> UserError:
-        """Find the row that Arrow could not parse, and describe the expected content."""
-        for number, fields in _numbered_rows(data, delimiter):
-            if not fields:
-                continue
-            if len(fields) != len(self.format.names):
-                return UserError(
-                    f"{self._line(number)}: expected {len(self.format.names)} columns "
-                    f"({', '.join(self.format.names)}), got {len(fields)}: {delimiter.join(fields)[:80]!r}; "
-                    "fix or remove that line"
-                )
-            row = dict(zip(self.format.names, fields, strict=True))
-            for name, kind in self.format.types:
-                # Like Arrow, ignore blanks around a number; blanks alone are not a number.
-                value = row[name] if pa.types.is_timestamp(kind) else row[name].strip()
-                if row[name] not in NULLS and not holds(kind)(value):
-                    return UserError(
-                        f"{self._line(number)}: column {name!r} should hold {describe(kind)}, as the first rows do, "
-                        f"got {row[name][:60]!r}; fix or remove that line, "
-                        "or convert the log to Parquet, which keeps the types you set"
-                    )
-        return UserError(f"{self.display_name}: not readable as delimited text ({err}); check its encoding and quoting")
+        return f"{self.display_name}, line {count_lines(self.path, self.start) + number}"
 
 
-def _trimmed(column: pa.ChunkedArray, ascii_only: bool) -> pa.ChunkedArray:
-    """Strip surrounding blanks; text of blanks alone becomes null."""
-    column = pc.ascii_trim_whitespace(column) if ascii_only else pc.utf8_trim_whitespace(column)  # ASCII: 4x faster
-    blank = pc.equal(column, "")
-    return pc.if_else(blank, None, column) if pc.any(blank).as_py() else column
+def parse(
+    data: bytes,
+    dialect: Dialect,
+    names: Sequence[str],
+    types: Mapping[str, pa.DataType],
+    multiline: bool,
+    block_size: int | None = None,
+    invalid_row_handler: Callable[[pa.csv.InvalidRow], str] | None = None,
+) -> pa.Table:
+    """Columns of `plain` text, without conversions that Arrow's CSV reader does not know.
+
+    Args:
+        names: of all fields.
+        types: of the columns to read.
+        multiline: quoted fields may run over lines.
+        block_size: bytes parsed at once, at least those of the longest row (None: 1 MiB).
+        invalid_row_handler: as Arrow's.
+
+    Raises:
+        pa.ArrowInvalid: a row has too many or too few fields, or a field does not suit its type.
+    """
+    return pa.csv.read_csv(
+        pa.py_buffer(data),
+        read_options=pa.csv.ReadOptions(column_names=list(names), use_threads=False, block_size=block_size),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=dialect.byte,
+            quote_char='"' if dialect.quoted else False,
+            newlines_in_values=multiline,
+            invalid_row_handler=invalid_row_handler,
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            include_columns=list(types), column_types=types, strings_can_be_null=True, null_values=list(NULLS)
+        ),
+    )
 
 
-def _numbered_rows(data: bytes, delimiter: str) -> Iterator[tuple[int, list[str] | None]]:
-    """(first line number from 1, fields) per row; None if the csv module fails, [] for a blank line."""
-    rows = csv.reader(io.StringIO(data.decode("utf-8", "replace"), newline=""), delimiter=delimiter)
-    number = 1
-    while True:
-        fields: list[str] | None
-        try:
-            fields = next(rows)
-        except csv.Error:  # a field too long for this module, but not for Arrow
-            fields = None
-        except StopIteration:
-            return
-        yield number, fields
-        number = rows.line_num + 1
-
-
-def _count_lines(path: Path, stop: int) -> int:
+def first_row(path: Path, header: bool) -> int:
+    """Offset of the first row: after the header line, or the byte order mark."""
     with path.open("rb") as file:
-        lines = 0
-        while stop > 0 and (block := file.read(min(stop, _BLOCK_BYTES))):
-            lines += block.count(b"\n")
-            stop -= len(block)
-        return lines
+        if header:
+            file.readline()
+        elif file.read(3) != _BYTE_ORDER_MARK:
+            return 0
+        return file.tell()
 
 
-def _seek_rows(file: BinaryIO, header: bool) -> int:
-    """Seek past the header or the byte order mark; returns the offset."""
-    if header:
-        file.readline()
-    elif file.read(3) != b"\xef\xbb\xbf":
-        file.seek(0)
-    return file.tell()
-
-
-def has_rows(path: Path, header: bool) -> bool:
-    """Whether a text has anything but whitespace after its header."""
+def has_rows(path: Path, start: int) -> bool:
+    """Whether a text has anything but whitespace from an offset on."""
     with path.open("rb") as file:
-        _seek_rows(file, header)
+        file.seek(start)
         return any(block.strip() for block in iter(lambda: file.read(_BLOCK_BYTES), b""))
 
 
-def text_pieces(path: Path, layout: TextFormat, display_name: str) -> list[Piece]:
+def text_pieces(
+    path: Path, form: TextFormat, display_name: str, start: int = 0, quoting: Quoting | None = None
+) -> list[Piece]:
     """Split a file into byte ranges of about `PIECE_BYTES` that end at row boundaries.
 
+    Args:
+        start: offset of the first row.
+        quoting: of the file; None if no field is quoted over several lines.
+
     Raises:
-        UserError: there are no rows, or a quoted field is never closed.
+        UserError: there are no rows.
     """
-    if not has_rows(path, layout.header):
+    if not has_rows(path, start):
         raise UserError(f"{display_name} has no rows; expected a log of user, item and time")
-    size = path.stat().st_size
-    inner = quoted_cuts(path, layout.delimiter, display_name, PIECE_BYTES) if layout.quoted_newlines else None
-    with path.open("rb") as file:
-        start = _seek_rows(file, layout.header)
-        if inner is None:
-            cuts = [start, *_line_cuts(file, start, size)]
-        else:
-            cuts = [start, *(cut for cut in inner if start < cut < size)]
-    ends = [*cuts[1:], size]
-    return [TextPiece(path, layout, a, b, display_name, inner is not None) for a, b in zip(cuts, ends, strict=True)]
-
-
-def _line_cuts(file: BinaryIO, start: int, size: int) -> Iterator[int]:
-    """Offsets of line starts between `start` and `size`, at least `PIECE_BYTES` apart."""
-    while size - start > PIECE_BYTES:
-        file.seek(start + PIECE_BYTES)
-        file.readline()
-        start = file.tell()
-        if start >= size:
-            return
-        yield start
+    if quoting is None or quoting.cuts is None:
+        cuts = [start, *line_cuts(path, start, PIECE_BYTES), path.stat().st_size]
+        return [TextPiece(path, form, a, b, display_name) for a, b in itertools.pairwise(cuts)]
+    pieces: list[Piece] = []
+    before = 0
+    for cut, rows in quoting.cuts:
+        pieces.append(TextPiece(path, form, start, cut, display_name, rows - before))
+        start, before = cut, rows
+    return pieces

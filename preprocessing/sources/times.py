@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preprocessing.sources.convert import first_invalid
+from preprocessing.sources.dates import parse_times
+from preprocessing.sources.ids import TEXT, is_text, present
 from workflows.common.errors import UserError
 
 
@@ -60,3 +63,46 @@ def as_time(column: pa.ChunkedArray, kind: pa.DataType, display_name: str) -> pa
         raise UserError(
             f"{display_name}: a time is out of range for {kind}, the common type of all times ({err})"
         ) from None
+
+
+def column_times(
+    column: pa.ChunkedArray,
+    kind: pa.DataType,
+    time_format: str | None,
+    name: str,
+    display_name: str,
+    place: Callable[[int], str],
+) -> pa.ChunkedArray:
+    """Times of any type as the common type.
+
+    Args:
+        time_format: of times spelled as text or in digits; None: ISO 8601 or numbers.
+        name, display_name, place: of the column, its file, and a row (from 0), for messages.
+
+    Raises:
+        UserError: a value is not a time, or out of range.
+    """
+    if time_format is None and not is_text(column.type):
+        return as_time(column, kind, display_name)
+    try:
+        texts = _spelled(column)
+    except pa.ArrowInvalid as err:
+        row = first_invalid(column, _spelled)
+        raise UserError(
+            f"{place(row)}: column {name!r} holds {column[row].as_py()!r}, expected a time as an integer or as UTF-8 "
+            f"text ({err}); convert that column"
+        ) from None
+    return parse_times(texts, kind, time_format, name, place)
+
+
+def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text or whole numbers as text, trimmed, null where missing.
+
+    Raises:
+        pa.ArrowInvalid: a number is not whole, or bytes are not UTF-8.
+    """
+    if is_text(column.type):
+        return present(column, False)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), None, column)
+    return pc.cast(pc.cast(column, pa.int64()), TEXT)

@@ -9,7 +9,7 @@ import csv
 import io
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,9 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from preprocessing.sources import text as delimited
+from preprocessing.sources.dialect import Dialect
 from preprocessing.sources.fields import NULLS, id_type
-from preprocessing.sources.parquet import value_type
-from preprocessing.sources.text import TextFormat, text_pieces
+from preprocessing.sources.parquet_types import value_type
+from preprocessing.sources.quoting import quoting_of
+from preprocessing.sources.text import TextFormat, first_row, text_pieces
 from preprocessing.spec.feature_spec import Chunk, FeatureSpec, chunk_files
 from workflows.common.errors import UserError
 
@@ -182,10 +185,14 @@ def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
 def _read_csv(path: Path, part: _Part) -> Iterator[pa.Table]:
     types = tuple((name, part.type_of(name)) for name in part.wanted)
     ids = tuple(name for name, kind in types if kind == pa.int64())
-    layout = TextFormat(",", tuple(part.chunk.features), header=False, types=types, ids=ids, quoted_newlines=True)
+    names, dialect, start = tuple(part.chunk.features), Dialect(","), first_row(path, header=False)
     yield pa.schema(types).empty_table()
     if path.stat().st_size:
-        for piece in text_pieces(path, layout, str(path)):
+        quoting = quoting_of(
+            path, str(path), dialect, len(names), start=start, given="minimal", every=delimited.PIECE_BYTES
+        )
+        form = TextFormat(replace(dialect, quoted=quoting.in_use), names, types=types, ids=ids)
+        for piece in text_pieces(path, form, str(path), start, quoting):
             yield piece.read()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preprocessing.sources.parquet import value_type
+from preprocessing.sources.parquet_types import value_type
 from preprocessing.spec.consistency import LABELS, NUMBERS, id_range, is_numeric
 from preprocessing.spec.feature_spec import MAX_IDS, FeatureSpec
 from preprocessing.spec.reader import iter_mapping, text_features

@@ -10,28 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from preprocessing.sources import fields
-from preprocessing.sources.fields import PADDED, date_type, describe, holds, id_type, may_be_padded, time_type
+from preprocessing.sources.fields import PADDED, describe, holds, id_type, may_be_padded
 
-_US, _NS, _UTC = pa.timestamp("us"), pa.timestamp("ns"), pa.timestamp("us", "UTC")
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ("2020-02-29", _US),
-        ("2021-02-29", None),
-        ("2020-01-02 03:04", _US),
-        ("2020-01-02T03:04:05.123456", _US),
-        ("2020-01-02T03:04:05.1234567", _NS),
-        ("2020-01-02T03:04:05Z", _UTC),
-        ("2020-01-02T03:04:05+0200", _UTC),
-        ("2020-01-02T24:01", None),
-        ("20200102", None),
-        ("", None),
-    ],
-)
-def test_date_types(value: str, expected: pa.DataType | None) -> None:
-    assert date_type(value) == expected
+_UTC = pa.timestamp("us", "UTC")
 
 
 @pytest.mark.parametrize(
@@ -39,9 +20,7 @@ def test_date_types(value: str, expected: pa.DataType | None) -> None:
     [
         (pa.int64(), ["0", "-5", str(2**63 - 1), str(-(2**63))], ["", "1.0", "+1", " 1", "1_0", "²", str(2**63)]),
         (pa.float64(), ["1", "-1.5", ".5", "2.", "1e-3"], ["", ".", "1e", "inf", "nan", "1,5", "٣"]),
-        (_US, ["2020-01-02", "2020-01-02 03:04:05.1"], ["2020-01-02Z", "2020-01-02T03:04Z", "2020"]),
-        (_UTC, ["2020-01-02T03:04Z"], ["2020-01-02"]),
-        (_NS, ["2020-01-02", "2020-01-02 03:04:05.1234567"], ["2020-01-02 03:04:05.1234567Z"]),
+        (_UTC, ["2020-01-02", "2020-01-02T03:04Z"], ["2020-01-02Z", "2020"]),
         (pa.string(), ["", "anything"], []),
     ],
 )
@@ -64,22 +43,6 @@ def test_values_that_each_column_type_can_hold(kind: pa.DataType, good: list[str
 )
 def test_id_types(values: list[str], expected: pa.DataType) -> None:
     assert id_type(values) == expected
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (["1", "2"], pa.int64()),
-        (["1", "2.5"], pa.float64()),
-        (["2020-01-02", "1", "2020-01-03"], _US),
-        (["2020-01-02", "1", "2"], pa.int64()),
-        (["2020-01-02", "2020-01-02 03:04:05.1234567"], _NS),
-        (["2020-01-02T03:04Z", "2020-01-02T03:05Z", "2020-01-02"], _UTC),
-        (["yesterday", "3"], pa.int64()),  # values that are neither are ignored
-    ],
-)
-def test_time_types(values: list[str], expected: pa.DataType) -> None:
-    assert time_type(values) == expected
 
 
 def test_types_are_described_in_words() -> None:

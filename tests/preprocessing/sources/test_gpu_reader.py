@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from preprocessing.prepare.row_filter import Selection, select
 from preprocessing.prepare.text_ids import text_keys, text_keys_on_gpu
 from preprocessing.sources import gpu_fields
+from preprocessing.sources.dialect import Dialect
 from preprocessing.sources.fields import NULLS
 from preprocessing.sources.gpu_fields import ASCII_BLANKS, MISSING, UNSURE, UTF8_BLANKS, VALUE
 from preprocessing.sources.gpu_reader import DeviceColumns, read_on_gpu
-from preprocessing.sources.log import LogColumns, Piece
+from preprocessing.sources.log import LogColumns, Piece, ReadOptions
 from preprocessing.sources.parquet import ParquetPiece, parquet_log
 from preprocessing.sources.text import TextFormat, TextPiece, text_pieces
 from preprocessing.sources.unpack import SourceFile
@@ -93,7 +94,7 @@ def text_piece(path: Path, data: bytes, kinds: tuple[str, str, str], delimiter: 
     path.write_bytes(data)
     types = dict(zip("uit", (TYPES[kind] for kind in kinds), strict=True)) | {"r": pa.float64()}
     ids = tuple(name for name in "ui" if types[name] == pa.int64())
-    form = TextFormat(delimiter, ("x", "u", "i", "t", "r"), False, tuple(types.items()), ids)
+    form = TextFormat(Dialect(delimiter), ("x", "u", "i", "t", "r"), tuple(types.items()), ids)
     return TextPiece(path, form, 0, len(data), "the log")
 
 
@@ -159,8 +160,9 @@ def test_pieces_in_the_middle_of_a_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_times_of_other_files_decide_the_type(tmp_path: Path) -> None:
-    # Another file's times are floats, or have nanoseconds.
-    for kind, target, is_read in (("ids", pa.float64(), True), ("dates", pa.timestamp("ns"), False)):
+    # Another file's times are floats, or have nanoseconds; or there is a --time-format.
+    utc, nanoseconds = pa.timestamp("us", "UTC"), pa.timestamp("ns")
+    for kind, target, is_read in (("ids", pa.float64(), True), ("dates", nanoseconds, False), ("texts", utc, False)):
         stated = "5" if kind == "ids" else "2024-01-01"
         piece = text_piece(tmp_path / "log", f"x,1,2,{stated},4\n".encode(), ("ids", "ids", kind))
         form = TextFormat(**(vars(piece.format) | {"time": ("t", target)}))
@@ -213,7 +215,10 @@ def column(kind: pa.DataType, values: list[Any]) -> pa.Array:
         return pa.array(values, kind, from_pandas=False)
     numbers = [None if value is None or value != value or abs(value) > 100 else int(value) for value in values]
     if kind in (pa.string(), pa.large_string(), pa.binary()) or pa.types.is_dictionary(kind):
-        return pa.array([None if number is None else f" ü{number}" for number in numbers], pa.string()).cast(kind)
+        texts = [
+            None if number is None else {0: " ", 1: "NULL", 2: ""}.get(number, f" ü{number}") for number in numbers
+        ]
+        return pa.array(texts, pa.string()).cast(kind)
     numbers = [abs(number) if number and not pa.types.is_signed_integer(kind) else number for number in numbers]
     if pa.types.is_temporal(kind):
         return pa.array(numbers, pa.int32()).cast(pa.date32()).cast(kind)
@@ -251,6 +256,16 @@ def test_rare_types_of_parquet_are_left_to_the_cpu(tmp_path: Path, kind: pa.Data
         return  # not a log
     if place == "t" and kind == pa.float64():
         return
+    assert read_on_gpu(piece, COLUMNS, DEVICE) is None
+
+
+@pytest.mark.parametrize("name", ["u", "t"])
+def test_columns_of_parquet_to_convert_are_left_to_the_cpu(tmp_path: Path, name: str) -> None:
+    columns = dict.fromkeys(("u", "i", "t", "r"), pa.array([1, 2]))
+    pq.write_table(pa.table(columns | ({"t": pa.array(["5", " 7"])} if name == "t" else {})), tmp_path / "log")
+    options = ReadOptions(text_ids=frozenset({"user"} if name == "u" else ()))
+    source = SourceFile(tmp_path / "log", "the log", tmp_path / "log")
+    (piece,) = parquet_log([source], COLUMNS, True, options).pieces
     assert read_on_gpu(piece, COLUMNS, DEVICE) is None
 
 

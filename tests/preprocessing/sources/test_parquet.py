@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preprocessing.sources.log import Log, LogColumns, Piece
+from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
@@ -23,8 +23,8 @@ from workflows.common.errors import UserError
 _COLUMNS = LogColumns(user="user", item="item", time="time")
 
 
-def _log(*paths: Path, columns: LogColumns = _COLUMNS) -> Log:
-    return parquet_log([SourceFile(path, str(path), path) for path in paths], columns, with_rating=False)
+def _log(*paths: Path, columns: LogColumns = _COLUMNS, options: ReadOptions = DETECT) -> Log:
+    return parquet_log([SourceFile(path, str(path), path) for path in paths], columns, False, options)
 
 
 def _pieces(path: Path, columns: LogColumns = _COLUMNS) -> list[Piece]:
@@ -74,7 +74,7 @@ def test_nulls_stay_nulls(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame
         ("item", pa.array([[1]]), "integers or text"),
         ("item", pa.array([True]), "integers or text"),
         ("item", pa.nulls(1, pa.float16()), "integers or text"),
-        ("time", pa.array(["2020-01-01"]), "numbers or dates"),
+        ("time", pa.array([True]), "numbers, dates or text"),
         ("rating", pa.array(["good"]), "numbers"),
         ("rating", pa.array([0], pa.timestamp("ms")), "numbers"),
     ],
@@ -153,7 +153,6 @@ def test_ids_may_be_whole_numbers_or_text_of_any_type(tmp_path: Path, values: pa
         (2.0**24, pa.float32()),
         (Decimal("1.50"), pa.decimal128(22, 2)),
         (Decimal(2**64), pa.decimal128(22, 2)),
-        (2**63, pa.uint64()),
         (b"\xff", pa.binary()),
     ],
 )
@@ -202,6 +201,101 @@ def test_ids_cannot_be_integers_in_one_file_and_text_in_another(tmp_path: Path) 
     b = _written(tmp_path / "b", user=[1], item=["1"], time=[3])
     with pytest.raises(UserError, match=r"column 'item' holds integers in .*a and text in .*b; convert one"):
         _log(b, a)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.dictionary(pa.int8(), pa.string())],
+    ids=str,
+)
+def test_text_ids_are_trimmed_and_may_be_missing(tmp_path: Path, kind: pa.DataType) -> None:
+    spelled = [" u1", "u1\t", "\u2003é b", "", " ", "NULL", "nan", "NA", None, "007"]
+    values = pa.array([None if text is None else text.encode() for text in spelled], pa.binary())
+    path = _written(tmp_path / "log", user=values.cast(pa.string()).cast(kind), item=[0] * 10, time=[0] * 10)
+    expected = ["u1", "u1", "é b", None, None, None, None, "NA", None, "007"]
+    assert _pieces(path)[0].read().column("user").to_pylist() == expected
+
+
+@pytest.mark.parametrize("statistics", [True, False])
+def test_unsigned_ids_are_text_everywhere_if_one_is_too_large(
+    tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame], statistics: bool
+) -> None:
+    numbers = [5, 2**63 - 1, None, 2**63, 2**64 - 1]
+    large = {"user": pa.array(numbers, pa.uint64()), "item": pa.array([1, 2, 3, 4, 5], pa.uint64()), "time": [0] * 5}
+    pq.write_table(pa.table(large), tmp_path / "a", row_group_size=2, write_statistics=statistics)
+    small = _written(tmp_path / "b", user=[5, -1], item=[1, 2], time=[0, 0])
+    found = log_rows(_log(small, tmp_path / "a"))
+    assert found["user"].tolist() == ["5", "-1", "5", str(2**63 - 1), None, str(2**63), str(2**64 - 1)]
+    assert found["item"].tolist() == [1, 2, 1, 2, 3, 4, 5]
+
+
+def test_options_decide_the_type_of_ids(tmp_path: Path, log_rows: Callable[[Log], pd.DataFrame]) -> None:
+    a = _written(tmp_path / "a", user=pa.array([1.0, None]), item=["7", " -8.0"], time=[0, 0])
+    b = _written(tmp_path / "b", user=["x"], item=pa.array([Decimal(9)]), time=[0])
+    options = ReadOptions(text_ids=frozenset({"user"}), whole_ids=frozenset({"item"}))
+    assert log_rows(_log(a, b, options=options)).to_numpy().tolist() == [["1", 7, 0], [None, -8, 0], ["x", 9, 0]]
+    for bad in ("x", "07", "1.5", str(2**63)):
+        path = _written(tmp_path / "c", user=["x"] * 3, item=["1", "NA", bad], time=[0] * 3)
+        with pytest.raises(UserError, match=rf"c, row 3: column 'item' holds '{bad}', expected an integer below 2\^63"):
+            log_rows(_log(path, options=options))
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int8(), pa.string())])
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (
+            ["", " 2020-01-02", "2020/01/02 03:04 UTC", "2020-01-02T03:04:05+02:00", "NA"],
+            [1577923200, 1577934240, 1577927045],
+        ),
+        ([None, "5", " -7"], [5, -7]),
+        (["0.5", "", "2"], [0.5, 2.0]),
+    ],
+)
+def test_times_as_text_are_read_as_in_csv(
+    tmp_path: Path, kind: pa.DataType, texts: list[str | None], expected: list[float]
+) -> None:
+    rows = len(texts)
+    path = _written(tmp_path / "log", 2, user=[1] * rows, item=[2] * rows, time=pa.array(texts, pa.string()).cast(kind))
+    times = [time for piece in _pieces(path) for time in piece.read().column("time").to_pylist()]
+    assert [time is None for time in times] == [not text or text == "NA" for text in texts]
+    numbers = [time.replace(tzinfo=dt.UTC).timestamp() if isinstance(time, dt.datetime) else time for time in times]
+    assert [number for number in numbers if number is not None] == expected
+
+
+def test_a_time_format_is_for_text_and_digits(tmp_path: Path) -> None:
+    options = ReadOptions(time_format="%Y%m%d")
+    kinds = [pa.array(["20200201"]), pa.array([20200201]), pa.array([20200201.0]), pa.array([Decimal(20200201)])]
+    paths = [_written(tmp_path / str(n), user=[1], item=[2], time=values) for n, values in enumerate(kinds)]
+    times = [piece.read().column("time").to_pylist() for piece in _log(*paths, options=options).pieces]
+    assert times == [[dt.datetime(2020, 2, 1, tzinfo=dt.UTC)]] * 4
+    bad = _written(tmp_path / "bad", user=[1, 1], item=[2, 2], time=[20200201, 1272369210])
+    with pytest.raises(UserError, match=r"bad, row 2: column 'time' holds '1272369210', which does not match"):
+        _log(bad, options=options).pieces[0].read()
+    dates = _written(tmp_path / "dates", user=[1], item=[2], time=pa.array([0], pa.timestamp("s")))
+    with pytest.raises(UserError, match=r"dates: column 'time' holds timestamp\[.*\]; leave out --time-format"):
+        _log(dates, options=options)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (b"5", "should hold a date and time, as the first rows do, got '5'"),
+        (b"1.2.2020", "should hold a date .*--time-format '%d.%m.%Y'"),
+        (b"\xff", "holds b'.xff', expected a time"),
+    ],
+)
+def test_text_that_is_not_a_time_is_named_with_its_row(tmp_path: Path, bad: bytes, message: str) -> None:
+    times = pa.array([b"2020-01-02"] * 5000 + [bad], pa.binary())
+    path = _written(tmp_path / "log", 700, user=[1] * 5001, item=[1] * 5001, time=times)
+    with pytest.raises(UserError, match=rf"log, row 5001: column 'time' {message}"):
+        _pieces(path)[-1].read()
+    path = _written(tmp_path / "log", user=[1], item=[1], time=pa.array([bad]))
+    if not bad.isdigit():
+        with pytest.raises(
+            UserError, match=r"log: column 'time' (holds '1\.2\.2020'; expected times|is not UTF-8 text)"
+        ):
+            _pieces(path)
 
 
 def test_times_in_different_files_share_one_type(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from preprocessing.sources import quoting, sniff, text
 from preprocessing.sources.delimited import csv_log
-from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
-from preprocessing.sources.text import TextFormat, text_pieces
+from preprocessing.sources.dialect import Dialect
+from preprocessing.sources.log import Log, LogColumns, ReadOptions
+from preprocessing.sources.text import TextFormat, first_row, text_pieces
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
@@ -25,7 +26,7 @@ _COLUMNS = LogColumns(user="who", item="what", time="when")
 
 
 def _open(path: Path, columns: LogColumns = _COLUMNS) -> Log:
-    return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False, options=DETECT)
+    return csv_log([SourceFile(path, str(path), path)], columns, with_rating=False)
 
 
 def _written(rows: list[list[Any]], delimiter: str = ",", newline: str = "\n", always_quote: bool = False) -> str:
@@ -101,11 +102,13 @@ def test_rows_with_quoted_newlines_are_not_split(
     assert list(found.itertuples(index=False, name=None)) == expected
 
 
-def test_an_unclosed_quote_is_an_error_and_does_not_swallow_rows(
-    write_lines: Callable[..., Path],
+def test_an_unclosed_quote_does_not_swallow_rows(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
-    path = write_lines("log.csv", ["who,what,when,note", "a,x,1,fine", 'b,y,2,"open', "c,x,3,fine", "d,y,4,fine"])
-    with pytest.raises(UserError, match=r"log\.csv, line 3: a quoted field is not closed"):
+    lines = ["who,what,when,note", "a,x,1,fine", 'b,y,2,"open', "c,x,3,fine", "d,y,4,fine"]
+    assert log_rows(_open(write_lines("log.csv", lines)))["when"].tolist() == [1, 2, 3, 4]  # every line is whole
+    path = write_lines("log.csv", [*lines, 'e,x,5,"a, b"'])
+    with pytest.raises(UserError, match=r"log\.csv, line 3: a quoted field .*--quoting none"):
         _open(path)
 
 
@@ -200,6 +203,7 @@ def test_a_leading_zero_beyond_the_first_rows_is_refused(
     piece_bytes: int,
 ) -> None:
     monkeypatch.setattr(sniff, "_SNIFF_BYTES", 60)  # the types are inferred long before
+    monkeypatch.setattr(sniff, "_SNIFF_ROWS", 2)
     monkeypatch.setattr(text, "PIECE_BYTES", piece_bytes)
     bad = f"{padded},5,6" if column == "who" else f"5,{padded},6"
     path = write_lines("log.csv", ["who,what,when", *["10,200,03"] * 40, bad, *["4,0,6"] * 10])
@@ -241,7 +245,6 @@ def test_blanks_around_integer_ids_do_not_make_them_text(
         ("1,tea,3", "what", "an integer"),
         ("1,2,yesterday", "when", "an integer"),
         ("1,2.5,3", "what", "an integer"),
-        ("1,9999999999999999999,3", "what", "an integer"),
         ("1,+2,3", "what", "an integer"),
     ],
 )
@@ -261,7 +264,7 @@ def test_a_value_of_the_wrong_type_is_reported_with_file_line_and_column(
         log_rows(_open(path))
 
 
-@pytest.mark.parametrize("bad", ["2020-13-45", "2020-02-01Z", "2020-02-01 03:04.5", " 2020-02-01", "2020-02-01T03:04Z"])
+@pytest.mark.parametrize("bad", ["2020-13-45", "2020-02-01Z", "2020-02-01 03:04.5", "1.2.2020"])
 def test_an_impossible_date_is_reported_with_its_line(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], bad: str
 ) -> None:
@@ -388,8 +391,9 @@ def test_a_column_name_may_contain_the_delimiter(
 def test_a_two_character_delimiter_without_a_header(tmp_path: Path) -> None:
     path = tmp_path / "a.dat"
     path.write_bytes(b"\xef\xbb\xbf1::2\n3::4\n")
-    layout = TextFormat("::", ("a", "b"), header=False, types=(("b", pa.int64()),))
-    assert [piece.read().to_pydict() for piece in text_pieces(path, layout, "a.dat")] == [{"b": [2, 4]}]
+    form = TextFormat(Dialect("::"), ("a", "b"), types=(("b", pa.int64()),))
+    start = first_row(path, header=False)
+    assert [piece.read().to_pydict() for piece in text_pieces(path, form, "a.dat", start)] == [{"b": [2, 4]}]
 
 
 @settings(max_examples=60)
@@ -416,10 +420,8 @@ def test_a_rows_location_is_its_first_line(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PIECE_BYTES", piece_bytes)
         patch.setattr(quoting, "_BLOCK_BYTES", piece_bytes)
-        names = None if header else ["who", "note", "what", "when"]
-        pieces = csv_log(
-            [SourceFile(path, "log.csv", path)], _COLUMNS, with_rating=False, options=ReadOptions(names=names)
-        ).pieces
+        options = ReadOptions(names=None if header else ("who", "note", "what", "when"), quoting="minimal")
+        pieces = csv_log([SourceFile(path, "log.csv", path)], _COLUMNS, False, options).pieces
     for piece in pieces:
         for row, line in enumerate(piece.read().column("when").to_pylist()):
             assert piece.place(row) == f"log.csv, line {line}"
@@ -433,7 +435,8 @@ def test_blank_text_is_null(
     assert found["who"].tolist() == [None, "ann"]
 
 
-def test_blanks_are_not_a_number(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
-    path = write_lines("log.csv", ["who,what,when", "1,2,3", " ,2,3"])
-    with pytest.raises(UserError, match=r"log\.csv, line 3: column 'who' should hold an integer .*, got ' '"):
-        log_rows(_open(path))
+def test_blanks_alone_are_missing_among_numbers(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
+) -> None:
+    found = log_rows(_open(write_lines("log.csv", ["who,what,when", "1,2,3", " ,2,\t", "NULL ,  7\u3000,8"])))
+    assert found.to_numpy().tolist() == [[1, 2, 3], [None, 2, None], [None, 7, 8]]
