@@ -25,6 +25,7 @@ from preprocessing.sources.column_names import NO_TIMES
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from preprocessing.sources.movielens import ml_100k_sample
+from preprocessing.sources.remote import is_url, local_path
 from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_cluster
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_output, check_outside, staged_folder
@@ -70,7 +71,8 @@ def _prepare(args: argparse.Namespace) -> None:
         memory_limit_bytes=args.memory_limit,
     )
     columns = _columns(args)
-    inputs = [Path(path) for path in args.input or []] + ([args.workflow] if args.workflow is not None else [])
+    inputs = [Path(local_path(path)) for path in args.input or [] if not is_url(path)]
+    inputs += [args.workflow] if args.workflow is not None else []
     check_outside(args.output, inputs)
     check_output(args.output, args.overwrite, is_prepared_folder, inputs)
     frames = frame_device(args.device)

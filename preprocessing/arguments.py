@@ -51,8 +51,8 @@ def _add_source(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--sample", choices=["ml-100k"], help="a real data set installed by the set-up")
     source.add_argument(
         "--input", nargs="+", metavar="PATH",
-        help="MovieLens file, folder or zip; CSV, TSV, JSON lines or Parquet logs (gzip too), their folders or globs; "
-        "or a folder with a feature spec",
+        help="MovieLens file, folder or zip; CSV, TSV, JSON lines or Parquet logs, packed (gz, bz2, xz, zst, lz4, zip, "
+        "tar) or not: files, folders, globs or URLs; or a folder with a feature spec",
     )  # fmt: skip
     source.add_argument(
         "--synthetic", metavar="SHAPE", help="synthetic log: ml-20m, small or USERSxITEMSxROWS, such as 1000x500x50000"
@@ -92,7 +92,9 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     group.add_argument("--delimiter", metavar="TEXT", help="between fields of text; a blank: runs of blanks")
     group.add_argument("--quoting", choices=["none", "minimal"], help="whether fields of text are quoted")
-    group.add_argument("--encoding", metavar="NAME", help="of text, such as latin-1 (default: UTF-8)")
+    group.add_argument(
+        "--encoding", metavar="NAME", help="of text, such as latin-1 (default: UTF-8, or its byte order mark)"
+    )
     group.add_argument("--comment", metavar="TEXT", help="skip lines that begin with this")
     group.add_argument("--min-rating", type=float, metavar="R", help="drop interactions rated lower")
     group.add_argument("--strict", action="store_true", help="a missing value is an error (default: drop the row)")

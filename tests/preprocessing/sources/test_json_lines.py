@@ -158,7 +158,7 @@ def test_columns_and_ratings(tmp_path: Path, opened: Callable[..., Log], log_row
     assert log_rows(opened(path, columns=rated))["rating"].tolist() == [4.5, None]
     with pytest.raises(UserError, match=r"log has no column 'who'; its columns are 'user_id', 'item_id', 'stars'"):
         opened(path, columns=LogColumns(user="who", item="item_id", time="timestamp"))
-    with pytest.raises(UserError, match=r"log is JSON, which names its values; leave out --columns"):
+    with pytest.raises(UserError, match=r"log is JSON, and --columns is for delimited text; leave it out"):
         opened(path, columns=rated, options=ReadOptions(names=("a", "b")))
     other = tmp_path / "other.csv"
     other.write_text("user_id,item_id,timestamp\n1,2,3\n")
