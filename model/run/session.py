@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from model.data.dataset import Rows, open_train
-from model.data.known_rows import match_rows
 from model.data.popularity import count_positives, item_popularity
 from model.data.record import check_encoding, data_record
 from model.data.residency import PAIR_BYTES, TEST_BYTES, TRAIN_BYTES, stays_in_memory
@@ -26,17 +23,16 @@ from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
 from model.evaluation.metrics import EvalMetrics
 from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights
-from model.network.neumf import NeuMF, NeuMFConfig
-from model.network.pretrained import start_from
-from model.network.warm_start import carried_over, carry_over, check_architecture, find_run
+from model.network.neumf import NeuMF
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
+from model.run.network import initial_network
 from model.run.run_writer import RunWriter, check_run
 from model.scoring.scorer import Scorer
-from model.training.all_items_step import AllItemsStep, has_item_bias, start_from_popularity
+from model.training.all_items_step import AllItemsStep
 from model.training.config import TrainConfig
 from model.training.protocols import EpochLoader, TrainStep
-from model.training.resume_state import LAST_NAME, load_last
+from model.training.resume_state import load_last
 from model.training.step import Step
 from model.training.trainer import Training
 from preprocessing.fingerprint import read_fingerprint
@@ -45,12 +41,10 @@ from preprocessing.spec.feature_spec import read_feature_spec
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
 from workflows.common.progress import console, stage
-from workflows.device.torch_device import rng_state, torch_generator
-from workflows.sampling import counter_rng
+from workflows.device.torch_device import rng_state
 from workflows.sampling.candidates import Candidates
 from workflows.sampling.config import Sampling, build_candidates
 
-_DROPOUT_STREAM = 5
 _VALIDATION_NEGATIVES = 100  # if there are no test series to match
 
 
@@ -92,7 +86,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     if config.mode == "test":
         if evaluator is None or popularity is None:
             raise UserError(f"--mode test: {config.data} has no test series to rank")
-        _test(config, _network(config, shape, columns, item_tables, world), evaluator, popularity)
+        _test(config, initial_network(config, shape, columns, item_tables, world), evaluator, popularity)
         return
 
     data = {
@@ -122,10 +116,10 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
         counts = item_popularity(train, world, validation_items)
         if not counts.any():
             raise UserError(f"all train rows of {config.data} have label 0, so there is nothing to learn")
-        model = _network(config, shape, columns, item_tables, world, counts)
+        model = initial_network(config, shape, columns, item_tables, world, counts)
         step, loader = _over_all_items(train_config, model, train, validation_items, counts, world)
     else:
-        model = _network(config, shape, columns, item_tables, world)
+        model = initial_network(config, shape, columns, item_tables, world)
         kind = "static" if spec.metadata.train_negatives else train_config.negatives
         step, loader = _over_samples(train_config, kind, model, train, validation_items, world)
     selector = evaluator
@@ -184,67 +178,6 @@ def _check_topk(config: RunConfig, test: TestSet | None) -> None:
             f"--topk {topk} exceeds the length of the test series in {config.data} ({test.length}), so every "
             "model would hit; lower it, or prepare the data with more --test-negatives"
         )
-
-
-def _network(
-    config: RunConfig,
-    shape: NeuMFConfig,
-    columns: FeatureColumns,
-    item_tables: tuple[Tensor, ...],
-    world: ProcessGroup,
-    item_counts: Tensor | None = None,
-) -> NeuMF:
-    """The network before training, identical on every rank.
-
-    Args:
-        item_counts: int64 [n_items], train positives of each item, for a loss over all items.
-    """
-    seed = config.train.seed
-    # Dropout draws from torch's global generator, seeded differently on each rank.
-    torch.manual_seed(counter_rng.stream_seed(seed, _DROPOUT_STREAM, world.rank) if world.rank else seed)
-    model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
-    if config.pretrained and config.mode == "train":
-        start_from(model, config.pretrained, config.alpha)
-    model = model.to(world.device)
-    if item_counts is not None:
-        start_from_popularity(model, item_counts, config.train.loss)
-    if config.load_checkpoint_path is not None and not (config.resume and (config.output / LAST_NAME).exists()):
-        _load_checkpoint(config, config.load_checkpoint_path, columns, model, item_counts is not None)
-        if item_counts is not None and not has_item_bias(model):
-            raise UserError(
-                f"{config.load_checkpoint_path}: its last factor is not an item bias; --loss {config.train.loss} needs "
-                "a checkpoint trained with --loss softmax or bce-all"
-            )
-    model.set_item_tables(item_tables)  # item features come from the data, not from a checkpoint
-    return model
-
-
-def _load_checkpoint(
-    config: RunConfig, path: Path, columns: FeatureColumns, model: NeuMF, with_item_bias: bool
-) -> None:
-    """Load the weights of a run, whose rows are carried over by original id, or weights alone, by position.
-
-    Args:
-        with_item_bias: whether the last factor is to be an item bias, see `start_from_popularity`.
-
-    Raises:
-        UserError: they do not fit, or `--mode test` would test untrained rows.
-    """
-    run = find_run(path)
-    if run is None:
-        load_weights(path, model)
-        return
-    check_architecture(model.config, run)
-    rows = match_rows(run, config.data, columns)
-    new_users, new_items = rows.n_new
-    if config.mode == "test" and new_users + new_items:
-        raise UserError(
-            f"--mode test: {new_users:,} of the {columns.n_users:,} users and {new_items:,} of the {columns.n_items:,} "
-            f"items of {config.data} are unknown to {run.folder}, so their rows would be untrained; train first, or "
-            "prepare the log with --workflow alone, which leaves unknown ids out"
-        )
-    carry_over(model, run, rows, config.new_rows, with_item_bias)
-    console.print(carried_over(run, rows))
 
 
 def _candidates(train: Rows, sampling: SamplingConfig, world: ProcessGroup) -> Candidates | None:

@@ -21,8 +21,8 @@ from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import save_model, save_reference
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.network.warm_start import TrainedRun, carried_over, carry_over, check_architecture, find_run
-from model.run import session
 from model.run.arguments import parse_args, run_config
+from model.run.network import initial_network
 from preprocessing.fingerprint import encoding_hash
 from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from preprocessing.spec.feature_spec import read_feature_spec
@@ -310,7 +310,7 @@ def loaded(data: Path, world: ProcessGroup, counts: torch.Tensor | None, *flags:
     """The network of a run before training."""
     config = run_config(parse_args(["--data", str(data), "--output", str(data.parent / "out"), *FLAGS, *flags]))
     columns = columns_of(data)
-    return session._network(config, config.network(columns), columns, (), world, counts)
+    return initial_network(config, config.network(columns), columns, (), world, counts)
 
 
 @pytest.mark.parametrize("new_rows", ["random", "mean"])
