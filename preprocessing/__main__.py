@@ -30,6 +30,7 @@ from workflows.cluster import Cluster, running_cluster, thread_cluster, worker_c
 from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_output, check_outside, staged_folder
 from workflows.common.progress import console, stage
+from workflows.common.staging import staged_file
 from workflows.device.frames import FrameDevice, frame_device, usable_cores
 from workflows.sampling.config import Sampling
 
@@ -180,7 +181,8 @@ def _write_raw(args: argparse.Namespace) -> None:
         raise UserError(f"{path} exists already; choose another --raw, or add --overwrite to replace it")
     if not path.absolute().parent.is_dir():
         raise UserError(f"{path.parent} is not a folder; create it first")
-    _write_synthetic(args, path)
+    with staged_file(path, args.overwrite) as partial:
+        _write_synthetic(args, partial)
     console.print(f"written to {path}")
 
 

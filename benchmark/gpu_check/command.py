@@ -24,7 +24,7 @@ from benchmark.common.machine import describe_machine
 from benchmark.gpu_check.findings import FAILED, NOT_RUN
 from benchmark.gpu_check.page import REPORT_NAME, RESULT_NAME, write_report
 from workflows.common.errors import UserError
-from workflows.common.files import check_output, read_json, set_aside
+from workflows.common.files import check_output, read_json, staged_folder
 from workflows.common.progress import console
 from workflows.device.torch_device import gpu_index
 
@@ -115,10 +115,8 @@ def main(args: argparse.Namespace) -> None:
     for name in asked:
         report["checks"][name]["reason"] = "not reached"
     flags = ["--device", args.device, *(["--rehearsal"] if rehearsal else []), *(["--small"] if args.small else [])]
-    with set_aside(output) as aside:
-        output.mkdir(parents=True)
-        write_report(output, report)
-        aside.discard()
+    with staged_folder(output, args.overwrite, _is_report) as folder:
+        write_report(folder, report)
     for name in CHECKS:
         if name in asked:
             report["checks"][name] = {"what": CHECKS[name].what, **_made(name, flags, output)}

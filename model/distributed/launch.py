@@ -78,13 +78,23 @@ def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]
     first_spoke = (ranks[0].poll() or 0) > 0
     _end(ranks)
     output = outputs[failed]
-    if output is not None and not (first_spoke and status == 2):
-        output.seek(0)
-        sys.stderr.buffer.write(output.read())
-        sys.stderr.flush()
-        how = f"exited with status {status}" if status > 0 else f"was killed by {signal.Signals(-status).name}"
+    spoke = status == 2 and first_spoke if failed else status > 0  # rank 0's output has been shown
+    if not spoke:
+        if output is not None:
+            output.seek(0)
+            sys.stderr.buffer.write(output.read())
+            sys.stderr.flush()
+        how = f"exited with status {status}" if status > 0 else f"was killed by {_signal_name(-status)}"
         print(f"error: rank {failed} of {len(ranks)} {how}; the others were stopped", file=sys.stderr)
     return status if status > 0 else 128 - status
+
+
+def _signal_name(number: int) -> str:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+    return f"{name} (the system sends it when memory runs out)" if number == signal.SIGKILL else name
 
 
 def _end(ranks: Sequence[subprocess.Popen]) -> None:

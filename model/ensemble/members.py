@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -61,13 +62,14 @@ class MemberTrainer:
         config: TrainConfig,
         world: ProcessGroup,
         validation_items: Tensor | None,
-        folder: Path,
+        folder: Callable[[], Path],
         show_progress: bool,
     ) -> None:
         """
         Args:
             validation_items: int32 [n_users], the item of each user excluded from training, -1 for none; None: train on
             all.
+            folder: where the cache is now.
         """
         self.columns, self._train, self._world = train.columns, train, world
         self._config = replace(config, members=(), loss="softmax")  # every loss uses the same batches
@@ -77,7 +79,7 @@ class MemberTrainer:
         self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
 
     def factors(self, choice: MemberConfig) -> Factors:
-        path = self._folder / f"{self._split}-{choice.name}-{self._settings}.safetensors"
+        path = self._folder() / f"{self._split}-{choice.name}-{self._settings}.safetensors"
         world, columns = self._world, self.columns
         # The folder may exist only on the first rank's disk.
         known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None

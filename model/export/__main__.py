@@ -13,8 +13,9 @@ from model.export.formats import FILES, is_embeddings, write_embeddings
 from model.network.checkpoint import load_run
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
-from workflows.common.files import check_file, check_output, staged_folder
+from workflows.common.files import check_output, staged_folder
 from workflows.common.progress import console, remarks
+from workflows.common.staging import check_file
 
 _EMBEDDINGS = "embeddings"
 

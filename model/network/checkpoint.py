@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from model.network.neumf import NeuMF, NeuMFConfig
 from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
-from workflows.common.files import umask, write_json
+from workflows.common.files import replace_file, write_json
+from workflows.common.staging import staged_file
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 FORMAT = 1
@@ -38,10 +40,11 @@ def weights_of(model: NeuMF) -> dict[str, torch.Tensor]:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
     """Atomically write contiguous host tensors as safetensors, with `about` as text in the header."""
-    partial = path.with_name(f".{path.name}.partial")
-    safetensors.torch.save_file(tensors, partial, about)
-    partial.chmod(0o666 & ~umask())  # safetensors creates private files
-    partial.replace(path)
+    with staged_file(path, overwrite=True) as partial:
+        try:
+            safetensors.torch.save_file(tensors, partial, about)
+        except safetensors.SafetensorError as err:
+            raise OSError(str(err)) from None
 
 
 def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
@@ -126,9 +129,9 @@ def save_reference(folder: Path, model: NeuMF) -> None:
 
 def write_reference(path: Path, model: NeuMF) -> None:
     """Atomically write a state dict with the reference's parameter names, in torch's format."""
-    partial = path.with_name(f".{path.name}.partial")
-    torch.save(weights_of(model), partial)
-    partial.replace(path)
+    content = io.BytesIO()  # torch hides why a file could not be written
+    torch.save(weights_of(model), content)
+    replace_file(path, content.getbuffer())
 
 
 def load_weights(path: Path, model: NeuMF) -> None:

@@ -12,8 +12,8 @@ from model.recommend.writers import SUFFIXES, Titles, write_recommendations
 from preprocessing.spec.titles import read_titles
 from workflows.common.cli import HelpFormatter
 from workflows.common.errors import UserError, run_command
-from workflows.common.files import check_file
 from workflows.common.progress import Stage, console, remarks, stage
+from workflows.common.staging import check_file
 from workflows.device import DEVICES
 
 _MAX_LIST_BYTES = 1 << 30

@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from model.recommend.recommendations import Ranking, Recommendations
-from workflows.common.files import staged_file
+from workflows.common.staging import staged_file
 
 Titles = Mapping[str, str] | None
 

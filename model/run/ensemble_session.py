@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -41,26 +42,28 @@ def train_ensemble(
         negatives: per validation item.
         data: what `config.json` says of the data besides its path.
     """
-    folder, settings = config.output / STAGES_NAME, config.train
+    settings = config.train
     if config.resume and world.broadcast_int((config.output / METRICS_NAME).exists()):
-        shutil.rmtree(folder, ignore_errors=True)  # left by a run killed while finishing
+        shutil.rmtree(config.output / STAGES_NAME, ignore_errors=True)  # left by a run killed while finishing
         console.print(f"{config.output} is finished")
         return
     with RunWriter(config, data, world.device) if world.is_first else nullcontext() as writer:
-        if world.is_first and not folder.exists():
-            folder.mkdir()
-            write_json(config.output / STAGES_DATA, dict(data))
+        if writer is not None and not (writer.folder / STAGES_DATA).exists():
+            write_json(writer.folder / STAGES_DATA, dict(data))
+
+        def stages() -> Path:
+            return (config.output if writer is None else writer.folder) / STAGES_NAME
 
         def on_member(name: str, quality: tuple[float, float]) -> None:
             if writer is not None:
                 writer.member(name, quality)
 
         show_progress = "progress" not in config.without
-        members = MemberTrainer(train, settings, world, validation_items, folder, show_progress)
+        members = MemberTrainer(train, settings, world, validation_items, stages, show_progress)
         ranking = ValidationRanking.from_rows(members, validation_items, negatives, settings.topk, settings.seed)
         ensemble = Ensemble.search(members, ranking, settings, config.shape.factors, time_ordered, on_member)
         del ranking
-        everything = MemberTrainer(train, settings, world, None, folder, show_progress)
+        everything = MemberTrainer(train, settings, world, None, stages, show_progress)
         model = ensemble.merge_factors(everything)
         test = evaluator.evaluate(lambda: Scorer(model)) if evaluator is not None else None
         if writer is not None:

@@ -24,8 +24,9 @@ from model.run.resume import STAGES_NAME
 from model.training.resume_state import save_last
 from model.training.trainer import History, Training
 from workflows.common.errors import UserError
-from workflows.common.files import Aside, check_output, read_json, write_json
+from workflows.common.files import check_output, read_json, write_json
 from workflows.common.progress import console, human
+from workflows.common.staging import StagedFolder
 from workflows.device.torch_device import resolve_precision
 
 METRICS_NAME = "metrics.json"
@@ -58,10 +59,10 @@ def check_run(config: RunConfig) -> None:
 
 
 class RunWriter:
-    """Writes one run. The folder is usable from the first best epoch on; `metrics.json` marks it as finished.
+    """Writes one run. `metrics.json` marks it as finished.
 
-    A run that fails before it has a model leaves nothing behind, and the run it was to replace is restored. A resumed
-    run is not touched before it has something new.
+    A new run is in its place once it can be resumed, and the run that it replaces is there until then. A resumed run is
+    not touched before it has something new.
     """
 
     def __init__(self, config: RunConfig, data: Mapping[str, Any], device: torch.device, log_bytes: int = 0) -> None:
@@ -74,13 +75,11 @@ class RunWriter:
             UserError: the folder exists and may not be replaced; nothing has been written.
         """
         check_run(config)
-        self._folder = config.output.absolute()
         self._config, self._train = config, config.train
         # Evaluation is in float32, whatever the flags.
         amp, precision = (config.train.amp, config.train.precision) if config.mode == "train" else (False, None)
         self._precision = resolve_precision(amp, precision, device)
-        self._has_result = config.resume
-        self._aside = None if config.resume else Aside(self._folder)
+        self._staged = None if config.resume else StagedFolder(config.output)
         self._log: DLLogger | None = None
         self._log_bytes, self._device = log_bytes, device
         self._board: Any = None
@@ -94,10 +93,9 @@ class RunWriter:
         self._is_open = False
         if not config.resume:
             try:
-                self._folder.mkdir(parents=True)
                 self._open()
-            except OSError:
-                self._withdraw()
+            except BaseException:
+                self._close()
                 raise
 
     def _open(self) -> None:
@@ -106,12 +104,12 @@ class RunWriter:
             return
         config, self._is_open = self._config, True
         if "log" not in config.without:
-            self._log = DLLogger(config.log_path or self._folder / _LOG_NAME, self._log_bytes)
+            self._log = DLLogger(self._placed(config.log_path or config.output / _LOG_NAME), self._log_bytes)
         if config.mode == "train":
-            write_flags(self._folder / FLAGS_NAME, config.flags, config.train.seed)
-        known = read_json(self._folder / CONFIG_NAME)
+            write_flags(self.folder / FLAGS_NAME, config.flags, config.train.seed)
+        known = read_json(self.folder / CONFIG_NAME)
         if known:  # of a resumed run, whose data may have moved
-            write_json(self._folder / CONFIG_NAME, {**known, **self._about})
+            write_json(self.folder / CONFIG_NAME, {**known, **self._about})
         if self._log is not None and not self._log_bytes:
             given = {name: plain(value) for name, value in config.flags.items()}
             computed = {"seed": config.train.seed, "device": str(self._device), "precision": self._precision}
@@ -121,24 +119,32 @@ class RunWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._log is not None:
             self._log.close()
         if self._board is not None:
             self._board.close()
-        if not self._has_result:
-            self._withdraw()
+        if self._staged is not None:
+            self._staged.close()
 
-    def _withdraw(self) -> None:
-        """Remove the new run and restore the one it was to replace."""
-        if self._aside is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._aside.restore()
+    @property
+    def folder(self) -> Path:
+        """Where the run is being written."""
+        return self._staged.folder if self._staged is not None else self._config.output.absolute()
+
+    def _placed(self, path: Path) -> Path:
+        """A path that may lie in the run folder, where that is being written."""
+        output = self._config.output.absolute()
+        inside = path.absolute().is_relative_to(output)
+        return self.folder / path.absolute().relative_to(output) if inside else path
 
     def _keep(self) -> None:
-        """The new run is usable: drop the one it replaces."""
-        self._has_result = True
-        if self._aside is not None:
-            self._aside.discard()
+        """The new run is usable: it takes its place."""
+        if self._staged is not None and not self._staged.is_published:
+            check_run(self._config)  # another process may have written there meanwhile
+            self._staged.publish()
 
     def epoch(self, training: Training, rng_states: Sequence[torch.Tensor]) -> None:
         """Log the last epoch, save the model if it is the best so far, and save the state to resume from.
@@ -150,9 +156,9 @@ class RunWriter:
         history, k = training.history, self._train.topk
         report = history.epochs[-1]
         if history.best_epoch is report:
-            save_model(self._folder, training.model, {**self._about, "epoch": report.epoch})
+            save_model(self.folder, training.model, {**self._about, "epoch": report.epoch})
             if self._config.checkpoint_dir is not None:
-                save_reference(self._config.checkpoint_dir, training.model)
+                save_reference(self._placed(self._config.checkpoint_dir), training.model)
         record = {
             "train_throughput": report.train_throughput,
             "train_epoch_time": report.train_s,
@@ -174,7 +180,7 @@ class RunWriter:
             known += report.scores.texts(k) if report.scores is not None else []
             console.print(", ".join([*known, f"{human(report.train_throughput)} samples/s in {self._precision}"]))
         # Must come last: a resumed run rewrites everything logged or saved after this.
-        save_last(self._folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
+        save_last(self.folder, training, rng_states, {"log_bytes": self._log.bytes if self._log is not None else 0})
         self._keep()
 
     def _named(self, scores: EvalMetrics) -> dict[str, float]:
@@ -188,14 +194,10 @@ class RunWriter:
             from tensorboardX import SummaryWriter
 
             # Discard later epochs that an interrupted run may have written.
-            self._board = SummaryWriter(str(self._folder / _BOARD_NAME), purge_step=epoch)
+            self._board = SummaryWriter(str(self.folder / _BOARD_NAME), purge_step=epoch)
         for name, value in record.items():
             self._board.add_scalar(name, value, epoch)
         self._board.flush()
-
-    @property
-    def folder(self) -> Path:
-        return self._folder
 
     def finish_training(self, history: History, test: EvalMetrics | None, popularity: EvalMetrics | None) -> None:
         """Write the summary, `metrics.json`, `curves.png` and the model card.
@@ -213,7 +215,7 @@ class RunWriter:
             from model.run.curves import draw_curves  # importing matplotlib takes 0.25 s, in every rank
 
             shown = None if validated else popularity
-            draw_curves(self._folder / "curves.png", history, self._train.loss, k, shown)
+            draw_curves(self.folder / "curves.png", history, self._train.loss, k, shown)
         if self._log is not None:
             self._log.summary(
                 {
@@ -278,9 +280,9 @@ class RunWriter:
             test, popularity: as in `finish_training`.
         """
         k = self._train.topk
-        save_model(self._folder, model, {**self._about, "recipe": recipe})
+        save_model(self.folder, model, {**self._about, "recipe": recipe})
         if self._config.checkpoint_dir is not None:
-            save_reference(self._config.checkpoint_dir, model)
+            save_reference(self._placed(self._config.checkpoint_dir), model)
         validation = {f"validation_hr@{k}": quality[0], f"validation_ndcg@{k}": quality[1]}
         if self._log is not None:
             named = test.known(k) if test is not None else {}
@@ -294,7 +296,7 @@ class RunWriter:
             "selected_on": "validation",
         }
         self._finish(test, popularity, more)
-        shutil.rmtree(self._folder / STAGES_NAME, ignore_errors=True)
+        shutil.rmtree(self.folder / STAGES_NAME, ignore_errors=True)
 
     def finish_test(self, scores: EvalMetrics, popularity: EvalMetrics) -> None:
         """Write the metrics of an evaluated checkpoint."""
@@ -314,9 +316,9 @@ class RunWriter:
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
             "seed": self._train.seed,
         }
-        if (self._folder / CONFIG_NAME).exists():  # missing if a checkpoint is only evaluated
-            write_card(self._folder, read_json(self._folder / CONFIG_NAME), metrics)
-        write_json(self._folder / METRICS_NAME, metrics)  # last: it marks the run as finished
+        if (self.folder / CONFIG_NAME).exists():  # missing if a checkpoint is only evaluated
+            write_card(self.folder, read_json(self.folder / CONFIG_NAME), metrics)
+        write_json(self.folder / METRICS_NAME, metrics)  # last: it marks the run as finished
         self._keep()
         console.print(_outcome(scores, popularity, k))
         console.print(f"results in {self._config.output}")

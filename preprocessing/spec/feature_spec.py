@@ -1,7 +1,7 @@
 """`feature_spec.yaml`: NVIDIA's description of a prepared data set, read, written and validated.
 
-A spec is untrusted input: it is parsed with `yaml.safe_load`, its size is bounded, its paths cannot leave its
-folder, and all problems are reported in one error, each with its path in the file.
+A spec is untrusted input: it is bounded by `load_yaml`, its paths cannot leave its folder, and all problems are
+reported in one error, each with its path in the file.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from pydantic import (
 )
 
 from preprocessing.config import SPEC_NAME
-from preprocessing.spec.validation import ONE_FEATURE, n_values, reported, wrong_names
+from preprocessing.spec.validation import ONE_FEATURE, reported, wrong_names
+from workflows.common.documents import load_yaml
 from workflows.common.errors import UserError
 
-_MAX_BYTES = 1 << 20
-_MAX_VALUES = 100_000
 MAX_IDS = 2**31 - 1
 
 
@@ -169,15 +168,7 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
             f"{path} does not exist; expected a folder with a feature spec, which "
             "`python -m preprocessing --input LOG --output DIR` creates"
         )
-    if path.stat().st_size > _MAX_BYTES:
-        raise UserError(f"{path} has {path.stat().st_size:,} bytes; a feature spec has at most {_MAX_BYTES:,}")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
-        # PyYAML's date and number constructors pass on any Python exception.
-        raise UserError(f"{path} is not readable YAML: {err}") from None
-    if n_values(content, _MAX_VALUES) > _MAX_VALUES:
-        raise UserError(f"{path} holds more than {_MAX_VALUES:,} values (do aliases repeat each other?)")
+    content = load_yaml(path, "a feature spec")
     wrong = wrong_names(content)
     try:
         spec = FeatureSpec.model_validate(content)

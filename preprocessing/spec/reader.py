@@ -124,7 +124,10 @@ def save_tensor(path: Path, matrix: np.ndarray) -> None:
     """Write a matrix, which may be memory-mapped, as a tensor that the reference's scripts load."""
     import torch
 
-    torch.save(torch.from_numpy(matrix), path)
+    try:
+        torch.save(torch.from_numpy(matrix), path)
+    except RuntimeError as err:  # torch hides why a file could not be written
+        raise OSError(str(err)) from None
 
 
 @dataclass(frozen=True)

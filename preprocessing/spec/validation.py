@@ -15,19 +15,6 @@ def reported(error: Any) -> str:
     return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
 
 
-def n_values(value: Any, limit: int) -> int:
-    """Number of values in a document, counting every use of an alias; stops at the limit."""
-    open_values, size = [value], 0
-    while open_values and size <= limit:
-        current = open_values.pop()
-        size += 1
-        if isinstance(current, dict):
-            open_values.extend(current.values())
-        elif isinstance(current, list):
-            open_values.extend(current)
-    return size
-
-
 def wrong_names(content: Any) -> list[str]:
     """Missing channels and mappings, and undeclared or repeated features; tolerates any other error in the file."""
 

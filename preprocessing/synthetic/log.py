@@ -7,8 +7,8 @@ random bucket on disk, and each bucket is permuted when read back.
 from __future__ import annotations
 
 import re
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -19,6 +19,7 @@ import pyarrow.csv
 
 from preprocessing.synthetic.rows import ROW, row_blocks
 from workflows.common.errors import UserError
+from workflows.common.staging import StagedFolder
 from workflows.sampling.counter_rng import mix
 
 Ids = Literal["int", "text", "int64"]
@@ -77,7 +78,7 @@ def write_log(
     ids: Ids = "int",
     progress: Callable[[float], None] = lambda rows: None,
 ) -> None:
-    """Write a CSV `userId,movieId,rating,timestamp` atomically, replacing any existing file.
+    """Write a CSV `userId,movieId,rating,timestamp`.
 
     Args:
         seed: 0 or more; the same shape, seed and flags give the same bytes.
@@ -88,17 +89,15 @@ def write_log(
     user_names = _names(np.arange(1, shape.users + 1), ids, "u")
     gaps = np.random.default_rng([seed, 1]).integers(1, 10, shape.items)  # MovieLens ids have such gaps
     item_names = _names(np.cumsum(gaps), ids, "i")
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", suffix=".partial", dir=path.parent) as folder:
+    with closing(StagedFolder(path)) as staged:  # for the buckets
         blocks = row_blocks(shape.users, shape.items, shape.rows, seed)
         if shuffled:
-            blocks = _shuffle(blocks, shape.rows, seed, Path(folder), progress)
-        partial = Path(folder) / "log.csv"
-        with partial.open("wb") as file:
+            blocks = _shuffle(blocks, shape.rows, seed, staged.folder, progress)
+        with path.open("wb") as file:
             file.write(b"userId,movieId,rating,timestamp\n")
             for rows in blocks:
                 _write_rows(rows, user_names, item_names, file)
                 progress(len(rows) / 2 if shuffled else len(rows))
-        partial.replace(path)
 
 
 def _names(numbers: np.ndarray, ids: Ids, prefix: str) -> pa.Array:

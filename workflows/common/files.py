@@ -1,20 +1,15 @@
-"""Output folders that are either complete or absent, and small JSON files written atomically."""
+"""Which outputs may be written, output folders, and small JSON files."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 from workflows.common.errors import UserError
-
-_LOCK_NAME = ".lock"
+from workflows.common.staging import StagedFolder, check_parents, staged_file, written
 
 
 def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()) -> None:
@@ -28,9 +23,7 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
     Raises:
         UserError: the path must not be written.
     """
-    for parent in path.absolute().parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
+    check_parents(path)
     if not path.exists() and not path.is_symlink():
         return
     if not overwrite:
@@ -56,116 +49,21 @@ def check_outside(path: Path, inputs: Sequence[Path]) -> None:
             raise UserError(f"{path} lies in {folder}, which this command reads; name another --output")
 
 
-def check_file(path: Path, overwrite: bool) -> None:
-    """Raises UserError if a file must not be written: it exists and `overwrite` is off, or it is a folder."""
-    for parent in path.absolute().parents:
-        if parent.exists() and not parent.is_dir():
-            raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder; name a file in it")
-    if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; name another --output, or add --overwrite to replace it")
-
-
-@contextmanager
-def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
-    """Write a file next to its destination and rename it when complete; an error leaves nothing behind.
-
-    Yields:
-        The path to write to. `path` itself changes only after the block succeeds.
-    """
-    check_file(path, overwrite)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) -> Iterator[Path]:
-    """Build a folder next to its destination and rename it when complete; an error leaves nothing behind.
-
-    Leftovers of the same output from a killed process are removed first.
+    """Build a folder next to its destination and put it in its place when complete; an error leaves nothing behind.
 
     Yields:
         The empty folder to write into. `path` itself changes only after the block succeeds.
+
+    Raises:
+        UserError: the folder must not be replaced, or could not be written.
     """
     check_output(path, overwrite, is_ours)
-    path = path.absolute()
-    new_parents = [parent for parent in path.parents if not parent.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(path)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    try:
-        staging.chmod(0o777 & ~umask())
-        with (staging / _LOCK_NAME).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # held until the process ends, so that no other process sweeps the folder
-            yield staging
-            (staging / _LOCK_NAME).unlink()
+    with written(path), closing(StagedFolder(path)) as staged:
+        yield staged.folder
         check_output(path, overwrite, is_ours)  # another process may have written it meanwhile
-        with set_aside(path) as aside:
-            staging.rename(path)
-            aside.discard()
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        for parent in new_parents:
-            with suppress(OSError):  # in use by another process by now
-                parent.rmdir()
-        raise
-
-
-def _sweep(path: Path) -> None:
-    """Remove staging folders of this output whose process has died."""
-    for left in path.parent.glob(f".{path.name}.*.partial"):
-        with suppress(OSError), (left / _LOCK_NAME).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
-
-
-class Aside:
-    """A folder moved out of the way until its replacement is in place."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._hidden: Path | None = None
-        if path.exists():
-            self._hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(self._hidden / "old")
-
-    def discard(self) -> None:
-        """Delete the old folder: its replacement is in place."""
-        if self._hidden is not None:
-            shutil.rmtree(self._hidden)
-            self._hidden = None
-
-    def restore(self) -> None:
-        """Put the old folder back, unless it was discarded."""
-        if self._hidden is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
-            (self._hidden / "old").rename(self._path)
-            self._hidden.rmdir()
-            self._hidden = None
-
-
-@contextmanager
-def set_aside(path: Path) -> Iterator[Aside]:
-    """Move a folder (if it exists) aside; it is restored at the end of the block unless discarded in it."""
-    aside = Aside(path)
-    try:
-        yield aside
-    finally:
-        aside.restore()
-
-
-def umask() -> int:
-    """The umask of this process."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        staged.publish()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -182,7 +80,7 @@ def write_json(path: Path, value: Any) -> None:
     replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` next to `path` and rename it into place."""
     with staged_file(path, overwrite=True) as partial:
         partial.write_bytes(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workflows.common.files import staged_file
+from workflows.common.staging import staged_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment

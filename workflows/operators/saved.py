@@ -7,7 +7,6 @@ negative sampling needs them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workflows.common.documents import load_json
 from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.merlin import Workflow
@@ -71,7 +71,7 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
     """
     path = folder / "workflow" / "workflow.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = load_json(path, "a saved workflow of this program", "prepare the folder again")
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
         parameters = {name: content["leave_one_out"][name] for name in _PARAMETERS}

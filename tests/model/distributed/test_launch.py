@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -52,10 +53,15 @@ def test_a_failing_rank_stops_the_others_and_its_error_is_shown(tmp_path: Path, 
     assert ("rank 2 of 3 exited with status 1" in done.stderr) == (failing == 2)
 
 
-def test_a_killed_rank_stops_the_others(tmp_path: Path) -> None:
-    done = launched(2, tmp_path, f"import signal\nif rank == 1:\n    os.kill(os.getpid(), signal.SIGKILL)\n{WAIT}")
-    assert done.returncode == 128 + signal.SIGKILL
-    assert "rank 1 of 2 was killed by SIGKILL" in done.stderr
+@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGRTMIN"])
+def test_a_killed_rank_stops_the_others_and_is_reported(tmp_path: Path, killed: int, name: str) -> None:
+    number = getattr(signal, name)
+    body = f"import signal\nif rank == {killed}:\n    os.kill(os.getpid(), signal.{name})\n{WAIT}"
+    done = launched(2, tmp_path, body)
+    assert done.returncode == 128 + number
+    how = name if name != "SIGRTMIN" else f"signal {int(number)}|SIGRTMIN"
+    assert re.search(f"rank {killed} of 2 was killed by ({how})", done.stderr)
 
 
 def test_a_user_error_on_all_ranks_is_reported_once(tmp_path: Path) -> None:

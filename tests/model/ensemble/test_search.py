@@ -167,7 +167,7 @@ def test_weights_are_finite_for_uninformative_and_for_perfect_features() -> None
 
 def members_of(rows: Rows, folder: Path, validation_items: Tensor | None = None, **change: Any) -> MemberTrainer:
     config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader="memory", seed=1, **change)
-    return MemberTrainer(rows, config, ProcessGroup(CPU), validation_items, folder, show_progress=False)
+    return MemberTrainer(rows, config, ProcessGroup(CPU), validation_items, lambda: folder, show_progress=False)
 
 
 def last_of_users(rows: list[Row], leave: int = 5) -> Tensor:
@@ -446,7 +446,8 @@ folder = Path({folder!r})
 rows = open_train(folder, read_feature_spec(folder), world.device)
 config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader={loader!r}, seed=1)
 for again in range(2):
-    members = MemberTrainer(rows, config, world, None, folder.parent / f"disk-{{world.rank}}", show_progress=False)
+    disk = folder.parent / f"disk-{{world.rank}}"
+    members = MemberTrainer(rows, config, world, None, lambda: disk, show_progress=False)
     for kind in ("softmax", "item-item"):
         own = members.factors(MemberConfig(kind, 5, 4, 0.5, 0.5))
         print(json.dumps([members.samples, (own.users @ own.items.T).double().sum(1).tolist()]))

@@ -248,7 +248,7 @@ def test_a_missing_spec_is_an_error_that_says_how_to_create_one(tmp_path: Path) 
 def test_a_huge_spec_is_refused_without_reading_it(tmp_path: Path) -> None:
     with (tmp_path / "feature_spec.yaml").open("wb") as file:
         os.truncate(file.fileno(), 1 << 34)  # sparse: reading it would exhaust memory
-    with pytest.raises(UserError, match=r"17,179,869,184 bytes"):
+    with pytest.raises(UserError, match="more than 1,048,576 bytes"):
         read_feature_spec(tmp_path)
 
 
@@ -304,7 +304,7 @@ def test_a_list_that_two_chunks_share_may_be_an_alias(tmp_path: Path) -> None:
 
 def test_bytes_that_are_not_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "feature_spec.yaml").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(UserError, match="not readable YAML"):
+    with pytest.raises(UserError, match="not UTF-8 text"):
         read_feature_spec(tmp_path)
 
 

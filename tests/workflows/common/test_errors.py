@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
+import numpy as np
+import pyarrow as pa
 import pytest
+import torch
 
 from workflows.common.errors import UserError, run_command
 
@@ -42,6 +46,25 @@ def test_a_user_error_prints_one_message_and_exits_with_status_2(
     out, err = capsys.readouterr()
     assert out == "begun\n"
     assert err == (text or f"error: {error}\n")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: bytearray(1 << 62),
+        lambda: np.zeros(1 << 58),
+        lambda: torch.zeros(1 << 58),
+        lambda: pa.allocate_buffer(1 << 62),
+    ],
+    ids=["python", "numpy", "torch", "arrow"],
+)
+def test_too_little_memory_is_one_message(capsys: pytest.CaptureFixture, allocate: Callable[[], object]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: print(allocate()))
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: out of memory (")
+    assert err.count("\n") == 1
 
 
 def test_an_interrupt_exits_with_status_130(capsys: pytest.CaptureFixture) -> None:

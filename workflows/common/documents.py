@@ -1,0 +1,138 @@
+"""YAML and JSON that others wrote: bounded in size, depth and number of values, without surprises in their types."""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflows.common.errors import UserError
+
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 20, 100_000, 50
+_SHOWN, _SHOWN_NAME = 240, 60  # characters of a reason and of a name in it
+_UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with JSON's types only: 1:30 is text, not 90; 2024-01-31 is text, not a date."""
+
+
+_KEPT = {"tag:yaml.org,2002:" + name for name in ("null", "bool", "int", "float", "merge")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag in _KEPT]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def _without_sexagesimal(construct: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    return lambda loader, node: loader.construct_scalar(node) if ":" in node.value else construct(loader, node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _without_sexagesimal(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _without_sexagesimal(yaml.SafeLoader.construct_yaml_float))
+
+
+def load_yaml(path: Path, kind: str, remedy: str = "") -> Any:
+    """The content of a YAML file: dicts, lists, text, numbers, booleans and None.
+
+    Args:
+        kind: what the file should be, for messages ("a feature spec").
+        remedy: what to do if it is not.
+
+    Raises:
+        UserError: the file is unreadable, too large, not YAML, or holds what plain YAML does not.
+    """
+    with _refusing(path, kind, remedy):
+        text = _read(path, _MAX_BYTES)
+        try:
+            content = yaml.load(text, _Loader)
+        except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
+            # PyYAML's number constructors pass on any Python exception.
+            raise ValueError(f"not readable YAML ({err})") from None
+        _check(content)
+    return content
+
+
+def load_json(path: Path, kind: str, remedy: str = "", max_bytes: int = _MAX_BYTES) -> Any:
+    """The content of a JSON file; see `load_yaml` for the arguments and errors."""
+    with _refusing(path, kind, remedy):
+        return _json(_read(path, max_bytes))
+
+
+def parse_json(text: str, path: Path, kind: str, remedy: str = "") -> Any:
+    """The content of JSON text that stands in a file; see `load_yaml` for the arguments and errors."""
+    with _refusing(path, kind, remedy):
+        return _json(text)
+
+
+@contextmanager
+def _refusing(path: Path, kind: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as err:
+        raise UserError(f"{path} is not {kind}: {err.strerror or err}{remedy and '; ' + remedy}") from None
+    except ValueError as err:
+        reason = str(err)
+        shown = reason if len(reason) <= _SHOWN else reason[:_SHOWN] + "…"
+        raise UserError(f"{path} is not {kind}: {shown}{remedy and '; ' + remedy}") from None
+
+
+def _read(path: Path, max_bytes: int) -> str:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a file")
+    with path.open("rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"it has more than {max_bytes:,} bytes")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"not UTF-8 text ({err.reason} at byte {err.start})") from None
+
+
+def _json(text: str) -> Any:
+    def refuse(token: str) -> Any:
+        raise ValueError(f"{token} is not a number of JSON")
+
+    try:
+        content = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as err:
+        raise ValueError(f"not readable JSON ({err})") from None
+    _check(content)
+    return content
+
+
+def _check(content: Any) -> None:
+    """Refuse too many or too deep values, and values that no text file can hold; each use of an alias counts.
+
+    Raises:
+        ValueError: with the path of the value.
+    """
+    values: list[tuple[Any, str, int]] = [(content, "", 0)]
+    count = 0
+    while values:
+        value, path, depth = values.pop()
+        where = path[1:] or "the file"
+        count += 1
+        if count > _MAX_VALUES:
+            raise ValueError(f"it holds more than {_MAX_VALUES:,} values (aliases of aliases?)")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        if isinstance(value, dict):
+            values += [(name, path, depth + 1) for name in value]
+            values += [(inner, f"{path}.{str(name)[:_SHOWN_NAME]}", depth + 1) for name, inner in value.items()]
+        elif isinstance(value, list):
+            values += [(inner, f"{path}.{index}", depth + 1) for index, inner in enumerate(value)]
+        elif isinstance(value, str):
+            if _UNWRITABLE.search(value):
+                raise ValueError(f"{where} holds a NUL or half of a surrogate pair")
+        elif not isinstance(value, bool | int | float | None):
+            raise ValueError(f"{where} holds a {type(value).__name__}, expected text, numbers, lists or names")
+        elif isinstance(value, int) and abs(value) >= 1 << 64:
+            raise ValueError(f"{where} holds an integer beyond 64 bits")

@@ -1,0 +1,230 @@
+"""Outputs that are either complete or absent: built beside their place, synced, and put there in one step.
+
+Everything under construction is named `.NAME.XXXXXXXX.neumf.partial` and locked by its process, so that any later
+command can tell what a dead process left and remove it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from workflows.common.errors import UserError
+
+_PARTIAL, _OLD = ".neumf.partial", ".neumf.old"
+_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOTALL)
+_MAX_NAME = 200  # of an output's name within the name of its stage, which may have 255 bytes
+_SYNC_THREADS = 16  # many small files are then flushed together
+# NumPy, safetensors and torch give no number.
+_UNWRITABLE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Raises UserError if a file must not be written: it exists and `overwrite` is off, or it is a folder."""
+    check_parents(path)
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file in it")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists already; name another --output, or add --overwrite to replace it")
+
+
+def check_parents(path: Path) -> None:
+    """Raises UserError if a path lies in a file."""
+    for parent in path.absolute().parents:
+        if parent.exists() and not parent.is_dir():
+            raise UserError(f"{path} cannot be written: {parent} is a file; name another --output")
+
+
+@contextmanager
+def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
+    """Write a file next to its destination and rename it when complete; an error leaves nothing behind.
+
+    Yields:
+        The path to write to. `path` itself changes only after the block succeeds.
+
+    Raises:
+        UserError: the file must not be written, or could not be: the disk is full, a limit is reached.
+    """
+    check_file(path, overwrite)
+    with written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        partial, lock = _locked(path, _new_file)
+        try:
+            yield partial
+            partial.chmod(0o666 & ~umask())  # some libraries create private files
+            sync(partial)
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(lock)
+        sync(path.parent)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Name the output in an error of the operating system, which otherwise names a temporary file or none.
+
+    Raises:
+        UserError: the output could not be written, with the reason and the space that is left.
+    """
+    try:
+        yield
+    except OSError as err:
+        if not (err.errno in _UNWRITABLE or (err.filename is not None and _PARTIAL in os.fsdecode(err.filename))):
+            raise
+        output = _published(path)
+        place = next(folder for folder in output.absolute().parents if folder.is_dir())
+        raise UserError(
+            f"{output} could not be written: {err.strerror or err} "
+            f"({shutil.disk_usage(place).free / 2**20:,.0f} MiB are free in {place}); "
+            "free some space or name another place, and run this again"
+        ) from None
+
+
+def _published(path: Path) -> Path:
+    """Where a path in a staged folder will be."""
+    return Path(*(found["name"] if (found := _LEFT.fullmatch(part)) else part for part in path.parts))
+
+
+class StagedFolder:
+    """A folder that is built next to its destination until it is published.
+
+    Attributes:
+        folder: the folder to write into, absolute; once published, its place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Remove what dead processes left beside `path`, and create the empty folder."""
+        self.path = path.absolute()
+        self._new_parents = [parent for parent in self.path.parents if not parent.exists()]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(self.path.parent)
+        self.folder, self._lock = _locked(self.path, _new_folder)
+        self.is_published = False
+
+    def publish(self) -> None:
+        """Sync the folder and put it in its place, in one step where the system can exchange two folders.
+
+        The folder that was there is removed afterwards.
+        """
+        _sync_tree(self.folder)
+        if not self.path.is_dir():
+            self.folder.rename(self.path)
+        elif not _exchanged(self.folder, self.path):
+            self._replace()
+        self.is_published = True
+        sync(self.path.parent)
+        shutil.rmtree(self.folder, ignore_errors=True)  # the old one, after an exchange
+        self.folder = self.path
+
+    def _replace(self) -> None:
+        """Two renames. If the process is killed between them, the next command puts the old folder back."""
+        hidden, lock = _locked(self.path, lambda path: _new_folder(path, _OLD))
+        try:
+            old = hidden / self.path.name
+            self.path.rename(old)
+            try:
+                self.folder.rename(self.path)
+            except BaseException:
+                old.rename(self.path)
+                raise
+            shutil.rmtree(hidden, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+    def close(self) -> None:
+        """Remove the folder unless it was published."""
+        if not self.is_published:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            for parent in self._new_parents:
+                with suppress(OSError):  # in use by another process by now
+                    parent.rmdir()
+        os.close(self._lock)
+
+
+def sweep(parent: Path) -> None:
+    """Remove what dead processes left in a folder; an output that was on its way out goes back to its place."""
+    try:
+        found = [entry for entry in parent.iterdir() if _LEFT.fullmatch(entry.name)]
+    except OSError:  # a folder that may be written but not listed
+        return
+    for left in found:
+        with suppress(OSError):
+            lock = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if left.name.endswith(_OLD):
+                    for old in left.iterdir():
+                        if not (parent / old.name).exists():
+                            old.rename(parent / old.name)
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(lock)
+
+
+def _new_file(path: Path) -> Path:
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:_MAX_NAME]}.", suffix=_PARTIAL, dir=path.parent)
+    os.close(descriptor)
+    return Path(name)
+
+
+def _new_folder(path: Path, suffix: str = _PARTIAL) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:_MAX_NAME]}.", suffix=suffix, dir=path.parent))
+    folder.chmod(0o777 & ~umask())
+    return folder
+
+
+def _locked(path: Path, create: Callable[[Path], Path]) -> tuple[Path, int]:
+    """Create a file or folder that no other process sweeps: (its path, the descriptor that locks it until closed)."""
+    while True:
+        created = create(path)
+        with suppress(FileNotFoundError):
+            lock = os.open(created, os.O_RDONLY)
+            with suppress(OSError):  # some network file systems have no locks; then nothing is swept either
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if created.exists():  # otherwise another process has swept it before it was locked
+                return created, lock
+            os.close(lock)
+
+
+def _exchanged(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step (renameat2); False if the system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or an old C library
+        return False
+    return renameat2(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE) == 0
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_tree(folder: Path) -> None:
+    with ThreadPoolExecutor(_SYNC_THREADS) as threads:
+        list(threads.map(sync, [folder, *folder.rglob("*")]))
+
+
+def umask() -> int:
+    """The umask of this process."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
