@@ -257,7 +257,7 @@ def _add_training(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-b2", "--beta2", type=float, default=train.beta2, help="Adam's beta2")
     group.add_argument("--eps", type=float, default=train.eps, help="Adam's epsilon")
     group.add_argument("--grads_accumulated", type=int, default=train.grads_accumulated, help="micro-batches per batch")
-    group.add_argument("-s", "--seed", type=int, help="random seed (default: a new one, which is logged)")
+    group.add_argument("-s", "--seed", type=int, help="random seed, 0 .. 2^63-1 (default: a new one, which is logged)")
     group.add_argument("--amp", action="store_true", help="mixed precision: float16 on a GPU, bfloat16 on a CPU")
     group.add_argument(
         "--precision", choices=CHOICES["precision"], help="of matrix products (default: fp32, or as set by --amp)"

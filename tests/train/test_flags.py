@@ -141,7 +141,8 @@ TRAIN_FLAGS = """
 
 PREPARE_FLAGS = """
     -h --help --sample --input --synthetic --check --raw --features --workflow --extend --user --item --time --rating
-    --columns --min-rating --strict --output --overwrite --test-negatives --valid_negative --train-negatives --negatives
+    --columns --order --text-ids --time-format --delimiter --quoting --encoding --comment
+    --min-rating --strict --output --overwrite --test-negatives --valid_negative --train-negatives --negatives
     --popularity-exponent --time-aware -s --seed --feature_spec_in --feature_spec_out --emit --device --partitions
     --scheduler --workers --memory-limit
 """
