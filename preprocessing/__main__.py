@@ -255,8 +255,10 @@ def _columns(args: argparse.Namespace) -> LogColumns | None:
     Raises:
         UserError: only some columns are named, one is named twice, or columns are named without --input.
     """
-    if args.time is not None and args.order is not None:
-        raise UserError(f"--time orders a user's interactions, and so does --order {args.order}; leave one of them out")
+    of_times = [flag for flag in ("time", "time_format") if getattr(args, flag) is not None]
+    if args.order is not None and of_times:
+        flags = ", ".join(f"--{flag.replace('_', '-')}" for flag in of_times)
+        raise UserError(f"--order {args.order} takes the place of times; leave out {flags}, or --order")
     if args.min_rating is not None and args.rating is None and args.user is not None:
         raise UserError("--min-rating needs the rating column; name it with --rating")
     named = [name for name in (args.user, args.item, args.time, args.rating) if name]

@@ -121,7 +121,11 @@ def test_a_missing_input_is_an_error(tmp_path: Path) -> None:
         (["--item", "item", "--time", "time"], "--user and --item"),
         (["--rating", "rating", "--order", "file"], "--user and --item"),
         (["--user", "user", "--item", "item"], "--time.*--order file or --order random"),
-        (["--user", "user", "--item", "item", "--time", "time", "--order", "file"], "--time orders.*--order file"),
+        (
+            ["--user", "user", "--item", "item", "--time", "time", "--order", "file"],
+            "place of times; leave out --time, or",
+        ),
+        (["--time-format", "%Y", "--order", "random"], "place of times; leave out --time-format, or --order"),
         (["--order", "file", "--time-aware"], "--time-aware needs times"),
         (["--order", "random", "--time-aware"], "--time-aware needs times"),
     ],
