@@ -11,8 +11,8 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -112,7 +112,7 @@ class StagedFolder:
         self._new_parents = [parent for parent in self.path.parents if not parent.exists()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         sweep(self.path.parent)
-        self.folder, self._lock = _locked(self.path, _new_folder)
+        self.folder, self._lock = _locked(self.path, Path.mkdir)
         self.is_published = False
 
     def publish(self) -> None:
@@ -132,7 +132,7 @@ class StagedFolder:
 
     def _replace(self) -> None:
         """Two renames. If the process is killed between them, the next command puts the old folder back."""
-        hidden, lock = _locked(self.path, lambda path: _new_folder(path, _OLD))
+        hidden, lock = _locked(self.path, Path.mkdir, _OLD)
         try:
             old = hidden / self.path.name
             self.path.rename(old)
@@ -175,29 +175,36 @@ def sweep(parent: Path) -> None:
                 os.close(lock)
 
 
-def _new_file(path: Path) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:_MAX_NAME]}.", suffix=_PARTIAL, dir=path.parent)
-    os.close(descriptor)
-    return Path(name)
+def _new_file(stage: Path) -> None:
+    stage.touch(0o600, exist_ok=False)
 
 
-def _new_folder(path: Path, suffix: str = _PARTIAL) -> Path:
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name[:_MAX_NAME]}.", suffix=suffix, dir=path.parent))
-    folder.chmod(0o777 & ~umask())
-    return folder
+def _locked(path: Path, create: Callable[[Path], None], suffix: str = _PARTIAL) -> tuple[Path, int]:
+    """Create a stage of an output that no other process sweeps: (its path, the descriptor that locks it until closed).
 
-
-def _locked(path: Path, create: Callable[[Path], Path]) -> tuple[Path, int]:
-    """Create a file or folder that no other process sweeps: (its path, the descriptor that locks it until closed)."""
+    It is named before it is made, so that a signal at any moment leaves nothing behind.
+    """
     while True:
-        created = create(path)
-        with suppress(FileNotFoundError):
-            lock = os.open(created, os.O_RDONLY)
+        stage = path.with_name(f".{path.name[:_MAX_NAME]}.{secrets.token_hex(4)}{suffix}")
+        try:
+            create(stage)
+            lock = os.open(stage, os.O_RDONLY)
             with suppress(OSError):  # some network file systems have no locks; then nothing is swept either
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if created.exists():  # otherwise another process has swept it before it was locked
-                return created, lock
-            os.close(lock)
+            if stage.exists():
+                return stage, lock
+            os.close(lock)  # swept by another process before it was locked
+        except FileExistsError:
+            continue
+        except BaseException as err:
+            _remove(stage)
+            if not isinstance(err, FileNotFoundError) or not path.parent.is_dir():
+                raise
+
+
+def _remove(stage: Path) -> None:
+    shutil.rmtree(stage, ignore_errors=True)
+    stage.unlink(missing_ok=True)
 
 
 def _exchanged(first: Path, second: Path) -> bool:
