@@ -148,7 +148,7 @@ def _line_starts(text: np.ndarray) -> np.ndarray:
 def _are_whole(text: np.ndarray, starts: np.ndarray, dialect: Dialect, n_fields: int) -> np.ndarray:
     """Mask of the lines with the right number of fields if quotes are characters."""
     delimiters = np.flatnonzero(text == ord(dialect.byte))
-    return np.diff(np.searchsorted(delimiters, [*starts, len(text)])) == n_fields - 1
+    return np.diff(np.searchsorted(delimiters, starts), append=len(delimiters)) == n_fields - 1
 
 
 class _Scan:
@@ -183,20 +183,20 @@ class _Scan:
         starts = _line_starts(text)
         comment = self._dialect.comment
         regular = None if comment is not None and comment.encode() in block else self._regular(text)
-        opening, closing, comments = regular or self._by_field(block)
+        edges, comments = regular or self._by_field(block)
         if len(comments):
             starts = starts[~np.isin(starts, comments)]
-        within = np.searchsorted(opening, starts) - np.searchsorted(closing, starts) + self.inside > 0
-        inside = self.inside + len(opening) > len(closing)
+        within = (np.searchsorted(edges, starts) + self.inside) % 2 == 1
+        inside = (len(edges) + self.inside) % 2 == 1
         if inside or within.any():
             self.multiline = True
             self._check_rows(block, text, starts, within, inside)
         self.rows += int(np.count_nonzero(~within))
         self.inside = inside
-        self._lines += block.count(b"\n")
+        self._lines += int(np.count_nonzero(text == _NEWLINE))
 
-    def _regular(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(offsets of opening quotes, of closing quotes, of comments); None unless each quote is at a field's edge.
+    def _regular(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """(offsets of opening and closing quotes in turn, of comments); None unless each quote is at a field's edge.
 
         A doubled quote closes the field and opens it again.
         """
@@ -205,12 +205,11 @@ class _Scan:
         edge = np.zeros(256, dtype=np.bool_)
         edge[[ord(self._dialect.byte), _NEWLINE, _RETURN, _QUOTE]] = True
         before, after = text[opening[opening > 0] - 1], text[closing[closing < len(text) - 1] + 1]
-        return (opening, closing, quotes[:0]) if edge[before].all() and edge[after].all() else None
+        return (quotes, quotes[:0]) if edge.take(before).all() and edge.take(after).all() else None
 
-    def _by_field(self, block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _by_field(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """The same field by field, for comments and for quotes within unquoted fields, such as inches (5" pipe)."""
-        opening: list[int] = []
-        closing: list[int] = []
+        edges: list[int] = []
         comments: list[int] = []
         inside, place = self.inside, 0
         while True:
@@ -218,19 +217,18 @@ class _Scan:
                 place = self._body.match(block, place).end()  # type: ignore[union-attr]  # matches nothing, too
                 if place == len(block):
                     break
-                closing.append(place)
+                edges.append(place)
                 inside, place = False, place + 1
                 if not self._closed.match(block, place):
-                    begin = opening[-1] if opening else None
-                    self.broken = self.opened if begin is None else self._lines + 1 + block.count(b"\n", 0, begin)
+                    self.broken = self._line(block, edges[-2]) if len(edges) > 1 else self.opened
                     break
             found = self._opening.search(block, place)
             if found is None:
                 break
             place = found.end()
             inside = found[0] == b'"'
-            (opening if inside else comments).append(found.start())
-        return np.array(opening, dtype=np.int64), np.array(closing, dtype=np.int64), np.array(comments, dtype=np.int64)
+            (edges if inside else comments).append(found.start())
+        return np.array(edges, dtype=np.int64), np.array(comments, dtype=np.int64)
 
     def _check_rows(self, block: bytes, text: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool) -> None:
         """Look for rows of several lines, each of which would be a row by itself."""
@@ -241,7 +239,7 @@ class _Scan:
         if self._whole and carried and (len(firsts) or not inside):
             self._suspect(self.opened, block, starts[:carried])
         if len(firsts):
-            lengths = np.diff([*firsts, len(starts)])
+            lengths = np.diff(firsts, append=len(starts))
             candidates = np.flatnonzero(np.logical_and.reduceat(whole, firsts) & (lengths > 1))
             for first in [] if self.suspect is not None else candidates.tolist():
                 if inside and first == len(firsts) - 1:

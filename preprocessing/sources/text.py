@@ -25,6 +25,7 @@ from workflows.common.errors import UserError
 PIECE_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 20
+_CACHE_BYTES = 1 << 17  # fits in a CPU cache
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _Types = tuple[tuple[str, pa.DataType], ...]
 
@@ -158,13 +159,7 @@ class TextPiece(Piece):
         Raises:
             UserError: there are fewer or more rows than lines that end outside quotes.
         """
-        text = np.frombuffer(data, dtype=np.uint8)
-        expected = self.rows
-        if expected is None:
-            expected = int(np.count_nonzero(text == ord("\n"))) + (data[-1:] != b"\n")
-            if expected != found:  # empty lines, or other line ends
-                ends = (text == ord("\n")) | (text == ord("\r"))
-                expected = int(np.count_nonzero(ends[:-1] & ~ends[1:]) + np.count_nonzero(~ends[:1]))
+        expected = lines_in(data, found) if self.rows is None else self.rows
         if expected != found:
             raise UserError(
                 f"{self._line(1)} ff.: read {found:,} rows from {expected:,} lines, so a quoted field runs over "
@@ -236,6 +231,17 @@ def parse(
             include_columns=list(types), column_types=types, strings_can_be_null=True, null_values=list(NULLS)
         ),
     )
+
+
+def lines_in(data: bytes, likely: int) -> int:
+    """Number of lines that are not empty; fast if it is `likely`."""
+    text = np.frombuffer(data, dtype=np.uint8)
+    blocks = (text[start : start + _CACHE_BYTES] for start in range(0, len(text), _CACHE_BYTES))
+    lines = sum(int(np.count_nonzero(block == ord("\n"))) for block in blocks) + (data[-1:] not in (b"\n", b""))
+    if lines != likely:  # empty lines, or other line ends
+        ends = (text == ord("\n")) | (text == ord("\r"))
+        lines = int(np.count_nonzero(ends[:-1] & ~ends[1:]) + np.count_nonzero(~ends[:1]))
+    return lines
 
 
 def first_row(path: Path, header: bool) -> int:
