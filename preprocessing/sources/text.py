@@ -93,7 +93,7 @@ class TextPiece(Piece):
             table = self._parse_bytes(data)
         self._check_rows(data, table.num_rows)
         for index, (name, kind) in enumerate(types.items()):
-            column = table.column(name)
+            column = self._decoded(name, table.column(name))
             if self.format.time is not None and name == self.format.time[0]:
                 common, time_format = self.format.time[1], self.format.time_format
                 column = column_times(column, common, time_format, name, self.display_name, self.place)
@@ -167,6 +167,20 @@ class TextPiece(Piece):
                 "enclose fields"
             )
 
+    def _decoded(self, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Bytes as text; other columns as they are."""
+        if not pa.types.is_binary(column.type):
+            return column
+        try:
+            return pc.cast(column, pa.string())
+        except pa.ArrowInvalid:
+            row = first_invalid(column, lambda some: pc.cast(some, pa.string()))
+        value = column[row].as_py()[:60].decode("utf-8", "replace")
+        raise UserError(
+            f"{self.place(row)}: column {name!r} is not UTF-8: {value!r}; "
+            "name the file's encoding (--encoding latin-1, for example), or convert it (iconv -f latin1 -t utf-8)"
+        )
+
     def _converted(self, name: str, kind: pa.DataType, column: pa.ChunkedArray) -> pa.ChunkedArray:
         is_id = name in self.format.ids
         try:
@@ -175,14 +189,6 @@ class TextPiece(Piece):
             row = first_invalid(column, lambda some: converted(some, kind, is_id))
         place, advice = f"{self.place(row)}: column {name!r}", self.format.remedies.get(name, "fix or remove that line")
         value = column[row].as_py()
-        if isinstance(value, bytes):
-            try:
-                value = value.decode()
-            except UnicodeDecodeError:
-                raise UserError(
-                    f"{place} is not UTF-8: {value[:60].decode('utf-8', 'replace')!r}; name the file's encoding "
-                    "(--encoding latin-1, for example), or convert it (iconv -f latin1 -t utf-8)"
-                ) from None
         if is_id and pc.match_substring_regex(value.strip(), PADDED).as_py():
             raise UserError(f"{place} holds {value!r} among integers; {advice}")
         raise UserError(f"{place} should hold {describe(kind)}, got {value[:60]!r}; {advice}")
