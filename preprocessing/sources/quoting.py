@@ -1,8 +1,8 @@
 """Whether fields of a file are quoted (RFC 4180), decided by one scan, and where it can be split.
 
 No row may vanish in a field that merely begins with a quote. So quotes count only where every field that begins with
-one also ends at one, before a delimiter or a line end; and a field that runs over lines is suspicious if each of those
-lines would be a row by itself.
+one also ends at one, before a delimiter or a line end; and a field that runs over lines is suspicious if those lines
+would be rows by themselves.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ class _Scan:
         multiline: whether any quoted field runs over lines.
         rows: rows that have begun.
         broken: line number of the first quoted field that goes on after its closing quote; the scan ends there.
-        suspect: line number of the first row of several lines, each of which would be a row by itself.
+        suspect: line number of the first row of several lines that would be rows by themselves.
     """
 
     def __init__(self, dialect: Dialect, n_fields: int, time: int | None) -> None:
@@ -170,7 +170,8 @@ class _Scan:
         self.suspect: int | None = None
         self._dialect, self._n_fields, self._time = dialect, n_fields, time
         self._lines = 0
-        self._whole = False  # each line of the row that is not complete yet could be a row
+        self._whole = False  # the lines of the row that is not complete yet could be rows
+        self._open_lines = 0  # the number of these lines
         delimiter = re.escape(dialect.byte.encode())
         comment = rb"|(?:\A|(?<=[\r\n]))" + re.escape((dialect.comment or "").encode()) + rb"[^\r\n]*"
         self._opening = re.compile(dialect.field_begin + b'"' + (comment if dialect.comment else b""))
@@ -231,25 +232,35 @@ class _Scan:
         return np.array(edges, dtype=np.int64), np.array(comments, dtype=np.int64)
 
     def _check_rows(self, block: bytes, text: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool) -> None:
-        """Look for rows of several lines, each of which would be a row by itself."""
+        """Look for rows of several lines that would be rows by themselves: of more than two, the last one aside."""
         whole = _are_whole(text, starts, self._dialect, self._n_fields)
         firsts = np.flatnonzero(~within)
-        carried = firsts[0] if len(firsts) else len(starts)
-        self._whole = self._whole and bool(whole[:carried].all())
-        if self._whole and carried and (len(firsts) or not inside):
-            self._suspect(self.opened, block, starts[:carried])
-        if len(firsts):
-            lengths = np.diff(firsts, append=len(starts))
-            candidates = np.flatnonzero(np.logical_and.reduceat(whole, firsts) & (lengths > 1))
-            for first in [] if self.suspect is not None else candidates.tolist():
-                if inside and first == len(firsts) - 1:
-                    break  # goes on in the next block
-                lines = starts[firsts[first] : firsts[first] + lengths[first]]
-                self._suspect(self._line(block, lines[0]), block, lines)
-            if inside:
-                last = firsts[-1]
-                self.opened = self._line(block, starts[last])
-                self._whole = bool(whole[last:].all()) and self._have_times(block, starts[last:])
+        bounds = np.append(firsts, len(starts))
+        carried = int(bounds[0])  # lines of the row that began in an earlier block
+        if carried:
+            ends = len(firsts) > 0 or not inside
+            self._open_lines += carried
+            counted = carried - 1 if ends and self._open_lines > 2 else carried
+            self._whole = self._whole and bool(whole[:counted].all())
+            if ends and self._whole:
+                self._suspect(self.opened, block, starts[:counted])
+        if not len(firsts):
+            return
+        if inside:
+            last = firsts[-1]
+            self.opened = self._line(block, starts[last])
+            self._open_lines = len(starts) - int(last)
+            self._whole = bool(whole[last:].all()) and self._have_times(block, starts[last:])
+            bounds = bounds[:-1]
+        whole[bounds[1:][np.diff(bounds) > 2] - 1] = True
+        rows = (
+            np.flatnonzero(np.logical_and.reduceat(whole, bounds[:-1]) & (np.diff(bounds) > 1))
+            if len(bounds) > 1
+            else ()
+        )
+        for row in rows if self.suspect is None else ():
+            first, stop = bounds[row], bounds[row + 1]
+            self._suspect(self._line(block, starts[first]), block, starts[first : stop - (stop - first > 2)])
 
     def _line(self, block: bytes, start: int) -> int:
         return self._lines + 1 + block.count(b"\n", 0, start)

@@ -242,7 +242,7 @@ def test_a_column_may_begin_with_many_missing_values(
     assert log_rows(_log(path))["who"].tolist()[-2:] == [None, "ann"]
 
 
-@pytest.mark.parametrize(("bad", "column"), [("1,caf\xe9,1", "what"), ("\xe91,tea,1", "who"), ("1,tea,\xe9", "when")])
+@pytest.mark.parametrize(("bad", "column"), [("1,th\xe9,1", "what"), ("\xe91,tea,1", "who"), ("1,tea,\xe9", "when")])
 def test_bytes_that_are_not_utf8_are_located(
     write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame], bad: str, column: str
 ) -> None:
