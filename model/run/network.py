@@ -86,4 +86,5 @@ def _load_checkpoint(
             "prepare the log with --workflow alone, which leaves unknown ids out"
         )
     carry_over(model, run, rows, config.new_rows, with_item_bias)
-    console.print(carried_over(run, rows))
+    if config.mode == "train":
+        console.print(carried_over(run, rows))
