@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from workflows.common.errors import UserError
@@ -338,3 +340,10 @@ def test_files_that_must_not_be_written_are_rejected(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message):
             check_file(path, overwrite=False)
     check_file(tmp_path / "file", overwrite=True)
+
+
+def test_json_has_null_for_numbers_that_it_lacks(tmp_path: Path) -> None:
+    numbers = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, 2)], "c": {"d": np.float64("nan")}, "e": "NaN"}
+    write_json(tmp_path / "x.json", numbers)
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": "NaN"}
