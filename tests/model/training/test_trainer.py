@@ -222,7 +222,7 @@ def test_a_nan_loss_is_reported() -> None:
     for bad in (math.nan, math.inf):
         broken = batches(2)
         broken[1].labels[3] = bad
-        with pytest.raises(DivergedError, match=r"training loss of epoch 0 is (nan|inf); lower --learning_rate"):
+        with pytest.raises(DivergedError, match=r"training loss of epoch 0 is (nan|-inf); lower --learning_rate"):
             fit_with(hits(0.1, 0.1), broken)
 
 
