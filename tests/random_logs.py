@@ -43,10 +43,11 @@ class RandomLog:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a row runs over lines that have the right number of fields, and a digit in the time, themselves."""
+        """Whether a row runs over lines with all fields, and a digit in the time; of more than two, the last may differ."""
         time = self.columns.index("time")
         for record in self.records:
             lines = [self._split(line) for line in record.split("\n") if self._split(line) != [""]]
+            lines = lines[:-1] if len(lines) > 2 else lines
             if len(lines) > 1 and all(len(fields) == len(self.columns) for fields in lines):
                 times = [fields[time].strip(' "') for fields in lines]
                 if all(re.search(r"\d", field) or field in (*NULLS, *MISSING_WORDS) for field in times):
