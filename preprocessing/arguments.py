@@ -199,9 +199,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("; ".join(wrong))
 
 
-_LOG = {
-    *("user", "item", "time", "rating", "columns", "min_rating", "strict", "workflow", "extend", "features"),
-    *("order", "text_ids", "time_format", "delimiter", "quoting", "encoding", "comment"),
+_FORMAT = {"columns", "text_ids", "time_format", "delimiter", "quoting", "encoding", "comment"}
+_LOG = _FORMAT | {
+    *("user", "item", "time", "rating", "min_rating", "strict", "workflow", "extend", "features", "order"),
 }
 _PREPARE = {
     *("test_negatives", "train_negatives", "negatives", "popularity_exponent", "time_aware"),
@@ -225,6 +225,8 @@ def _check_scope(args: argparse.Namespace, parser: argparse.ArgumentParser) -> N
         what, useless = "--raw", _LOG | _PREPARE | _TRANSCODE | {"feature_spec_in", "device"}
     elif is_spec_folder(args):
         what, useless = "transcoding a folder with a feature spec", _LOG | _PREPARE | {"seed"}
+    elif args.input is None:
+        what, useless = _flag("sample" if args.sample else "synthetic"), _FORMAT | _TRANSCODE | {"feature_spec_in"}
     else:
         what, useless = "preparing a log", _TRANSCODE | {"feature_spec_in"}
     given = [name for name in sorted(useless) if getattr(args, name) != parser.get_default(name)]

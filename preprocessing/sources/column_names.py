@@ -9,6 +9,7 @@ from preprocessing.sources.log import LogColumns
 from workflows.common.errors import UserError
 
 NO_TIMES = "if the log has no times, say how to order it with --order file or --order random"
+_NO_HEADER = "if that is the first row of text without a header, name all columns in order with --columns"
 
 # Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
 _KNOWN_COLUMNS = (
@@ -32,8 +33,7 @@ def recognise(display_name: str, names: Sequence[str], with_rating: bool, with_t
     no_times = f"; {NO_TIMES}" if with_time else ""
     raise UserError(
         f"{display_name}: which columns hold {flags.replace('--', '')}? Name them with {flags}{no_times}; "
-        f"its columns are {', '.join(map(repr, names))}{_hint(names)}; if that is the first row of text without a "
-        "header, name all columns in order with --columns"
+        f"its columns are {', '.join(map(repr, names))}{_hint(names)}; {_NO_HEADER}"
     )
 
 
@@ -64,5 +64,5 @@ def require_columns(display_name: str, names: Sequence[str], columns: LogColumns
         raise UserError(
             f"{display_name} has no column {', '.join(map(repr, missing))}; "
             f"its columns are {', '.join(map(repr, names))}{_hint(names)}; "
-            "name yours with --user, --item, --time (and --rating)"
+            f"name yours with --user, --item, --time (and --rating); {_NO_HEADER}"
         )

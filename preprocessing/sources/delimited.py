@@ -17,7 +17,8 @@ from preprocessing.sources.quoting import Quoting, quoting_of
 from preprocessing.sources.sniff import Layout, column_heads, header_layout, named_layout
 from preprocessing.sources.text import TextFormat, has_rows, text_pieces
 from preprocessing.sources.times import common_time
-from preprocessing.sources.unpack import SourceFile
+from preprocessing.sources.unpack import SourceFile, listed
+from workflows.common.progress import console
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,9 @@ def _layouts(
         else:
             layout = header_layout(source.path, source.display_name, options, has_columns)
         found.append((source, layout))
+    commented = [f"{source.display_name} ({layout.comments:,})" for source, layout in found if layout.comments]
+    if commented:
+        console.print(f"left out as comments, lines that begin with # or % before the first row: {listed(commented)}")
     return [(source, layout) for source, layout in found if has_rows(source.path, layout.start)] or found[:1]
 
 

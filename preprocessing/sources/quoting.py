@@ -181,17 +181,18 @@ class _Scan:
     def feed(self, block: bytes) -> None:
         block = self._dialect.separated(block)
         text = np.frombuffer(block, dtype=np.uint8)
-        starts = _line_starts(text)
+        lines = starts = _line_starts(text)
         comment = self._dialect.comment
         regular = None if comment is not None and comment.encode() in block else self._regular(text)
         edges, comments = regular or self._by_field(block)
         if len(comments):
-            starts = starts[~np.isin(starts, comments)]
+            starts = lines[~np.isin(lines, comments)]
         within = (np.searchsorted(edges, starts) + self.inside) % 2 == 1
         inside = (len(edges) + self.inside) % 2 == 1
         if inside or within.any():
             self.multiline = True
-            self._check_rows(block, text, starts, within, inside)
+            whole = _are_whole(text, lines, self._dialect, self._n_fields)[np.isin(lines, starts)]
+            self._check_rows(block, whole, starts, within, inside)
         self.rows += int(np.count_nonzero(~within))
         self.inside = inside
         self._lines += int(np.count_nonzero(text == _NEWLINE))
@@ -231,9 +232,10 @@ class _Scan:
             (edges if inside else comments).append(found.start())
         return np.array(edges, dtype=np.int64), np.array(comments, dtype=np.int64)
 
-    def _check_rows(self, block: bytes, text: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool) -> None:
+    def _check_rows(
+        self, block: bytes, whole: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool
+    ) -> None:
         """Look for rows of several lines that would be rows by themselves: of more than two, the last one aside."""
-        whole = _are_whole(text, starts, self._dialect, self._n_fields)
         firsts = np.flatnonzero(~within)
         bounds = np.append(firsts, len(starts))
         carried = int(bounds[0])  # lines of the row that began in an earlier block

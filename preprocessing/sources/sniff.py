@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from preprocessing.sources.dialect import BLANKS, RECOGNISED, Dialect, delimiter_shown
-from preprocessing.sources.fields import NULLS, holds
+from preprocessing.sources.fields import MISSING_WORDS, NULLS, holds
 from preprocessing.sources.lines import count_lines
 from preprocessing.sources.log import ReadOptions
 from preprocessing.sources.text import first_row, parse
@@ -31,11 +32,13 @@ class Layout:
         delimiter: as in `Dialect`.
         names: of the columns, in order.
         start: offset of the first row.
+        comments: number of leading lines that look like comments and are left out, in a file without a header.
     """
 
     delimiter: str
     names: tuple[str, ...]
     start: int
+    comments: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def _split(row: str, delimiter: str, options: ReadOptions) -> list[str]:
 def named_layout(path: Path, display_name: str, names: tuple[str, ...], options: ReadOptions) -> Layout:
     """The layout of a file without a header, whose rows have as many fields as there are names.
 
-    Leading lines with # or % are comments if they have another number of fields, or words where rows have numbers.
+    Leading lines with # or % are comments if they have another number of fields, or words where all of the first rows
+    have numbers.
 
     Raises:
         UserError: no delimiter fits, or the first row is a header after all; the file is empty, not text, or has no
@@ -138,8 +142,11 @@ def named_layout(path: Path, display_name: str, names: tuple[str, ...], options:
     lines = _first_lines(path, display_name, options)
     row = next((line for line in lines if not line.is_marked), lines[0])
     fitting = {one: _row_fields(path, row, one, options, len(names)) for one in _candidates(options)}
-    if options.delimiter is None and any(len(fields) > 1 for one, fields in fitting.items() if one != BLANKS):
-        del fitting[BLANKS]  # between the words of a field
+    others = [one for one, fields in fitting.items() if one != BLANKS and len(fields) > 1]
+    # Blanks may stand between the words of a field; tabs and blanks separate numbers (KONECT).
+    mixed = others == ["\t"] and len(fitting["\t"]) < len(names) and all(map(_is_number, fitting[BLANKS]))
+    if options.delimiter is None and others and not mixed:
+        del fitting[BLANKS]
     delimiter = next((one for one, fields in fitting.items() if len(fields) == len(names)), None)
     if delimiter is None:
         most = max(map(len, fitting.values()))
@@ -151,18 +158,28 @@ def named_layout(path: Path, display_name: str, names: tuple[str, ...], options:
     fields = fitting[delimiter]
     if [field.strip() for field in fields] == list(names):
         raise UserError(f"{display_name} names its columns in its first line; leave out --columns")
-    numbers = [place for place, field in enumerate(fields) if _is_number(field)]
+    numbers = _number_places(path, row.start, Dialect(delimiter, options.quoting != "none"), len(names))
 
     def is_row(line: _Line) -> bool:
         found = _row_fields(path, line, delimiter, options, len(names))
         return len(found) == len(names) and all(_is_number(found[place]) for place in numbers)
 
     first = next(line for line in lines if line is row or is_row(line))
-    return Layout(delimiter, names, first.start)
+    return Layout(delimiter, names, first.start, lines.index(first))
+
+
+def _number_places(path: Path, start: int, dialect: Dialect, n_fields: int) -> list[int]:
+    """The fields that hold numbers, or are missing, in all of the first whole rows from `start` on."""
+    with path.open("rb") as file:
+        file.seek(start)
+        data = dialect.plain(file.read(_SNIFF_BYTES) + file.readline())
+    rows = (dialect.fields(data[begin:end]) for _, begin, end in itertools.islice(dialect.rows(data), _SNIFF_ROWS))
+    whole = [row for row in rows if len(row) == n_fields]
+    return [place for place in range(n_fields) if all(_is_number(row[place]) for row in whole)]
 
 
 def _is_number(field: str) -> bool:
-    return holds(pa.float64())(field.strip())
+    return holds(pa.float64())(field.strip()) or field.strip() in (*NULLS, *MISSING_WORDS)
 
 
 def _row_fields(path: Path, line: _Line, delimiter: str, options: ReadOptions, expected: int) -> list[str]:

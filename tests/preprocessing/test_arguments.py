@@ -103,6 +103,8 @@ def test_impossible_combinations_are_reported_together(argv: list[str], parts: l
     ("argv", "part"),
     [
         (["--check", "x", "--emit", "parquet"], "--emit: not for --check"),
+        (["--synthetic", "small", "--output", "y", "--text-ids"], "--text-ids: not for --synthetic"),
+        (["--sample", "ml-100k", "--output", "y", "--delimiter", ";"], "--delimiter: not for --sample"),
         (["--check", "x", "--output", "y", "--negatives", "uniform"], "--negatives, --output: not for --check"),
         (["--synthetic", "small", "--raw", "x.csv", "--min-rating", "3"], "--min-rating: not for --raw"),
         (["--input", "x.csv", "--output", "y", "--emit", "parquet"], "--emit: not for preparing a log"),

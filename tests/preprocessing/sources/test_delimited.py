@@ -293,6 +293,7 @@ def test_other_delimiters_have_to_be_named(write_lines: Callable[..., Path]) -> 
 
 
 _KONECT = ["% bip weighted posweighted", "% 3 2 2", "1 2 3 1365029107", "2\t5 1  1365029108 "]
+_MIXED = ["% asym", "1 2\t3 9", "2 5\t1 8"]
 _SNAP = ["# Directed graph: friends.txt", "# Nodes: 3 Edges: 2", "# who\twhat\twhen", "1\t2\t9", "2\t5\t8"]
 
 
@@ -300,6 +301,7 @@ _SNAP = ["# Directed graph: friends.txt", "# Nodes: 3 Edges: 2", "# who\twhat\tw
     ("lines", "names", "expected"),
     [
         (_KONECT, ("who", "what", "weight", "when"), [[1, 2, 1365029107], [2, 5, 1365029108]]),
+        (_MIXED, ("who", "what", "weight", "when"), [[1, 2, 9], [2, 5, 8]]),
         (_SNAP, ("who", "what", "when"), [[1, 2, 9], [2, 5, 8]]),
         (_SNAP, None, [[1, 2, 9], [2, 5, 8]]),
         (["# exported, today", "# by me", "who,what,when", "1,2,3"], None, [[1, 2, 3]]),
@@ -308,11 +310,18 @@ _SNAP = ["# Directed graph: friends.txt", "# Nodes: 3 Edges: 2", "# who\twhat\tw
         (["#1,2,3", "%,2,4"], ("who", "what", "when"), [["#1", 2, 3], ["%", 2, 4]]),
         (["#a,b,3", "c,d,4"], ("who", "what", "when"), [["#a", "b", 3], ["c", "d", 4]]),
         (["#", "#a,b,3", "c,d,4"], ("who", "what", "when"), [["#a", "b", 3], ["c", "d", 4]]),
+        (["%a,x,NULL,3", "c,y,5,4"], ("who", "what", "stars", "when"), [["%a", "x", 3], ["c", "y", 4]]),
+        (
+            ["#a,Dune,3", "c,1984,4", "d,It,5"],
+            ("who", "what", "when"),
+            [["#a", "Dune", 3], ["c", "1984", 4], ["d", "It", 5]],
+        ),
     ],
 )
 def test_comments_before_the_rows(
     write_lines: Callable[..., Path],
     log_rows: Callable[[Log], pd.DataFrame],
+    capsys: pytest.CaptureFixture[str],
     lines: list[str],
     names: tuple[str, ...] | None,
     expected: list[list[Any]],
@@ -320,6 +329,17 @@ def test_comments_before_the_rows(
     log = _log(write_lines("log", lines), names=names)
     assert log_rows(log).to_numpy().tolist() == expected
     assert log.pieces[-1].place(0) == f"log, line {len(lines) - len(expected) + 1}"
+    if names is not None:
+        left_out = len(lines) - len(expected)
+        assert (f"before the first row: log ({left_out})" in capsys.readouterr().out) == (left_out > 0)
+
+
+def test_a_comment_after_a_row_of_several_lines(
+    write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]
+) -> None:
+    lines = ["what,when,who", '1,2,"x', 'y"', "% a,b,c", "3,4,z"]
+    found = log_rows(_log(write_lines("log.csv", lines), comment="%"))
+    assert found["who"].tolist() == ["x\ny", "z"]
 
 
 def test_comments_anywhere(write_lines: Callable[..., Path], log_rows: Callable[[Log], pd.DataFrame]) -> None:
