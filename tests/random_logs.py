@@ -43,7 +43,7 @@ class RandomLog:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a row runs over lines with all fields, and a digit in the time; of more than two, the last may differ."""
+        """Whether a row runs over lines that have all fields and a digit in the time (the last of several may not)."""
         time = self.columns.index("time")
         for record in self.records:
             lines = [self._split(line) for line in record.split("\n") if self._split(line) != [""]]
