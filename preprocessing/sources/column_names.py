@@ -54,8 +54,12 @@ def _hint(names: Sequence[str]) -> str:
     return f" ({RECOGNISED})" if len(names) == 1 else ""
 
 
-def require_columns(display_name: str, names: Sequence[str], columns: LogColumns) -> None:
-    """Raises UserError if a column of the log is missing from a file or appears twice."""
+def require_columns(display_name: str, names: Sequence[str], columns: LogColumns, from_header: bool = False) -> None:
+    """Raises UserError if a column of the log is missing from a file or appears twice.
+
+    Args:
+        from_header: the names are the first line of text, which may be a row.
+    """
     twice = [name for name in columns.names if list(names).count(name) > 1]
     if twice:
         raise UserError(f"{display_name}: column {', '.join(map(repr, twice))} appears more than once; rename one")
@@ -64,5 +68,5 @@ def require_columns(display_name: str, names: Sequence[str], columns: LogColumns
         raise UserError(
             f"{display_name} has no column {', '.join(map(repr, missing))}; "
             f"its columns are {', '.join(map(repr, names))}{_hint(names)}; "
-            f"name yours with --user, --item, --time (and --rating); {_NO_HEADER}"
+            f"name yours with --user, --item, --time (and --rating){f'; {_NO_HEADER}' if from_header else ''}"
         )

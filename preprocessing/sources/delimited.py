@@ -59,7 +59,7 @@ def csv_log(
 def _layouts(
     sources: Sequence[SourceFile], columns: LogColumns | None, with_rating: bool, options: ReadOptions
 ) -> list[tuple[SourceFile, Layout]]:
-    """The files that have rows, or the first one, with their layouts."""
+    """The files that have rows or lack the log's columns, or the first one, with their layouts."""
 
     def has_columns(names: Sequence[str]) -> bool:
         return (
@@ -80,12 +80,14 @@ def _layouts(
     commented = [f"{source.display_name} ({layout.comments:,})" for source, layout in found if layout.comments]
     if commented:
         console.print(f"left out as comments, lines that begin with # or % before the first row: {listed(commented)}")
-    return [(source, layout) for source, layout in found if has_rows(source.path, layout.start)] or found[:1]
+    # A single line that is not the log's header may be a row.
+    wanted = [one for one in found if has_rows(one[0].path, one[1].start) or not has_columns(one[1].names)]
+    return wanted or found[:1]
 
 
 def _opened(source: SourceFile, layout: Layout, columns: LogColumns, options: ReadOptions) -> _TextFile:
     names = layout.names
-    require_columns(source.display_name, names, columns)
+    require_columns(source.display_name, names, columns, from_header=options.names is None)
     dialect = Dialect(layout.delimiter, comment=options.comment)
     quoting = quoting_of(
         source.path, source.display_name, dialect, len(names), start=layout.start,

@@ -17,6 +17,7 @@ from preprocessing.sources.members import log_members
 from preprocessing.sources.movielens import movielens_log
 from preprocessing.sources.parquet import parquet_log
 from preprocessing.sources.path_columns import log_with_path_columns
+from preprocessing.sources.text import has_rows
 from preprocessing.sources.unpack import SourceFile, unpacked
 from workflows.common.errors import UserError
 
@@ -54,7 +55,7 @@ def open_log(
     for number, file in enumerate(files):
         content = unpacked(file.path, scratch / str(number), file.display_name, options.encoding, movielens)
         sources += log_members(content, columns, with_rating, options)
-    sources = [source for source in sources if source.path.stat().st_size] or sources[:1]
+    sources = [source for source in sources if has_rows(source.path, 0)] or sources[:1]
     if any(source.keys for source in sources):
         read = partial(_read, sources, with_rating)
         log = log_with_path_columns(sources, columns, with_rating, options, read)

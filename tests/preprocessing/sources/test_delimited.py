@@ -48,12 +48,14 @@ def test_columns_are_matched_by_name_in_each_file(
     c = write("c.csv", "who,what\n1,2\n")
     with pytest.raises(UserError, match=r"^c\.csv has no column 'when'; its columns are 'who', 'what'"):
         _open(a, b, c)
+    with pytest.raises(UserError, match=r"^d\.csv has no column .*first row of text without a header.* --columns"):
+        _open(a, write("d.csv", "4,5,6\n"))
 
 
 def test_files_without_rows_are_skipped(
     write: Callable[[str, str], Path], log_rows: Callable[[Log], pd.DataFrame]
 ) -> None:
-    empty = [write("0.csv", ""), write("1.csv", "other\n"), write("2.csv", "who,what,when\r\n\r\n")]
+    empty = [write("0.csv", ""), write("1.csv", "who,what,other,when\n"), write("2.csv", "who,what,when\r\n\r\n")]
     full = write("3.csv", "who,what,when\n1,2,3\n")
     log = _open(*empty, full)
     assert log_rows(log).to_numpy().tolist() == [[1, 2, 3]]

@@ -161,9 +161,9 @@ def test_empty_files_are_ignored_when_detecting_the_format(
 ) -> None:
     table = tmp_path / "log.parquet"
     pq.write_table(pa.table({"user": [1], "item": [2], "time": [3]}), table)
-    empty = write_lines("log.csv", [])
-    log = open_log([empty, table], None, False, tmp_path)
-    assert (len(log_rows(log)), log.files) == (1, [empty, table])
+    empty, blank = write_lines("log.csv", []), write_lines("blank.csv", [" ", ""])
+    log = open_log([empty, blank, table], None, False, tmp_path)
+    assert (len(log_rows(log)), log.files) == (1, [empty, blank, table])
     with pytest.raises(UserError, match=r"log\.csv is empty"):
         open_log([empty, empty], None, False, tmp_path)
 
