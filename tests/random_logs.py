@@ -43,7 +43,7 @@ class RandomLog:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a row runs over lines that have all fields and a digit in the time (the last of several may not)."""
+        """Whether a row runs over lines with all fields, and a digit in the time; the last of three may differ."""
         time = self.columns.index("time")
         for record in self.records:
             lines = [self._split(line) for line in record.split("\n") if self._split(line) != [""]]
@@ -105,7 +105,7 @@ def random_logs(
         special = set('"\n\r') | set(" \t" if delimiter == BLANKS else delimiter[0])
         if style == csv.QUOTE_NONE:
             text = "".join(character for character in text if character not in special)
-            text = text.removeprefix("#") if is_first else text
+            text = text.lstrip("#") if is_first else text
             return text or ("NULL" if delimiter == BLANKS else "")
         if style == csv.QUOTE_ALL or special & set(text) or (is_first and text[:1] == "#") or not text:
             return '"' + text.replace('"', '""') + '"'
