@@ -47,6 +47,7 @@ class RandomLog:
         time = self.columns.index("time")
         for record in self.records:
             lines = [self._split(line) for line in record.split("\n") if self._split(line) != [""]]
+            lines = [fields for fields in lines if not self.options.comment or fields[0][:1] != self.options.comment]
             lines = lines[:-1] if len(lines) > 2 else lines
             if len(lines) > 1 and all(len(fields) == len(self.columns) for fields in lines):
                 times = [fields[time].strip(' "') for fields in lines]
