@@ -6,6 +6,8 @@
 FROM python:3.11.13-slim-bookworm AS build
 ARG TORCH_INDEX=""
 ARG SAMPLE="yes"
+# A proxy that inspects TLS needs the system's certificates; pip uses them by default.
+ENV UV_SYSTEM_CERTS="1"
 RUN python -m pip install --no-cache-dir --root-user-action ignore uv==0.13.9 \
  && python -m venv --without-pip /opt/venv
 WORKDIR /workspace/neumf

@@ -126,6 +126,10 @@ class NeuMF(nn.Module):
         """Per-item values of each `item_side` feature, int32 or float32, shape [n_items]."""
         return [self.get_buffer(f"item_side_{number}") for number in range(len(self.config.item_side))]
 
+    def is_finite(self) -> bool:
+        """Whether no parameter is NaN or infinite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters())
+
     def forward(self, users: Tensor, items: Tensor, *row_side: Tensor) -> Tensor:
         """Score user-item pairs.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from workflows.common.files import to_json
 
 _UNITS = {
     "train_throughput": "samples/s",
@@ -65,7 +66,7 @@ class DLLogger:
             "datetime": datetime.fromtimestamp(now).isoformat(sep=" "),
             "elapsedtime": f"{now - self._started:.6f}",
         }
-        self._file.write(f"DLLL {json.dumps({**stamps, **record})}\n")
+        self._file.write(f"DLLL {to_json({**stamps, **record})}\n")
         self._file.flush()
 
     def close(self) -> None:

@@ -149,8 +149,8 @@ PREPARE_FLAGS = """
 
 
 RECOMMEND_FLAGS = """
-    -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users --titles
-    --output --overwrite --data --device
+    -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users
+    --unknown-items --titles --output --overwrite --data --device
 """
 
 

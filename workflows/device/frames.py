@@ -228,11 +228,6 @@ def text_memory(texts: Any) -> tuple[int, int, int]:
     return start, offsets.data().ptr + memory.offset() * (8 if wide else 4), int(wide)
 
 
-def usable_cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def frames_of(df: Any) -> ModuleType:
     """The library (pandas or cuDF) that a dataframe comes from, so that operators need no device flag."""
     return sys.modules[type(df).__module__.partition(".")[0]]
