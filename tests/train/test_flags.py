@@ -110,7 +110,7 @@ def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Argumen
     """Capture a command's parser just before it parses."""
     caught: list[argparse.ArgumentParser] = []
 
-    def parse_args(parser: argparse.ArgumentParser, _: object) -> None:
+    def parse_args(parser: argparse.ArgumentParser, *_: object) -> None:
         caught.append(parser)
         parser.exit()
 
