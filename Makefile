@@ -48,9 +48,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Repeated freezes and kills, and machine code of all fused kernels; about half an hour.
+# Repeated freezes and kills, 50,000 requests, and machine code of all fused kernels; about half an hour.
 soak: $(READY)
-	$(BIN)/python -m pytest tests/test_soak.py tests/contract/test_fused_kernels_compile.py --soak
+	$(BIN)/python -m pytest tests/test_soak.py tests/contract/test_fused_kernels_compile.py \
+	  tests/model/serve/test_serve.py --soak
 
 # Checks the GPU set-up without a GPU (and with a CPU build of torch): imports, names, signatures, architectures.
 CONTRACT := .venv-gpu-contract
