@@ -21,7 +21,7 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse without a GPU")
-    parser.addoption("--soak", action="store_true", help="repeat the freeze and kill tests many times")
+    parser.addoption("--soak", action="store_true", help="repeat the freeze, kill and request tests many times")
 
 
 def pytest_configure(config: pytest.Config) -> None:

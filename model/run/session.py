@@ -26,6 +26,7 @@ from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights
 from model.network.neumf import NeuMF
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
+from model.run.memory import check_batches, check_network
 from model.run.network import initial_network
 from model.run.run_writer import RunWriter, check_run
 from model.scoring.scorer import Scorer
@@ -68,6 +69,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     if config.mode == "test":
         _check_tested_data(config)
     columns = FeatureColumns.from_spec(spec, config.user_feature, config.item_feature)
+    check_network(config, columns, world)
     test = open_test_set(config.data, spec, world.device, columns, positives_alone=train_config.eval == "full")
     _check_topk(config, test)
     if test is not None and test.note:
@@ -76,6 +78,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     columns, item_tables = resolve_side_features(train, test.rows if test is not None else None, world.device)
     train = replace(train.only(columns.streamed), columns=columns)
     shape = config.network(columns)
+    check_batches(train_config, shape, train, world)
     exclude = UserItems.from_rows(train, world.device) if train_config.eval == "full" else None
     evaluator, popularity = None, None
     positives = count_positives(train, world)

@@ -181,17 +181,17 @@ class _Scan:
     def feed(self, block: bytes) -> None:
         block = self._dialect.separated(block)
         text = np.frombuffer(block, dtype=np.uint8)
-        lines = starts = _line_starts(text)
+        lines = _line_starts(text)
         comment = self._dialect.comment
         regular = None if comment is not None and comment.encode() in block else self._regular(text)
         edges, comments = regular or self._by_field(block)
-        if len(comments):
-            starts = lines[~np.isin(lines, comments)]
+        rows = ~np.isin(lines, comments) if len(comments) else slice(None)
+        starts = lines[rows]
         within = (np.searchsorted(edges, starts) + self.inside) % 2 == 1
         inside = (len(edges) + self.inside) % 2 == 1
         if inside or within.any():
             self.multiline = True
-            whole = _are_whole(text, lines, self._dialect, self._n_fields)[np.isin(lines, starts)]
+            whole = _are_whole(text, lines, self._dialect, self._n_fields)[rows]
             self._check_rows(block, whole, starts, within, inside)
         self.rows += int(np.count_nonzero(~within))
         self.inside = inside
@@ -236,15 +236,19 @@ class _Scan:
         self, block: bytes, whole: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool
     ) -> None:
         """Look for rows of several lines that would be rows by themselves: of more than two, the last one aside."""
+        comment = (self._dialect.comment or "").encode()
+        if comment and comment in block:  # within quotes it is none, but would be one
+            kept = np.array([not block.startswith(comment, start) for start in starts.tolist()], dtype=np.bool_)
+            starts, within, whole = starts[kept], within[kept], whole[kept]
         firsts = np.flatnonzero(~within)
         bounds = np.append(firsts, len(starts))
         carried = int(bounds[0])  # lines of the row that began in an earlier block
-        if carried:
+        if self.inside:
             ends = len(firsts) > 0 or not inside
             self._open_lines += carried
-            counted = carried - 1 if ends and self._open_lines > 2 else carried
+            counted = max(0, carried - 1) if ends and self._open_lines > 2 else carried
             self._whole = self._whole and bool(whole[:counted].all())
-            if ends and self._whole:
+            if ends and self._whole and self._open_lines > 1:
                 self._suspect(self.opened, block, starts[:counted])
         if not len(firsts):
             return
@@ -255,12 +259,9 @@ class _Scan:
             self._whole = bool(whole[last:].all()) and self._have_times(block, starts[last:])
             bounds = bounds[:-1]
         whole[bounds[1:][np.diff(bounds) > 2] - 1] = True
-        rows = (
-            np.flatnonzero(np.logical_and.reduceat(whole, bounds[:-1]) & (np.diff(bounds) > 1))
-            if len(bounds) > 1
-            else ()
-        )
-        for row in rows if self.suspect is None else ():
+        if self.suspect is not None or len(bounds) < 2:
+            return
+        for row in np.flatnonzero(np.logical_and.reduceat(whole, bounds[:-1]) & (np.diff(bounds) > 1)):
             first, stop = bounds[row], bounds[row + 1]
             self._suspect(self._line(block, starts[first]), block, starts[first : stop - (stop - first > 2)])
 

@@ -9,8 +9,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from workflows.common.documents import load_json
 from workflows.common.errors import UserError
 from workflows.common.staging import StagedFolder, check_parents, staged_file, written
+
+_MAX_JSON_BYTES = 1 << 26  # the config of a run on many users
 
 
 def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()) -> None:
@@ -68,10 +71,10 @@ def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; empty if the file is missing, unreadable or not a JSON object."""
+    """The object in a JSON file; empty if the file is missing, unreadable or not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = load_json(path, "JSON", max_bytes=_MAX_JSON_BYTES, paths=True)
+    except UserError:
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -6,7 +6,9 @@ import math
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+from workflows.device.cgroups import control_groups
 
 _OPENMP_THREADS = "OMP_NUM_THREADS"  # torch, MKL, OpenBLAS and Arrow read it, too
 # A waiting thread sleeps. By default it spins for milliseconds, which beside other programs keeps the thread that it
@@ -49,24 +51,11 @@ def environment_of_rank(processes: int) -> dict[str, str]:
 
 def _quotas(root: Path) -> Iterator[float]:
     """The CPU quotas, in cores, of this process's control group and of those above it, of cgroup v1 and v2."""
-    groups = root / "sys/fs/cgroup"
-    for line in _lines(root / "proc/self/cgroup"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if (number, controllers) == ("0", ""):
-            folders, read = [groups, groups / "unified"], _quota_v2
-        elif "cpu" in controllers.split(","):
-            folders, read = [groups / controllers, groups / "cpu"], _quota_v1
-        else:
-            continue
-        # In a container the path may be the host's: then only the group that is mounted here exists.
-        own = PurePosixPath(path.lstrip("/"))
-        for folder in folders:
-            for level in (own, *own.parents):
-                with suppress(OSError, ValueError, ZeroDivisionError):
-                    quota = read(folder / level)
-                    if quota > 0:
-                        yield quota
+    for version, folder in control_groups("cpu", root):
+        with suppress(OSError, ValueError, ZeroDivisionError):
+            quota = (_quota_v2 if version == 2 else _quota_v1)(folder)
+            if quota > 0:
+                yield quota
 
 
 def _quota_v2(folder: Path) -> float:
@@ -79,10 +68,3 @@ def _quota_v1(folder: Path) -> float:
     """Negative if there is none."""
     quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text(encoding="utf-8")) for name in ("quota", "period"))
     return quota / period
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []

@@ -25,6 +25,7 @@ from workflows.common.progress import console
 from workflows.device.loops import COMPILED_ROWS
 
 _HIDDEN, _NO_CUDF = "no GPU is visible (CUDA_VISIBLE_DEVICES)", "cuDF is not installed"
+_LOOPBACK = "127.0.0.1"
 _KEPT_BYTES = 2**64 - 1  # the pool returns memory to the driver above this; an allocation otherwise waits for the GPU
 
 
@@ -103,15 +104,19 @@ class FrameDevice:
         return self.on_cpu and rows >= COMPILED_ROWS
 
     def local_cluster(self, workers: int) -> Any:
-        """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread."""
+        """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread.
+
+        Nothing of it listens on a network: whoever reaches a Dask process can run code in it.
+        """
+        dashboard = f"{_LOOPBACK}:0"
         if self.on_cpu:
             from distributed import LocalCluster
 
             return LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+                n_workers=workers, threads_per_worker=1, memory_limit=0, host=_LOOPBACK, dashboard_address=dashboard
             )
         cuda = importlib.import_module("dask_cuda")
-        return cuda.LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0")
+        return cuda.LocalCUDACluster(n_workers=workers, host=_LOOPBACK, dashboard_address=dashboard)
 
 
 _opened: set[FrameDevice] = set()  # by this process

@@ -163,3 +163,14 @@ def test_long_delimiters_and_comments(
     found = quoting_of(path, "log", Dialect(delimiter, comment="#"), 3, every=1)
     assert found.cuts is not None
     assert found.cuts[-1][1] == 3
+
+
+@pytest.mark.parametrize("end", ['"', 'c"', '#\n3,c"', '#"'])
+@pytest.mark.parametrize("block", [1, 1 << 17])
+def test_rows_within_a_field_are_noticed_whatever_ends_it(
+    write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, end: str, block: int
+) -> None:
+    monkeypatch.setattr(quoting, "_BLOCK_BYTES", block)
+    path = write_lines("log.csv", ["1,x", '1,"a', "2,b", *end.split("\n")])
+    with pytest.raises(UserError, match=r"^log\.csv, line 2: a quoted field begins here and runs over lines"):
+        quoting_of(path, "log.csv", Dialect(",", comment="#"), 2, every=1)
