@@ -82,5 +82,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def replace_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` next to `path` and rename it into place."""
-    with staged_file(path, overwrite=True) as partial:
+    with staged_file(path, overwrite=True, size=memoryview(data).nbytes) as partial:
         partial.write_bytes(data)
