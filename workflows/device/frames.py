@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -104,14 +105,16 @@ class FrameDevice:
 
     def local_cluster(self, workers: int) -> Any:
         """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread."""
+        # Dask would log errors that are also raised, with their tracebacks.
+        common: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
         if self.on_cpu:
             from distributed import LocalCluster
 
             return LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=workers, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0"
+                n_workers=workers, threads_per_worker=1, memory_limit=0, **common
             )
         cuda = importlib.import_module("dask_cuda")
-        return cuda.LocalCUDACluster(n_workers=workers, dashboard_address="127.0.0.1:0")
+        return cuda.LocalCUDACluster(n_workers=workers, **common)
 
 
 _opened: set[FrameDevice] = set()  # by this process
