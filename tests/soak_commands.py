@@ -8,8 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).parent.parent
 _LIMITED = ROOT / "tests" / "soak" / "limited.py"
@@ -131,3 +134,18 @@ def one_message(status: int, output: str, named: Path) -> None:
     assert str(named) in errors[0], output
     assert ".partial" not in output, output
     assert "Traceback" not in output, output
+
+
+def is_alive(pid: int) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def unused_shared_memory() -> set[Path]:
+    """Shared memory that no process uses."""
+    maps = []
+    for file in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            maps.append(file.read_text(errors="replace"))
+    return {file for file in Path("/dev/shm").iterdir() if not any(str(file) in one for one in maps)}

@@ -22,7 +22,8 @@ _NAMES = {
 }
 # What depends on the time, or on where the run lies.
 _VARIES = (
-    "log.json", "metrics.json", "config.json", "config.yaml", "tensorboard", "curves.png", "last", "stages", "README.md",
+    "log.json", "metrics.json", "config.json", "config.yaml", "tensorboard", "curves.png", "last", "stages",
+    "README.md",
 )  # fmt: skip
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 Whole = Callable[[str, int], tuple[Path, float]]
