@@ -28,8 +28,8 @@ class AppendedFile:
             self._file.seek(0, os.SEEK_END)
 
     @property
-    def bytes(self) -> int:
-        """Current length of the file."""
+    def size(self) -> int:
+        """Current length in bytes."""
         return self._file.tell()
 
     def append(self, record: bytes) -> None:

@@ -34,14 +34,14 @@ class DLLogger:
         """
         self._started = time.time()
         self._file = AppendedFile(path, kept_bytes)
-        if not self._file.bytes:
+        if not self._file.size:
             for metric, unit in _UNITS.items():
                 self._write({"type": "METADATA", "metric": metric, "metadata": {"unit": unit}})
 
     @property
     def bytes(self) -> int:
         """Current length of the log."""
-        return self._file.bytes
+        return self._file.size
 
     def parameters(self, data: dict[str, Any]) -> None:
         """The arguments of the run."""

@@ -13,7 +13,7 @@ from soak_commands import PATIENCE_S, Commands, is_alive, start, unused_shared_m
 import train
 from model.run.run_writer import RunWriter
 
-EPOCHS = (20, 50)  # in `make test`, in `make soak`
+EPOCHS = (15, 50)  # in `make test`, in `make soak`
 WARM_UP = 10
 MAX_GROWTH_MIB = 8.0  # of the allocator; a leak of one batch per epoch would be more
 
@@ -44,7 +44,11 @@ def test_epochs_leak_nothing(
     record_property("epochs without a leak", epochs)
 
 
-def test_workers_end_with_a_command_that_is_killed(tmp_path: Path, commands: Commands) -> None:
+def test_workers_end_with_a_command_that_is_killed(
+    tmp_path: Path, commands: Commands, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--soak"):
+        pytest.skip("starting workers takes long; make soak")
     left = unused_shared_memory()
     command = start(commands.flags("workers", tmp_path / "out"))
     deadline = time.monotonic() + PATIENCE_S

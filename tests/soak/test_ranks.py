@@ -127,7 +127,7 @@ RUN = [*FLAGS.split(), *["-e", "12", "-b", "64", "--validation", "leave-one-out"
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
-    tmp_path: Path, whole: tuple[Path, float], number: int
+    tmp_path: Path, whole: tuple[Path, float], number: int, record_property: Callable[[str, object], None]
 ) -> None:
     rng = random.Random(number)
     folder, whole_s = whole
@@ -140,6 +140,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+            record_property("kills", 1)
         # A run killed before it has written anything starts again.
         if output.exists():
             flags = ["--resume", str(output)]
@@ -164,13 +165,17 @@ def _pipes(process: int | str) -> set[str]:
     return {name for name in found if name.startswith("pipe:")}
 
 
-def _kill_one(launcher: subprocess.Popen[str], rng: random.Random, after_s: float) -> None:
-    """Kill a rank or the launcher after a while; the others end, and a killed rank is reported."""
+def _kill_one(launcher: subprocess.Popen[str], rng: random.Random, after_s: float) -> bool:
+    """Kill a rank or the launcher after a while; the others end, and a killed rank is reported.
+
+    Returns:
+        False if they had ended before.
+    """
     left = unused_shared_memory()
     try:
         output, _ = launcher.communicate(timeout=after_s)
         assert launcher.returncode == 0, output
-        return
+        return False
     except subprocess.TimeoutExpired:
         ranks = ranks_of(launcher)
     victim = rng.choice([launcher.pid, *ranks, *ranks])
@@ -186,6 +191,7 @@ def _kill_one(launcher: subprocess.Popen[str], rng: random.Random, after_s: floa
         assert time.monotonic() < deadline, "ranks outlive their launcher"
         time.sleep(0.01)
     assert unused_shared_memory() <= left
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -208,8 +214,7 @@ def test_a_kill_of_one_of_two_ranks(
     flags, whole, whole_s = two_ranks[("train", "members")[number % 2]]
     output = tmp_path / "run"
     flags = [str(output) if flag == str(whole) else flag for flag in flags]
-    _kill_one(start(flags), rng, rng.uniform(0.1, 1.0) * whole_s)
-    record_property("kills of ranks", 1)
+    record_property("kills of two ranks", int(_kill_one(start(flags), rng, rng.uniform(0.1, 1.0) * whole_s)))
     finish(["train.py", "--resume", str(output)] if output.exists() else flags)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert metrics_of(output) == metrics_of(whole)
