@@ -31,7 +31,8 @@ from workflows.common.errors import UserError, run_command
 from workflows.common.files import check_output, check_outside, staged_folder
 from workflows.common.progress import console, stage
 from workflows.common.staging import staged_file
-from workflows.device.frames import FrameDevice, frame_device, usable_cores
+from workflows.device.cores import usable_cores
+from workflows.device.frames import FrameDevice, frame_device
 from workflows.sampling.config import Sampling
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from dask.optimization import cull
 
 from workflows.common.errors import UserError
 from workflows.common.progress import console
-from workflows.device.frames import FrameDevice, usable_cores
+from workflows.device.cores import usable_cores
+from workflows.device.frames import FrameDevice
 
 _RESTART_S = 30.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from workflows.device.cores import usable_cores
 
 _PACKAGES = ("nvtabular", "merlin-core", "dask", "pandas", "numpy", "pyarrow", "torch")
 _ROOT = Path(__file__).parents[2]
@@ -19,7 +20,7 @@ def describe_machine() -> dict[str, Any]:
     """Facts as JSON values; None for those that this system does not report."""
     return {
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": psutil.virtual_memory().total,
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from workflows.common.documents import load_json
 from workflows.common.errors import UserError
 from workflows.common.progress import console
 
@@ -17,10 +17,7 @@ def read_result(path: Path, name: str, keys: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: the file is not such a result.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise UserError(f"{path} is not valid JSON ({err}); pass the {name} that this command wrote") from None
+    result = load_json(path, "a result of this command", f"pass the {name} that it wrote", max_bytes=1 << 26)
     if not isinstance(result, dict) or not set(keys) <= result.keys():
         raise UserError(f"{path} is not a result of this command; pass the {name} that it wrote")
     return result

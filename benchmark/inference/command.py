@@ -149,6 +149,7 @@ def _onnx(model: NeuMF) -> Score:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # as torch's, see `share_cores`
     with tempfile.TemporaryDirectory(prefix="neumf-benchmark-") as folder:
         path = Path(folder) / "model.onnx"
         write_onnx(path, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from workflows.operators.saved import read_categories
 
 Id = int | str
 _SHOWN = 3
+_INTEGER, _MAX_DIGITS = re.compile(r"-?[0-9]+(\.0+)?"), 1000
 
 
 class Vocabulary:
@@ -27,7 +29,10 @@ class Vocabulary:
         """
         self.what = what
         self._is_text = not pd.api.types.is_integer_dtype(originals.dtype)
-        self._index = pd.Index(originals if self._is_text else originals.astype(np.int64))
+        if not self._is_text:
+            beyond = originals.dtype == np.uint64 and len(originals) and int(originals.max()) > np.iinfo(np.int64).max
+            originals = originals.astype(np.uint64 if beyond else np.int64)
+        self._index = pd.Index(originals)
         if not self._index.is_unique:
             raise UserError(
                 f"the list of original {what} ids contains {self._index[self._index.duplicated()].tolist()[0]!r} twice"
@@ -54,17 +59,21 @@ class Vocabulary:
     def find(self, ids: Sequence[Id], trained: np.ndarray | None = None) -> np.ndarray:
         """The encoded ids of original ids, int64, -1 for unknown ones; `trained` as in `known`.
 
-        An integer may be given as text in its canonical form ("7", not "07"); text must match exactly.
+        Ids are read as in a log: blanks around them do not count, and text may be an integer ("7", "07", "7.0").
         """
         numbers = self._find(ids)
         return numbers if trained is None else np.where((numbers >= 0) & trained[numbers], numbers, -1)
 
     def _find(self, ids: Sequence[Id]) -> np.ndarray:
         if self._is_text:
-            return self._index.get_indexer(pd.Index([str(one) for one in ids], dtype=object))
-        numbers = [_integer(one) for one in ids]
-        found = self._index.get_indexer(pd.Index([0 if one is None else one for one in numbers], dtype=np.int64))
-        return np.where([one is None for one in numbers], -1, found)
+            texts = [str(one) for one in ids]
+            found = self._index.get_indexer(pd.Index(texts, dtype=object))
+            unknown = np.flatnonzero(found < 0)  # originals have blanks around them only if no log was read for them
+            found[unknown] = self._index.get_indexer(pd.Index([texts[i].strip() for i in unknown], dtype=object))
+            return found
+        numbers = [self._integer(one) for one in ids]
+        found = self._index.get_indexer(pd.Index([n or 0 for n in numbers], dtype=self._index.dtype))
+        return np.where([n is None for n in numbers], -1, found)
 
     def rows_in(self, other: Vocabulary) -> np.ndarray:
         """The encoded id in `other` of each id, int64 [N], -1 if it is unknown there; an integer equals its text."""
@@ -78,11 +87,17 @@ class Vocabulary:
         return pa.array(self._index[:n])
 
     def spelt(self, ids: Sequence[Id]) -> np.ndarray:
-        """The given ids in the type of the originals, int64 or text; all as text if one is not an integer."""
-        numbers = [None if self._is_text else _integer(one) for one in ids]
-        if self._is_text or None in numbers:
-            return np.array([str(one) for one in ids], dtype=object)
-        return np.array(numbers, dtype=np.int64)
+        """The given ids in the type and spelling of the originals; all as text if one is not an integer."""
+        if not self._is_text:
+            numbers = [self._integer(one) for one in ids]
+            if None not in numbers:
+                return np.array(numbers, dtype=self._index.dtype)
+            texts = [str(one).strip() if n is None else str(n) for one, n in zip(ids, numbers, strict=True)]
+            return np.array(texts, dtype=object)
+        spelt = np.array([str(one).strip() for one in ids], dtype=object)
+        found = self.find(ids)
+        spelt[found >= 0] = self.originals(found[found >= 0])
+        return spelt
 
     def known(self, ids: Sequence[Id], or_else: str = "", trained: np.ndarray | None = None) -> np.ndarray:
         """The encoded ids of original ids, int64.
@@ -111,11 +126,10 @@ class Vocabulary:
         """The original ids of encoded ids, int64 or text, in the same shape."""
         return self._index.to_numpy()[numbers]
 
-
-def _integer(one: Id) -> int | None:
-    """An id as a 64-bit integer; None if it is not one, or is text in a non-canonical form."""
-    try:
-        number = int(one)
-    except (ValueError, TypeError):
-        return None
-    return number if str(one) == str(number) and -(1 << 63) <= number < 1 << 63 else None
+    def _integer(self, one: Id) -> int | None:
+        """An id as an integer of the originals' type; None if it is not one."""
+        text = str(one).strip()
+        if _INTEGER.fullmatch(text) is None or len(text) > _MAX_DIGITS:
+            return None
+        number, limits = int(text.partition(".")[0]), np.iinfo(self._index.dtype)
+        return number if limits.min <= number <= limits.max else None

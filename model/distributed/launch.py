@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from typing import IO
 
 from workflows.common.errors import UserError
-from workflows.device.frames import usable_cores
+from workflows.device.cores import environment_of_rank
 
 _GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
 _POLL_S = 0.05
@@ -44,8 +44,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
             for rank in range(processes):
                 output = stack.enter_context(tempfile.TemporaryFile()) if rank else None
                 environment = {
-                    "OMP_NUM_THREADS": str(max(1, usable_cores() // processes)),
-                    **os.environ,
+                    **environment_of_rank(processes),
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
                     "WORLD_SIZE": str(processes),

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from model.ensemble import ease
 from model.ensemble.members import MemberConfig, MemberTrainer
-from model.evaluation.expected_metrics import expected_means
+from model.evaluation.expected_metrics import comparable, expected_means
+from model.evaluation.metrics import all_hit
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.config import TrainConfig
+from workflows.common.errors import UserError
 from workflows.common.progress import console
 from workflows.device.torch_device import torch_generator
 from workflows.sampling import counter_rng
@@ -55,7 +57,11 @@ class ValidationRanking:
 
     @staticmethod
     def from_rows(members: MemberTrainer, validation_items: Tensor, drawn: int, k: int, seed: int) -> ValidationRanking:
-        """All users with a held-out item, or a seeded random sample of what the memory limit allows."""
+        """All users with a held-out item, or a seeded random sample of what the memory limit allows.
+
+        Raises:
+            UserError: every model would hit.
+        """
         n_items, device = members.columns.n_items, validation_items.device
         users = (validation_items >= 0).nonzero().squeeze(1)
         order = torch.randperm(len(users), generator=torch_generator(seed, torch.device("cpu"))).to(device)
@@ -66,13 +72,26 @@ class ValidationRanking:
         for block in members.batches(0.0).blocks():
             rows = index[block.users][block.owners]
             seen[rows[rows >= 0], block.items[rows >= 0]] = True
-        return ValidationRanking(users, validation_items[users].long(), seen, drawn, k)
+        ranking = ValidationRanking(users, validation_items[users].long(), seen, drawn, k)
+        if ranking.n_left_out == len(users):
+            raise UserError(all_hit(k, 1 + min(drawn, int(ranking.others.max()))))
+        return ranking
+
+    @property
+    def others(self) -> Tensor:
+        """Number of items ranked with each held-out one, int64 [V]."""
+        return (~self.seen).sum(1) - 1
+
+    @property
+    def n_left_out(self) -> int:
+        """Number of users left out of the metrics, see `comparable`."""
+        return int((~comparable(self.others, self.drawn, self.k)).sum())
 
     def quality(self, scores: Tensor) -> tuple[float, float]:
         """Expected HR@k and NDCG@k of scores [V, n_items]."""
         own = scores.gather(1, self.items[:, None])
         ahead = (~(scores < own) & ~self.seen).sum(1) - 1
-        return expected_means(ahead, (~self.seen).sum(1) - 1, self.drawn, self.k)
+        return expected_means(ahead, self.others, self.drawn, self.k)
 
     def weights(self, features: Sequence[Tensor]) -> list[float]:
         """Maximum-likelihood weights: the softmax of the weighted sum of scores over all unseen items predicts the

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from model.data.test_set import TestSet
 from model.data.user_items import UserItems
 from model.distributed.process_group import ProcessGroup
-from model.evaluation.metrics import EvalMetrics, RankMeans, auc, full_ranks, positive_ranks, repeated
+from model.evaluation.metrics import EvalMetrics, RankMeans, all_hit, auc, full_ranks, positive_ranks, repeated
 from workflows.common.errors import UserError
 from workflows.device.torch_device import synchronize
 
@@ -62,11 +63,27 @@ class Evaluator:
         self._resident: list[Sequence[Tensor]] | None = None
 
     @torch.inference_mode()
+    def check_topk(self) -> None:
+        """Raise UserError if every scorer would hit, since no series has more than k distinct candidates."""
+        most = 0
+        with closing(self._candidate_counts()) as counts:
+            for of_series in counts:
+                most = max(most, int(of_series.max()))  # host sync: once per piece, of which one is usually enough
+                if most > self.config.k:
+                    break
+        most = max(int(of_rank) for of_rank in self.world.gather(torch.tensor([most])))
+        if 0 < most <= self.config.k:
+            raise UserError(all_hit(self.config.k, most))
+
+    @torch.inference_mode()
     def evaluate(self, build: Callable[[], AnyScorer]) -> EvalMetrics:
         """Rank the test rows by a scorer.
 
         Args:
             build: returns the scorer; the time this takes is part of `seconds`.
+
+        Raises:
+            UserError: no series has more than k distinct candidates, or none has a positive.
         """
         started, scorer = time.perf_counter(), build()
         if self._exclude is not None:
@@ -85,17 +102,21 @@ class Evaluator:
         counts = torch.zeros(n_ranks, dtype=torch.float64, device=device)
         n_items = self.rows.columns.n_items
         recommended = torch.zeros(n_items + 1, dtype=torch.float64, device=device)  # the last one is no item
-        sums = torch.zeros(2, dtype=torch.float64, device=device)
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
         for ranked in measured:
-            counts.scatter_add_(0, ranked.ranks, torch.ones_like(ranked.ranks, dtype=torch.float64))
-            recommended.index_fill_(0, torch.where(ranked.is_first, ranked.first_items, n_items).view(-1).long(), 1.0)
-            sums += torch.stack((ranked.loss_sum.double(), ranked.samples.double()))
+            counted = ranked.candidates > self.config.k  # every scorer hits in the others
+            counts.scatter_add_(0, ranked.ranks, counted.double())
+            listed = ranked.is_first & counted[:, None]
+            recommended.index_fill_(0, torch.where(listed, ranked.first_items, n_items).view(-1).long(), 1.0)
+            sums += torch.stack((ranked.loss_sum.double(), ranked.samples.double(), (~counted).sum().double()))
         for tensor in (counts, recommended, sums):
             self.world.sum(tensor)
+        loss_sum, samples, left_out = sums.tolist()  # host sync: once per evaluation
         if not counts.any():  # host sync: once per evaluation
+            if left_out:
+                self.check_topk()
             raise UserError("the test rows contain no positive, so there is nothing to rank")
         means = RankMeans.from_counts(counts.tolist(), self.config.k)  # host sync: once per evaluation
-        loss_sum, samples = sums.tolist()
         coverage = float((recommended[:-1] > 0).double().mean())
         synchronize(device)
         seconds = time.perf_counter() - started
@@ -107,6 +128,7 @@ class Evaluator:
             samples / seconds,
             mrr=means.mrr,
             coverage=coverage,
+            series_left_out=int(left_out),
         )
 
     def _rank_series(self, scorer: AnyScorer, length: int) -> Iterator[_Ranked]:
@@ -121,23 +143,36 @@ class Evaluator:
             best = torch.where(is_duplicate, -torch.inf, logits).topk(min(self.config.k, length), dim=1)
             first, samples = items.gather(1, best.indices), torch.full_like(loss, logits.numel(), dtype=torch.float64)
             ranks = positive_ranks(logits, items, is_duplicate)
-            yield _Ranked(ranks, first, best.values > -torch.inf, loss, samples)
+            yield _Ranked(ranks, (~is_duplicate).sum(dim=1), first, best.values > -torch.inf, loss, samples)
 
     def _rank_all(self, scorer: AnyScorer, exclude: UserItems) -> Iterator[_Ranked]:
         """Rank each positive against all items but the excluded ones."""
         n_items = self.rows.columns.n_items
-        for users, positives, side in self._positives(max(1, min(self.config.batch_size, _PIECE_PAIRS) // n_items)):
-            scores, column = scorer.all_items(users, *side).float(), positives[:, None]
+        for users, positives, side in self._positives(self._piece_users):
+            scores = scorer.all_items(users, *side).float()
             owners, others = exclude.pairs(users)
-            ranks, own = full_ranks(scores, positives, owners, others), scores.gather(1, column)
-            ranked = torch.ones_like(scores, dtype=torch.bool)
-            ranked[owners, others] = False
-            ranked.scatter_(1, column, True)
+            ranks, own = full_ranks(scores, positives, owners, others), scores.gather(1, positives[:, None])
+            ranked = self._candidates(positives, owners, others)
             scores.masked_fill_(~ranked, -torch.inf)  # excluded from the loss and from recommendations
             best = scores.topk(min(self.config.k, n_items), dim=1)
             # The cross-entropy is softplus(score), minus the score itself for a positive.
             loss = nn.functional.softplus(scores).sum() - own.sum()
-            yield _Ranked(ranks, best.indices, best.values > -torch.inf, loss, ranked.sum())
+            yield _Ranked(ranks, ranked.sum(dim=1), best.indices, best.values > -torch.inf, loss, ranked.sum())
+
+    def _candidates(self, positives: Tensor, owners: Tensor, others: Tensor) -> Tensor:
+        """Whether each item is ranked for a user, bool [U, n_items]; other arguments as of `full_ranks`."""
+        ranked = torch.ones(len(positives), self.rows.columns.n_items, dtype=torch.bool, device=positives.device)
+        ranked[owners, others] = False
+        return ranked.scatter_(1, positives[:, None], True)
+
+    def _candidate_counts(self) -> Generator[Tensor, None, None]:
+        """Number of distinct candidates of this rank's series, int64 [S] a piece."""
+        if self._exclude is not None:
+            for users, positives, _ in self._positives(self._piece_users):
+                yield self._candidates(positives, *self._exclude.pairs(users)).sum(dim=1)
+        elif self.length is not None:
+            for _, items, *_ in self._pieces(self.length):
+                yield (~repeated(items.reshape(-1, self.length))).sum(dim=1)
 
     def _positives(self, n_users: int) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
         """This rank's positives, `n_users` at a time: user, item, side features of the row."""
@@ -167,6 +202,10 @@ class Evaluator:
     @property
     def _piece_rows(self) -> int:
         return min(self.config.batch_size, _PIECE_ROWS)
+
+    @property
+    def _piece_users(self) -> int:
+        return max(1, min(self.config.batch_size, _PIECE_PAIRS) // self.rows.columns.n_items)
 
     def _pieces(self, length: int) -> Iterable[Sequence[Tensor]]:
         """This rank's share of the rows, in pieces of whole series of `length`."""
@@ -222,11 +261,13 @@ class _Ranked:
 
     Attributes:
         ranks: int64 [S], the rank of each positive.
+        candidates: int64 [S], the number of distinct items of each series.
         first_items, is_first: the items in the top k, with repeats, and whether each counts: equal shapes.
         loss_sum, samples: scalars, summed loss and number of all ranked pairs.
     """
 
     ranks: Tensor
+    candidates: Tensor
     first_items: Tensor
     is_first: Tensor
     loss_sum: Tensor

@@ -14,9 +14,15 @@ from torch import Tensor
 
 
 def expected_means(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[float, float]:
-    """Expected HR@k and NDCG@k over the draws, averaged over all users. See `expected`."""
+    """Expected HR@k and NDCG@k over the draws, averaged over the users who are `comparable`. See `expected`."""
     hits, gains = expected(ahead, others, drawn, k)
-    return float(hits.mean()), float(gains.mean())
+    counted = comparable(others, drawn, k)
+    return float(hits[counted].mean()), float(gains[counted].mean())
+
+
+def comparable(others: Tensor, drawn: int, k: int) -> Tensor:
+    """Whether a user's series has more than `k` distinct items: with fewer, any model hits; bool, as `others`."""
+    return others.clamp(max=drawn) >= k
 
 
 def expected(ahead: Tensor, others: Tensor, drawn: int, k: int) -> tuple[Tensor, Tensor]:

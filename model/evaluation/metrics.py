@@ -105,7 +105,8 @@ class EvalMetrics:
     """Means over all series, or `auc` over all rows if they are not series (None if there is only one label).
 
     `loss` is binary cross-entropy on logits (NaN for NaN scores), `coverage` the share of all items that are in at
-    least one top k.
+    least one top k. `series_left_out` of the means (but not of the loss) are series with k distinct items or fewer, in
+    which any model hits; None if the rows are not series.
     """
 
     hit_rate: float | None
@@ -116,6 +117,12 @@ class EvalMetrics:
     auc: float | None = None
     mrr: float | None = None
     coverage: float | None = None
+    series_left_out: int | None = None
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no score was NaN or infinite."""
+        return math.isfinite(self.loss)
 
     @property
     def quality(self) -> float | None:
@@ -148,3 +155,13 @@ UNKNOWN = EvalMetrics(hit_rate=None, ndcg=None, loss=math.nan, seconds=0.0, samp
 def compared_names(k: int) -> tuple[str, ...]:
     """The names of the metrics that models are compared by."""
     return (f"hr@{k}", f"ndcg@{k}", "auc")
+
+
+def all_hit(k: int, most: int) -> str:
+    """The error for series that have at most `most` distinct items each, `k` or fewer."""
+    lower = f"lower it to {most - 1} or less, or " if most > 1 else ""
+    items = f"{most} distinct item{'s' if most > 1 else ''}"
+    return (
+        f"--topk {k}: no series has more than {items}, so every model would hit; {lower}prepare the data "
+        "with more --test-negatives or more items"
+    )

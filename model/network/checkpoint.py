@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,18 @@ import safetensors
 import safetensors.torch
 import torch
 
-from model.network.neumf import NeuMF, NeuMFConfig
+from model.network.neumf import NeuMF, NeuMFConfig, require_network
+from model.network.weights import check_weights, read_weights
 from preprocessing.spec.feature_columns import SideFeature
-from workflows.common.errors import UserError
+from preprocessing.spec.feature_spec import MAX_IDS
+from workflows.common.documents import load_json
+from workflows.common.errors import UserError, bounded
 from workflows.common.files import replace_file, write_json
 from workflows.common.staging import staged_file
 
 WEIGHTS_NAME, CONFIG_NAME = "model.safetensors", "config.json"
 FORMAT = 1
+_MAX_CONFIG_BYTES = 1 << 26  # a bit per user, as text: see `model.data.record`
 _AS_IN_TRAINING = "set --factors, --layers and --data as in training"
 
 
@@ -56,11 +59,11 @@ def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
 def load_factors(path: Path, n_users: int, n_items: int, width: int) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Read the output of `save_factors`; None if it is missing or something else."""
     try:
-        known = safetensors.torch.load_file(path)
-    except (OSError, safetensors.SafetensorError):
+        known = read_weights(path)
+    except UserError:
         return None
-    shapes = {name: tuple(tensor.shape) for name, tensor in known.items()}
-    if shapes != {"users": (n_users, width), "items": (n_items, width)}:
+    found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in known.items()}
+    if found != {"users": ((n_users, width), torch.float32), "items": ((n_items, width), torch.float32)}:
         return None
     return known["users"], known["items"]
 
@@ -78,15 +81,15 @@ def load_run(folder: Path, device: torch.device) -> Run:
     """Load a run folder.
 
     Raises:
-        UserError: not a run, or weights that do not fit its config.
+        UserError: not a run, weights that do not fit its config, or a network that does not fit into memory.
     """
     shape, config = read_config(folder)
+    require_network(shape, str(folder / CONFIG_NAME))
+    weights = read_weights(folder / WEIGHTS_NAME)
+    with torch.device("meta"):
+        check_weights(NeuMF(shape), weights, folder / WEIGHTS_NAME, _AS_IN_TRAINING)
     model = NeuMF(shape)
-    try:
-        weights = safetensors.torch.load_file(folder / WEIGHTS_NAME)
-    except (OSError, safetensors.SafetensorError) as err:
-        raise UserError(f"{folder / WEIGHTS_NAME}: not readable weights ({err})") from None
-    fill(model, weights, folder / WEIGHTS_NAME)
+    _set_weights(model, weights, folder / WEIGHTS_NAME)
     return Run(folder, model.to(device).eval(), config)
 
 
@@ -97,19 +100,19 @@ def read_config(folder: Path) -> tuple[NeuMFConfig, dict[str, Any]]:
         UserError: not a run.
     """
     path = folder / CONFIG_NAME
+    if not path.exists():
+        raise UserError(f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}")
+    config = load_json(path, "the config of a trained run", max_bytes=_MAX_CONFIG_BYTES, paths=True)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         shape = _config(config["model"])
         if not all(isinstance(config[name], str) for name in ("data", "feature_spec_file")):
             raise ValueError("data and feature_spec_file should be text")
         if not all(isinstance(name, str) for name in dict(config.get("features", {})).values()):
             raise ValueError("features should be names")
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is no trained run (no {CONFIG_NAME}); train one: python train.py --output {folder}"
-        ) from None
     except (ValueError, KeyError, TypeError) as err:
-        raise UserError(f"{path} is not the config of a trained run ({err!r})") from None
+        raise UserError(f"{path} is not the config of a trained run ({bounded(repr(err), 200)})") from None
+    except UserError as err:
+        raise UserError(f"{path} is not the config of a trained run ({bounded(str(err), 200)})") from None
     return shape, config
 
 
@@ -118,6 +121,13 @@ def _config(shape: dict[str, Any]) -> NeuMFConfig:
     known = dict(shape, layers=tuple(shape["layers"]))
     for side in ("row_side", "item_side"):
         known[side] = tuple(SideFeature(**feature) for feature in known.get(side, ()))
+    features = [*known["row_side"], *known["item_side"]]
+    sizes = [known["n_users"], known["n_items"], known.get("factors", 0), *known["layers"]]
+    sizes += [feature.cardinality for feature in features if feature.cardinality is not None]
+    if not all(type(size) is int and 0 <= size <= MAX_IDS for size in sizes):
+        raise ValueError(f"sizes should be whole numbers 0 .. {MAX_IDS}")
+    if not all(isinstance(feature.name, str) for feature in features):
+        raise ValueError("side features should have names")
     return NeuMFConfig(**known)
 
 
@@ -145,47 +155,21 @@ def load_weights(path: Path, model: NeuMF) -> None:
     fill(model, read_weights(path), path, remedy)
 
 
-def read_weights(path: Path) -> dict[str, Any]:
-    """The content of a file that `load_weights` takes, without the prefix.
-
-    Raises:
-        UserError: unreadable, or not a state dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            weights = safetensors.torch.load_file(path)
-        else:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch and safetensors raise many exception types for foreign files
-        first_line = str(err).splitlines()[0] if str(err) else repr(err)
-        raise UserError(f"{path}: not a readable checkpoint ({first_line})") from None
-    if not isinstance(weights, dict):
-        raise UserError(f"{path}: expected a state dict, got {type(weights).__name__}")
-    return {str(name).removeprefix("module."): value for name, value in weights.items()}
-
-
 def fill(model: NeuMF, weights: dict[str, Any], path: Path, remedy: str = _AS_IN_TRAINING) -> None:
     """Set all weights of a network.
 
     Raises:
-        UserError: as `check_shapes`, or an item's side feature is beyond its cardinality.
+        UserError: as `check_weights`, or an item's side feature is beyond its cardinality.
     """
-    check_shapes(model, weights, path, remedy)
+    check_weights(model, weights, path, remedy)
+    _set_weights(model, weights, path)
+
+
+def _set_weights(model: NeuMF, weights: dict[str, Any], path: Path) -> None:
     for number, feature in enumerate(model.config.item_side):
         values = weights[f"item_side_{number}"]
         if feature.cardinality is not None and not ((values >= 0) & (values <= feature.cardinality)).all():
-            raise UserError(f"{path}: item_side_{number} holds values of {feature.name!r} beyond its cardinality")
+            raise UserError(
+                f"{path}: item_side_{number} holds values of {bounded(feature.name)!r} beyond its cardinality"
+            )
     model.load_state_dict({name: weights[name] for name in model.state_dict()})
-
-
-def check_shapes(model: NeuMF, weights: dict[str, Any], path: Path, remedy: str) -> None:
-    """Raises UserError if names or shapes of weights are not those of the network; lists all differences."""
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items() if isinstance(value, torch.Tensor)}
-    if expected != found:
-        wrong = [
-            f"{name}: expected {expected.get(name, 'nothing')}, got {found.get(name, 'nothing')}"
-            for name in sorted(expected.keys() | found.keys())
-            if expected.get(name) != found.get(name)
-        ]
-        raise UserError(f"{path} does not fit the network ({'; '.join(wrong)}); {remedy}")

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from preprocessing.spec.feature_columns import SideFeature
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
+from workflows.device.memory import require_memory
 
 ARCHITECTURES = ("gmf", "mlp", "neumf")
+_MAX_LAYERS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +46,25 @@ class NeuMFConfig:
         if self.factors < 1 and self.arch != "mlp":
             wrong.append(f"--factors should be 1 or more, got {self.factors}")
         if self.arch != "gmf" and (not self.layers or min(self.layers) < 1):
-            wrong.append(f"--layers should be widths of 1 or more, got {list(self.layers)}")
+            wrong.append(f"--layers should be widths of 1 or more, got {bounded(str(list(self.layers)))}")
         elif self.layers[0] % 2:
             wrong.append(f"the first of --layers should be even (half user, half item), got {self.layers[0]}")
+        elif len(self.layers) > _MAX_LAYERS:
+            wrong.append(f"--layers should be at most {_MAX_LAYERS} widths, got {len(self.layers):,}")
         if not 0.0 <= self.dropout < 1.0:
             wrong.append(f"--dropout should be in [0, 1), got {self.dropout}")
         if wrong:
             raise UserError("; ".join(wrong))
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the network and values of its item tables."""
+        side = (*self.row_side, *self.item_side)
+        widths = (self.layers[0] + sum(map(side_width, side)), *self.layers[1:])
+        tables = (self.n_users + self.n_items) * (self.factors + self.layers[0] // 2)
+        layers = sum((a + 1) * b for a, b in pairwise(widths)) + self.factors + widths[-1] + 1
+        categories = sum((one.cardinality + 1) * side_width(one) for one in side if one.cardinality is not None)
+        return tables + layers + categories + self.n_items * len(self.item_side)
 
 
 def side_width(feature: SideFeature) -> int:
@@ -59,6 +73,22 @@ def side_width(feature: SideFeature) -> int:
     Enough to distinguish all categories, yet too few for a feature to crowd out the user and the item.
     """
     return 1 if feature.cardinality is None else feature.cardinality.bit_length()
+
+
+def require_network(shape: NeuMFConfig, whose: str, copies: int = 1, left_bytes: int | None = None) -> None:
+    """Refuse a network that does not fit into memory, before it is made.
+
+    Args:
+        whose: where its sizes come from, for the message.
+        copies: of its parameters: 1 to use them, 4 to train them (gradients, and two moments of Adam).
+        left_bytes: see `require_memory`.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    what = f"a network of {shape.n_parameters:,} parameters ({shape.n_users:,} users, {shape.n_items:,} items; {whose})"
+    remedy = "lower --factors or --layers, or check the numbers of users and items"
+    require_memory(4 * copies * shape.n_parameters, what, remedy, left_bytes)
 
 
 class NeuMF(nn.Module):
@@ -125,6 +155,10 @@ class NeuMF(nn.Module):
     def item_tables(self) -> list[Tensor]:
         """Per-item values of each `item_side` feature, int32 or float32, shape [n_items]."""
         return [self.get_buffer(f"item_side_{number}") for number in range(len(self.config.item_side))]
+
+    def is_finite(self) -> bool:
+        """Whether no parameter is NaN or infinite."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.parameters())
 
     def forward(self, users: Tensor, items: Tensor, *row_side: Tensor) -> Tensor:
         """Score user-item pairs.

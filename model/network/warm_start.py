@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, check_shapes, read_config, read_weights
+from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, read_config
 from model.network.neumf import NeuMF, NeuMFConfig, side_width
+from model.network.weights import check_weights, read_weights
 from preprocessing.spec.feature_columns import SideFeature
 from workflows.common.errors import UserError
 from workflows.common.files import read_json
@@ -98,7 +99,7 @@ def carry_over(model: NeuMF, run: TrainedRun, rows: RowMap, new_rows: str, with_
     weights = read_weights(run.weights)
     with torch.device("meta"):
         trained = NeuMF(run.shape)
-    check_shapes(trained, weights, run.weights, f"they are not the weights of {run.folder / CONFIG_NAME}")
+    check_weights(trained, weights, run.weights, f"they are not the weights of {run.folder / CONFIG_NAME}")
     tables = dict(_tables(model.config, run.shape, rows))
     for name, parameter in model.named_parameters():
         source = weights.pop(name)  # freed when carried over

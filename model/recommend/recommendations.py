@@ -14,6 +14,7 @@ from torch import Tensor
 from model.data.vocabulary import Id
 
 Basis = Literal["model", "popularity"]
+Scale = Literal["probability", "logit"]  # of the model's scores
 _BASES: tuple[Basis, Basis] = ("model", "popularity")
 
 
@@ -24,8 +25,8 @@ class Ranking:
     Attributes:
         basis: "model", or "popularity" for users unknown to the model.
         items: original ids; fewer than requested if no more are left.
-        scores: the model's probability of an interaction, or for popularity the share of users who interacted with
-            the item in train.
+        scores: the model's (see `Recommender.scale`), or for popularity the share of users who interacted with the item
+            in train.
     """
 
     user: Id

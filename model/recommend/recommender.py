@@ -1,4 +1,4 @@
-"""Inference with a trained run: recommendations and probabilities of pairs, in original ids."""
+"""Inference with a trained run: recommendations and scores of pairs, in original ids."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from model.data.user_items import take_lists
 from model.data.vocabulary import Id, Vocabulary
 from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import Run, load_run
-from model.recommend.recommendations import Recommendations, best
+from model.recommend.recommendations import Recommendations, Scale, best
 from model.recommend.user_data import PreparedInteractions, UserHistories
 from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
 from workflows.device.torch_device import torch_device
 
 UnknownUsers = Literal["error", "popular"]
+UnknownItems = Literal["error", "skip"]
 
 _Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
 _OR_POPULAR = ", or recommend popular items with --unknown-users popular"
+_OR_SKIP = ", or leave such candidates out with --unknown-items skip"
 _BLOCK_SCORES = 1 << 23  # held at once, 4 bytes each
 
 
@@ -90,6 +92,7 @@ class Recommender:
         exclude_seen: bool = True,
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
+        unknown_items: UnknownItems = "error",
     ) -> Recommendations:
         """The k best items for each user; ties are ordered by internal item id.
 
@@ -100,11 +103,13 @@ class Recommender:
             unknown_users: for users the run was not trained on, raise, or recommend the items with most interactions
                 in train. That includes users of the folder without a train interaction when the run was trained, and
                 users with no rows if the network needs their side features.
+            unknown_items: for candidates the run was not trained on, raise, or leave them out.
 
         Raises:
-            UserError: `k` is below 1, a user or candidate is unknown, or the network's scores are NaN.
+            UserError: `k` is below 1, a user or candidate is unknown (with "skip": every candidate), or the network's
+                scores are NaN.
         """
-        choice = self._choice(k, exclude_seen, candidates)
+        choice = self._choice(k, exclude_seen, candidates, unknown_items)
         trained = self._data.trained
         if unknown_users == "popular":
             numbers = self.users.find(users, trained)
@@ -120,18 +125,30 @@ class Recommender:
         exclude_seen: bool = True,
         candidates: Sequence[Id] | None = None,
         unknown_users: UnknownUsers = "error",
+        unknown_items: UnknownItems = "error",
     ) -> Iterator[Recommendations]:
         """As `recommend`, for all users that the run was trained on, one train partition at a time."""
-        choice, trained = self._choice(k, exclude_seen, candidates), self._data.trained
+        choice, trained = self._choice(k, exclude_seen, candidates, unknown_items), self._data.trained
         for known in [self._held] if self._held is not None else self._interactions.by_part():
             if not trained.all():
                 known = known.take(known.users[trained[known.users]])
             users = self.users.originals(known.users)
             yield self._recommendations(users, known.users, known, choice, unknown_users)
 
+    @property
+    def scale(self) -> Scale:
+        """What the model's scores are: probabilities of an interaction (among negatives like those of training), or
+        logits, which only compare the items of one user: after `--loss softmax`, and of a sum of `--members`."""
+        train = self._run.config.get("train") or {}
+        return "logit" if train.get("members") or train.get("loss") == "softmax" else "probability"
+
+    def _scaled(self, logits: Tensor) -> np.ndarray:
+        scores: np.ndarray = (logits if self.scale == "logit" else torch.sigmoid(logits)).float().cpu().numpy()
+        return scores
+
     @torch.inference_mode()
     def score(self, users: Sequence[Id], items: Sequence[Id]) -> npt.NDArray[np.float32]:
-        """Probability of an interaction for each pair (users[i], items[i]), shape [N].
+        """The score of each pair (users[i], items[i]), shape [N]; see `scale`.
 
         Raises:
             UserError: a user or item is unknown, or the run was not trained on a user; the lengths differ, or the
@@ -147,7 +164,7 @@ class Recommender:
             known = self._usable(self._known(distinct), "error")
             side = [torch.from_numpy(values[index]).to(self._device) for values in known.row_side]
         pairs = [torch.from_numpy(column).to(self._device) for column in (numbers, item_numbers)]
-        return torch.sigmoid(self._scorer(*pairs, *side)).float().cpu().numpy()
+        return self._scaled(self._scorer(*pairs, *side))
 
     def history(self, user: Id) -> list[Id]:
         """A user's interactions: train items in row order (by time, if the folder says so), then held-out items.
@@ -161,14 +178,19 @@ class Recommender:
     def _known(self, users: np.ndarray) -> UserHistories:
         return self._held.take(users) if self._held is not None else self._interactions.of_users(users)
 
-    def _choice(self, k: int, exclude_seen: bool, candidates: Sequence[Id] | None) -> _Choice:
+    def _choice(
+        self, k: int, exclude_seen: bool, candidates: Sequence[Id] | None, unknown_items: UnknownItems
+    ) -> _Choice:
         if k < 1:
             raise UserError(f"-k should be 1 or more, got {k}")
         if candidates is None:
             return _Choice(k, exclude_seen)
         if not len(candidates):
             raise UserError("candidates should contain at least one item, got none")
-        items = np.unique(self.items.known(candidates))
+        items = np.unique(self.items.find(candidates))
+        if unknown_items == "error" or items[-1] < 0:
+            self.items.known(candidates, _OR_SKIP if items[-1] >= 0 else "")
+        items = items[items >= 0]
         column_of = np.full(len(self.items), -1)
         column_of[items] = np.arange(len(items))
         return _Choice(k, exclude_seen, items, column_of)
@@ -208,7 +230,7 @@ class Recommender:
 
     @torch.inference_mode()
     def _ranked(self, known: UserHistories, choice: _Choice) -> _Lists:
-        """The best items of each user: list offsets, internal item ids, probabilities."""
+        """The best items of each user: list offsets, internal item ids, scores."""
         counts, items, scores = [np.zeros(1, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         candidates = torch.from_numpy(choice.items).to(self._device) if choice.items is not None else None
         n_users = max(1, _BLOCK_SCORES // (len(self.items) if choice.items is None else len(choice.items)))
@@ -226,7 +248,7 @@ class Recommender:
             chosen = columns if candidates is None else candidates[columns]
             counts.append(is_left.sum(dim=1).cpu().numpy())
             items.append(chosen[is_left].cpu().numpy())
-            scores.append(torch.sigmoid(found[is_left]).float().cpu().numpy())
+            scores.append(self._scaled(found[is_left]))
         return np.cumsum(np.concatenate(counts)), np.concatenate(items), np.concatenate(scores)
 
     def _popular(self, choice: _Choice) -> tuple[np.ndarray, np.ndarray]:

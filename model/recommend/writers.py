@@ -61,7 +61,7 @@ def _write_json(path: Path, parts: Iterable[Recommendations], titles: Titles) ->
     with path.open("w", encoding="utf-8") as file:
         separator = "["
         for ranking in (ranking for part in parts for ranking in part):
-            file.write(f"{separator}\n{json.dumps(_object(ranking, titles), ensure_ascii=False)}")
+            file.write(f"{separator}\n{json.dumps(_object(ranking, titles), ensure_ascii=False, allow_nan=False)}")
             separator = ","
         file.write("\n]\n")
 

@@ -18,11 +18,12 @@ from model.run.resume import check_resume
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
 from workflows.common.cli import HelpFormatter
-from workflows.common.errors import UserError
+from workflows.common.documents import load_yaml
+from workflows.common.errors import UserError, bounded
 from workflows.common.files import replace_file
 from workflows.device import DEVICES
 
-_MAX_FLAGS_BYTES = 1 << 20
+_LISTED = 20  # problems in a message
 _HEADER = b"# python train.py --config FILE repeats this run; give it another --output.\n"
 OUTPUTS = ("progress", "log", "tensorboard", "curves")
 T = TypeVar("T", RunConfig, TrainConfig, NeuMFConfig)
@@ -70,26 +71,22 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
     Raises:
         UserError: the file is unreadable or invalid; lists every problem.
     """
-    try:
-        if path.stat().st_size > _MAX_FLAGS_BYTES:
-            raise UserError(f"{path} is not a configuration file: it is larger than {_MAX_FLAGS_BYTES:,} bytes")
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as err:
-        raise UserError(f"{path} is not a readable configuration ({err})") from None
+    given = load_yaml(path, "a configuration", "give flags and their values (batch_size: 65536)", paths=True)
     if not isinstance(given, dict):
         raise UserError(f"{path}: expected flags and their values (batch_size: 65536), got {type(given).__name__}")
     actions = {action.dest: action for action in parser._actions if action.dest not in NOT_SAVED}
     flags, wrong = {}, []
     for name, value in given.items():
         if name not in actions:
-            wrong.append(f"{name}: not a flag of train.py")
+            wrong.append(f"{bounded(str(name))}: not a flag of train.py")
             continue
         try:
             flags[name] = _flag(actions[name], value)
         except (ValueError, TypeError, argparse.ArgumentTypeError) as err:
-            wrong.append(f"{name}: {err}")
+            wrong.append(f"{name}: {bounded(str(err), 200)}")
     if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}")
+        more = f"; and {len(wrong) - _LISTED:,} more" if len(wrong) > _LISTED else ""
+        raise UserError(f"{path}: {'; '.join(wrong[:_LISTED])}{more}")
     return flags
 
 
@@ -108,22 +105,22 @@ def _flag(action: argparse.Action, value: Any) -> Any:
         return None
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise ValueError(f"expected true or false, got {value!r}")
+            raise ValueError(f"expected true or false, got {bounded(repr(value))}")
         return value
     if action.nargs in ("+", "*"):
         if not isinstance(value, list):
-            raise ValueError(f"expected a list, got {value!r}")
+            raise ValueError(f"expected a list, got {bounded(repr(value))}")
         return [_scalar(action, item) for item in value]
     return _scalar(action, value)
 
 
 def _scalar(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, bool | list | dict):
-        raise ValueError(f"expected one value, got {value!r}")
+        raise ValueError(f"expected one value, got {bounded(repr(value))}")
     kind = action.type if callable(action.type) else str
     found = kind(str(value))
     if action.choices is not None and found not in action.choices:
-        raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {value!r}")
+        raise ValueError(f"expected one of {', '.join(map(str, action.choices))}, got {bounded(repr(value))}")
     return found
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from model.run.appended import AppendedFile
+from workflows.common.files import to_json
 
 _UNITS = {
     "train_throughput": "samples/s",
@@ -62,7 +62,7 @@ class DLLogger:
             "datetime": datetime.fromtimestamp(now).isoformat(sep=" "),
             "elapsedtime": f"{now - self._started:.6f}",
         }
-        self._file.append(f"DLLL {json.dumps({**stamps, **record})}\n".encode())
+        self._file.append(f"DLLL {to_json({**stamps, **record})}\n".encode())
 
     def close(self) -> None:
         self._file.close()

@@ -20,6 +20,7 @@ from model.run.config import RunConfig
 from model.run.resume import STAGES_DATA, STAGES_NAME
 from model.run.run_writer import METRICS_NAME, RunWriter
 from model.scoring.scorer import Scorer
+from workflows.common.errors import UserError
 from workflows.common.files import write_json
 from workflows.common.progress import console
 
@@ -62,10 +63,13 @@ def train_ensemble(
         members = MemberTrainer(train, settings, world, validation_items, stages, show_progress)
         ranking = ValidationRanking.from_rows(members, validation_items, negatives, settings.topk, settings.seed)
         ensemble = Ensemble.search(members, ranking, settings, config.shape.factors, time_ordered, on_member)
+        left_out = ranking.n_left_out
         del ranking
         everything = MemberTrainer(train, settings, world, None, stages, show_progress)
         model = ensemble.merge_factors(everything)
+        if not model.is_finite():
+            raise UserError("the sum of the members has weights that are NaN; lower --learning_rate")
         test = evaluator.evaluate(lambda: Scorer(model)) if evaluator is not None else None
         if writer is not None:
             throughput = (members.samples + everything.samples) / max(members.seconds + everything.seconds, 1e-9)
-            writer.finish_members(model, ensemble.to_json(), throughput, ensemble.quality, test, popularity)
+            writer.finish_members(model, ensemble.to_json(), throughput, ensemble.quality, left_out, test, popularity)

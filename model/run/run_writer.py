@@ -230,11 +230,14 @@ class RunWriter:
                     **(test.known(k) if validated and test is not None else {}),
                 }
             )
+        chosen = {}
+        if validated and best.scores is not None:
+            chosen = {**self._named(best.scores), "validation_series_left_out": best.scores.series_left_out}
         self._finish(
             test,
             popularity,
             {
-                **(self._named(best.scores) if validated and best.scores is not None else {}),
+                **chosen,
                 "train_loss": best.train_loss,
                 "best_epoch": best.epoch,
                 "epochs": len(history.epochs),
@@ -268,6 +271,7 @@ class RunWriter:
         recipe: dict[str, Any],
         throughput: float,
         quality: tuple[float, float],
+        left_out: int,
         test: EvalMetrics | None,
         popularity: EvalMetrics | None,
     ) -> None:
@@ -277,6 +281,7 @@ class RunWriter:
             recipe: the members and their weights, as JSON.
             throughput: positives trained on per second.
             quality: expected HR@k and NDCG@k on the validation split, over all draws of the negatives.
+            left_out: number of validation series left out of these means.
             test, popularity: as in `finish_training`.
         """
         k = self._train.topk
@@ -289,6 +294,7 @@ class RunWriter:
             self._log.summary({"mean_train_throughput": throughput, **validation, **named})
         more = {
             **validation,
+            "validation_series_left_out": left_out,
             "epochs": self._train.epochs,
             "best_epoch": self._train.epochs - 1,
             "train_throughput": throughput,
@@ -311,6 +317,7 @@ class RunWriter:
             **_metrics(scores, k),
             **{f"popularity_{name}": _metrics(popularity, k)[name] for name in compared_names(k)},
             "validation_loss": scores.loss if scores else None,
+            "series_left_out": scores.series_left_out if scores else None,
             **more,
             "precision": self._precision,
             "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -321,6 +328,12 @@ class RunWriter:
         write_json(self.folder / METRICS_NAME, metrics)  # last: it marks the run as finished
         self._keep()
         console.print(_outcome(scores, popularity, k))
+        for split, name in (("test", "series_left_out"), ("validation", "validation_series_left_out")):
+            if left_out := metrics.get(name):
+                console.print(
+                    f"left out of the means: {left_out:,} {split} series with {k} distinct items or fewer, in which "
+                    "every model hits"
+                )
         console.print(f"results in {self._config.output}")
 
 

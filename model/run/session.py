@@ -21,11 +21,12 @@ from model.data.user_loader import UserLoader, UserLoaderConfig
 from model.data.validation_split import leave_one_out
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
-from model.evaluation.metrics import EvalMetrics
+from model.evaluation.metrics import EvalMetrics, all_hit
 from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, read_config
 from model.network.neumf import NeuMF
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
+from model.run.memory import check_batches, check_network
 from model.run.network import initial_network
 from model.run.run_writer import RunWriter, check_run
 from model.scoring.scorer import Scorer
@@ -34,7 +35,7 @@ from model.training.config import TrainConfig
 from model.training.protocols import EpochLoader, TrainStep
 from model.training.resume_state import LAST_NAME, load_last
 from model.training.step import Step
-from model.training.trainer import Training
+from model.training.trainer import DivergedError, Training
 from preprocessing.fingerprint import read_fingerprint
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import read_feature_spec
@@ -68,6 +69,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     if config.mode == "test":
         _check_tested_data(config)
     columns = FeatureColumns.from_spec(spec, config.user_feature, config.item_feature)
+    check_network(config, columns, world)
     test = open_test_set(config.data, spec, world.device, columns, positives_alone=train_config.eval == "full")
     _check_topk(config, test)
     if test is not None and test.note:
@@ -76,6 +78,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     columns, item_tables = resolve_side_features(train, test.rows if test is not None else None, world.device)
     train = replace(train.only(columns.streamed), columns=columns)
     shape = config.network(columns)
+    check_batches(train_config, shape, train, world)
     exclude = UserItems.from_rows(train, world.device) if train_config.eval == "full" else None
     evaluator, popularity = None, None
     positives = count_positives(train, world)
@@ -125,6 +128,7 @@ def run(config: RunConfig, world: ProcessGroup) -> None:
     selector = evaluator
     if validation is not None:
         selector = Evaluator(validation.series, _ranking(train_config, validation.series, world), world, exclude)
+        selector.check_topk()
     _train(config, data, Training(model, step), loader, selector, evaluator, popularity)
 
 
@@ -172,12 +176,10 @@ def _over_all_items(
 
 
 def _check_topk(config: RunConfig, test: TestSet | None) -> None:
+    """Refuse a k that the length of the series rules out, before any row is ranked."""
     topk = config.train.topk
-    if config.train.eval == "sampled" and test is not None and test.length is not None and topk > test.length:
-        raise UserError(
-            f"--topk {topk} exceeds the length of the test series in {config.data} ({test.length}), so every "
-            "model would hit; lower it, or prepare the data with more --test-negatives"
-        )
+    if config.train.eval == "sampled" and test is not None and test.length is not None and topk >= test.length:
+        raise UserError(all_hit(topk, test.length))
 
 
 def _candidates(train: Rows, sampling: SamplingConfig, world: ProcessGroup) -> Candidates | None:
@@ -206,6 +208,8 @@ def _test(config: RunConfig, model: NeuMF, evaluator: Evaluator, popularity: Eva
     world = evaluator.world
     with RunWriter(config, {}, world.device) if world.is_first else nullcontext() as writer:
         scores = evaluator.evaluate(lambda: Scorer(model))
+        if not scores.is_finite:
+            raise UserError(f"{config.load_checkpoint_path}: its scores are NaN or infinite; load another checkpoint")
         if writer is not None:
             writer.finish_test(scores, popularity)
 
@@ -253,8 +257,15 @@ def _train(
         per_epoch = loader.samples_per_epoch()
         done, show_progress = per_epoch * len(training.history.epochs), "progress" not in config.without
         name, total = f"train in {training.step.precision}", config.train.epochs * per_epoch
+        diverged: DivergedError | None = None
         with stage(name, total, "samples", done, show_progress) as progress:
-            history = training.fit(loader, evaluate if selector is not None else None, config.train, on_epoch, progress)
+            try:
+                training.fit(loader, evaluate if selector is not None else None, config.train, on_epoch, progress)
+            except DivergedError as err:
+                if not training.history.epochs:
+                    raise
+                diverged = err  # after the result of the epochs before it
+        history = training.history
         test = history.best_epoch.scores
         if selector is not evaluator:  # evaluate the saved model on test once
             if writer is not None:
@@ -264,3 +275,5 @@ def _train(
             test = evaluator.evaluate(lambda: Scorer(model)) if evaluator is not None else None
         if writer is not None:
             writer.finish_training(history, test, popularity)
+    if diverged is not None:
+        raise diverged

@@ -25,6 +25,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from model.serve.batching import Batcher, QueueFullError
+from model.serve.hosts import AllowedHosts
 from model.serve.middleware import Middleware
 from model.serve.schemas import Answer, Failure, Health, Query, UserAnswer
 from model.serve.service import Asked, Service
@@ -35,11 +36,12 @@ _PAGE = Path(__file__).parent / "page"
 _SHOWN_ERRORS = 3
 
 
-def create_app(answers: Service, refuses_unknown: bool) -> ASGIApp:
+def create_app(answers: Service, refuses_unknown: bool, hosts: AllowedHosts) -> ASGIApp:
     """The service of a run as an ASGI application.
 
     Args:
         refuses_unknown: users the run was not trained on get status 404 instead of popular items.
+        hosts: what a request may call the service.
     """
     registry = CollectorRegistry()
     batcher = _batcher(answers, registry)
@@ -78,7 +80,7 @@ def create_app(answers: Service, refuses_unknown: bool) -> ASGIApp:
         return FileResponse(_PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=_PAGE))
-    return Middleware(app, registry)
+    return Middleware(app, registry, hosts)
 
 
 def _batcher(answers: Service, registry: CollectorRegistry) -> Batcher[Asked, UserAnswer]:

@@ -32,7 +32,9 @@ class Item(BaseModel):
 class Ranked(Item):
     """A recommended item."""
 
-    score: float = Field(description="the model's probability, or for popularity the share of users who have the item")
+    score: float = Field(
+        description="the model's (its kind is in `/health`), or for popularity the share of users who have the item"
+    )
 
 
 class UserAnswer(BaseModel):
@@ -62,3 +64,4 @@ class Health(BaseModel):
     n_users: int
     n_items: int
     examples: list[str] = Field(description="some user ids")
+    scores: str = Field(description="`probability` of an interaction, or `logit`: compares the items of one user only")

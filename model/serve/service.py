@@ -52,6 +52,7 @@ class Service:
             n_users=len(trained),
             n_items=len(self._recommender.items),
             examples=[str(user) for user in examples],
+            scores=self._recommender.scale,
         )
 
     def _history(self, asked: Asked) -> list[Item]:

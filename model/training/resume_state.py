@@ -13,10 +13,13 @@ import torch
 from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import FORMAT, fill, save_tensors
 from model.training.trainer import History, Training
-from workflows.common.errors import UserError
+from workflows.common.documents import parse_json
+from workflows.common.errors import UserError, bounded
 from workflows.device.torch_device import set_rng_state
 
 LAST_NAME = "last/state.safetensors"
+_REMEDY = "start the run anew"
+_WRONG = (OSError, safetensors.SafetensorError, LookupError, ValueError, TypeError, AttributeError, RuntimeError)
 
 
 def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tensor], about: dict[str, Any]) -> None:
@@ -52,12 +55,16 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
     if not path.exists():
         return None
     try:
+        if not path.is_file():
+            raise ValueError("not a file")
         with safetensors.safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["state"])
+            about = parse_json((file.metadata() or {})["state"], path, "the state of a run", _REMEDY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         history = History.from_json(about["history"])
-    except (OSError, safetensors.SafetensorError, KeyError, ValueError, TypeError) as err:
-        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+        if not all(_is_number(value) for value in (about.get("log_bytes", 0), *about["scaler"].values())):
+            raise ValueError("log_bytes and scaler should be numbers, 0 or more")
+    except _WRONG as err:
+        raise UserError(_no_state(path, err)) from None
     ranks = sum(name.startswith("rng.") for name in tensors)
     if ranks != world.size:
         raise UserError(f"{folder} was trained with {ranks} processes, got {world.size}; resume it with --gpus {ranks}")
@@ -69,8 +76,8 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
             state = optimizer.state[parameter]
             for key, shape in (("step", ()), ("exp_avg", parameter.shape), ("exp_avg_sq", parameter.shape)):
                 saved = tensors[f"adam.{key}.{name}"]
-                if saved.shape != shape:
-                    raise KeyError(name)
+                if saved.shape != shape or not saved.is_floating_point():
+                    raise ValueError(f"adam.{key}.{name} has another shape or type")
                 if key in state:  # perhaps a view of a flat buffer
                     state[key].copy_(saved)
                 else:
@@ -78,7 +85,15 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
         set_rng_state(world.device, tensors[f"rng.{world.rank}"])
         if about["scaler"]:  # saved by a step without one otherwise; a new one keeps its defaults
             training.step.load_state_dict(about["scaler"])
-    except (KeyError, RuntimeError, TypeError) as err:
-        raise UserError(f"{path}: no state of a run that could be resumed ({err!r})") from None
+    except _WRONG as err:
+        raise UserError(_no_state(path, err)) from None
     training.history = history
     return about
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value >= 0
+
+
+def _no_state(path: Path, err: Exception) -> str:
+    return f"{path}: no state of a run that could be resumed ({bounded(repr(err), 200)}); {_REMEDY}"

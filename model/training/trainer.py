@@ -22,6 +22,10 @@ from workflows.common.progress import Stage
 from workflows.device.torch_device import own_stream, synchronize
 
 
+class DivergedError(UserError):
+    """The loss or the scores of an epoch are NaN or infinite; the history has the epochs before it."""
+
+
 @dataclass(frozen=True)
 class EpochReport:
     """One epoch: mean training loss, samples over all ranks, and the evaluation after it (None if nothing to evaluate
@@ -132,12 +136,14 @@ class Training:
             on_epoch: called by every rank after each epoch.
 
         Raises:
-            UserError: the loss is NaN or infinite.
+            DivergedError: an epoch's loss or scores are NaN or infinite.
         """
         started = time.perf_counter() - self.history.seconds
         while not self.history.ends(config):
             report = self._epoch(loader, len(self.history.epochs), config, progress)
             scores = evaluation(self.model) if evaluation is not None else None
+            if scores is not None and not scores.is_finite:
+                raise _diverged(f"scores after epoch {report.epoch} are NaN or infinite", self.history, config)
             report = replace(report, scores=scores)
             texts = scores.texts(config.topk) if scores is not None else []
             progress.note(", ".join([f"loss {report.train_loss:.4f}", *texts]))
@@ -162,8 +168,10 @@ class Training:
         synchronize(world.device)
         train_s = time.perf_counter() - started
         if not math.isfinite(mean_loss):
-            raise UserError(
-                f"the training loss of epoch {number} is {mean_loss}; "
-                f"lower --learning_rate (now {config.learning_rate})"
-            )
+            raise _diverged(f"training loss of epoch {number} is {mean_loss}", self.history, config)
         return EpochReport(number, mean_loss, samples, train_s, None)
+
+
+def _diverged(what: str, history: History, config: TrainConfig) -> DivergedError:
+    kept = f"; epoch {history.best_epoch.epoch} was the best before it" if history.epochs else ""
+    return DivergedError(f"training diverged: the {what}{kept}; lower --learning_rate (now {config.learning_rate})")

@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from preprocessing.sources.packings import UNPACK_FIRST, Stream, damaged
 from workflows.common.errors import UserError
@@ -16,6 +17,7 @@ from workflows.common.errors import UserError
 RATINGS_FILES = ("ratings.csv", "ratings.dat", "u.data")
 TITLES_FILES = {"ratings.csv": "movies.csv", "ratings.dat": "movies.dat", "u.data": "u.item"}
 _BLOCK_BYTES = 1 << 20
+_MAX_ENDS = 64  # reads at the end of a tar; a sound one is read a few times there
 # Members that are no logs, by name.
 _OTHER_STEMS = {"readme", "license", "licence", "copying", "changelog", "notice", "citation"}
 _OTHER_SUFFIX = re.compile(
@@ -47,8 +49,9 @@ def zip_members(archive: Path, display_name: str, movielens: bool) -> Members:
 
 def tar_members(stream: Stream) -> Members:
     """As `zip_members`, of a tar that is read from beginning to end: a content is gone when the next is asked for."""
+    source: Any = _Ending(stream)  # only read
     try:
-        with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarMember, errors="replace") as tar:
+        with tarfile.open(fileobj=source, mode="r|", tarinfo=_TarMember, errors="replace") as tar:
             for info in tar:
                 path = PurePosixPath(info.name)
                 if info.isreg() and _may_be_log(path):
@@ -61,6 +64,24 @@ def tar_members(stream: Stream) -> Members:
                     raise tarfile.ReadError("it goes on after its end")
     except (tarfile.TarError, struct.error) as err:
         raise damaged(stream.display_name, "tar", err) from None
+
+
+class _Ending:
+    """A stream that is not read on and on after its end.
+
+    `tarfile` passes over a member by reads, as many as its header asks for, whether there is data or not
+    (CVE-2026-11972): a header may ask for 2**63 bytes.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream, self._n_ends = stream, 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._n_ends += not data
+        if self._n_ends > _MAX_ENDS:
+            raise tarfile.ReadError("unexpected end of data")
+        return data
 
 
 class _TarMember(tarfile.TarInfo):

@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from preprocessing.config import SPEC_NAME
-from preprocessing.spec.validation import ONE_FEATURE, reported, wrong_names
+from preprocessing.spec.validation import ONE_FEATURE, listed, reported, wrong_names
 from workflows.common.documents import load_yaml
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 
 MAX_IDS = 2**31 - 1
 
@@ -49,7 +49,7 @@ class Feature(BaseModel):
 def _inside_its_folder(file: str) -> str:
     path = PurePosixPath(file)
     if path.is_absolute() or ".." in path.parts or "\0" in file or not path.parts:
-        raise ValueError(f"{file!r} must be a relative path that stays inside the spec's folder")
+        raise ValueError(f"{bounded(file)!r} must be a relative path that stays inside the spec's folder")
     return file
 
 
@@ -159,10 +159,17 @@ class FeatureSpec(BaseModel):
 def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     """Read and validate the spec of a prepared folder.
 
+    Args:
+        name: of a file in the folder. A run's saved flags and config may name it, too, so it cannot lead elsewhere.
+
     Raises:
         UserError: the spec is missing or invalid; lists all problems, each with its path in the file.
     """
     path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{bounded(name, 200)} is outside {folder}; a feature spec lies in the folder that it describes"
+        )
     if not path.is_file():
         raise UserError(
             f"{path} does not exist; expected a folder with a feature spec, which "
@@ -175,7 +182,7 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
     except ValidationError as err:
         wrong = [reported(error) for error in err.errors()] + wrong
     if wrong:
-        raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *wrong]))
+        raise UserError("\n  ".join([f"{path} is not a valid feature spec:", *listed(wrong)]))
     return spec
 
 
@@ -200,5 +207,5 @@ def chunk_files(folder: Path, chunk: Chunk) -> list[Path]:
             wrong.append(f"{folder / name} does not exist")
         files.append(path)
     if wrong:
-        raise UserError("source_spec names files that cannot be used: " + "; ".join(wrong))
+        raise UserError("source_spec names files that cannot be used: " + "; ".join(listed(wrong)))
     return files

@@ -45,10 +45,11 @@ class FeatureRoles:
         item = _id_feature(spec, "item", item_feature)
         label = spec.channel("label_ch")
         sides: dict[str, list[str]] = {"user": [], "item": [], "": []}
+        known = {user, item, label}
         for channel, features in spec.channel_spec.items():
-            side = _side(channel)
-            known = {user, item, label}.union(*sides.values())
-            sides[side] += [name for name in dict.fromkeys(features) if name not in known]
+            found = [name for name in dict.fromkeys(features) if name not in known]
+            sides[_side(channel)] += found
+            known.update(found)
         return FeatureRoles(user, item, label, tuple(sides["user"]), tuple(sides["item"]), tuple(sides[""]))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workflows.common.errors import UserError
+from preprocessing.sources.parquet_types import value_type
+from workflows.common.errors import UserError, bounded
 
 _MAX_BYTES = 1 << 30
 _ID_COLUMNS = ("item", "item_id", "itemId", "movieId", "movie_id", "id", "original")
@@ -27,6 +28,8 @@ def read_titles(path: Path) -> dict[str, str]:
     """
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise UserError(f"{path}: not readable (not a file)")
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as err:
@@ -40,19 +43,33 @@ def _pick(names: list[str], known: tuple[str, ...], what: str, path: Path) -> st
     for name in known:
         if name in names:
             return name
-    raise UserError(f"{path}: no {what} column; expected one of {', '.join(known)}, got {', '.join(names)}")
+    raise UserError(
+        f"{path}: no {what} column; expected one of {', '.join(known)}, got {bounded(', '.join(names), 200)}"
+    )
 
 
 def _from_parquet(path: Path) -> dict[str, str]:
     try:
-        names = pq.read_schema(path).names
-        id_name = _pick(names, _ID_COLUMNS, "id", path)
-        title_name = _pick(names, _TITLE_COLUMNS, "title", path)
+        schema = pq.read_schema(path)
+        id_name = _pick(schema.names, _ID_COLUMNS, "id", path)
+        title_name = _pick(schema.names, _TITLE_COLUMNS, "title", path)
         table = pq.read_table(path, columns=[id_name, title_name])
-    except pa.ArrowException as err:
-        raise UserError(f"{path}: not a readable Parquet file ({err})") from None
+        for name, is_right, expected in (
+            (id_name, lambda kind: _is_text(kind) or pa.types.is_integer(kind), "integers or text"),
+            (title_name, lambda kind: _is_text(kind) or pa.types.is_null(kind), "text"),
+        ):
+            kind = value_type(table.schema.field(name).type)
+            if not is_right(kind):
+                raise UserError(f"{path}: column {name!r} should hold {expected}, got {bounded(str(kind))}")
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as err:
+        raise UserError(f"{path}: not a readable Parquet file ({bounded(str(err), 200)})") from None
     rows = zip(*(table.column(name).to_pylist() for name in (id_name, title_name)), strict=True)
-    return {str(item): str(title or "") for item, title in rows if item is not None}
+    return {str(item): title or "" for item, title in rows if item is not None}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _from_text(path: Path) -> dict[str, str]:

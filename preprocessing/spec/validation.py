@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from workflows.common.errors import bounded
+
 ONE_FEATURE = ("user_ch", "item_ch", "label_ch")  # channels of exactly one feature
+_LISTED = 50
 
 
 def reported(error: Any) -> str:
     """Format a pydantic error: path in the file, expected value, actual value."""
     where = ".".join(map(str, error["loc"])) or "file"
     message = error["msg"].removeprefix("Value error, ")
+    where, message = bounded(where, 120), bounded(message, 120)
     return f"{where}: {message}" + ("" if error["type"] == "missing" else f", got {error['input']!r:.60}")
+
+
+def listed(wrong: Sequence[str]) -> list[str]:
+    """Problems, few and short enough to read."""
+    more = [f"and {len(wrong) - _LISTED:,} more"] if len(wrong) > _LISTED else []
+    return [bounded(one, 300) for one in wrong[:_LISTED]] + more
 
 
 def wrong_names(content: Any) -> list[str]:
@@ -43,11 +54,11 @@ def wrong_names(content: Any) -> list[str]:
             (f"source_spec.{mapping}.{index}.features", names(chunk.get("features")) if isinstance(chunk, dict) else [])
             for index, chunk in enumerate(chunks if isinstance(chunks, list) else [])
         ]
-        seen: list[str] = []
+        seen: set[str] = set()
         for where, features in in_mapping:
             repeated = [name for name in features if name in seen] + _repeated(features)
             wrong += [f"{where}: feature {name!r} appears twice in this mapping" for name in dict.fromkeys(repeated)]
-            seen += features
+            seen.update(features)
         used += in_mapping
     declared = part("feature_spec")
     unknown = [f"{where}: feature {n!r} is not in feature_spec" for where, ns in used for n in ns if n not in declared]

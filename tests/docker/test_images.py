@@ -52,12 +52,25 @@ def ignored_but() -> list[str]:
 @pytest.mark.parametrize("name", DOCKERFILES)
 def test_versions_match_the_project(name: str) -> None:
     text = (ROOT / "docker" / name).read_text()
-    uv = re.search(r"^UV_VERSION := (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert uv is not None
-    assert re.findall(r"\buv==(\S+)", text) == [uv[1]]
+    assert "--require-hashes -r requirements/uv.txt" in text
     project = (ROOT / "pyproject.toml").read_text()
     assert f'version = "{labels(name)["org.opencontainers.image.version"]}"' in project
     assert f'license = "{labels(name)["org.opencontainers.image.licenses"]}"' in project
+
+
+def test_uv_uses_the_systems_certificates() -> None:
+    """A proxy that inspects TLS signs with a certificate that only the system knows."""
+    assert re.search(r"^export UV_SYSTEM_CERTS := 1$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for name in DOCKERFILES:
+        kinds = [(kind, argument) for kind, argument in instructions(name) if kind in ("ENV", "RUN")]
+        first_run = [kind for kind, _ in kinds].index("RUN")
+        assert ("ENV", 'UV_SYSTEM_CERTS="1"') in kinds[:first_run]
+    uv = Path(sys.executable).with_name("uv")
+    if not uv.exists():  # in the images
+        pytest.skip("uv is not installed")
+    described = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "--system-certs" in described
+    assert "UV_SYSTEM_CERTS" in described
 
 
 @pytest.mark.parametrize("name", DOCKERFILES)

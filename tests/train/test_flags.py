@@ -110,7 +110,7 @@ def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., argparse.Argumen
     """Capture a command's parser just before it parses."""
     caught: list[argparse.ArgumentParser] = []
 
-    def parse_args(parser: argparse.ArgumentParser, _: object) -> None:
+    def parse_args(parser: argparse.ArgumentParser, *_: object) -> None:
         caught.append(parser)
         parser.exit()
 
@@ -149,15 +149,15 @@ PREPARE_FLAGS = """
 
 
 RECOMMEND_FLAGS = """
-    -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users --titles
-    --output --overwrite --data --device
+    -h --help --run --user --users-file --all -k --candidates --exclude-seen --no-exclude-seen --unknown-users
+    --unknown-items --titles --output --overwrite --data --device
 """
 
 
 EXPORT_FLAGS = "-h --help --run --format --output --overwrite --data"
 
 
-SERVE_FLAGS = "-h --help --run --data --titles --host --port --unknown-users --device"
+SERVE_FLAGS = "-h --help --run --data --titles --host --port --allowed-hosts --unknown-users --device"
 
 
 def test_every_flag_is_listed(parser_of: Callable[..., argparse.ArgumentParser]) -> None:

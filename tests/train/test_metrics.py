@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,12 @@ def test_metrics_have_the_documented_keys(run: Path) -> None:
         "eval_throughput",
         "time_to_best_model",
         "selected_on",
+        "series_left_out",
         "precision",
         "peak_rss_mib",
         "seed",
     }
-    assert metrics["selected_on"] == "test"
+    assert (metrics["selected_on"], metrics["series_left_out"]) == ("test", 0)
     assert (metrics["seed"], metrics["epochs"]) == (1, 3)
     assert 0 <= metrics["ndcg@10"] <= metrics["hr@10"] <= 1
     assert metrics["train_throughput"] > 0
@@ -171,11 +173,14 @@ def test_mode_test_reproduces_the_metrics(run: Path, data: Path, tmp_path: Path,
     assert not (tmp_path / "test" / "model.safetensors").exists()
 
 
-def test_topk_may_be_as_long_as_a_series(run: Path, data: Path, tmp_path: Path) -> None:
-    places = ["--data", str(data), "--output", str(tmp_path / "test")]
-    weights = ["--load_checkpoint_path", str(run / "model.safetensors")]
-    train.main([*places, *weights, *FLAGS, "--mode", "test", "-k", "21"])
-    assert metrics_of(tmp_path / "test")["hr@21"] == 1.0
+@pytest.mark.parametrize("k", [21, 22])
+def test_topk_is_less_than_the_length_of_a_series(
+    data: Path, tmp_path: Path, fails: Callable[..., str], k: int
+) -> None:
+    message = fails("--data", str(data), "--output", str(tmp_path / "run"), *FLAGS, "-k", str(k))
+    assert f"--topk {k}: no series has more than 21 distinct items, so every model would hit" in message
+    assert "lower it to 20 or less" in message
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_seed_determines_everything(run: Path, data: Path, tmp_path: Path) -> None:

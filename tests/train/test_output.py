@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,52 @@ def test_a_diverging_run_restores_the_run_it_was_to_replace(
     places = ["--data", str(data), "--output", str(tmp_path / "run"), "--overwrite"]
     assert "--learning_rate" in fails(*places, *FLAGS, "-l", "1e30")
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("validation", ["none", "leave-one-out"])
+def test_a_run_that_diverges_later_keeps_its_best_epoch(
+    data: Path, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch, validation: str
+) -> None:
+    # The rate explodes in the third of four epochs.
+    monkeypatch.setattr("model.training.trainer.learning_rate", lambda _, done: 0.01 if done < 0.5 else 1e30)
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--validation", validation]
+    message = fails(*places, *FLAGS, "-e", "4")
+    assert "training diverged: the " in message
+    assert "epoch 2" in message
+    assert "lower --learning_rate" in message
+    metrics = metrics_of(tmp_path / "run")
+    assert f"epoch {metrics['best_epoch']} was the best before it" in message
+    assert metrics["epochs"] == 2
+    assert metrics["hr@10"] > 0
+    assert load_run(tmp_path / "run", CPU).model.is_finite()
+    for line in (tmp_path / "run" / "log.json").read_text().splitlines():
+        json.loads(line.removeprefix("DLLL "), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("mode", ["test", "train"])
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_a_checkpoint_of_nan_is_refused(
+    run: Path, data: Path, tmp_path: Path, fails: Callable[..., str], mode: str, value: float
+) -> None:
+    weights = torch.load(data.parent / "checkpoints" / "model.pth")
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
+    next(iter(weights.values()))[-1] = value
+    torch.save(weights, tmp_path / "broken.pth")
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--mode", mode]
+    message = fails(*places, "--load_checkpoint_path", str(tmp_path / "broken.pth"), *FLAGS, "-e", "1")
+    assert "broken.pth: weights are NaN or infinite" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_whose_scores_overflow_is_refused(
+    run: Path, data: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    weights = torch.load(data.parent / "checkpoints" / "model.pth")
+    torch.save({name: tensor * 1e30 for name, tensor in weights.items()}, tmp_path / "huge.pth")
+    places = ["--data", str(data), "--output", str(tmp_path / "run"), "--mode", "test"]
+    message = fails(*places, "--load_checkpoint_path", str(tmp_path / "huge.pth"), *FLAGS)
+    assert "huge.pth: its scores are NaN or infinite" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unwritable_log_restores_the_old_run(run: Path, data: Path, tmp_path: Path) -> None:

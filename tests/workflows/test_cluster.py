@@ -9,10 +9,11 @@ from typing import Any
 
 import dask
 import pandas as pd
+import psutil
 import pytest
 
-from workflows.cluster import ThreadCluster, _PrepareWorker, thread_cluster
-from workflows.device.frames import FrameDevice
+from workflows.cluster import ThreadCluster, _PrepareWorker, thread_cluster, worker_cluster
+from workflows.device.frames import FrameDevice, frame_device
 from workflows.merlin import Workflow, frame_dataset, merlin_client
 from workflows.operators.encode import EncodeIds
 
@@ -183,3 +184,17 @@ def test_an_error_in_the_block_releases_the_cluster(computed: list[ThreadCluster
         raise ValueError("no")
     fit_ids()
     assert computed == []
+
+
+def test_worker_processes_listen_on_loopback_only() -> None:
+    def listening(process: psutil.Process) -> set[tuple[str, int]]:
+        return {tuple(one.laddr) for one in process.net_connections() if one.status == psutil.CONN_LISTEN}
+
+    own = psutil.Process()
+    before = listening(own)
+    with worker_cluster(1, frame_device("cpu")):
+        workers = [address for child in own.children(recursive=True) for address in listening(child)]
+        scheduler = listening(own) - before
+    assert len(workers) >= 2  # a worker's tasks and its dashboard
+    assert len(scheduler) >= 2
+    assert {host for host, _ in [*workers, *scheduler]} == {"127.0.0.1"}

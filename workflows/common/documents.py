@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 
-_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 20, 100_000, 50
-_SHOWN, _SHOWN_NAME = 240, 60  # characters of a reason and of a name in it
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 20, 1_000_000, 50
+_SHOWN = 240  # characters of a reason
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
+_UNWRITABLE_IN_PATHS = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # bytes that are not UTF-8 are \udc80 … \udcff
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,12 +39,13 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _without_sexagesimal(yaml.SafeL
 _Loader.add_constructor("tag:yaml.org,2002:float", _without_sexagesimal(yaml.SafeLoader.construct_yaml_float))
 
 
-def load_yaml(path: Path, kind: str, remedy: str = "") -> Any:
+def load_yaml(path: Path, kind: str, remedy: str = "", paths: bool = False) -> Any:
     """The content of a YAML file: dicts, lists, text, numbers, booleans and None.
 
     Args:
         kind: what the file should be, for messages ("a feature spec").
         remedy: what to do if it is not.
+        paths: whether text may be a path that is not UTF-8.
 
     Raises:
         UserError: the file is unreadable, too large, not YAML, or holds what plain YAML does not.
@@ -52,17 +54,17 @@ def load_yaml(path: Path, kind: str, remedy: str = "") -> Any:
         text = _read(path, _MAX_BYTES)
         try:
             content = yaml.load(text, _Loader)
-        except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as err:
             # PyYAML's number constructors pass on any Python exception.
             raise ValueError(f"not readable YAML ({err})") from None
-        _check(content)
+        _check(content, paths)
     return content
 
 
-def load_json(path: Path, kind: str, remedy: str = "", max_bytes: int = _MAX_BYTES) -> Any:
+def load_json(path: Path, kind: str, remedy: str = "", max_bytes: int = _MAX_BYTES, paths: bool = False) -> Any:
     """The content of a JSON file; see `load_yaml` for the arguments and errors."""
     with _refusing(path, kind, remedy):
-        return _json(_read(path, max_bytes))
+        return _json(_read(path, max_bytes), paths)
 
 
 def parse_json(text: str, path: Path, kind: str, remedy: str = "") -> Any:
@@ -78,9 +80,7 @@ def _refusing(path: Path, kind: str, remedy: str) -> Iterator[None]:
     except OSError as err:
         raise UserError(f"{path} is not {kind}: {err.strerror or err}{remedy and '; ' + remedy}") from None
     except ValueError as err:
-        reason = str(err)
-        shown = reason if len(reason) <= _SHOWN else reason[:_SHOWN] + "…"
-        raise UserError(f"{path} is not {kind}: {shown}{remedy and '; ' + remedy}") from None
+        raise UserError(f"{path} is not {kind}: {bounded(str(err), _SHOWN)}{remedy and '; ' + remedy}") from None
 
 
 def _read(path: Path, max_bytes: int) -> str:
@@ -96,7 +96,7 @@ def _read(path: Path, max_bytes: int) -> str:
         raise ValueError(f"not UTF-8 text ({err.reason} at byte {err.start})") from None
 
 
-def _json(text: str) -> Any:
+def _json(text: str, paths: bool = False) -> Any:
     def refuse(token: str) -> Any:
         raise ValueError(f"{token} is not a number of JSON")
 
@@ -104,11 +104,11 @@ def _json(text: str) -> Any:
         content = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as err:
         raise ValueError(f"not readable JSON ({err})") from None
-    _check(content)
+    _check(content, paths)
     return content
 
 
-def _check(content: Any) -> None:
+def _check(content: Any, paths: bool) -> None:
     """Refuse too many or too deep values, and values that no text file can hold; each use of an alias counts.
 
     Raises:
@@ -120,17 +120,17 @@ def _check(content: Any) -> None:
         value, path, depth = values.pop()
         where = path[1:] or "the file"
         count += 1
-        if count > _MAX_VALUES:
+        if count + (len(value) if isinstance(value, dict | list) else 0) > _MAX_VALUES:
             raise ValueError(f"it holds more than {_MAX_VALUES:,} values (aliases of aliases?)")
         if depth > _MAX_DEPTH:
             raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
         if isinstance(value, dict):
             values += [(name, path, depth + 1) for name in value]
-            values += [(inner, f"{path}.{str(name)[:_SHOWN_NAME]}", depth + 1) for name, inner in value.items()]
+            values += [(inner, f"{path}.{bounded(str(name))}", depth + 1) for name, inner in value.items()]
         elif isinstance(value, list):
             values += [(inner, f"{path}.{index}", depth + 1) for index, inner in enumerate(value)]
         elif isinstance(value, str):
-            if _UNWRITABLE.search(value):
+            if (_UNWRITABLE_IN_PATHS if paths else _UNWRITABLE).search(value):
                 raise ValueError(f"{where} holds a NUL or half of a surrogate pair")
         elif not isinstance(value, bool | int | float | None):
             raise ValueError(f"{where} holds a {type(value).__name__}, expected text, numbers, lists or names")

@@ -16,6 +16,11 @@ class UserError(Exception):
     """An error the user can fix; the message says what was expected, what was found and what to do."""
 
 
+def bounded(text: str, length: int = 60) -> str:
+    """Text from a file, short enough for a message."""
+    return text if len(text) <= length else text[:length] + "…"
+
+
 def is_out_of_memory(err: BaseException) -> bool:
     """Whether Python, NumPy, Arrow, torch or the system (no memory for a thread) ran out of memory."""
     texts = ("can't allocate memory", "can't start new thread", "CUDA out of memory")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from workflows.common.documents import load_json
 from workflows.common.errors import UserError
 from workflows.common.staging import StagedFolder, check_parents, staged_file, written
+
+_MAX_JSON_BYTES = 1 << 26  # the config of a run on many users
 
 
 def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], inputs: Sequence[Path] = ()) -> None:
@@ -67,17 +71,30 @@ def staged_folder(path: Path, overwrite: bool, is_ours: Callable[[Path], bool]) 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a small JSON file; empty if the file is missing, unreadable or not a JSON object."""
+    """The object in a JSON file; empty if the file is missing, unreadable or not a JSON object."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = load_json(path, "JSON", max_bytes=_MAX_JSON_BYTES, paths=True)
+    except UserError:
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    replace_file(path, (json.dumps(value, indent=2) + "\n").encode())
+    """Write `value` as JSON, atomically; see `to_json`."""
+    replace_file(path, (to_json(value, indent=2) + "\n").encode())
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON, with null for NaN and infinite numbers, which JSON does not have."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(element) for key, element in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(element) for element in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_file(path: Path, data: bytes | memoryview) -> None:

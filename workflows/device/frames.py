@@ -26,6 +26,7 @@ from workflows.common.progress import console
 from workflows.device.loops import COMPILED_ROWS
 
 _HIDDEN, _NO_CUDF = "no GPU is visible (CUDA_VISIBLE_DEVICES)", "cuDF is not installed"
+_LOOPBACK = "127.0.0.1"
 _KEPT_BYTES = 2**64 - 1  # the pool returns memory to the driver above this; an allocation otherwise waits for the GPU
 
 
@@ -104,9 +105,16 @@ class FrameDevice:
         return self.on_cpu and rows >= COMPILED_ROWS
 
     def local_cluster(self, workers: int) -> Any:
-        """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread."""
+        """A Dask cluster of worker processes on this machine, each with one GPU or one CPU thread.
+
+        Nothing of it listens on a network: whoever reaches a Dask process can run code in it.
+        """
         # Dask would log errors that are also raised, with their tracebacks.
-        common: dict[str, Any] = {"dashboard_address": "127.0.0.1:0", "silence_logs": logging.CRITICAL}
+        common: dict[str, Any] = {
+            "host": _LOOPBACK,
+            "dashboard_address": f"{_LOOPBACK}:0",
+            "silence_logs": logging.CRITICAL,
+        }
         if self.on_cpu:
             from distributed import LocalCluster
 
@@ -229,11 +237,6 @@ def text_memory(texts: Any) -> tuple[int, int, int]:
     bytes_ = memory.data()
     start = 0 if bytes_ is None else bytes_.ptr  # no bytes: all texts are empty
     return start, offsets.data().ptr + memory.offset() * (8 if wide else 4), int(wide)
-
-
-def usable_cores() -> int:
-    """Number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def frames_of(df: Any) -> ModuleType:

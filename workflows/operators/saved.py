@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workflows.common.documents import load_json
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 from workflows.common.files import write_json
 from workflows.merlin import Workflow
 from workflows.operators.encode import EncodeIds
 from workflows.operators.item_statistics import ItemStatistics
 from workflows.operators.leave_one_out import LeaveOneOut
-from workflows.sampling.config import Sampling
+from workflows.sampling.config import KINDS, Sampling
 
 _FORMAT = 2
 _PARAMETERS = ("user", "item", "time", "test_negatives", "train_negatives")
@@ -75,6 +75,7 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']}, expected {_FORMAT}")
         parameters = {name: content["leave_one_out"][name] for name in _PARAMETERS}
+        _check_parameters(parameters, content["sampling"])
         originals = {name: read_categories(folder, name) for name in content["encoded"]}
         encoder = EncodeIds(originals, keep=[parameters["time"]])
         sampling = Sampling(**content["sampling"])
@@ -85,8 +86,23 @@ def load_workflow(folder: Path) -> tuple[Workflow, EncodeIds, LeaveOneOut]:
             statistics.fitted = True
         split = LeaveOneOut(encoder, **parameters, sampling=sampling, statistics=statistics)
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as err:
-        raise UserError(f"{path} is not a saved workflow of this program ({err!r}); prepare the folder again") from None
+        raise UserError(
+            f"{path} is not a saved workflow of this program ({bounded(repr(err), 200)}); prepare the folder again"
+        ) from None
     return leave_one_out_workflow(encoder, split), encoder, split
+
+
+def _check_parameters(parameters: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError for values that the program does not write."""
+    numbers = [parameters["test_negatives"], parameters["train_negatives"], sampling["seed"]]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise ValueError("numbers of negatives and the seed should be whole numbers, 0 or more")
+    if not all(isinstance(parameters[name], str) for name in ("user", "item", "time")):
+        raise ValueError("columns should be names")
+    if sampling["kind"] not in KINDS or type(sampling["time_aware"]) is not bool:
+        raise ValueError("another kind of sampling")
+    if not isinstance(sampling["exponent"], int | float):
+        raise ValueError("the exponent should be a number")
 
 
 def _read_statistics(folder: Path, n_items: int) -> tuple[np.ndarray, ...]:
@@ -120,8 +136,19 @@ def read_categories(folder: Path, column: str) -> pd.Series:
         raise UserError(f"{folder} is no folder prepared from a log: it has no {path.relative_to(folder)}")
     try:
         table = pq.read_table(path, columns=["id", "original"])
-    except (OSError, pa.ArrowException) as err:
-        raise UserError(f"{path}: not a readable table of ids ({err}); prepare the folder again") from None
+        originals = table.column("original")
+        if pa.types.is_dictionary(originals.type):
+            originals = originals.cast(originals.type.value_type)
+        originals.validate(full=True)  # of text: UTF-8
+    except (OSError, pa.ArrowException, ValueError) as err:
+        reason = bounded(str(err), 200)
+        raise UserError(f"{path}: not a readable table of ids ({reason}); prepare the folder again") from None
     if not np.array_equal(table.column("id").to_numpy(), np.arange(table.num_rows)):
         raise UserError(f"{path}: column 'id' should count 0 .. {table.num_rows - 1}; prepare the folder again")
-    return table.column("original").to_pandas()
+    kind, nulls = originals.type, originals.null_count
+    if nulls or not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise UserError(
+            f"{path}: column 'original' should hold integers or text, none missing; got {bounded(str(kind))} with "
+            f"{nulls:,} missing; prepare the folder again"
+        )
+    return originals.to_pandas()

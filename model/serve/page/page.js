@@ -2,6 +2,7 @@
 
 const HISTORY = 20;
 const [form, user, k, status, results] = ["ask", "user", "k", "status", "results"].map((id) => document.getElementById(id));
+const health = fetch("health").then((response) => response.json());
 let latest = 0; // answers to earlier questions may come later
 
 function element(tag, className, text) {
@@ -18,16 +19,17 @@ function meter(value) {
   return made;
 }
 
-function row({ item, title, score }) {
+function row({ item, title, score }, isShare) {
   const made = document.createElement("li");
   made.append(element("span", "name", title || item));
   if (title) made.append(element("span", "id", item));
-  if (score !== undefined) made.append(meter(score), element("span", "score", score.toFixed(3)));
+  if (score !== undefined && isShare) made.append(meter(score));
+  if (score !== undefined) made.append(element("span", "score", isShare ? score.toPrecision(3) : score.toFixed(3)));
   return made;
 }
 
-function show(id, items, empty) {
-  const rows = items.map(row);
+function show(id, items, empty, isShare = true) {
+  const rows = items.map((item) => row(item, isShare));
   if (!rows.length) rows.push(element("li", "none", empty));
   document.getElementById(id).replaceChildren(...rows);
 }
@@ -47,17 +49,20 @@ async function ask(name) {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify({ users: [name], k: Number(k.value), history: HISTORY }),
     });
-    const answer = await response.json();
+    const [answer, { scores }] = await Promise.all([response.json(), health]);
     if (question !== latest) return;
     results.hidden = !response.ok;
     if (response.status === 404) return say(`User ${name} is not known.`, true);
     if (!response.ok) return say(`No answer: ${answer.detail}.`, true);
     const [found] = answer.users;
     const isKnown = found.basis === "model";
-    document.getElementById("meaning").textContent = isKnown
-      ? "and how probable the model finds an interaction"
-      : "the most popular items, and the share of users who have them";
-    show("recommended", found.items, "Nothing is left to recommend.");
+    const isLogit = isKnown && scores === "logit";
+    document.getElementById("meaning").textContent = isLogit
+      ? "and the model's scores (logits), which compare the items of one user"
+      : isKnown
+        ? "and how probable the model finds an interaction"
+        : "the most popular items, and the share of users who have them";
+    show("recommended", found.items, "Nothing is left to recommend.", !isLogit);
     show("history", found.history, "Nothing is known of this user.");
     say(isKnown ? `User ${name}` : `User ${name} is not known: what follows is popular, not personal.`);
   } catch {
@@ -85,11 +90,11 @@ form.addEventListener("submit", (event) => {
 addEventListener("hashchange", askAddress);
 
 async function introduce() {
-  const health = await (await fetch("health")).json();
+  const { n_users, n_items, examples } = await health;
   const count = (number, what) => `${number.toLocaleString("en")} ${what}`;
   document.getElementById("about").textContent =
-    `A NeuMF network trained on ${count(health.n_users, "users")} and ${count(health.n_items, "items")}`;
-  const buttons = health.examples.map((name) => {
+    `A NeuMF network trained on ${count(n_users, "users")} and ${count(n_items, "items")}`;
+  const buttons = examples.map((name) => {
     const made = element("button", "", name);
     made.type = "button";
     made.addEventListener("click", () => {

@@ -18,7 +18,7 @@ def test_the_plot_is_written_next_to_its_result(tmp_path: Path) -> None:
     assert drawn == [({"a": 1, "b": 2}, tmp_path / "some.png")]
 
 
-@pytest.mark.parametrize(("text", "said"), [("{", "valid JSON"), ("[]", "a result"), ('{"b": 1}', "a result")])
+@pytest.mark.parametrize(("text", "said"), [("{", "a result"), ("[]", "a result"), ('{"b": 1}', "a result")])
 def test_another_file_is_rejected(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)

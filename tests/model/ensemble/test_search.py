@@ -406,7 +406,7 @@ def test_runs_on_tiny_data_finish(write_folder: Callable[..., Path], users: list
     if not any(1 < len(set(items)) < 6 for items in users):
         return
     data = write_folder([rows], len(users), 6, [series], 3, time_ordered=order, name=name)
-    run = trained(data, f"{name}-run", *MEMBERS, "-e", "1")
+    run = trained(data, f"{name}-run", *MEMBERS, "-e", "1", "-k", "1")
     weights = load_run(run, CPU).model.state_dict().values()
     assert all(torch.isfinite(weight).all() for weight in weights)
 

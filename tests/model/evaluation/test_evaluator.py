@@ -79,6 +79,13 @@ def on_ranks(size: int, work: Callable[[ProcessGroup], Result]) -> list[Result]:
     met = threading.Barrier(size, timeout=60)
 
     class Rank(ProcessGroup):
+        def gather(self, tensor: Tensor) -> list[Tensor]:
+            added[self.rank] = tensor.clone()
+            met.wait()
+            found = list(added)
+            met.wait()
+            return found
+
         def sum(self, tensor: Tensor) -> Tensor:
             added[self.rank] = tensor.clone()
             met.wait()
@@ -107,25 +114,29 @@ def random_series(seed: int) -> list[Row]:
     ]
 
 
-def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, float, float, float]:
-    hits, gains, reciprocal, losses = [], [], [], []
+def brute(rows: list[Row], table: np.ndarray, k: int) -> tuple[float, ...]:
+    """HR, NDCG and MRR of the series with more than `k` distinct items, the loss of all, and the number of others."""
+    hits, gains, reciprocal, losses, left_out = [], [], [], [], 0
     for start in range(0, len(rows), LENGTH):
         block = rows[start : start + LENGTH]
         scores = [float(table[user, item]) for user, item, _ in block]
         ahead = {item for (_, item, _), score in zip(block, scores, strict=True) if score >= scores[0]}
         rank = len(ahead - {block[0][1]})
-        hits.append(rank < k)
-        gains.append(1 / math.log2(rank + 2) if rank < k else 0.0)
-        reciprocal.append(1 / (rank + 1))
+        if len({item for _, item, _ in block}) > k:
+            hits.append(rank < k)
+            gains.append(1 / math.log2(rank + 2) if rank < k else 0.0)
+            reciprocal.append(1 / (rank + 1))
+        else:
+            left_out += 1
         for place, score in enumerate(scores):
             probability = 1 / (1 + math.exp(-score))
             losses.append(-math.log(probability if place == 0 else 1 - probability))
-    return tuple(float(np.mean(values)) for values in (hits, gains, reciprocal, losses))
+    return *(float(np.mean(values)) for values in (hits, gains, reciprocal, losses)), left_out
 
 
 def ranked(scores: EvalMetrics) -> tuple[float | None, ...]:
     """The metrics that `brute` computes."""
-    return scores.hit_rate, scores.ndcg, scores.mrr, scores.loss
+    return scores.hit_rate, scores.ndcg, scores.mrr, scores.loss, scores.series_left_out
 
 
 # Parts need not end at a series boundary; one part has no rows.
@@ -223,7 +234,7 @@ def test_popularity_as_a_scorer(train_rows: Callable, test_rows: Callable) -> No
     series = [(0, 0), (0, 1), (0, 3), (1, 2), (1, 0), (1, 1), (2, 3), (2, 4), (2, 2)]
     labelled = [(user, item, float(place % 3 == 0)) for place, (user, item) in enumerate(series)]
     streamed = test_rows([labelled], 3, 5, 3)
-    for k, hits in ((1, 1 / 3), (2, 1 / 3), (3, 1.0)):
+    for k, hits in ((1, 1 / 3), (2, 1 / 3)):
         assert evaluated(evaluator_of(streamed, 3, k, 6), by_popularity(popular)).hit_rate == pytest.approx(hits)
 
 
@@ -392,16 +403,20 @@ def first_k(scores: dict[int, float], k: int) -> tuple[set[int], set[int]]:
 
 def check_full(found: EvalMetrics, case: Case, table: np.ndarray, k: int) -> None:
     """Each positive is ranked among all items its user has not seen."""
-    ranks, losses, certain, possible = [], [], set(), set()
+    ranks, losses, certain, possible, left_out = [], [], set(), set(), 0
     for user, positive, hour in case.positives:
         candidates = [item for item in range(case.n_items) if item == positive or item not in case.seen[user]]
         scores = {item: float(table[user, item, hour]) for item in candidates}
-        ranks.append(sum(score >= scores[positive] for item, score in scores.items() if item != positive))
         losses += [math.log1p(math.exp(-score if item == positive else score)) for item, score in scores.items()]
+        if len(scores) <= k:
+            left_out += 1
+            continue
+        ranks.append(sum(score >= scores[positive] for item, score in scores.items() if item != positive))
         sure, perhaps = first_k(scores, k)
         certain |= sure
         possible |= perhaps
     ahead = np.array(ranks)
+    assert found.series_left_out == left_out
     assert found.hit_rate == pytest.approx(np.mean(ahead < k))
     assert found.known(k)[f"recall@{k}"] == found.hit_rate
     assert found.ndcg == pytest.approx(np.mean(np.where(ahead < k, 1 / np.log2(ahead + 2), 0.0)))
@@ -428,8 +443,15 @@ def check_full(found: EvalMetrics, case: Case, table: np.ndarray, k: int) -> Non
     st.booleans(),
 )
 def test_full_ranking_matches_a_loop_over_all_items(case: Case, k: int, batch_size: int, in_memory: bool) -> None:
-    found = evaluated(case.evaluation(k, batch_size, in_memory=in_memory), case.model)
-    check_full(found, case, case.table, k)
+    evaluation = case.evaluation(k, batch_size, in_memory=in_memory)
+    most = max(len(set(range(case.n_items)) - case.seen[user] | {item}) for user, item, _ in case.positives)
+    if most <= k:
+        for refused in (evaluation.check_topk, lambda: evaluated(evaluation, case.model)):
+            with pytest.raises(UserError, match=f"more than {most} distinct items"):
+                refused()
+        return
+    evaluation.check_topk()
+    check_full(evaluated(evaluation, case.model), case, case.table, k)
 
 
 @pytest.mark.parametrize("length", [None, 3])
@@ -473,18 +495,45 @@ def test_full_ranking_by_hand() -> None:
     rows = [(0, 4, 1.0, 0), (1, 4, 1.0, 0), (2, 4, 1.0, 0)]
     case = Case(rows, 1, seen, table)
     found = evaluated(case.evaluation(2, 100), case.model)
-    # After 2 and 3; after 3; alone.
-    assert found.hit_rate == pytest.approx(2 / 3)
-    assert found.mrr == pytest.approx((1 / 3 + 1 / 2 + 1) / 3)
-    assert found.ndcg == pytest.approx((0 + 1 / math.log2(3) + 1) / 3)
-    assert found.coverage == pytest.approx(3 / 5)  # items 2, 3 and 4
+    # User 0's is after 2 and 3. The others have two candidates and one: both would always hit.
+    assert found.series_left_out == 2
+    assert (found.hit_rate, found.ndcg, found.mrr) == (0.0, 0.0, pytest.approx(1 / 3))
+    assert found.coverage == pytest.approx(2 / 5)  # items 2 and 3
+    first = evaluated(case.evaluation(1, 100), case.model)
+    assert first.series_left_out == 1
+    assert (first.hit_rate, first.mrr) == (0.0, pytest.approx((1 / 3 + 1 / 2) / 2))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_series_with_repeats_alone_tell_nothing(size: int) -> None:
+    # Items of each series: 3, 1 and 2 distinct ones. The positive is best in the first series and the last.
+    items = [4, 0, 1, 0, 3, 3, 3, 3, 4, 2, 2, 4]
+    rows = [(place // 4, item, float(place % 4 == 0), 0) for place, item in enumerate(items)]
+    table = np.tile(np.arange(5, dtype=np.float32)[None, :, None], (3, 1, N_HOURS))
+    case = Case(rows, 4, {user: set() for user in range(3)}, table)
+
+    def found(world: ProcessGroup, k: int) -> EvalMetrics | str:
+        evaluation = case.evaluation(k, 4, world, full=False, in_memory=True)
+        try:
+            evaluation.check_topk()
+            return evaluated(evaluation, case.model)
+        except UserError as err:
+            return str(err)
+
+    for k, left_out in ((1, 1), (2, 2)):
+        for scores in on_ranks(size, lambda world, k=k: found(world, k)):
+            assert isinstance(scores, EvalMetrics)
+            assert ranked(scores)[:3] == (1.0, 1.0, 1.0)
+            assert scores.series_left_out == left_out
+    for message in on_ranks(size, lambda world: found(world, 3)):
+        assert "no series has more than 3 distinct items, so every model would hit; lower it to 2" in str(message)
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_pieces_without_a_positive_are_skipped(in_memory: bool) -> None:
     whole = Case.random(5, None)
     rows = [(user, item, float(10 <= place < 13), hour) for place, (user, item, _, hour) in enumerate(whole.rows)]
-    case = Case(rows, None, whole.seen, whole.table)
+    case = Case(rows, None, {user: {user, 7} for user in range(whole.n_users)}, whole.table)
     check_full(evaluated(case.evaluation(3, 5, in_memory=in_memory), case.model), case, case.table, 3)
 
 
@@ -498,7 +547,7 @@ def test_popularity_also_ranks_all_items(train_rows: Callable, length: int | Non
     check_full(evaluated(case.evaluation(3, 30), by_popularity(train_rows([train], 5, 8))), case, table, 3)
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 9])
+@pytest.mark.parametrize("k", [1, 2, 3])
 def test_coverage_of_series_counts_items_in_any_top_k(k: int) -> None:
     case = Case.random(7, 4, n_series=6, n_items=20, ties=False)
     found = evaluated(case.evaluation(k, 9, full=False), case.model)
@@ -515,7 +564,7 @@ MODES = {"series": (3, False), "all items": (3, True), "labelled rows": (None, T
 
 def exact(scores: EvalMetrics) -> tuple[float | None, ...]:
     """The metrics that are bit-identical for any number of ranks; the loss is summed in another order."""
-    return scores.hit_rate, scores.ndcg, scores.mrr, scores.coverage, scores.auc
+    return scores.hit_rate, scores.ndcg, scores.mrr, scores.coverage, scores.auc, scores.series_left_out
 
 
 @pytest.mark.parametrize(("length", "full"), MODES.values(), ids=MODES.keys())

@@ -175,7 +175,7 @@ def test_truncated_safetensors_are_refused(tmp_path: Path, keep: int) -> None:
     save_model(tmp_path, network(), ABOUT)
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"model\.safetensors: not readable weights"):
+    with pytest.raises(UserError, match=r"model\.safetensors: not a readable checkpoint"):
         load_run(tmp_path, CPU)
 
 

@@ -93,7 +93,7 @@ def test_the_command_prints_ranks_ids_scores_and_titles(
         expected += [["user", str(USER_NAMES[user])], ["rank", "item", "score", "title"]]
         for rank, (item, score) in enumerate(expected_ranking(run, user)[:3], 1):
             title = ["Title", f"[{item}]"] if item in ITEM_NAMES[:6] else []
-            expected.append([str(rank), item, f"{score:.4f}", *title])
+            expected.append([str(rank), item, f"{score:.6g}", *title])
     assert lines == expected
 
 
@@ -105,7 +105,7 @@ def test_the_folder_may_have_moved(prepared: Path, run: Path, capsys: pytest.Cap
     assert expected_ranking(run, 1)[0][0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("user", ["4", "03", "", "nobody", "3.0"])
+@pytest.mark.parametrize("user", ["4", "3 3", "", "nobody", "3.5"])
 def test_the_error_for_an_unknown_user_lists_examples(prepared: Path, run: Path, user: str) -> None:
     with pytest.raises(UserError, match=r"not among the 4 users.*1007, 3, 55"):
         Recommender(load_run(run, CPU), prepared).recommend(["3", user], 3)
@@ -238,8 +238,9 @@ def test_a_folder_without_the_side_features_of_the_run_is_rejected(
 
 
 def test_users_and_candidates_from_files(prepared: Path, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "users.txt").write_text("\ufeff55\n\n1007\r\nnobody\n", encoding="utf-8", newline="")
-    (tmp_path / "items.txt").write_text("\n".join(ITEM_NAMES[:7]))
+    # Blanks around ids are none of theirs, as in a log.
+    (tmp_path / "users.txt").write_text("\ufeff 55\t\n \n\n1007 \r\n\r\n  nobody\n", encoding="utf-8", newline="")
+    (tmp_path / "items.txt").write_text(" \n ".join(ITEM_NAMES[:7]))
     flags = f"--users-file {tmp_path}/users.txt --candidates {tmp_path}/items.txt --unknown-users popular -k 2"
     for name in ("recs.json", "again.json"):
         recommend.main(["--run", str(run), *flags.split(), "--output", str(tmp_path / name)])
@@ -251,6 +252,79 @@ def test_users_and_candidates_from_files(prepared: Path, run: Path, tmp_path: Pa
     for user, one in ((2, found[0]), (0, found[1])):
         by_hand = [item for item, _ in expected_ranking(run, user) if item in ITEM_NAMES[:7]]
         assert [ranked["item"] for ranked in one["items"]] == by_hand[:2]
+
+
+@pytest.mark.parametrize("output", [[], ["--output", "recs.csv"]])
+def test_unknown_candidates_can_be_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("today.txt").write_text("\n".join([*ITEM_NAMES[:5], "new-1", ITEM_NAMES[0], "new-2"]))
+    command = ["--run", str(run), "--user", "3", "-k", "9", "--candidates", "today.txt", *output]
+    with pytest.raises(UserError, match=r"items 'new-1', 'new-2' are not .*--unknown-items skip"):
+        recommend.main(command)
+    assert not Path("recs.csv").exists()
+    recommend.main([*command, "--unknown-items", "skip"])
+    out = capsys.readouterr().out
+    assert "left out 2 of 8 candidates, which the run was not trained on\n" in out
+    items = pd.read_csv("recs.csv")["item"].tolist() if output else [line.split()[1] for line in out.splitlines()[3:]]
+    assert items == [item for item, _ in expected_ranking(run, 1) if item in ITEM_NAMES[:5]]
+
+    Path("today.txt").write_text("new-1\nnew-2\n")
+    with pytest.raises(UserError, match=r"items 'new-1', 'new-2' are not among the 12 items"):
+        recommend.main([*command, "--unknown-items", "skip", "--overwrite"])
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (["--user", "-1KK"], "--user=-1KK"),
+        (["--user", "--1=K", "-k", "1"], "--user=--1=K"),
+        (["-k", "1", "--user", "3", "-kab"], "--user=-kab"),
+        (["--user", "-k", "1"], None),
+        (["--users-file", "-x"], None),
+    ],
+)
+def test_an_id_taken_for_a_flag_is_explained(
+    run: Path, given: list[str], shown: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        recommend.main(["--run", str(run), *given])
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert (f"write {shown}\n" in message) if shown else ("is a user id" not in message)
+
+
+def test_ids_that_begin_with_a_dash(prepared: Path, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["-1KK", "--x", "-k", "b"]
+    table = pa.table({"id": pa.array(range(4), pa.int32()), "original": names})
+    pq.write_table(table, prepared / "categories" / "user.parquet")
+    recommend.main(["--run", str(run), "--user", "b", *(f"--user={name}" for name in names[:3]), "-k", "1"])
+    users = [line for line in capsys.readouterr().out.splitlines() if line.startswith("user")]
+    assert users == ["user b", "user -1KK", "user --x", "user -k"]
+
+
+@pytest.mark.parametrize("train", [{"loss": "softmax", "members": []}, {"loss": "bce", "members": ["softmax"]}])
+def test_scores_that_are_no_probabilities_are_shown_as_logits(
+    run: Path, capsys: pytest.CaptureFixture[str], train: dict[str, object]
+) -> None:
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "train": train}))
+    model = load_run(run, CPU).model
+    with torch.no_grad():
+        model.final.bias -= 40.0  # probabilities below 1e-16
+        logits = model(torch.full((N_ITEMS,), 1), torch.arange(N_ITEMS)).tolist()
+    save_model(run, model, {name: value for name, value in config.items() if name != "model"} | {"train": train})
+    recommend.main(["--run", str(run), "--user", "3", "-k", "4"])
+    _, header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split("  ")[-1].strip() == "score (logit)"
+    found = {item: float(score) for _, item, score in map(str.split, lines)}
+    assert len(set(found.values())) == 4
+    for item, score in found.items():
+        assert score == pytest.approx(logits[ITEM_NAMES.index(item)], rel=1e-5)
+    recommender = Recommender.load(run, device="cpu")
+    assert recommender.scale == "logit"
+    assert recommender.score([3], ["item-0"]) == pytest.approx(logits[0], rel=1e-5)
 
 
 def test_all_users_are_written_to_a_file(

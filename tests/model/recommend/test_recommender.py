@@ -197,7 +197,7 @@ def test_the_probability_of_pairs(recommender: Recommender) -> None:
         (["u0001"], [3, 10], "1 and 2"),
         (["u1"], [3], "user 'u1'"),
         (["u0001"], [4], "item 4"),
-        (["u0001"], ["03"], "03"),
+        (["u0001"], ["3.5"], "3.5"),
     ],
 )
 def test_invalid_pairs_are_rejected(

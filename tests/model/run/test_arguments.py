@@ -61,10 +61,10 @@ WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
     "not to be repeated": ({"resume": "r", "config": "c", "overwrite": True}, ("resume: not a flag", "overwrite: not")),
     "a list": ([1, 2], ("expected flags and their values",)),
     "empty": ("", ("expected flags and their values",)),
-    "no YAML": ("{", ("not a readable configuration",)),
-    "an object": ("a: !!python/object/apply:os.system [ls]", ("not a readable configuration",)),
-    "deep": ("[" * 50_000, ("not a readable configuration",)),
-    "large": ("# " + "x" * (1 << 20), ("larger than",)),
+    "no YAML": ("{", ("is not a configuration",)),
+    "an object": ("a: !!python/object/apply:os.system [ls]", ("is not a configuration",)),
+    "deep": ("[" * 50_000, ("is not a configuration",)),
+    "large": ("# " + "x" * (1 << 20), ("more than 1,048,576 bytes",)),
 }
 
 
@@ -108,7 +108,7 @@ def test_the_shipped_configurations_are_valid(path: Path) -> None:
 
 
 def test_a_missing_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.yaml is not a readable configuration"):
+    with pytest.raises(UserError, match=r"none\.yaml is not a configuration"):
         parse_args(["--config", str(tmp_path / "none.yaml")])
 
 
@@ -128,7 +128,7 @@ def test_a_resumed_run_takes_no_other_config_or_output(tmp_path: Path, more: lis
 def test_a_missing_run_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such run"):
         parse_args(["--resume", str(tmp_path / "none")])
-    with pytest.raises(UserError, match="not a readable configuration"):
+    with pytest.raises(UserError, match="is not a configuration"):
         parse_args(["--resume", str(tmp_path)])
 
 

@@ -32,13 +32,21 @@ CONFIG: dict[str, Any] = {
 METRICS: dict[str, Any] = {
     "hr@7": 0.61234, "ndcg@7": 0.3, "mrr": 0.25, "coverage@7": 0.5, "popularity_hr@7": 0.31, "popularity_ndcg@7": 0.16,
     "auc": None, "popularity_auc": None, "epochs": 14, "best_epoch": 9, "train_loss": 0.125, "selected_on": "test",
-    "precision": "fp32",
+    "precision": "fp32", "series_left_out": 0,
 }  # fmt: skip
 
 
 def card(tmp_path: Path, config: dict[str, Any] = CONFIG, **metrics: Any) -> str:
     write_card(tmp_path, config, {**METRICS, **metrics})
     return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_what_scores_are_and_what_was_left_out(tmp_path: Path) -> None:
+    assert "Scores are probabilities among the negatives" in card(tmp_path)
+    assert "Left out" not in card(tmp_path, series_left_out=0)
+    assert "Left out: 1,234 series with 7 distinct items or fewer" in card(tmp_path, series_left_out=1234)
+    softmax = {**CONFIG, "train": {**CONFIG["train"], "loss": "softmax"}}
+    assert "Scores are logits" in card(tmp_path, softmax)
 
 
 def test_the_card_reports_config_and_metrics(tmp_path: Path) -> None:

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from model.recommend.recommender import Recommender
 from model.serve.app import create_app
+from model.serve.hosts import AllowedHosts
+from model.serve.server import Server
 from model.serve.service import Service
 from preprocessing.spec.titles import read_titles
+
+LOOPBACK = AllowedHosts("127.0.0.1")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class Response:
 @dataclass(frozen=True)
 class Client:
     port: int
+    server: Server
 
     @property
     def address(self) -> str:
@@ -55,14 +59,13 @@ def start() -> Iterator[Callable[..., Client]]:
     """`start(answers, refuses_unknown=True)` returns a client of a service with those answers."""
     running = []
 
-    def serve(answers: Any, refuses_unknown: bool = True) -> Client:
-        app = create_app(answers, refuses_unknown)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", server_header=False))
+    def serve(answers: Any, refuses_unknown: bool = True, hosts: AllowedHosts = LOOPBACK, **limits: int) -> Client:
+        server = Server(create_app(answers, refuses_unknown, hosts), **limits)
         listener = socket.create_server(("127.0.0.1", 0))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running.append((server, thread))
-        return Client(listener.getsockname()[1])
+        return Client(listener.getsockname()[1], server)
 
     yield serve
     for server, thread in running:

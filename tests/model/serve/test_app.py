@@ -161,7 +161,13 @@ def test_the_openapi_description_matches_the_service(start: Callable[..., Any], 
     body = recommend["requestBody"]["content"]["application/json"]["schema"]
     assert (list(body["properties"]), body["required"]) == (["users", "k", "history"], ["users"])
     health = client("GET", "/health").json
-    assert health == {"status": "ok", "n_users": 4, "n_items": 12, "examples": ["1007", "3", "55"]}
+    assert health == {
+        "status": "ok",
+        "n_users": 4,
+        "n_items": 12,
+        "examples": ["1007", "3", "55"],
+        "scores": "probability",
+    }
 
 
 _ANYTHING = st.recursive(

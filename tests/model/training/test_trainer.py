@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,9 +23,8 @@ from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from model.training.config import TrainConfig
 from model.training.step import Step
-from model.training.trainer import History, Training
+from model.training.trainer import DivergedError, History, Training
 from preprocessing.spec.feature_columns import SideFeature
-from workflows.common.errors import UserError
 from workflows.common.progress import stage
 
 CPU = torch.device("cpu")
@@ -222,8 +222,14 @@ def test_a_nan_loss_is_reported() -> None:
     for bad in (math.nan, math.inf):
         broken = batches(2)
         broken[1].labels[3] = bad
-        with pytest.raises(UserError, match="--learning_rate"):
+        with pytest.raises(DivergedError, match=r"training loss of epoch 0 is (nan|-inf); lower --learning_rate"):
             fit_with(hits(0.1, 0.1), broken)
+
+
+def test_nan_scores_end_training_and_name_the_best_epoch_before() -> None:
+    broken = replace(hits(0.0)[0], loss=math.nan)
+    with pytest.raises(DivergedError, match=r"scores after epoch 2 are NaN.*; epoch 0 was the best before it; lower"):
+        fit_with([*hits(0.3, 0.2), broken, *hits(0.4)])
 
 
 def test_a_real_epoch_trains_each_sample(train_rows: Callable, test_rows: Callable) -> None:

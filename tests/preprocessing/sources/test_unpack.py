@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import random
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -122,6 +123,16 @@ def test_truncated_and_damaged_tars_are_refused(tmp_path: Path) -> None:
         archive.write_bytes(content)
         with pytest.raises(UserError, match=r"log\.tar: not a readable tar .*; download it again"):
             unpacked(archive, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["README.md", "a.csv", "x/"])
+def test_a_member_that_claims_an_endless_size_is_no_endless_wait(tmp_path: Path, name: str) -> None:
+    archive = tmp_path / "log.tar"
+    header = tarfile.TarInfo(name)
+    header.size = 1 << 62
+    archive.write_bytes(tarred([("b.csv", _LINES)])[:-10240] + header.tobuf(tarfile.GNU_FORMAT) + _LINES)
+    with pytest.raises(UserError, match=r"log\.tar.* not a readable tar .*; download it again"):
+        unpacked(archive, tmp_path / "scratch")
 
 
 @pytest.mark.parametrize(

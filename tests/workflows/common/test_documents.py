@@ -15,7 +15,7 @@ from workflows.common.errors import UserError
 
 _ALIAS_BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
 _WRONG_YAML = {
-    "alias bomb": (_ALIAS_BOMB, "more than 100,000 values"),
+    "alias bomb": (_ALIAS_BOMB, "more than 1,000,000 values"),
     "an alias of itself": ("a: &a [*a]", "deep|values"),
     "deep": ("[" * 300 + "]" * 300, "deep"),
     "very deep": ("[" * 100_000, "YAML"),
@@ -112,3 +112,15 @@ def test_any_bytes_end_in_values_or_a_message(tmp_path_factory: pytest.TempPathF
             load(path, "a file")
         except UserError as err:
             assert str(path) in str(err)  # noqa: PT017
+
+
+def test_only_paths_may_hold_what_is_not_utf8(tmp_path: Path) -> None:
+    for name, text in (("a.json", '{"data": "/data/\\udcff"}'), ("a.yaml", 'data: "/data/\\uDCFF"')):
+        load = load_json if name.endswith("json") else load_yaml
+        (tmp_path / name).write_text(text)
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            load(tmp_path / name, "a file")
+        assert load(tmp_path / name, "a file", paths=True) == {"data": "/data/\udcff"}
+        (tmp_path / name).write_text(text.replace("cff", "800").replace("CFF", "800"))
+        with pytest.raises(UserError, match="half of a surrogate pair"):
+            load(tmp_path / name, "a file", paths=True)

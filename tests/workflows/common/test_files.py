@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from workflows.common.errors import UserError
@@ -254,3 +256,10 @@ def test_replace_file_keeps_the_old_file_until_the_new_one_is_complete(
     assert file.read_bytes() == b"old"
     replace_file(file, b"new")
     assert file.read_bytes() == b"new"
+
+
+def test_json_has_null_for_numbers_that_it_lacks(tmp_path: Path) -> None:
+    numbers = {"a": math.nan, "b": [1.5, -math.inf, (math.inf, 2)], "c": {"d": np.float64("nan")}, "e": "NaN"}
+    write_json(tmp_path / "x.json", numbers)
+    found = json.loads((tmp_path / "x.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, None, [None, 2]], "c": {"d": None}, "e": "NaN"}

@@ -1,0 +1,67 @@
+"""The memory that this process may still use, and the refusal of what cannot fit, before anything is allocated."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from workflows.common.errors import UserError
+from workflows.device.cgroups import control_groups
+
+_V2 = ("memory.max", "memory.current", "")
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def available_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process may still allocate: what the system has free, its control groups and limits allow.
+
+    Args:
+        root: where /proc and /sys are, for control groups.
+    """
+    left = [psutil.virtual_memory().available, *_left_in_groups(root)]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
+    if soft != resource.RLIM_INFINITY:
+        left.append(soft - psutil.Process().memory_info().vms)
+    return max(0, min(left))
+
+
+def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | None = None) -> None:
+    """Refuse what certainly does not fit; needs are lower bounds, so that nothing that would fit is refused.
+
+    Args:
+        what: what needs the memory, as the subject of a sentence.
+        left_bytes: if not that of the host: of a GPU.
+
+    Raises:
+        UserError: says what is needed, and what there is.
+    """
+    left = available_bytes() if left_bytes is None else left_bytes
+    if needed_bytes > left:
+        raise UserError(
+            f"{what} needs {shown_bytes(needed_bytes)} of memory or more, and {shown_bytes(left)} are left; {remedy}"
+        )
+
+
+def shown_bytes(number: int) -> str:
+    """A size such as 1.5 GiB."""
+    power = min(max(1, (max(number, 1).bit_length() - 1) // 10), len(_UNITS))
+    return f"{number / (1 << 10 * power):,.1f} {_UNITS[power - 1]}"
+
+
+def _left_in_groups(root: Path) -> Iterator[int]:
+    for version, folder in control_groups("memory", root):
+        limit, usage, prefix = _V2 if version == 2 else _V1
+        with suppress(OSError, ValueError):  # ValueError: the limit is "max"
+            allowed, used = (int((folder / name).read_text(encoding="utf-8")) for name in (limit, usage))
+            yield allowed - used + _reclaimable(folder, prefix)
+
+
+def _reclaimable(folder: Path, prefix: str) -> int:
+    """Bytes of cached files, which the system gives up when memory is asked for."""
+    lines = (line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+    return sum(int(size) for name, size in lines if name in (f"{prefix}active_file", f"{prefix}inactive_file"))
