@@ -52,10 +52,11 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Repeated freezes and kills, 50,000 requests, and machine code of all fused kernels; about half an hour.
+# Kills, full disks, freezes, leaks, 50,000 requests, repeated, and machine code of all fused kernels; an hour or more.
+# As root, full disks are small mounted ones, too. Ends at the first wrong outcome; docs/reliability.md.
 soak: $(READY)
-	$(BIN)/python -m pytest tests/test_soak.py tests/contract/test_fused_kernels_compile.py \
-	  tests/model/serve/test_serve.py --soak
+	$(BIN)/python -m pytest tests/soak tests/contract/test_fused_kernels_compile.py tests/model/serve/test_serve.py \
+	  --soak --exitfirst
 
 # Checks the GPU set-up without a GPU (and with a CPU build of torch): imports, names, signatures, architectures.
 CONTRACT := .venv-gpu-contract

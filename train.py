@@ -6,8 +6,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from model.distributed.launch import end_at_once, end_with_launcher, launch
-from model.distributed.process_group import RankInfo, init_process_group
+from model.distributed.launch import await_launcher, end_at_once, end_with_launcher, launch
+from model.distributed.process_group import LostRankError, RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
 from workflows.device.torch_device import frames_beside, gpu_index, torch_device
@@ -28,8 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     frames_beside(device)  # before Merlin is imported, which otherwise looks for a GPU itself
     from model.run.session import run  # imports Merlin and the rest, which the launcher does not need
 
-    with init_process_group(rank_info, device) as world:
-        run(config, world)
+    try:
+        with init_process_group(rank_info, device) as world:
+            run(config, world)
+    except LostRankError:
+        await_launcher()
+        raise
 
 
 if __name__ == "__main__":

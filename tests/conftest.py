@@ -6,8 +6,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,16 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--gpu-device", choices=("cuda", "cpu"), default="cuda", help="cpu: rehearse without a GPU")
-    parser.addoption("--soak", action="store_true", help="repeat the freeze, kill and request tests many times")
+    parser.addoption("--soak", action="store_true", help="repeat the tests of faults many times")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """What was done to the program, as the tests have recorded it: kills, faults, files."""
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.getreports("passed"):
+        counts.update({name: number for name, number in report.user_properties if isinstance(number, int)})
+    if counts:
+        terminalreporter.write_line(", ".join(f"{number:,} {name}" for name, number in sorted(counts.items())))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -20,7 +20,9 @@ from workflows.device.cores import environment_of_rank
 
 _GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
 _POLL_S = 0.05
+_REPORT_S = 2.0  # within which the launcher sees that a rank has ended
 _WATCH = "NEUMF_LAUNCHER_PIPE"
+_is_launched = False
 
 
 def launch(processes: int, command: Sequence[str]) -> int:
@@ -65,7 +67,9 @@ def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]
     """Wait until all ranks have succeeded or one has failed."""
     while True:
         states = [rank.poll() for rank in ranks]
-        failed, status = next(((number, state) for number, state in enumerate(states) if state), (0, 0))
+        # A killed rank first: the others fail because of it.
+        failures = [(number, state) for number, state in enumerate(states) if state]
+        failed, status = min(failures, key=lambda failure: failure[1] > 0, default=(0, 0))
         if status:
             break
         if all(state == 0 for state in states):
@@ -129,6 +133,12 @@ def end_at_once(command: Callable[[], None]) -> None:
     os._exit(status)
 
 
+def await_launcher() -> None:
+    """In a rank that has lost another: give the launcher time to say what ended, and to end this process."""
+    if _is_launched:
+        time.sleep(_REPORT_S)
+
+
 def end_with_launcher() -> None:
     """In a process started by `launch`: exit as soon as the launcher does, even if it was killed.
 
@@ -138,6 +148,7 @@ def end_with_launcher() -> None:
     given = os.environ.pop(_WATCH, None)
     if given is None:
         return
+    global _is_launched
     if not given.isdigit():
         raise UserError(f"{_WATCH} should be set by --gpus only, got {given!r}; unset it")
 
@@ -145,4 +156,5 @@ def end_with_launcher() -> None:
         os.read(pipe, 1)  # nothing is ever written
         os.kill(os.getpid(), signal.SIGKILL)
 
+    _is_launched = True
     threading.Thread(target=watch, args=(int(given),), daemon=True).start()

@@ -165,6 +165,10 @@ class ProcessGroup:
             batch = next_batch
 
 
+class LostRankError(UserError):
+    """Another process of the group has ended."""
+
+
 @contextmanager
 def init_process_group(
     rank_info: RankInfo, device: torch.device, environment: Mapping[str, str] = os.environ
@@ -173,6 +177,7 @@ def init_process_group(
 
     Raises:
         UserError: the processes could not connect.
+        LostRankError: another process has ended.
     """
     if rank_info.size == 1:
         yield ProcessGroup(device)
@@ -198,6 +203,13 @@ def init_process_group(
         ) from None
     try:
         yield ProcessGroup(device, rank_info.rank, rank_info.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
+    except RuntimeError as err:
+        if not (isinstance(err, dist.DistError) or "gloo" in str(err)):
+            raise
+        raise LostRankError(
+            f"rank {rank_info.rank} lost the connection to another process, whose own output says why it ended; start "
+            "all again, with --resume if the run has a saved state"
+        ) from err
     finally:
         with suppress(RuntimeError):  # if another rank has already exited
             dist.destroy_process_group()

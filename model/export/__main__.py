@@ -61,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         target = args.output or args.run / name
         check_file(target, args.overwrite)
         run = load_run(args.run, torch.device("cpu"))
-        target.parent.mkdir(parents=True, exist_ok=True)
         write(target, run)
     console.print(f"wrote {target}")
 

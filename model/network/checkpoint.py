@@ -43,7 +43,8 @@ def weights_of(model: NeuMF) -> dict[str, torch.Tensor]:
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
     """Atomically write contiguous host tensors as safetensors, with `about` as text in the header."""
-    with staged_file(path, overwrite=True) as partial:
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    with staged_file(path, overwrite=True, size=size) as partial:
         try:
             safetensors.torch.save_file(tensors, partial, about)
         except safetensors.SafetensorError as err:
@@ -52,7 +53,6 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, 
 
 def save_factors(path: Path, users: torch.Tensor, items: torch.Tensor) -> None:
     """Atomically write the user and item factors of a dot product."""
-    path.parent.mkdir(exist_ok=True)
     save_tensors(path, {"users": users.detach().cpu().contiguous(), "items": items.detach().cpu().contiguous()})
 
 
@@ -133,7 +133,6 @@ def _config(shape: dict[str, Any]) -> NeuMFConfig:
 
 def save_reference(folder: Path, model: NeuMF) -> None:
     """Write `model.pth` as the reference does: a state dict with the reference's parameter names."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_reference(folder / "model.pth", model)
 
 

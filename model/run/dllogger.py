@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from model.run.appended import AppendedFile
 from workflows.common.files import to_json
 
 _UNITS = {
@@ -25,27 +25,23 @@ _UNITS = {
 
 
 class DLLogger:
-    """Appends one line per record, flushed at once so that the log can be followed."""
+    """Appends one line per record."""
 
     def __init__(self, path: Path, kept_bytes: int = 0) -> None:
         """
         Args:
             kept_bytes: bytes of an existing log to keep; the rest is truncated. A shorter log is started anew.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._started = time.time()
-        goes_on = 0 < kept_bytes <= (path.stat().st_size if path.exists() else 0)
-        self._file = path.open("r+" if goes_on else "w", encoding="utf-8")
-        self._file.truncate(kept_bytes if goes_on else 0)
-        self._file.seek(0, os.SEEK_END)
-        if not self._file.tell():
+        self._file = AppendedFile(path, kept_bytes)
+        if not self._file.size:
             for metric, unit in _UNITS.items():
                 self._write({"type": "METADATA", "metric": metric, "metadata": {"unit": unit}})
 
     @property
     def bytes(self) -> int:
         """Current length of the log."""
-        return self._file.tell()
+        return self._file.size
 
     def parameters(self, data: dict[str, Any]) -> None:
         """The arguments of the run."""
@@ -66,8 +62,7 @@ class DLLogger:
             "datetime": datetime.fromtimestamp(now).isoformat(sep=" "),
             "elapsedtime": f"{now - self._started:.6f}",
         }
-        self._file.write(f"DLLL {to_json({**stamps, **record})}\n")
-        self._file.flush()
+        self._file.append(f"DLLL {to_json({**stamps, **record})}\n".encode())
 
     def close(self) -> None:
         self._file.close()

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -28,6 +28,9 @@ from workflows.common.files import check_output, read_json, write_json
 from workflows.common.progress import console, human
 from workflows.common.staging import StagedFolder
 from workflows.device.torch_device import resolve_precision
+
+if TYPE_CHECKING:
+    from model.run.board import Board
 
 METRICS_NAME = "metrics.json"
 _LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
@@ -82,7 +85,7 @@ class RunWriter:
         self._staged = None if config.resume else StagedFolder(config.output)
         self._log: DLLogger | None = None
         self._log_bytes, self._device = log_bytes, device
-        self._board: Any = None
+        self._board: Board | None = None
         self._n_members = 0
         self._about = {
             "data": str(config.data.resolve()),
@@ -191,13 +194,10 @@ class RunWriter:
     def _to_board(self, epoch: int, record: dict[str, float]) -> None:
         """Write an epoch's metrics for TensorBoard."""
         if self._board is None:
-            from tensorboardX import SummaryWriter
+            from model.run.board import Board  # importing tensorboardX takes 0.1 s, in every rank
 
-            # Discard later epochs that an interrupted run may have written.
-            self._board = SummaryWriter(str(self.folder / _BOARD_NAME), purge_step=epoch)
-        for name, value in record.items():
-            self._board.add_scalar(name, value, epoch)
-        self._board.flush()
+            self._board = Board(self.folder / _BOARD_NAME, epoch)
+        self._board.add(epoch, record)
 
     def finish_training(self, history: History, test: EvalMetrics | None, popularity: EvalMetrics | None) -> None:
         """Write the summary, `metrics.json`, `curves.png` and the model card.

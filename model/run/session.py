@@ -22,7 +22,7 @@ from model.data.validation_split import leave_one_out
 from model.distributed.process_group import ProcessGroup
 from model.evaluation.evaluator import Evaluator, EvaluatorConfig, PopularityScorer
 from model.evaluation.metrics import EvalMetrics, all_hit
-from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights
+from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights, read_config
 from model.network.neumf import NeuMF
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
@@ -33,7 +33,7 @@ from model.scoring.scorer import Scorer
 from model.training.all_items_step import AllItemsStep
 from model.training.config import TrainConfig
 from model.training.protocols import EpochLoader, TrainStep
-from model.training.resume_state import load_last
+from model.training.resume_state import LAST_NAME, load_last
 from model.training.step import Step
 from model.training.trainer import DivergedError, Training
 from preprocessing.fingerprint import read_fingerprint
@@ -231,6 +231,9 @@ def _train(
         evaluator: on the test rows.
     """
     world, model = loader.world, training.model
+    if config.resume and (config.output / LAST_NAME).exists():  # the best model so far is not in the saved state
+        read_config(config.output)
+        load_weights(config.output / WEIGHTS_NAME, model)
     saved = load_last(config.output, training, world) if config.resume else None
     log_bytes = saved["log_bytes"] if saved is not None else 0
     training.history = training.history.aimed_at(config.train.threshold)

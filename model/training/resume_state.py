@@ -31,7 +31,6 @@ def save_last(folder: Path, training: Training, rng_states: Sequence[torch.Tenso
         rng_states: one per rank, see `workflows.device.torch_device.rng_state`.
         about: extra JSON.
     """
-    (folder / LAST_NAME).parent.mkdir(exist_ok=True)
     model, optimizer = training.model, training.step.optimizer
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():

@@ -23,7 +23,7 @@ from preprocessing.sources.json_records import (
     sample_of,
     spelled,
 )
-from preprocessing.sources.lines import count_lines, line_cuts
+from preprocessing.sources.lines import count_lines, line_cuts, read_bytes
 from preprocessing.sources.log import Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.times import column_times, common_time
 from preprocessing.sources.unpack import SourceFile
@@ -93,9 +93,8 @@ class JsonPiece(Piece):
         return self._line(next(itertools.islice(lines, row, None)))
 
     def _bytes(self, limit: int = -1) -> bytes:
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            return file.read(self.size_bytes if limit < 0 else min(limit, self.size_bytes))
+        size = self.size_bytes if limit < 0 else min(limit, self.size_bytes)
+        return read_bytes(self.path, self.display_name, self.start, size)
 
     def _line(self, number: int) -> str:
         """Location of a line of the piece (from 1), for messages."""

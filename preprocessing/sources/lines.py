@@ -5,7 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from workflows.common.errors import UserError
+
 _BLOCK_BYTES = 1 << 20
+
+
+def read_bytes(path: Path, display_name: str, start: int, size: int) -> bytes:
+    """Bytes of a file.
+
+    Raises:
+        UserError: the file ends earlier; it was longer when the log was opened.
+    """
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(size)
+    if len(content) < size:
+        raise UserError(
+            f"{display_name} was truncated or replaced while it was read: expected {start + size:,} bytes or more, "
+            f"got {path.stat().st_size:,}; run this again once it is complete"
+        )
+    return content
 
 
 def count_lines(path: Path, stop: int) -> int:

@@ -16,7 +16,7 @@ import pyarrow.csv
 from preprocessing.sources.convert import converted, first_invalid, trimmed
 from preprocessing.sources.dialect import Dialect
 from preprocessing.sources.fields import NULLS, PADDED, describe, may_be_padded
-from preprocessing.sources.lines import count_lines, line_cuts
+from preprocessing.sources.lines import count_lines, line_cuts, read_bytes
 from preprocessing.sources.log import Piece
 from preprocessing.sources.quoting import Quoting
 from preprocessing.sources.times import column_times
@@ -76,9 +76,7 @@ class TextPiece(Piece):
 
     @property
     def rows_estimate(self) -> int:
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            head = file.read(min(self.size_bytes, _SAMPLE_BYTES))
+        head = read_bytes(self.path, self.display_name, self.start, min(self.size_bytes, _SAMPLE_BYTES))
         return int(self.size_bytes * max(1, head.count(b"\n")) / len(head))
 
     def read(self) -> pa.Table:
@@ -109,9 +107,7 @@ class TextPiece(Piece):
 
     def content(self) -> tuple[bytes, str]:
         """The bytes of the piece without comments, and their delimiter, converted to one character."""
-        with self.path.open("rb") as file:
-            file.seek(self.start)
-            data = file.read(self.stop - self.start)
+        data = read_bytes(self.path, self.display_name, self.start, self.size_bytes)
         try:
             return self.format.dialect.plain(data), self.format.dialect.byte
         except UserError as err:

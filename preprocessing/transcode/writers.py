@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +92,11 @@ def write_tensors(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
     scratch = target.folder / _SCRATCH
     scratch.mkdir()
     offsets = np.cumsum([0, *rows])
+    shapes = [(int(offsets[-1]), len(chunk.features)) for chunk in chunks]
+    dtypes = [np.int64 if target.is_id(chunk.features[0]) else np.float32 for chunk in chunks]
     matrices = [
-        np.memmap(
-            scratch / chunk.files[0],
-            dtype=np.int64 if target.is_id(chunk.features[0]) else np.float32,
-            mode="w+",
-            shape=(int(offsets[-1]), len(chunk.features)),
-        )
-        for chunk in chunks
+        _matrix_on_disk(scratch / chunk.files[0], shape, dtype)
+        for chunk, shape, dtype in zip(chunks, shapes, dtypes, strict=True)
     ]
 
     def write(index: int, table: pa.Table) -> None:
@@ -112,6 +110,16 @@ def write_tensors(target: Target, mapping: str, frames: Sequence[Any], rows: Seq
         (scratch / chunk.files[0]).unlink()
     scratch.rmdir()
     return chunks
+
+
+def _matrix_on_disk(path: Path, shape: tuple[int, int], dtype: type[np.generic]) -> np.ndarray:
+    """A matrix in a file. Its space is reserved: without, a full disk would end the process by SIGBUS."""
+    size = shape[0] * shape[1] * np.dtype(dtype).itemsize
+    with path.open("wb") as file:
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            os.posix_fallocate(file.fileno(), 0, size)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape)
 
 
 def parquet_spec(spec: FeatureSpec, target: Target, chunks: dict[str, list[Chunk]]) -> FeatureSpec:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,12 +10,14 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import preprocessing.__main__
 from preprocessing.__main__ import main
 from workflows.common.errors import UserError
 
@@ -106,6 +110,31 @@ def test_bad_input_is_explained_and_leaves_nothing(tmp_path: Path, case: str) ->
     for part in parts:
         assert part in str(caught.value)
     assert _entries(tmp_path) == before
+
+
+@pytest.mark.parametrize("kept", [None, 0, 3000])
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_log_that_shrinks_or_vanishes_while_it_is_read_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, kept: int | None
+) -> None:
+    log = tmp_path / f"log.{suffix}"
+    rows = [{"user": time % 50, "item": time % 70, "time": time} for time in range(1000)]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), log)
+    elif suffix == "jsonl":
+        log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    else:
+        log.write_text("user,item,time\n" + "".join(f"{','.join(map(str, row.values()))}\n" for row in rows))
+    partition_log = preprocessing.__main__.partition_log
+
+    def shrinks(*given: Any) -> Any:
+        log.unlink() if kept is None else os.truncate(log, kept)
+        return partition_log(*given)
+
+    monkeypatch.setattr(preprocessing.__main__, "partition_log", shrinks)
+    with pytest.raises((UserError, FileNotFoundError), match=re.escape(str(log))):
+        main(["--input", str(log), "--output", str(tmp_path / "out")])
+    assert _entries(tmp_path) <= {log.name}
 
 
 def test_a_missing_input_is_an_error(tmp_path: Path) -> None:

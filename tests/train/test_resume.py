@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -268,3 +269,14 @@ def test_a_later_log_in_the_same_encoding_is_other_data(tmp_path: Path, fails: C
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     train.main(["--resume", str(run), "--data", str(tmp_path / "c"), "-e", "2"])
     assert json.loads((run / "metrics.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("kept", [None, 40])
+def test_a_run_that_has_lost_its_best_model_is_refused(
+    own: Path, fails: Callable[..., str], name: str, kept: int | None
+) -> None:
+    (own / name).unlink() if kept is None else os.truncate(own / name, kept)
+    before = contents(own)
+    assert name in fails("--resume", str(own), "-e", "4")
+    assert contents(own) == before

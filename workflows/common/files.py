@@ -99,5 +99,5 @@ def _finite(value: Any) -> Any:
 
 def replace_file(path: Path, data: bytes | memoryview) -> None:
     """Write `data` next to `path` and rename it into place."""
-    with staged_file(path, overwrite=True) as partial:
+    with staged_file(path, overwrite=True, size=memoryview(data).nbytes) as partial:
         partial.write_bytes(data)

@@ -25,7 +25,7 @@ _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOT
 _MAX_NAME = 200  # of an output's name within the name of its stage, which may have 255 bytes
 _SYNC_THREADS = 16  # many small files are then flushed together
 # NumPy, safetensors and torch give no number.
-_UNWRITABLE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TOO_LITTLE_SPACE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
 
 
@@ -46,8 +46,11 @@ def check_parents(path: Path) -> None:
 
 
 @contextmanager
-def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
+def staged_file(path: Path, overwrite: bool, size: int | None = None) -> Iterator[Path]:
     """Write a file next to its destination and rename it when complete; an error leaves nothing behind.
+
+    Args:
+        size: bytes that will be written, if known; an error then says so.
 
     Yields:
         The path to write to. `path` itself changes only after the block succeeds.
@@ -56,7 +59,7 @@ def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
         UserError: the file must not be written, or could not be: the disk is full, a limit is reached.
     """
     check_file(path, overwrite)
-    with written(path):
+    with written(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         partial, lock = _locked(path, _new_file)
@@ -74,8 +77,11 @@ def staged_file(path: Path, overwrite: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def written(path: Path) -> Iterator[None]:
+def written(path: Path, size: int | None = None) -> Iterator[None]:
     """Name the output in an error of the operating system, which otherwise names a temporary file or none.
+
+    Args:
+        size: bytes that will be written, if known.
 
     Raises:
         UserError: the output could not be written, with the reason and the space that is left.
@@ -83,14 +89,18 @@ def written(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if not (err.errno in _UNWRITABLE or (err.filename is not None and _PARTIAL in os.fsdecode(err.filename))):
+        name = err.filename if isinstance(err.filename, (str, bytes)) else ""  # it may be a descriptor's number
+        is_staged = any(_LEFT.fullmatch(part) for part in Path(os.fsdecode(name)).parts)
+        if not (err.errno in _TOO_LITTLE_SPACE or is_staged):
             raise
-        output = _published(path)
-        place = next(folder for folder in output.absolute().parents if folder.is_dir())
+        output, space = _published(path), ""
+        if err.errno in _TOO_LITTLE_SPACE:
+            place = next(folder for folder in output.absolute().parents if folder.is_dir())
+            needed = "" if size is None else f"{size / 2**20:,.1f} MiB are needed, "
+            free = f"{shutil.disk_usage(place).free / 2**20:,.1f} MiB are free in {place}"
+            space = f" ({needed}{free}); free some space or"
         raise UserError(
-            f"{output} could not be written: {err.strerror or err} "
-            f"({shutil.disk_usage(place).free / 2**20:,.0f} MiB are free in {place}); "
-            "free some space or name another place, and run this again"
+            f"{output} could not be written: {err.strerror or err}{space or ';'} name another place, and run this again"
         ) from None
 
 
@@ -110,9 +120,10 @@ class StagedFolder:
         """Remove what dead processes left beside `path`, and create the empty folder."""
         self.path = path.absolute()
         self._new_parents = [parent for parent in self.path.parents if not parent.exists()]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(self.path.parent)
-        self.folder, self._lock = _locked(self.path, Path.mkdir)
+        with written(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(self.path.parent)
+            self.folder, self._lock = _locked(self.path, Path.mkdir)
         self.is_published = False
 
     def publish(self) -> None:
@@ -120,13 +131,14 @@ class StagedFolder:
 
         The folder that was there is removed afterwards.
         """
-        _sync_tree(self.folder)
-        if not self.path.is_dir():
-            self.folder.rename(self.path)
-        elif not _exchanged(self.folder, self.path):
-            self._replace()
-        self.is_published = True
-        sync(self.path.parent)
+        with written(self.path):
+            _sync_tree(self.folder)
+            if not self.path.is_dir():
+                self.folder.rename(self.path)
+            elif not _exchanged(self.folder, self.path):
+                self._replace()
+            self.is_published = True
+            sync(self.path.parent)
         shutil.rmtree(self.folder, ignore_errors=True)  # the old one, after an exchange
         self.folder = self.path
 

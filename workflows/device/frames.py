@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from dataclasses import dataclass
@@ -108,15 +109,20 @@ class FrameDevice:
 
         Nothing of it listens on a network: whoever reaches a Dask process can run code in it.
         """
-        dashboard = f"{_LOOPBACK}:0"
+        # Dask would log errors that are also raised, with their tracebacks.
+        common: dict[str, Any] = {
+            "host": _LOOPBACK,
+            "dashboard_address": f"{_LOOPBACK}:0",
+            "silence_logs": logging.CRITICAL,
+        }
         if self.on_cpu:
             from distributed import LocalCluster
 
             return LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=workers, threads_per_worker=1, memory_limit=0, host=_LOOPBACK, dashboard_address=dashboard
+                n_workers=workers, threads_per_worker=1, memory_limit=0, **common
             )
         cuda = importlib.import_module("dask_cuda")
-        return cuda.LocalCUDACluster(n_workers=workers, host=_LOOPBACK, dashboard_address=dashboard)
+        return cuda.LocalCUDACluster(n_workers=workers, **common)
 
 
 _opened: set[FrameDevice] = set()  # by this process

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from model.distributed import launch
 from model.distributed.launch import end_with_launcher
 from workflows.common.errors import UserError
 
@@ -62,6 +63,19 @@ def test_a_killed_rank_stops_the_others_and_is_reported(tmp_path: Path, killed: 
     assert done.returncode == 128 + number
     how = name if name != "SIGRTMIN" else f"signal {int(number)}|SIGRTMIN"
     assert re.search(f"rank {killed} of 2 was killed by ({how})", done.stderr)
+
+
+class _Ended:
+    """A process that has ended."""
+
+    def __init__(self, status: int) -> None:
+        self.poll = lambda: status
+        self.wait = lambda timeout: status
+
+
+def test_the_killed_rank_is_reported_before_those_that_fail_because_of_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch._wait([_Ended(1), _Ended(-signal.SIGKILL)], [None, None]) == 128 + signal.SIGKILL  # type: ignore[list-item]
+    assert "rank 1 of 2 was killed by SIGKILL" in capsys.readouterr().err
 
 
 def test_a_user_error_on_all_ranks_is_reported_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from model.network.checkpoint import save_tensors
+from model.run.appended import AppendedFile
 from preprocessing.spec.reader import save_tensor
 from workflows.common import staging
 from workflows.common.errors import UserError
@@ -140,6 +141,7 @@ def test_long_and_odd_names(tmp_path: Path) -> None:
 _MATRIX = np.zeros((200, 500))
 _WRITERS: dict[str, Callable[[Path], object]] = {
     "bytes": lambda path: replace_file(path, b"0" * 300_000),
+    "log": lambda path: AppendedFile(path).append(b"0" * 300_000),
     "safetensors": lambda path: save_tensors(path, {"a": torch.zeros(100_000)}),
     "torch": lambda path: save_tensor(path, _MATRIX),
     "numpy": lambda path: np.save(path, _MATRIX),

@@ -8,9 +8,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from soak_commands import Commands, finish, is_alive, start, unused_shared_memory
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 N_USERS, N_ITEMS, LENGTH = 40, 50, 8
 FREEZES, KILLS = (3, 50), (2, 20)  # in `make test`, in `make soak`
+RANK_KILLS = (2, 20)
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 FLAGS = "--device cpu -f 4 --layers 8 4 -l 0.01 -k 3 -s 1"
 PATIENCE_S = 240.0
@@ -30,7 +36,8 @@ pytestmark = pytest.mark.usefixtures("forked")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    few, many = FREEZES if "freeze" in metafunc.function.__name__ else KILLS
+    kinds = {"freeze": FREEZES, "deadlock": FREEZES, "of_two_ranks": RANK_KILLS}
+    few, many = next((counts for word, counts in kinds.items() if word in metafunc.function.__name__), KILLS)
     if "number" in metafunc.fixturenames:
         metafunc.parametrize("number", range(many if metafunc.config.getoption("--soak") else few))
 
@@ -120,7 +127,7 @@ RUN = [*FLAGS.split(), *["-e", "12", "-b", "64", "--validation", "leave-one-out"
 
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
-    tmp_path: Path, whole: tuple[Path, float], number: int
+    tmp_path: Path, whole: tuple[Path, float], number: int, record_property: Callable[[str, object], None]
 ) -> None:
     rng = random.Random(number)
     folder, whole_s = whole
@@ -133,9 +140,81 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+            record_property("kills", 1)
         # A run killed before it has written anything starts again.
         if output.exists():
             flags = ["--resume", str(output)]
     finished(train(*flags))
     assert metrics_of(output) == metrics_of(folder / "run")
     assert (output / "model.safetensors").read_bytes() == (folder / "run" / "model.safetensors").read_bytes()
+
+
+def ranks_of(launcher: subprocess.Popen[str]) -> list[int]:
+    """The processes that the launcher has started: they share the pipe that tells them of its end."""
+    own, pipes = _pipes("self"), _pipes(launcher.pid)
+    others = [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
+    return [pid for pid in others if pid not in (os.getpid(), launcher.pid) and _pipes(pid) & (pipes - own)]
+
+
+def _pipes(process: int | str) -> set[str]:
+    found = set()
+    with suppress(OSError):
+        for file in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                found.add(str(file.readlink()))
+    return {name for name in found if name.startswith("pipe:")}
+
+
+def _kill_one(launcher: subprocess.Popen[str], rng: random.Random, after_s: float) -> bool:
+    """Kill a rank or the launcher after a while; the others end, and a killed rank is reported.
+
+    Returns:
+        False if they had ended before.
+    """
+    left = unused_shared_memory()
+    try:
+        output, _ = launcher.communicate(timeout=after_s)
+        assert launcher.returncode == 0, output
+        return False
+    except subprocess.TimeoutExpired:
+        ranks = ranks_of(launcher)
+    victim = rng.choice([launcher.pid, *ranks, *ranks])
+    with suppress(ProcessLookupError):
+        os.kill(victim, signal.SIGKILL)
+    output, _ = launcher.communicate(timeout=PATIENCE_S)
+    assert "Traceback" not in output, output
+    if victim != launcher.pid and launcher.returncode:
+        assert launcher.returncode == 128 + signal.SIGKILL, output
+        assert re.search(r"error: rank [01] of 2 was killed by SIGKILL", output), output
+    deadline = time.monotonic() + PATIENCE_S
+    while any(map(is_alive, ranks)):
+        assert time.monotonic() < deadline, "ranks outlive their launcher"
+        time.sleep(0.01)
+    assert unused_shared_memory() <= left
+    return True
+
+
+@pytest.fixture(scope="module")
+def two_ranks(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[list[str], Path, float]]:
+    """Undisturbed runs by two ranks: flags, run folder, duration."""
+    made = {}
+    for name in ("train", "members"):
+        output = tmp_path_factory.mktemp("two") / "run"
+        flags, started = [*commands.flags(name, output), "--gpus", "2"], time.monotonic()
+        finish(flags)
+        made[name] = flags, output, time.monotonic() - started
+    return made
+
+
+def test_a_kill_of_one_of_two_ranks(
+    tmp_path: Path, two_ranks: dict[str, tuple[list[str], Path, float]], number: int,
+    record_property: Callable[[str, object], None],
+) -> None:  # fmt: skip
+    rng = random.Random(number)
+    flags, whole, whole_s = two_ranks[("train", "members")[number % 2]]
+    output = tmp_path / "run"
+    flags = [str(output) if flag == str(whole) else flag for flag in flags]
+    record_property("kills of two ranks", int(_kill_one(start(flags), rng, rng.uniform(0.1, 1.0) * whole_s)))
+    finish(["train.py", "--resume", str(output)] if output.exists() else flags)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert metrics_of(output) == metrics_of(whole)
