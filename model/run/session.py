@@ -26,8 +26,8 @@ from model.network.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_weights
 from model.network.neumf import NeuMF
 from model.run.config import RunConfig
 from model.run.ensemble_session import train_ensemble
-from model.run.network import initial_network
 from model.run.memory import check_batches, check_network
+from model.run.network import initial_network
 from model.run.run_writer import RunWriter, check_run
 from model.scoring.scorer import Scorer
 from model.training.all_items_step import AllItemsStep
