@@ -1,8 +1,9 @@
-"""The memory that this process may still use, and the refusal of what cannot fit, before anything is allocated."""
+"""The memory and disk space that are left, and the refusal of what cannot fit, before anything is allocated."""
 
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -23,11 +24,16 @@ def available_bytes(root: Path = Path("/")) -> int:
     Args:
         root: where /proc and /sys are, for control groups.
     """
-    left = [psutil.virtual_memory().available, *_left_in_groups(root)]
+    left = [shared_bytes(root)]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
     if soft != resource.RLIM_INFINITY:
         left.append(soft - psutil.Process().memory_info().vms)
     return max(0, min(left))
+
+
+def shared_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process and others that it starts may allocate together; see `available_bytes`."""
+    return max(0, min([psutil.virtual_memory().available, *_left_in_groups(root)]))
 
 
 def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | None = None) -> None:
@@ -44,6 +50,15 @@ def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | 
     if needed_bytes > left:
         raise UserError(
             f"{what} needs {shown_bytes(needed_bytes)} of memory or more, and {shown_bytes(left)} are left; {remedy}"
+        )
+
+
+def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> None:
+    """As `require_memory`, for the disk of a folder."""
+    left = shutil.disk_usage(folder).free
+    if needed_bytes > left:
+        raise UserError(
+            f"{what} needs {shown_bytes(needed_bytes)} or more in {folder}, and {shown_bytes(left)} are free; {remedy}"
         )
 
 
