@@ -43,10 +43,12 @@ class RandomLog:
 
     @property
     def is_ambiguous(self) -> bool:
-        """Whether a row runs over lines that have the right number of fields, and a digit in the time, themselves."""
+        """Whether a row runs over lines with all fields, and a digit in the time; the last of three may differ."""
         time = self.columns.index("time")
         for record in self.records:
             lines = [self._split(line) for line in record.split("\n") if self._split(line) != [""]]
+            lines = [fields for fields in lines if not self.options.comment or fields[0][:1] != self.options.comment]
+            lines = lines[:-1] if len(lines) > 2 else lines
             if len(lines) > 1 and all(len(fields) == len(self.columns) for fields in lines):
                 times = [fields[time].strip(' "') for fields in lines]
                 if all(re.search(r"\d", field) or field in (*NULLS, *MISSING_WORDS) for field in times):
@@ -104,7 +106,7 @@ def random_logs(
         special = set('"\n\r') | set(" \t" if delimiter == BLANKS else delimiter[0])
         if style == csv.QUOTE_NONE:
             text = "".join(character for character in text if character not in special)
-            text = text.removeprefix("#") if is_first else text
+            text = text.lstrip("#") if is_first else text
             return text or ("NULL" if delimiter == BLANKS else "")
         if style == csv.QUOTE_ALL or special & set(text) or (is_first and text[:1] == "#") or not text:
             return '"' + text.replace('"', '""') + '"'

@@ -17,7 +17,7 @@ def converted(column: pa.ChunkedArray, kind: pa.DataType, is_id: bool, ascii_onl
     """Text as integers, numbers, dates or trimmed text; missing values as nulls.
 
     Args:
-        column: text, or bytes that should be UTF-8.
+        column: text.
         kind: int64, float64, string, or a timestamp.
         is_id: an integer with a leading zero is invalid (007 is not 7).
         ascii_only: the text is known to be ASCII, which is faster.
@@ -25,7 +25,6 @@ def converted(column: pa.ChunkedArray, kind: pa.DataType, is_id: bool, ascii_onl
     Raises:
         pa.ArrowInvalid: a value is not of this type.
     """
-    column = pc.cast(column, pa.string())
     if kind == pa.string():
         return trimmed(column, ascii_only)
     column = pc.utf8_trim_whitespace(column)

@@ -64,8 +64,9 @@ def date_type(value: str) -> pa.DataType | None:
 
 def time_type(values: Sequence[str]) -> pa.DataType:
     """Dates or numbers, whichever are more frequent; anything else is ignored."""
-    dates = [kind for kind in map(date_type, values) if kind is not None]
-    numbers = [value for value in values if re.fullmatch(NUMBER, value)]
+    is_number = re.compile(NUMBER).fullmatch
+    numbers = [value for value in values if is_number(value)]
+    dates = [kind for value in values if not is_number(value) and (kind := date_type(value)) is not None]
     if len(dates) > len(numbers):
         ((zone, _),) = Counter(kind.tz for kind in dates).most_common(1)
         return pa.timestamp("ns" if any(kind.unit == "ns" for kind in dates) else "us", zone)

@@ -11,7 +11,7 @@ from preprocessing.sources import text
 from preprocessing.sources.column_names import known_columns, recognise, require_columns
 from preprocessing.sources.dates import formatted_type, time_kind
 from preprocessing.sources.dialect import Dialect
-from preprocessing.sources.fields import MISSING_WORDS, id_type, is_respelled
+from preprocessing.sources.fields import id_type, is_respelled, without_words
 from preprocessing.sources.log import DETECT, Log, LogColumns, Piece, ReadOptions
 from preprocessing.sources.quoting import Quoting, quoting_of
 from preprocessing.sources.sniff import Layout, column_heads, header_layout, named_layout
@@ -89,19 +89,14 @@ def _opened(source: SourceFile, layout: Layout, columns: LogColumns, options: Re
     )  # fmt: skip
     dialect = replace(dialect, quoted=quoting.in_use)
     heads = column_heads(source.path, source.display_name, dialect, layout, quoting.cuts is not None, columns.names)
-    guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if _some(heads[name])}
-    times = [] if columns.time is None else _some(heads[columns.time])
+    guesses = {name: id_type(heads[name]) for name in (columns.user, columns.item) if without_words(heads[name])}
+    times = [] if columns.time is None else without_words(heads[columns.time])
     if columns.time is not None and options.time_format is not None:
         guesses[columns.time] = formatted_type(options.time_format)
     elif columns.time is not None and times:
         guesses[columns.time] = time_kind(times, columns.time, source.display_name)
     respelled = frozenset(name for name in columns.names if any(map(is_respelled, heads[name])))
     return _TextFile(source, layout, dialect, quoting, guesses, respelled)
-
-
-def _some(values: Sequence[str]) -> list[str]:
-    """The values that are not missing in a column of integers, numbers or dates."""
-    return [value for value in values if value not in MISSING_WORDS]
 
 
 def _pieces(files: Sequence[_TextFile], columns: LogColumns, options: ReadOptions) -> list[Piece]:

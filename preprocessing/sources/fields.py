@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ MISSING_WORDS = (
     *("NA", "na", "Na", "N/A", "n/a", "N/a", "#N/A", "#n/a", "#NA", "#N/A N/A", "<NA>", "<na>", "None", "none", "NONE"),
     *("Null", "NAN", "Nan", "-NaN", "-nan", "NaT", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
 )
+_WORDS = frozenset(MISSING_WORDS)
 PADDED = r"^-?0[0-9]"  # 007 is not 7
 _INTEGER = re.compile(r"-?[0-9]{1,19}")
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
@@ -43,12 +44,17 @@ def holds(kind: pa.DataType) -> Callable[[str], bool]:
     return lambda _: True
 
 
+def without_words(values: Sequence[str]) -> list[str]:
+    """The values but for `MISSING_WORDS`."""
+    return [value for value in values if value not in _WORDS]
+
+
 def id_type(values: list[str]) -> pa.DataType:
     """Integer, unless most ids are not, one has a leading zero (007 is not 7), or one is beyond 64 bits (a hash).
 
     Whole floats are integers (17850.0, as pandas writes integers if some are missing), and so are `MISSING_WORDS`.
     """
-    values = [value for value in values if value not in MISSING_WORDS]
+    values = without_words(values)
     whole = [found[1] for found in map(_WHOLE.fullmatch, values) if found]
     padded = any(map(re.compile(PADDED).match, values))
     return pa.int64() if 2 * len(whole) >= len(values) and not padded and all(map(_fits, whole)) else pa.string()
@@ -56,13 +62,12 @@ def id_type(values: list[str]) -> pa.DataType:
 
 def is_respelled(value: str) -> bool:
     """Whether an integer, number or date is missing, or spelled in a way that Arrow's CSV reader does not take."""
-    found = _WHOLE.fullmatch(value)
-    return value in MISSING_WORDS or bool(found and found[2])
+    return value in _WORDS or (value.endswith("0") and bool(_WHOLE.fullmatch(value)) and "." in value)
 
 
 def _fits(integer: str) -> bool:
     """Whether an integer has 64 bits."""
-    return len(integer.lstrip("-0")) <= 19 and -(2**63) <= int(integer) < 2**63
+    return len(integer) <= 18 or (len(integer.lstrip("-0")) <= 19 and -(2**63) <= int(integer) < 2**63)
 
 
 def may_be_padded(data: bytes, delimiter: str) -> bool:

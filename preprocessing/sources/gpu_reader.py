@@ -20,7 +20,7 @@ from preprocessing.sources import gpu_fields
 from preprocessing.sources.gpu_fields import MISSING, UNSURE
 from preprocessing.sources.log import LogColumns, Piece
 from preprocessing.sources.parquet import ParquetPiece
-from preprocessing.sources.text import TextPiece
+from preprocessing.sources.text import TextPiece, lines_in
 from workflows.device.frames import FrameDevice
 
 Array = Any  # of CuPy
@@ -63,6 +63,8 @@ def read_on_gpu(piece: Piece, columns: LogColumns, device: FrameDevice) -> Devic
 
 
 def _read_text(piece: TextPiece, columns: LogColumns, device: FrameDevice) -> DeviceColumns | None:
+    if piece.format.spelled:
+        return None
     types = dict(piece.format.types)
     target = None
     if columns.time is not None:
@@ -104,6 +106,8 @@ def _fields(piece: TextPiece, columns: LogColumns, device: FrameDevice) -> tuple
     )
     # Fields that a row lacks are null: no row may lack the last one, and each has to lack the one beyond.
     if not len(frame) or frame[names[-2]].null_count or frame[_BEYOND].null_count < len(frame):
+        return None
+    if len(frame) != lines_in(data, len(frame)):
         return None
     return frame, data.isascii()
 

@@ -1,8 +1,8 @@
 """Whether fields of a file are quoted (RFC 4180), decided by one scan, and where it can be split.
 
 No row may vanish in a field that merely begins with a quote. So quotes count only where every field that begins with
-one also ends at one, before a delimiter or a line end; and a field that runs over lines is suspicious if each of those
-lines would be a row by itself.
+one also ends at one, before a delimiter or a line end; and a field that runs over lines is suspicious if those lines
+would be rows by themselves.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def _line_starts(text: np.ndarray) -> np.ndarray:
 def _are_whole(text: np.ndarray, starts: np.ndarray, dialect: Dialect, n_fields: int) -> np.ndarray:
     """Mask of the lines with the right number of fields if quotes are characters."""
     delimiters = np.flatnonzero(text == ord(dialect.byte))
-    return np.diff(np.searchsorted(delimiters, [*starts, len(text)])) == n_fields - 1
+    return np.diff(np.searchsorted(delimiters, starts), append=len(delimiters)) == n_fields - 1
 
 
 class _Scan:
@@ -160,7 +160,7 @@ class _Scan:
         multiline: whether any quoted field runs over lines.
         rows: rows that have begun.
         broken: line number of the first quoted field that goes on after its closing quote; the scan ends there.
-        suspect: line number of the first row of several lines, each of which would be a row by itself.
+        suspect: line number of the first row of several lines that would be rows by themselves.
     """
 
     def __init__(self, dialect: Dialect, n_fields: int, time: int | None) -> None:
@@ -170,7 +170,8 @@ class _Scan:
         self.suspect: int | None = None
         self._dialect, self._n_fields, self._time = dialect, n_fields, time
         self._lines = 0
-        self._whole = False  # each line of the row that is not complete yet could be a row
+        self._whole = False  # the lines of the row that is not complete yet could be rows
+        self._open_lines = 0  # the number of these lines
         delimiter = re.escape(dialect.byte.encode())
         comment = rb"|(?:\A|(?<=[\r\n]))" + re.escape((dialect.comment or "").encode()) + rb"[^\r\n]*"
         self._opening = re.compile(dialect.field_begin + b'"' + (comment if dialect.comment else b""))
@@ -183,20 +184,20 @@ class _Scan:
         starts = _line_starts(text)
         comment = self._dialect.comment
         regular = None if comment is not None and comment.encode() in block else self._regular(text)
-        opening, closing, comments = regular or self._by_field(block)
+        edges, comments = regular or self._by_field(block)
         if len(comments):
             starts = starts[~np.isin(starts, comments)]
-        within = np.searchsorted(opening, starts) - np.searchsorted(closing, starts) + self.inside > 0
-        inside = self.inside + len(opening) > len(closing)
+        within = (np.searchsorted(edges, starts) + self.inside) % 2 == 1
+        inside = (len(edges) + self.inside) % 2 == 1
         if inside or within.any():
             self.multiline = True
             self._check_rows(block, text, starts, within, inside)
         self.rows += int(np.count_nonzero(~within))
         self.inside = inside
-        self._lines += block.count(b"\n")
+        self._lines += int(np.count_nonzero(text == _NEWLINE))
 
-    def _regular(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """(offsets of opening quotes, of closing quotes, of comments); None unless each quote is at a field's edge.
+    def _regular(self, text: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """(offsets of opening and closing quotes in turn, of comments); None unless each quote is at a field's edge.
 
         A doubled quote closes the field and opens it again.
         """
@@ -205,12 +206,11 @@ class _Scan:
         edge = np.zeros(256, dtype=np.bool_)
         edge[[ord(self._dialect.byte), _NEWLINE, _RETURN, _QUOTE]] = True
         before, after = text[opening[opening > 0] - 1], text[closing[closing < len(text) - 1] + 1]
-        return (opening, closing, quotes[:0]) if edge[before].all() and edge[after].all() else None
+        return (quotes, quotes[:0]) if edge.take(before).all() and edge.take(after).all() else None
 
-    def _by_field(self, block: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _by_field(self, block: bytes) -> tuple[np.ndarray, np.ndarray]:
         """The same field by field, for comments and for quotes within unquoted fields, such as inches (5" pipe)."""
-        opening: list[int] = []
-        closing: list[int] = []
+        edges: list[int] = []
         comments: list[int] = []
         inside, place = self.inside, 0
         while True:
@@ -218,40 +218,50 @@ class _Scan:
                 place = self._body.match(block, place).end()  # type: ignore[union-attr]  # matches nothing, too
                 if place == len(block):
                     break
-                closing.append(place)
+                edges.append(place)
                 inside, place = False, place + 1
                 if not self._closed.match(block, place):
-                    begin = opening[-1] if opening else None
-                    self.broken = self.opened if begin is None else self._lines + 1 + block.count(b"\n", 0, begin)
+                    self.broken = self._line(block, edges[-2]) if len(edges) > 1 else self.opened
                     break
             found = self._opening.search(block, place)
             if found is None:
                 break
             place = found.end()
             inside = found[0] == b'"'
-            (opening if inside else comments).append(found.start())
-        return np.array(opening, dtype=np.int64), np.array(closing, dtype=np.int64), np.array(comments, dtype=np.int64)
+            (edges if inside else comments).append(found.start())
+        return np.array(edges, dtype=np.int64), np.array(comments, dtype=np.int64)
 
     def _check_rows(self, block: bytes, text: np.ndarray, starts: np.ndarray, within: np.ndarray, inside: bool) -> None:
-        """Look for rows of several lines, each of which would be a row by itself."""
+        """Look for rows of several lines that would be rows by themselves: of more than two, the last one aside."""
         whole = _are_whole(text, starts, self._dialect, self._n_fields)
+        comment = (self._dialect.comment or "").encode()
+        if comment and comment in block:  # within quotes it is none, but would be one
+            kept = np.array([not block.startswith(comment, start) for start in starts.tolist()], dtype=np.bool_)
+            starts, within, whole = starts[kept], within[kept], whole[kept]
         firsts = np.flatnonzero(~within)
-        carried = firsts[0] if len(firsts) else len(starts)
-        self._whole = self._whole and bool(whole[:carried].all())
-        if self._whole and carried and (len(firsts) or not inside):
-            self._suspect(self.opened, block, starts[:carried])
-        if len(firsts):
-            lengths = np.diff([*firsts, len(starts)])
-            candidates = np.flatnonzero(np.logical_and.reduceat(whole, firsts) & (lengths > 1))
-            for first in [] if self.suspect is not None else candidates.tolist():
-                if inside and first == len(firsts) - 1:
-                    break  # goes on in the next block
-                lines = starts[firsts[first] : firsts[first] + lengths[first]]
-                self._suspect(self._line(block, lines[0]), block, lines)
-            if inside:
-                last = firsts[-1]
-                self.opened = self._line(block, starts[last])
-                self._whole = bool(whole[last:].all()) and self._have_times(block, starts[last:])
+        bounds = np.append(firsts, len(starts))
+        carried = int(bounds[0])  # lines of the row that began in an earlier block
+        if self.inside:
+            ends = len(firsts) > 0 or not inside
+            self._open_lines += carried
+            counted = max(0, carried - 1) if ends and self._open_lines > 2 else carried
+            self._whole = self._whole and bool(whole[:counted].all())
+            if ends and self._whole and self._open_lines > 1:
+                self._suspect(self.opened, block, starts[:counted])
+        if not len(firsts):
+            return
+        if inside:
+            last = firsts[-1]
+            self.opened = self._line(block, starts[last])
+            self._open_lines = len(starts) - int(last)
+            self._whole = bool(whole[last:].all()) and self._have_times(block, starts[last:])
+            bounds = bounds[:-1]
+        whole[bounds[1:][np.diff(bounds) > 2] - 1] = True
+        if self.suspect is not None or len(bounds) < 2:
+            return
+        for row in np.flatnonzero(np.logical_and.reduceat(whole, bounds[:-1]) & (np.diff(bounds) > 1)):
+            first, stop = bounds[row], bounds[row + 1]
+            self._suspect(self._line(block, starts[first]), block, starts[first : stop - (stop - first > 2)])
 
     def _line(self, block: bytes, start: int) -> int:
         return self._lines + 1 + block.count(b"\n", 0, start)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from preprocessing.sources.dialect import BLANKS, RECOGNISED, Dialect, delimiter_shown
 from preprocessing.sources.fields import NULLS, holds
+from preprocessing.sources.lines import count_lines
 from preprocessing.sources.log import ReadOptions
 from preprocessing.sources.text import first_row, parse
 from workflows.common.errors import UserError
@@ -85,13 +86,10 @@ def header_layout(
     """
     lines = _first_lines(path, display_name, options)
     marked = [line for line in lines[::-1] if line.is_marked]
-    headers = [_header(line, options) for line in lines if not line.is_marked] + [
-        _header(line, options) for line in marked
-    ]
-    found = next((header for header in headers if has_columns(header.names)), None)
-    if found is None and marked:  # of "# user item", the name of the first column may be "user"
-        bare = [replace(header, names=(header.names[0].lstrip("#% "), *header.names[1:])) for header in headers]
-        found = next((header for header in bare if has_columns(header.names)), None)
+    # The header is the first line that is no comment, or the last that may be one; without its mark, perhaps.
+    headers = [_header(line, options, has_columns) for line in [*lines[len(marked) :], *marked]]
+    bare = [_header(replace(line, text=line.text.lstrip("#% \t")), options, has_columns) for line in marked]
+    found = next((header for header in [*headers, *bare] if has_columns(header.names)), None)
     if found is None:  # a comment has another number of fields than rows have
         counts = [len(header.names) for header in headers[:2]]
         found = headers[1] if marked and len(lines) > len(marked) and counts[0] == counts[1] > 1 else headers[0]
@@ -99,24 +97,28 @@ def header_layout(
     dialect = Dialect(found.delimiter, options.quoting != "none")
     if dialect.is_open(dialect.plain(line.text.encode())):
         raise UserError(
-            f"{display_name}, line {lines.index(line) + 1}: a column name is not closed or contains a newline; rename "
-            "that column, or pass --quoting none if quotes are characters like any other"
+            f"{display_name}, line {count_lines(path, line.start) + 1}: a column name is not closed or contains a "
+            "newline; rename that column, or pass --quoting none if quotes are characters like any other"
         )
     return found
 
 
-def _header(line: _Line, options: ReadOptions) -> Layout:
-    counts = {one: len(_split(line.text, one, options)) for one in _candidates(options)}
-    blanks = counts.pop(BLANKS, 1) if options.delimiter is None else 0
-    delimiter = max(reversed(list(counts)), key=counts.__getitem__)
-    if blanks > 1 == counts[delimiter]:
-        delimiter = BLANKS
-    return Layout(delimiter, tuple(name.strip() for name in _split(line.text, delimiter, options)), line.stop)
+def _header(line: _Line, options: ReadOptions, has_columns: Callable[[Sequence[str]], bool]) -> Layout:
+    """The line as a header, split by the delimiter that yields the log's columns, or the most columns."""
+    layouts = [
+        Layout(one, tuple(name.strip() for name in _split(line.text, one, options)), line.stop)
+        for one in _candidates(options)
+    ]
+    # A mark that blanks separate from the names is not a column.
+    fitting = [layout for layout in layouts if has_columns(layout.names) and layout.names[0] not in _COMMENTS]
+    if not fitting and all(len(layout.names) == 1 for layout in layouts[1:]):
+        return layouts[0]  # runs of blanks, unless a delimiter was named
+    return max(reversed(fitting or layouts[1:]), key=lambda layout: len(layout.names))
 
 
 def _candidates(options: ReadOptions) -> Sequence[str]:
     """The delimiters that a file may have."""
-    return [options.delimiter] if options.delimiter is not None else [*_DELIMITERS, BLANKS]
+    return [options.delimiter] if options.delimiter is not None else [BLANKS, *_DELIMITERS]
 
 
 def _split(row: str, delimiter: str, options: ReadOptions) -> list[str]:
@@ -136,6 +138,8 @@ def named_layout(path: Path, display_name: str, names: tuple[str, ...], options:
     lines = _first_lines(path, display_name, options)
     row = next((line for line in lines if not line.is_marked), lines[0])
     fitting = {one: _row_fields(path, row, one, options, len(names)) for one in _candidates(options)}
+    if options.delimiter is None and any(len(fields) > 1 for one, fields in fitting.items() if one != BLANKS):
+        del fitting[BLANKS]  # between the words of a field
     delimiter = next((one for one, fields in fitting.items() if len(fields) == len(names)), None)
     if delimiter is None:
         most = max(map(len, fitting.values()))

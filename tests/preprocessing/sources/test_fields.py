@@ -38,6 +38,12 @@ def test_values_that_each_column_type_can_hold(kind: pa.DataType, good: list[str
         (["1", "a", "b"], pa.string()),
         (["1", "2", "03"], pa.string()),
         (["0", "10"], pa.int64()),
+        (["1.0", "2.00", "NA", "-3"], pa.int64()),
+        (["NA", "a", "<NA>"], pa.string()),
+        (["1", "1.5", "0.0"], pa.int64()),
+        (["1", "2", str(2**63)], pa.string()),
+        (["9" * 5000], pa.string()),
+        ([str(-(2**63)), str(2**63 - 1)], pa.int64()),
         ([], pa.int64()),
     ],
 )

@@ -54,6 +54,11 @@ def _lines(text: str) -> list[str]:
     return [line for line in re.split("[\r\n]", text) if line]
 
 
+def _is_suspicious(lines: list[str], n_fields: int) -> bool:
+    whole = [line.count(",") == n_fields - 1 for line in lines]
+    return len(whole) > 1 and all(whole[:-1] if len(whole) > 2 else whole)
+
+
 def _decide(path: Path, n_fields: int, block: int = 1 << 17, every: int = 1, **given: str) -> Quoting:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quoting, "_BLOCK_BYTES", block)
@@ -112,11 +117,7 @@ def test_quotes_count_if_every_quoted_field_ends_as_it_should(
     path.write_text(content, newline="")
     read = _by_the_rules(content)
     whole = [line.count(",") == n_fields - 1 for line in _lines(content)]
-    suspects = [
-        line
-        for line, _, text in read.rows
-        if len(_lines(text)) > 1 and all(part.count(",") == n_fields - 1 for part in _lines(text))
-    ]
+    suspects = [line for line, _, text in read.rows if _is_suspicious(_lines(text), n_fields)]
     if read.broken:
         enclosed = len(re.findall(r'(?m)(?:^|(?<=,))"[^"\n]*"(?=,|$)', content))
         if all(whole) and 2 * enclosed < len(whole):
@@ -162,3 +163,14 @@ def test_long_delimiters_and_comments(
     found = quoting_of(path, "log", Dialect(delimiter, comment="#"), 3, every=1)
     assert found.cuts is not None
     assert found.cuts[-1][1] == 3
+
+
+@pytest.mark.parametrize("end", ['"', 'c"', '#\n3,c"', '#"'])
+@pytest.mark.parametrize("block", [1, 1 << 17])
+def test_rows_within_a_field_are_noticed_whatever_ends_it(
+    write_lines: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, end: str, block: int
+) -> None:
+    monkeypatch.setattr(quoting, "_BLOCK_BYTES", block)
+    path = write_lines("log.csv", ["1,x", '1,"a', "2,b", *end.split("\n")])
+    with pytest.raises(UserError, match=r"^log\.csv, line 2: a quoted field begins here and runs over lines"):
+        quoting_of(path, "log.csv", Dialect(",", comment="#"), 2, every=1)
