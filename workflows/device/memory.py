@@ -53,6 +53,20 @@ def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | 
         )
 
 
+def require_address_space(least_bytes: int) -> None:
+    """Refuse a limit (ulimit -v) under which libraries cannot be loaded, or their threads wait for ever.
+
+    Raises:
+        UserError: the limit is lower.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < least_bytes:
+        raise UserError(
+            f"ulimit -v allows {shown_bytes(soft)} of address space, of which the libraries need "
+            f"{shown_bytes(least_bytes)} or more; raise it (memory is limited by cgroups, or --memory-limit)"
+        )
+
+
 def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> None:
     """As `require_memory`, for the disk of a folder."""
     left = shutil.disk_usage(folder).free
