@@ -2,8 +2,8 @@
 
 from workflows.common.errors import report_while_importing
 from workflows.device.cores import share_cores
-from workflows.device.memory import require_address_space
+from workflows.device.memory import require_address_space, torch_address_space
 
 report_while_importing()
-require_address_space(4 << 30)
+require_address_space(torch_address_space())
 share_cores()  # before any module imports torch, NumPy or Arrow

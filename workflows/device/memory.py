@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -65,6 +66,13 @@ def require_address_space(least_bytes: int) -> None:
             f"ulimit -v allows {shown_bytes(soft)} of address space, of which the libraries need "
             f"{shown_bytes(least_bytes)} or more; raise it (memory is limited by cgroups, or --memory-limit)"
         )
+
+
+def torch_address_space() -> int:
+    """Bytes of address space that a process with torch needs, about; its build for GPUs maps much larger libraries."""
+    found = find_spec("torch")  # does not import it
+    places = (found.submodule_search_locations if found is not None else None) or []
+    return (21 if any((Path(place) / "lib/libtorch_cuda.so").exists() for place in places) else 12) << 28
 
 
 def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> None:
