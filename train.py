@@ -10,7 +10,10 @@ from model.distributed.launch import await_launcher, end_at_once, end_with_launc
 from model.distributed.process_group import LostRankError, RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
+from workflows.device.memory import require_memory, shared_bytes
 from workflows.device.torch_device import frames_beside, gpu_index, torch_device
+
+_RANK_BYTES = 128 << 20  # a lower bound
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank_info = RankInfo.from_environment()
     if rank_info is None and (config.gpus or 1) > 1:
         gpu_index(config.device, config.gpus)  # check that there are enough devices
+        require_memory(_RANK_BYTES * (config.gpus or 1), f"--gpus {config.gpus}", "start fewer", shared_bytes())
         status = launch(config.gpus or 1, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)

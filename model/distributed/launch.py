@@ -97,7 +97,8 @@ def _signal_name(number: int) -> str:
         name = signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"signal {number}"
-    return f"{name} (the system sends it when memory runs out)" if number == signal.SIGKILL else name
+    why = {"SIGKILL": "the system sends it", "SIGABRT": "C++ libraries may end with it"}.get(name)
+    return f"{name} ({why} when memory runs out)" if why else name
 
 
 def _end(ranks: Sequence[subprocess.Popen]) -> None:

@@ -17,7 +17,7 @@ from workflows.device.torch_device import free_bytes
 
 _TRAINED = 4  # copies of the parameters: themselves, gradients, and two moments of Adam
 _SAMPLE_BYTES = 12  # of a batch: user, item and label
-_DRAWN_BYTES = 8  # of a negative while it is drawn
+_DRAWN_BYTES = 32  # of a negative while it is drawn
 
 
 def check_network(config: RunConfig, columns: FeatureColumns, world: ProcessGroup) -> None:

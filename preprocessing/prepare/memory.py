@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from workflows.common.errors import UserError
+from workflows.device.memory import require_disk, require_memory, shared_bytes
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 _MIN_PARTITIONS, MAX_PARTITIONS = 8, 1 << 13
@@ -14,6 +16,8 @@ _PARTITION_ROWS, _MANY_PARTITIONS, _MAX_PARTITION_ROWS = 150_000, 512, 400_000
 # Estimates from the peak PSS of runs with 2 to 200 million rows: a process with all its imports, a task at its peak
 # (a 16 MiB piece of text and its columns), and a task's bytes per log row in its partition and per negative drawn.
 _PROCESS_BYTES, _TASK_BYTES, _ROW_BYTES, _NEGATIVE_BYTES = 304 << 20, 72 << 20, 240, 140
+# Lower bounds, to refuse what certainly does not fit: of a worker, and of a negative while it is drawn.
+_LEAST_PROCESS_BYTES, _LEAST_NEGATIVE_BYTES = 64 << 20, 16
 _UNLIMITED_TASK_BYTES = 1 << 30
 # On a GPU one task computes while another reads and writes; more would only divide its memory.
 _GPU_TASKS = 2
@@ -62,6 +66,22 @@ def check_workers(limit_bytes: int | None, workers: int) -> None:
     needed = (1 + workers) * _PROCESS_BYTES + workers * _TASK_BYTES
     if limit_bytes is not None and limit_bytes < needed:
         raise UserError(_too_little(limit_bytes, needed, f"{workers} worker processes") + "; or run fewer, or none")
+    require_memory(workers * _LEAST_PROCESS_BYTES, f"--workers {workers}", "start fewer, or none", shared_bytes())
+
+
+def check_negatives(negatives: int, parts: int, folder: Path) -> None:
+    """Check that negatives fit into memory, a part of the log at a time, and all of them on the disk.
+
+    Args:
+        negatives: of all test series, plus those written to train.
+        parts: that the rows are split into.
+
+    Raises:
+        UserError: they do not.
+    """
+    what, remedy = f"drawing {negatives:,} negatives", "lower --test-negatives or --train-negatives"
+    require_memory(_LEAST_NEGATIVE_BYTES * negatives // parts, f"{what} in {parts:,} parts", remedy)
+    require_disk(negatives, folder, what, remedy)  # Parquet takes a byte or more for each
 
 
 def _too_little(limit_bytes: int, needed_bytes: int, what: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from preprocessing.config import BY_DRAW, STATS_NAME, PrepareConfig
 from preprocessing.fingerprint import FINGERPRINT, Fingerprint, encoding_hash, split_hash
 from preprocessing.prepare.encoding import Encoding, check_kinds, find_encoding, missing_words
-from preprocessing.prepare.memory import MAX_PARTITIONS, gpu_partitions, splits_of
+from preprocessing.prepare.memory import MAX_PARTITIONS, check_negatives, gpu_partitions, splits_of
 from preprocessing.prepare.report import write_report
 from preprocessing.prepare.resident import PartitionedLog
 from preprocessing.prepare.row_filter import ITEM, TIME, USER
@@ -91,15 +91,17 @@ def _plan(
     with stage("encode", stored.rows, "rows") as running:
         encoding, encoder = find_encoding(stored, _dataset(stored, 1, device), cluster, known)
         splits = 1
+        users = min(stored.rows, len(encoding.originals[USER]))
+        negatives = users * config.test_negatives + stored.rows * config.train_negatives
         if config.partitions is None:
-            users = min(stored.rows, len(encoding.originals[USER]))
-            negatives = users * config.test_negatives + stored.rows * config.train_negatives
             if device.on_cpu:
                 limit = config.memory_limit_bytes
                 splits = splits_of(stored.rows, negatives, stored.partitions, limit, cluster.workers)
             else:
                 needed = gpu_partitions(stored.rows, negatives, device.free_bytes(), cluster.gpu_tasks)
                 splits = -(-needed // stored.partitions)
+        if device.on_cpu:
+            check_negatives(negatives, stored.partitions * splits, stored.folder)
         sampling = config.sampling
         statistics = ItemStatistics(encoder, ITEM, TIME) if sampling.needs_statistics else None
         split = LeaveOneOut(

@@ -20,6 +20,7 @@ import pyarrow.csv
 from preprocessing.synthetic.rows import ROW, row_blocks
 from workflows.common.errors import UserError
 from workflows.common.staging import StagedFolder
+from workflows.device.memory import require_disk, require_memory
 from workflows.sampling.counter_rng import mix
 
 Ids = Literal["int", "text", "int64"]
@@ -27,6 +28,7 @@ Ids = Literal["int", "text", "int64"]
 _KNOWN = {"ml-20m": (138_493, 26_744, 20_000_263), "small": (2_000, 1_000, 100_000)}
 _MAX_IDS, _MAX_ROWS = 100_000_000, 10_000_000_000
 _BUCKET_ROWS = 1 << 20
+_ID_BYTES, _ROW_BYTES = 24, 18  # lower bounds: of the arrays over users and items, and of a row as text
 _RATINGS = tuple(f"{step / 2:.1f}" for step in range(1, 11))
 
 
@@ -86,6 +88,9 @@ def write_log(
         ids: "int" as in MovieLens (users 1 … U, items with gaps), "text" (17 characters), or "int64" (any 64 bits).
         progress: called periodically with a number of rows; the calls add up to `shape.rows`.
     """
+    require_memory(_ID_BYTES * (shape.users + shape.items), f"a synthetic log {shape}", "lower the numbers of ids")
+    row_bytes = _ROW_BYTES + (ROW.itemsize if shuffled else 0)
+    require_disk(row_bytes * shape.rows, path.absolute().parent, f"a synthetic log {shape}", "lower the number of rows")
     user_names = _names(np.arange(1, shape.users + 1), ids, "u")
     gaps = np.random.default_rng([seed, 1]).integers(1, 10, shape.items)  # MovieLens ids have such gaps
     item_names = _names(np.cumsum(gaps), ids, "i")

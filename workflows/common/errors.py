@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Callable
+from types import TracebackType
 from typing import NoReturn
 
 from rich.console import Console
@@ -22,7 +24,11 @@ def bounded(text: str, length: int = 60) -> str:
 
 
 def is_out_of_memory(err: BaseException) -> bool:
-    """Whether Python, NumPy, Arrow, torch or the system (no memory for a thread) ran out of memory."""
+    """Whether Python, NumPy, Arrow, torch or the system (no memory for a thread or library) ran out of memory."""
+    if isinstance(err, ImportError):
+        return any(text in str(err).lower() for text in ("failed to map segment", "cannot allocate memory"))
+    if isinstance(err, SystemError):  # of C code that had no memory for an exception
+        return "without exception set" in str(err)
     texts = ("can't allocate memory", "can't start new thread", "CUDA out of memory")
     return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and any(one in str(err) for one in texts))
 
@@ -30,8 +36,35 @@ def is_out_of_memory(err: BaseException) -> bool:
 def _fail(reason: str) -> NoReturn:
     sys.stdout.flush()
     message = Text("error: ", style="bold red").append(reason, style="default not bold")
-    Console(stderr=True, soft_wrap=True, highlight=False).print(message)
+    try:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(message)
+    except MemoryError:
+        print(f"error: {reason}", file=sys.stderr)
     sys.exit(2)
+
+
+def report_while_importing() -> None:
+    """Let a command that runs out of memory before `run_command` end like others; other errors are as ever."""
+    usual = sys.excepthook
+
+    def report(kind: type[BaseException], err: BaseException, trace: TracebackType | None) -> None:
+        if hasattr(sys, "ps1") or not (isinstance(err, UserError) or is_out_of_memory(err)):
+            usual(kind, err, trace)
+            return
+        try:
+            _fail(str(err) if isinstance(err, UserError) else _out_of_memory(err))
+        finally:
+            os._exit(2)  # an exception hook cannot set the exit status
+
+    sys.excepthook = report
+
+
+def _out_of_memory(err: BaseException) -> str:
+    reason = str(err).splitlines()[0] if str(err) else "an allocation failed"
+    return (
+        f"out of memory ({reason}); free some memory, raise the limit, or ask for less (smaller batches, fewer "
+        "factors, --memory-limit when preparing)"
+    )
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -44,12 +77,10 @@ def run_command(main: Callable[[], None]) -> None:
         main()
     except (UserError, OSError) as err:
         _fail(str(err))
-    except (MemoryError, RuntimeError) as err:
+    except (MemoryError, RuntimeError, ImportError, SystemError) as err:
         if not is_out_of_memory(err):
             raise
-        reason = str(err).splitlines()[0] if str(err) else "an allocation failed"
-        _fail(f"out of memory ({reason}); free some memory, raise the limit, or ask for less (smaller batches, fewer "
-              "factors, --memory-limit when preparing)")  # fmt: skip
+        _fail(_out_of_memory(err))
     except KeyboardInterrupt:
         sys.exit(130)
     finally:

@@ -1,10 +1,12 @@
-"""The memory that this process may still use, and the refusal of what cannot fit, before anything is allocated."""
+"""The memory and disk space that are left, and the refusal of what cannot fit, before anything is allocated."""
 
 from __future__ import annotations
 
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -23,11 +25,16 @@ def available_bytes(root: Path = Path("/")) -> int:
     Args:
         root: where /proc and /sys are, for control groups.
     """
-    left = [psutil.virtual_memory().available, *_left_in_groups(root)]
+    left = [shared_bytes(root)]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)  # ulimit -v
     if soft != resource.RLIM_INFINITY:
         left.append(soft - psutil.Process().memory_info().vms)
     return max(0, min(left))
+
+
+def shared_bytes(root: Path = Path("/")) -> int:
+    """Bytes that this process and others that it starts may allocate together; see `available_bytes`."""
+    return max(0, min([psutil.virtual_memory().available, *_left_in_groups(root)]))
 
 
 def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | None = None) -> None:
@@ -44,6 +51,36 @@ def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | 
     if needed_bytes > left:
         raise UserError(
             f"{what} needs {shown_bytes(needed_bytes)} of memory or more, and {shown_bytes(left)} are left; {remedy}"
+        )
+
+
+def require_address_space(least_bytes: int) -> None:
+    """Refuse a limit (ulimit -v) under which libraries cannot be loaded, or their threads wait for ever.
+
+    Raises:
+        UserError: the limit is lower.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < least_bytes:
+        raise UserError(
+            f"ulimit -v allows {shown_bytes(soft)} of address space, of which the libraries need "
+            f"{shown_bytes(least_bytes)} or more; raise it (memory is limited by cgroups, or --memory-limit)"
+        )
+
+
+def torch_address_space() -> int:
+    """Bytes of address space that a process with torch needs, about; its build for GPUs maps much larger libraries."""
+    found = find_spec("torch")  # does not import it
+    places = (found.submodule_search_locations if found is not None else None) or []
+    return (21 if any((Path(place) / "lib/libtorch_cuda.so").exists() for place in places) else 12) << 28
+
+
+def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> None:
+    """As `require_memory`, for the disk of a folder."""
+    left = shutil.disk_usage(folder).free
+    if needed_bytes > left:
+        raise UserError(
+            f"{what} needs {shown_bytes(needed_bytes)} or more in {folder}, and {shown_bytes(left)} are free; {remedy}"
         )
 
 
