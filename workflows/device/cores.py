@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,9 +12,11 @@ from pathlib import Path
 from workflows.device.cgroups import control_groups
 
 _OPENMP_THREADS = "OMP_NUM_THREADS"  # torch, MKL, OpenBLAS and Arrow read it, too
-# A waiting thread sleeps. By default it spins for milliseconds, which beside other programs keeps the thread that it
-# waits for off the core. LLVM's OpenMP takes its waiting time from this, too.
-_WAITING = {"OMP_WAIT_POLICY": "passive"}
+# A thread of GNU's OpenMP that waits for others spins for 3 ms by default. Beside other programs it thereby keeps the
+# thread that it waits for off the core. Where cores are free, 0.1 ms is enough not to sleep within a step of training.
+# LLVM's OpenMP has a waiting time of its own, which the policy sets to 0, too.
+_SPINNING, _SLEEPING = {"GOMP_SPINCOUNT": "10000"}, {"OMP_WAIT_POLICY": "passive"}
+_SAMPLES, _INTERVAL_S = 5, 0.001
 _chosen: set[str] = set()  # variables that `share_cores` has set, not the user
 
 
@@ -28,17 +31,33 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def share_cores(environment: MutableMapping[str, str] = os.environ, root: Path = Path("/")) -> None:
-    """Set what the environment leaves open: no more threads than usable cores, and waiting threads sleep.
+    """Set what the environment leaves open: no more threads than usable cores; beside other programs, waiting threads
+    sleep at once.
 
     The libraries read this when they are loaded, so it has to be called before torch, NumPy and Arrow are imported.
     """
-    defaults = dict(_WAITING)
+    defaults: dict[str, str] = {}
     if list(_quotas(root)):  # they count the affinity themselves
         defaults[_OPENMP_THREADS] = str(usable_cores(root))
+    if not {*_SPINNING, *_SLEEPING} & environment.keys():
+        defaults |= _SLEEPING if _is_busy(root) else _SPINNING
     for name, value in defaults.items():
         if name not in environment:
             environment[name] = value
             _chosen.add(name)
+
+
+def _is_busy(root: Path) -> bool:
+    """Whether other programs run on cores that this one would use."""
+    free = (os.cpu_count() or 1) - usable_cores(root)
+    for _ in range(_SAMPLES):  # some processes run for a moment only
+        with suppress(OSError, ValueError, IndexError):
+            running = (root / "proc/loadavg").read_text(encoding="utf-8").split()[3].partition("/")[0]
+            if int(running) - 1 > free:  # this process is one of them
+                time.sleep(_INTERVAL_S)
+                continue
+        return False
+    return True
 
 
 def environment_of_rank(processes: int) -> dict[str, str]:

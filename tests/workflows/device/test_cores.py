@@ -72,18 +72,50 @@ def test_cores_are_the_smaller_of_affinity_and_quota(
     assert usable_cores(root) == expected
     environment: dict[str, str] = {}
     share_cores(environment, root)
-    assert environment["OMP_WAIT_POLICY"] == "passive"
     # Libraries know the affinity, but not the quota.
     assert environment.get("OMP_NUM_THREADS", "8") == str(expected)
 
 
-def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = written(tmp_path, "0::/\n", {"cpu.max": "200000 100000\n"})
-    given = {"OMP_NUM_THREADS": "5", "OMP_WAIT_POLICY": "active"}
-    environment = dict(given)
+@pytest.mark.parametrize(
+    ("running", "quota", "sleeps"),
+    [
+        (["1"], "max", False),
+        (["2"], "max", True),  # one other program, and threads on all 8 cores
+        (["9"], "max", True),
+        (["3", "2", "3", "1"], "max", False),  # others run for a moment
+        (["5"], "300000", False),  # threads on 3 cores
+        (["7"], "300000", True),
+    ],
+)
+def test_waiting_threads_sleep_beside_other_programs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: list[str], quota: str, sleeps: bool
+) -> None:
+    root = written(tmp_path, "0::/\n", {"cpu.max": f"{quota} 100000"})
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    samples = iter([*running, *running[-1:] * 9])
+
+    def sample(*_: object) -> None:
+        (root / "proc/loadavg").write_text(f"0.00 0.01 9.05 {next(samples)}/321 12345\n")
+
+    sample()
+    monkeypatch.setattr(cores.time, "sleep", sample)
+    environment: dict[str, str] = {}
     share_cores(environment, root)
+    assert ("OMP_WAIT_POLICY" in environment, "GOMP_SPINCOUNT" in environment) == (sleeps, not sleeps)
+
+
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "5"}])
+def test_a_users_way_of_waiting_stays(tmp_path: Path, given: dict[str, str]) -> None:
+    environment = dict(given)
+    share_cores(environment, tmp_path)
     assert environment == given
 
+
+def test_what_the_user_has_set_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = written(tmp_path, "0::/\n", {"cpu.max": "200000 100000\n"})
+    environment = {"OMP_NUM_THREADS": "5"}
+    share_cores(environment, root)
+    assert environment["OMP_NUM_THREADS"] == "5"
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert environment_of_rank(4)["OMP_NUM_THREADS"] == "5"
 
@@ -103,7 +135,7 @@ def test_ranks_divide_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("package", ["model", "benchmark"])
 def test_a_package_sets_the_environment_before_libraries_are_loaded(package: str) -> None:
     code = f"import sys, os, {package}; print(*sorted({{'torch', 'numpy', 'pyarrow'}} & sys.modules.keys()), "
-    code += "os.environ['OMP_WAIT_POLICY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    code += "len({'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys()))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "passive\n"
+    assert done.stdout == "1\n"
