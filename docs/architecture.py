@@ -38,7 +38,9 @@ def room(module: str) -> str:
 
 
 def room_imports(imports: Iterable[Edge]) -> set[Edge]:
-    return {(room(one), room(other)) for one, other in imports if room(one) != room(other)}
+    """Imports between rooms; those of a package's own `__init__`, which prepares the process, are in none."""
+    found = {(room(one), room(other)) for one, other in imports if room(one) != room(other)}
+    return {(one, other) for one, other in found if "." in one or one == "benchmark"}
 
 
 def drawn_imports(picture: str) -> set[Edge]:
