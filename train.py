@@ -10,10 +10,11 @@ from model.distributed.launch import await_launcher, end_at_once, end_with_launc
 from model.distributed.process_group import LostRankError, RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
-from workflows.device.memory import require_memory, shared_bytes
+from workflows.device.memory import require_address_space, require_memory, shared_bytes, torch_address_space
 from workflows.device.torch_device import frames_beside, gpu_index, torch_device
 
 _RANK_BYTES = 128 << 20  # a lower bound
+_RANK_THREADS_BYTES = 1 << 30  # of address space, for the threads of a rank
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -22,6 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank_info is None and (config.gpus or 1) > 1:
         gpu_index(config.device, config.gpus)  # check that there are enough devices
         require_memory(_RANK_BYTES * (config.gpus or 1), f"--gpus {config.gpus}", "start fewer", shared_bytes())
+        require_address_space(torch_address_space() + _RANK_THREADS_BYTES)  # with less, ranks may wait for ever
         status = launch(config.gpus or 1, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
