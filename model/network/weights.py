@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -35,9 +34,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         if not path.is_file():
             raise ValueError("not a file" if path.exists() else "no such file")
         weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load(path)
-    except pickle.UnpicklingError:  # its text advises to load the file unsafely
-        raise UserError(f"{path}: not a readable checkpoint: {_PICKLED}") from None
     except Exception as err:  # torch and safetensors raise many exception types for foreign files
+        if type(err).__name__ == "UnpicklingError":  # its text advises to load the file unsafely
+            raise UserError(f"{path}: not a readable checkpoint: {_PICKLED}") from None
         first_line = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise UserError(f"{path}: not a readable checkpoint ({bounded(first_line, 200)})") from None
     if not isinstance(weights, dict):
