@@ -109,20 +109,20 @@ class FrameDevice:
 
         Nothing of it listens on a network: whoever reaches a Dask process can run code in it.
         """
-        # Dask would log errors that are also raised, with their tracebacks.
-        common: dict[str, Any] = {
-            "host": _LOOPBACK,
-            "dashboard_address": f"{_LOOPBACK}:0",
-            "silence_logs": logging.CRITICAL,
-        }
+        dashboard, logs = f"{_LOOPBACK}:0", logging.CRITICAL  # Dask would log errors that are also raised
         if self.on_cpu:
             from distributed import LocalCluster
 
             return LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=workers, threads_per_worker=1, memory_limit=0, **common
+                n_workers=workers,
+                threads_per_worker=1,
+                memory_limit=0,
+                host=_LOOPBACK,
+                dashboard_address=dashboard,
+                silence_logs=logs,
             )
         cuda = importlib.import_module("dask_cuda")
-        return cuda.LocalCUDACluster(n_workers=workers, **common)
+        return cuda.LocalCUDACluster(n_workers=workers, host=_LOOPBACK, dashboard_address=dashboard, silence_logs=logs)
 
 
 _opened: set[FrameDevice] = set()  # by this process
