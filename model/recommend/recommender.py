@@ -242,8 +242,8 @@ class Recommender:
                 seen = (torch.from_numpy(index).to(self._device) for index in choice.seen(block))
                 logits[tuple(seen)] = -torch.inf
             found, columns = best(logits, choice.k)
-            if found.isnan().any():
-                raise UserError(f"the scores of the network in {self._run.folder} are NaN; train it again")
+            if not (found < torch.inf).all():
+                raise UserError(f"the scores of the network in {self._run.folder} are NaN or infinite; train it again")
             is_left = found > -torch.inf
             chosen = columns if candidates is None else candidates[columns]
             counts.append(is_left.sum(dim=1).cpu().numpy())

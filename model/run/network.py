@@ -47,13 +47,11 @@ def initial_network(
     model = NeuMF(shape, torch_generator(seed, torch.device("cpu")))
     if config.pretrained and config.mode == "train":
         start_from(model, config.pretrained, config.alpha)
-        _check_finite(model, *config.pretrained)
     model = model.to(world.device)
     if item_counts is not None:
         start_from_popularity(model, item_counts, config.train.loss)
     if config.load_checkpoint_path is not None and not (config.resume and (config.output / LAST_NAME).exists()):
         _load_checkpoint(config, config.load_checkpoint_path, columns, model, item_counts is not None)
-        _check_finite(model, config.load_checkpoint_path)
         if item_counts is not None and not has_item_bias(model):
             raise UserError(
                 f"{config.load_checkpoint_path}: its last factor is not an item bias; --loss {config.train.loss} needs "
@@ -61,12 +59,6 @@ def initial_network(
             )
     model.set_item_tables(item_tables)  # item features come from the data, not from a checkpoint
     return model
-
-
-def _check_finite(model: NeuMF, *loaded: Path) -> None:
-    if not model.is_finite():
-        files = ", ".join(map(str, loaded))
-        raise UserError(f"{files}: weights are NaN or infinite, so the scores would be, too; load another checkpoint")
 
 
 def _load_checkpoint(

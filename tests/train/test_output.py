@@ -134,7 +134,7 @@ def test_a_checkpoint_of_nan_is_refused(
     torch.save(weights, tmp_path / "broken.pth")
     places = ["--data", str(data), "--output", str(tmp_path / "run"), "--mode", mode]
     message = fails(*places, "--load_checkpoint_path", str(tmp_path / "broken.pth"), *FLAGS, "-e", "1")
-    assert "broken.pth: weights are NaN or infinite" in message
+    assert "broken.pth: mf_user_embed.weight holds NaN" in message
     assert not (tmp_path / "run").exists()
 
 

@@ -447,7 +447,7 @@ def test_full_ranking_matches_a_loop_over_all_items(case: Case, k: int, batch_si
     most = max(len(set(range(case.n_items)) - case.seen[user] | {item}) for user, item, _ in case.positives)
     if most <= k:
         for refused in (evaluation.check_topk, lambda: evaluated(evaluation, case.model)):
-            with pytest.raises(UserError, match=f"more than {most} distinct items"):
+            with pytest.raises(UserError, match=f"more than {most} distinct item"):
                 refused()
         return
     evaluation.check_topk()

@@ -234,10 +234,12 @@ def test_no_users_get_no_rankings(recommender: Recommender) -> None:
     assert recommender.recommend([]).to_table().num_rows == 0
 
 
-def test_nan_scores_are_reported(run: Path) -> None:
-    model = network()
+@pytest.mark.parametrize("scale", [1e25, 1e30])
+def test_scores_that_overflow_are_reported(run: Path, scale: float) -> None:
+    model = network()  # weights are finite, scores infinite or NaN
     with torch.no_grad():
-        model.final.bias.fill_(torch.nan)
+        for parameter in model.parameters():
+            parameter.mul_(scale)
     broken = write_run(run.parent / "broken", Path(load_run(run, CPU).config["data"]), model)
-    with pytest.raises(UserError, match="broken are NaN"):
+    with pytest.raises(UserError, match="broken are NaN or infinite"):
         Recommender.load(broken, device="cpu").recommend(["u0001"])

@@ -39,7 +39,7 @@ class Answers:
         return [UserAnswer(basis="model", items=[], history=[]) for _ in batch]
 
     def health(self) -> Health:
-        return Health(status="ok", n_users=1, n_items=1, examples=[])
+        return Health(status="ok", n_users=1, n_items=1, examples=[], scores="probability")
 
 
 def connect(client: Any) -> socket.socket:
