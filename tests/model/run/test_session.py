@@ -213,7 +213,7 @@ def test_a_run_that_cannot_be_resumed_is_rejected(data: Path, capsys: pytest.Cap
     run = trained(data, "run", "-e", "1")
     before = (run / LAST_NAME).read_bytes()
     (data.parent / "empty").mkdir()
-    assert "not a readable configuration" in fails(capsys, "--resume", str(data.parent / "empty"))
+    assert "is not a configuration" in fails(capsys, "--resume", str(data.parent / "empty"))
     for broken in (b"", before[:1000], before.replace(b"history", b"histery", 1)):
         (run / LAST_NAME).write_bytes(broken)
         assert "no state of a run that could be resumed" in fails(capsys, "--resume", str(run))
