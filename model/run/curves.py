@@ -52,7 +52,7 @@ def draw_curves(path: Path, history: History, loss: str, k: int, popularity: Eva
             axes.axhline(baselines[name], linestyle="--", color="tab:gray", label="popularity")
         axes.plot(best_epoch, saved, "*", markersize=13, color="tab:orange", label=f"saved: {saved:.3f}")
         axes.set_title(name.upper())
-        axes.set_ylim(0.0, max([*values, *baselines.values()]) * 1.08)
+        axes.set_ylim(0.0, max([*values, *baselines.values()]) * 1.08 or 1.0)
     for axes in panels[0]:
         axes.legend(frameon=False, loc="best")
         axes.set_xlabel("epoch")

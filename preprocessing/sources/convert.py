@@ -10,8 +10,6 @@ import pyarrow.compute as pc
 
 from preprocessing.sources.fields import MISSING_WORDS, NULLS, PADDED
 
-_MISSING = pa.array([*NULLS, *MISSING_WORDS])
-
 
 def converted(column: pa.ChunkedArray, kind: pa.DataType, is_id: bool, ascii_only: bool = False) -> pa.ChunkedArray:
     """Text as integers, numbers, dates or trimmed text; missing values as nulls.
@@ -28,7 +26,7 @@ def converted(column: pa.ChunkedArray, kind: pa.DataType, is_id: bool, ascii_onl
     if kind == pa.string():
         return trimmed(column, ascii_only)
     column = pc.utf8_trim_whitespace(column)
-    column = pc.if_else(pc.is_in(column, _MISSING), None, column)
+    column = pc.if_else(pc.is_in(column, pa.array([*NULLS, *MISSING_WORDS], column.type)), None, column)
     if pa.types.is_integer(kind):
         if is_id and pc.any(pc.match_substring_regex(column, PADDED)).as_py():
             raise pa.ArrowInvalid("a leading zero")

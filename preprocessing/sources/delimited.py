@@ -101,7 +101,10 @@ def _opened(source: SourceFile, layout: Layout, columns: LogColumns, options: Re
         guesses[columns.time] = formatted_type(options.time_format)
     elif columns.time is not None and times:
         guesses[columns.time] = time_kind(times, columns.time, source.display_name)
-    respelled = frozenset(name for name in columns.names if any(map(is_respelled, heads[name])))
+    ids = (columns.user, columns.item)
+    respelled = frozenset(
+        name for name, values in heads.items() if any(is_respelled(value, name in ids) for value in values)
+    )
     return _TextFile(source, layout, dialect, quoting, guesses, respelled)
 
 

@@ -60,9 +60,9 @@ def id_type(values: list[str]) -> pa.DataType:
     return pa.int64() if 2 * len(whole) >= len(values) and not padded and all(map(_fits, whole)) else pa.string()
 
 
-def is_respelled(value: str) -> bool:
+def is_respelled(value: str, is_id: bool) -> bool:
     """Whether an integer, number or date is missing, or spelled in a way that Arrow's CSV reader does not take."""
-    return value in _WORDS or (value.endswith("0") and bool(_WHOLE.fullmatch(value)) and "." in value)
+    return value in _WORDS or (is_id and value.endswith("0") and bool(_WHOLE.fullmatch(value)) and "." in value)
 
 
 def _fits(integer: str) -> bool:
