@@ -52,11 +52,13 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
-# Kills, full disks, freezes, leaks, 50,000 requests, repeated, and machine code of all fused kernels; an hour or more.
+# Kills, full disks, freezes, leaks, 50,000 requests, mutated files, repeated; machine code of all fused kernels; all of
+# the GPU check's rehearsal. An hour or more.
 # As root, full disks are small mounted ones, too. Ends at the first wrong outcome; docs/reliability.md.
 soak: $(READY)
 	$(BIN)/python -m pytest tests/soak tests/contract/test_fused_kernels_compile.py tests/model/serve/test_serve.py \
-	  --soak --exitfirst
+	  tests/test_hostile_files.py --soak --exitfirst
+	$(MAKE) --no-print-directory gpu-check DEVICE=cpu FLAGS=--overwrite
 
 # Checks the GPU set-up without a GPU (and with a CPU build of torch): imports, names, signatures, architectures.
 CONTRACT := .venv-gpu-contract

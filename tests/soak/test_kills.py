@@ -14,7 +14,7 @@ import pytest
 from soak_commands import FILES, TRAINING, Commands, finish, output_of, put, start, tree
 
 # In `make test`, in `make soak`.
-KILLS = {"preparation": (2, 100), "training": (2, 60), "others": (1, 40)}
+KILLS = {"preparation": (1, 100), "training": (1, 60), "others": (1, 40)}
 _NAMES = {
     "preparation": ("prepare", "tensors", "transcode"),
     "training": ("validated", "members", "train"),

@@ -26,7 +26,7 @@ from soak_commands import Commands, finish, is_alive, start, unused_shared_memor
 
 ROOT = Path(__file__).parents[2]
 N_USERS, N_ITEMS, LENGTH = 40, 50, 8
-FREEZES, KILLS = (3, 50), (2, 20)  # in `make test`, in `make soak`
+FREEZES, KILLS = (2, 50), (1, 20)  # in `make test`, in `make soak`
 RANK_KILLS = (2, 20)
 MEASURED = {"train_throughput", "eval_throughput", "time_to_best_model", "peak_rss_mib"}
 FLAGS = "--device cpu -f 4 --layers 8 4 -l 0.01 -k 3 -s 1"
