@@ -11,11 +11,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packed import PACKINGS, tarred, zipped
 from random_logs import ONE_BYTE, RandomLog, logs_with_lone_quotes, random_logs
 
 from preprocessing.sources import quoting, text
 from preprocessing.sources.delimited import csv_log
-from preprocessing.sources.log import LogColumns, ReadOptions
+from preprocessing.sources.detect import open_log
+from preprocessing.sources.log import Log, LogColumns, ReadOptions
 from preprocessing.sources.unpack import SourceFile
 from workflows.common.errors import UserError
 
@@ -26,8 +28,11 @@ def read(path: Path, options: ReadOptions, piece_bytes: int = 1 << 20) -> list[t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(text, "PIECE_BYTES", piece_bytes)
         patch.setattr(quoting, "_BLOCK_BYTES", piece_bytes)
-        pieces = csv_log([SourceFile(path, "the log", path)], COLUMNS, False, options).pieces
-        table = pa.concat_tables([piece.read().select(COLUMNS.names) for piece in pieces])
+        return rows_of(csv_log([SourceFile(path, "the log", path)], COLUMNS, False, options))
+
+
+def rows_of(log: Log) -> list[tuple[Any, ...]]:
+    table = pa.concat_tables([piece.read().select(COLUMNS.names) for piece in log.pieces])
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
@@ -52,10 +57,27 @@ def test_any_spelling_is_read(fresh: Callable[[], Path], log: RandomLog, piece_b
 
 
 @settings(max_examples=100)
-@given(random_logs(quoted=True, delimiters=ONE_BYTE, comments=[None]))
-def test_the_rows_are_those_of_pythons_csv_module(fresh: Callable[[], Path], log: RandomLog) -> None:
-    options = replace(log.options, quoting="minimal", text_ids=frozenset(["user", "item"]))
-    found = read(written(fresh(), log), options)
+@given(
+    random_logs(quoted=True, delimiters=ONE_BYTE, comments=[None]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1", "cp1252"]),
+    st.sampled_from([*PACKINGS, "zip", "tar", "none"]),
+)
+def test_the_rows_are_those_of_pythons_csv_module(
+    fresh: Callable[[], Path], log: RandomLog, encoding: str, packing: str
+) -> None:
+    members = [("log.csv", log.text.encode(encoding))]
+    archives = {"zip": zipped(members), "tar": tarred(members), "none": members[0][1]}
+    packed = archives[packing] if packing in archives else PACKINGS[packing](members[0][1])
+    path, scratch = fresh() / "log", fresh()
+    path.write_bytes(packed)
+    marked = encoding in ("utf-8", "utf-8-sig", "utf-16")  # the default, or by a byte order mark
+    options = replace(
+        log.options,
+        quoting="minimal",
+        text_ids=frozenset(["user", "item"]),
+        encoding=None if marked else encoding,
+    )
+    found = rows_of(open_log(path, COLUMNS, False, scratch, options))
     expected = log.read_by_csv()
     assert len(found) == len(expected)
     for row, spelled in zip(found, expected, strict=True):
