@@ -18,7 +18,7 @@ from model.run.resume import check_resume
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
 from workflows.common.cli import HelpFormatter
-from workflows.common.documents import load_yaml
+from workflows.common.documents import MAX_PATH, load_yaml
 from workflows.common.errors import UserError, bounded
 from workflows.common.files import replace_file
 from workflows.device import DEVICES
@@ -117,6 +117,8 @@ def _flag(action: argparse.Action, value: Any) -> Any:
 def _scalar(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, bool | list | dict):
         raise ValueError(f"expected one value, got {bounded(repr(value))}")
+    if len(str(value)) > MAX_PATH:
+        raise ValueError(f"expected at most {MAX_PATH:,} characters, got {bounded(repr(value))}")
     kind = action.type if callable(action.type) else str
     found = kind(str(value))
     if action.choices is not None and found not in action.choices:

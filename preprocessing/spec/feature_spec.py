@@ -166,7 +166,11 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
         UserError: the spec is missing or invalid; lists all problems, each with its path in the file.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError) as err:  # a loop of links, a name that is too long
+        raise UserError(f"{bounded(str(path), 200)} cannot be opened ({bounded(str(err), 200)})") from None
+    if not is_inside:
         raise UserError(
             f"{bounded(name, 200)} is outside {folder}; a feature spec lies in the folder that it describes"
         )

@@ -17,6 +17,7 @@ from workflows.common.errors import UserError, bounded
 
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 20, 500_000, 50
 _MAX_NODES = 50_000  # of YAML, which is read at 20,000 a second; a merged name counts, too
+MAX_PATH = 4096  # characters of a path, which Linux limits to as many bytes
 _MAX_DIGITS = 1_000  # of an integer of JSON
 _SHOWN = 240  # characters of a reason
 _UNWRITABLE = re.compile("[\0\ud800-\udfff]")
@@ -44,7 +45,9 @@ class _Loader(yaml.SafeLoader):
         names = set()
         for name, _ in node.value:
             if (name.tag, str(name.value)) in names:
-                raise yaml.MarkedYAMLError(problem=f"{bounded(name.value)!r} appears twice", problem_mark=name.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{bounded(name.value)!r} appears twice", problem_mark=name.start_mark
+                )
             if isinstance(name, yaml.ScalarNode):
                 names.add((name.tag, name.value))
         return node
