@@ -34,8 +34,9 @@ class Vocabulary:
             originals = originals.astype(np.uint64 if beyond else np.int64)
         self._index = pd.Index(originals)
         if not self._index.is_unique:
+            twice = self._index[self._index.duplicated()].tolist()[0]
             raise UserError(
-                f"the list of original {what} ids contains {bounded(repr(self._index[self._index.duplicated()].tolist()[0]))} twice"
+                f"the list of original {what} ids contains {bounded(repr(twice))} twice"
             )
 
     @staticmethod
