@@ -35,9 +35,7 @@ class Vocabulary:
         self._index = pd.Index(originals)
         if not self._index.is_unique:
             twice = self._index[self._index.duplicated()].tolist()[0]
-            raise UserError(
-                f"the list of original {what} ids contains {bounded(repr(twice))} twice"
-            )
+            raise UserError(f"the list of original {what} ids contains {bounded(repr(twice))} twice")
 
     @staticmethod
     def load(folder: Path, column: str, what: str, n: int) -> Vocabulary:

@@ -124,8 +124,11 @@ class History:
         wrong = [number for number, report in enumerate(history.epochs) if not _is_usable(number, report)]
         if wrong:
             raise ValueError(f"epoch {wrong[0]} of the history should have its number and its metrics, of 0 or more")
-        times = (history.seconds, history.time_to_best_s, history.time_to_target_s or 0.0)
-        if not all(map(is_number, times)) or not is_count(history.best) or history.best >= max(1, len(epochs)):
+        times = (history.seconds, history.time_to_best_s)
+        is_timed = all(map(is_number, times)) and (
+            history.time_to_target_s is None or is_number(history.time_to_target_s)
+        )
+        if not is_timed or not is_count(history.best) or history.best >= max(1, len(epochs)):
             raise ValueError("the history should have times, and its best epoch be one of its epochs")
         return history
 

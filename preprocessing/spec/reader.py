@@ -217,7 +217,8 @@ def _read_torch_tensor(path: Path, part: _Part) -> Iterator[pa.Table]:
             f"{path}: expected one dense tensor of shape [rows, features] with real numbers, got {tensor.dtype} "
             f"{bounded(str(list(tensor.shape)) if not tensor.is_nested else 'nested')}"
         )
-    matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()
+    matrix = tensor.detach().resolve_neg()  # NumPy reads no view of -1 times a tensor
+    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.dtype is torch.bfloat16:  # NumPy has no bfloat16
         matrix = matrix.float()
     if matrix.shape[1] != len(features):
