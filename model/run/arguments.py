@@ -92,6 +92,8 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def is_flags(path: Path) -> bool:
     """Whether a file was written by `write_flags`."""
+    if path.exists() and not path.is_file():  # a pipe would block
+        return False
     with suppress(OSError), path.open("rb") as file:
         return file.read(len(_HEADER)) == _HEADER
     return False
