@@ -142,7 +142,11 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_ends_in_a_value_or_one_message(
-    valid: Path, tmp_path: Path, name: str, request: pytest.FixtureRequest
+    valid: Path,
+    tmp_path: Path,
+    name: str,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
 ) -> None:
     folder, rng = tmp_path / "all", random.Random(name)
     shutil.copytree(valid, folder)
@@ -156,3 +160,5 @@ def test_a_mutated_file_ends_in_a_value_or_one_message(
             refused += 1
             assert 0 < len(str(err)) < 5_000  # noqa: PT017
     assert refused or name == "stats.json"
+    record_property(f"mutations of {name}", number)
+    record_property("mutated files refused with a message", refused)

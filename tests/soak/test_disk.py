@@ -65,7 +65,8 @@ def test_a_limit_on_the_size_of_files(
         put(old, output)
         flags.append("--overwrite")
     status, said = ended(start(flags, limit=largest * step // (SIZES - 1)))
-    record_property("faults", int(status != 0))
+    record_property("limits on the size of files", 1)
+    record_property("files too large", int(status != 0))
     if overwrite or output.exists():
         _check(name, status, said, output, tree(old))
     else:
@@ -98,5 +99,6 @@ def test_a_full_disk(
         output = output_of(name, tmp_path / "disk")
         put(old, output)
         status, said = ended(start([*commands.flags(name, output), "--overwrite"]))
-        record_property("faults", int(status != 0))
+        record_property("small disks", 1)
+        record_property("full disks", int(status != 0))
         _check(name, status, said, output, tree(old))

@@ -14,11 +14,11 @@ import pytest
 from soak_commands import FILES, TRAINING, Commands, finish, output_of, put, start, tree
 
 # In `make test`, in `make soak`.
-KILLS = {"preparation": (1, 100), "training": (1, 60), "others": (1, 40)}
+KILLS = {"preparation": (1, 100), "training": (1, 60), "recommend, export, test": (1, 40)}
 _NAMES = {
     "preparation": ("prepare", "tensors", "transcode"),
     "training": ("validated", "members", "train"),
-    "others": (*FILES[1:], "export.embeddings", "test"),
+    "recommend, export, test": (*FILES[1:], "export.embeddings", "test"),
 }
 # What depends on the time, or on where the run lies.
 _VARIES = (
@@ -75,7 +75,9 @@ def content_of(output: Path) -> dict[str, Any]:
     return files
 
 
-def check(commands: Commands, whole: Whole, name: str, rng: random.Random, folder: Path, record: Record) -> None:
+def check(
+    commands: Commands, whole: Whole, kind: str, name: str, rng: random.Random, folder: Path, record: Record
+) -> None:
     """Kill a command that replaces an output, look at what is there, and repeat it."""
     output, (new, whole_s) = output_of(name, folder), whole(name, 1)
     old: dict[str, bytes] = {}
@@ -83,7 +85,7 @@ def check(commands: Commands, whole: Whole, name: str, rng: random.Random, folde
         put(whole(name, 2)[0], output)
         old = tree(output)
     flags = [*commands.flags(name, output), "--overwrite"]
-    record("kills", int(killed(start(flags), rng.uniform(0.0, 0.8) * whole_s)))
+    record(f"kills of {kind}", int(killed(start(flags), rng.uniform(0.0, 0.8) * whole_s)))
     if not output.exists():
         assert not old
     elif tree(output) != old:
@@ -100,7 +102,7 @@ def test_a_command_killed_at_any_moment(
     tmp_path: Path, commands: Commands, whole: Whole, kind: str, number: int, record_property: Record
 ) -> None:
     names = _NAMES[kind]
-    check(commands, whole, names[number % len(names)], random.Random(number), tmp_path, record_property)
+    check(commands, whole, kind, names[number % len(names)], random.Random(number), tmp_path, record_property)
 
 
 @pytest.mark.parametrize("name", ["train", "members"])

@@ -45,7 +45,7 @@ def test_epochs_leak_nothing(
 
 
 def test_workers_end_with_a_command_that_is_killed(
-    tmp_path: Path, commands: Commands, request: pytest.FixtureRequest
+    tmp_path: Path, commands: Commands, request: pytest.FixtureRequest, record_property: Any
 ) -> None:
     if not request.config.getoption("--soak"):
         pytest.skip("starting workers takes long; make soak")
@@ -63,3 +63,4 @@ def test_workers_end_with_a_command_that_is_killed(
         time.sleep(0.01)
     assert unused_shared_memory() <= left
     assert not (tmp_path / "out").exists()
+    record_property("kills of workers' commands", 1)

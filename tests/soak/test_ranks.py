@@ -101,7 +101,9 @@ def metrics_of(run: Path) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if name not in MEASURED}
 
 
-def test_ranks_with_uneven_partitions_never_deadlock(tmp_path: Path, number: int) -> None:
+def test_ranks_with_uneven_partitions_never_deadlock(
+    tmp_path: Path, number: int, record_property: Callable[[str, object], None]
+) -> None:
     rng = random.Random(number)
     rows, ranks, negatives = write_data(tmp_path / "data", rng), 2 + number % 3, rng.randrange(1, 5)
     places = ["--data", str(tmp_path / "data"), "--output", str(tmp_path / "run")]
@@ -111,6 +113,7 @@ def test_ranks_with_uneven_partitions_never_deadlock(tmp_path: Path, number: int
     epochs = [line["data"] for line in lines if line["type"] == "LOG" and line["step"] in ([0], [1])]
     samples = [epoch["train_throughput"] * epoch["train_epoch_time"] for epoch in epochs]
     assert samples == pytest.approx([rows * (1 + negatives)] * 2)
+    record_property("runs of 2 to 4 ranks on uneven partitions", 1)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +143,7 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_result(
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
-            record_property("kills", 1)
+            record_property("kills of one process, resumed", 1)
         # A run killed before it has written anything starts again.
         if output.exists():
             flags = ["--resume", str(output)]
