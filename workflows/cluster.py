@@ -21,7 +21,7 @@ from dask.delayed import Delayed
 from dask.local import get_sync
 from dask.optimization import cull
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, is_out_of_memory
 from workflows.common.progress import console
 from workflows.device.cores import usable_cores
 from workflows.device.frames import FrameDevice
@@ -154,8 +154,21 @@ class _PrepareWorker:
 
 @contextmanager
 def worker_cluster(workers: int, device: FrameDevice) -> Iterator[DaskCluster]:
-    """A local cluster of worker processes: one per GPU with Dask-CUDA, else single-threaded CPU workers."""
-    local = device.local_cluster(workers)
+    """A local cluster of worker processes: one per GPU with Dask-CUDA, else single-threaded CPU workers.
+
+    Raises:
+        UserError: they could not be started.
+    """
+    try:
+        local = device.local_cluster(workers)
+    except RuntimeError as err:  # of Dask, which hides the reason behind it
+        reason = err.__cause__ or err
+        if is_out_of_memory(reason):
+            raise reason from None
+        raise UserError(
+            f"--workers {workers}: the worker processes could not be started ({reason}); mend that, or start none "
+            "(without --workers)"
+        ) from None
     try:
         with _client(local, device) as client:
             yield DaskCluster(client)

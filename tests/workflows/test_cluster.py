@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from workflows.cluster import ThreadCluster, _PrepareWorker, thread_cluster, worker_cluster
+from workflows.common.errors import UserError
 from workflows.device.frames import FrameDevice, frame_device
 from workflows.merlin import Workflow, frame_dataset, merlin_client
 from workflows.operators.encode import EncodeIds
@@ -198,3 +199,16 @@ def test_worker_processes_listen_on_loopback_only() -> None:
     assert len(workers) >= 2  # a worker's tasks and its dashboard
     assert len(scheduler) >= 2
     assert {host for host, _ in [*workers, *scheduler]} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("cause", "expected"),
+    [(FileNotFoundError("no temporary directory"), UserError), (MemoryError(), MemoryError), (None, UserError)],
+)
+def test_the_reason_why_workers_do_not_start_is_reported(cause: Exception | None, expected: type[Exception]) -> None:
+    class Full(FrameDevice):
+        def local_cluster(self, workers: int) -> Any:
+            raise RuntimeError("Cluster failed to start") from cause
+
+    with pytest.raises(expected, match="(--workers 2: .*(no temporary|failed)|^$)"):
+        worker_cluster(2, Full(on_cpu=True)).__enter__()
