@@ -127,6 +127,11 @@ def put(old: Path, output: Path) -> None:
     (shutil.copytree if old.is_dir() else shutil.copy)(old, output)
 
 
+def clear(output: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    shutil.rmtree(output) if output.is_dir() else output.unlink(missing_ok=True)
+
+
 def one_message(status: int, output: str, named: Path) -> None:
     """Check that a command failed as it should: one message that names an output, and no temporary file."""
     errors = [line for line in output.splitlines() if line.startswith("error: ")]

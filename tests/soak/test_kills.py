@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soak_commands import FILES, TRAINING, Commands, finish, output_of, put, start, tree
+from soak_commands import FILES, TRAINING, Commands, clear, finish, output_of, put, start, tree
 
 # In `make test`, in `make soak`.
 KILLS = {"preparation": (1, 100), "training": (1, 60), "recommend, export, test": (1, 40)}
@@ -80,12 +80,16 @@ def check(
 ) -> None:
     """Kill a command that replaces an output, look at what is there, and repeat it."""
     output, (new, whole_s) = output_of(name, folder), whole(name, 1)
-    old: dict[str, bytes] = {}
-    if rng.random() < 0.7:
-        put(whole(name, 2)[0], output)
-        old = tree(output)
-    flags = [*commands.flags(name, output), "--overwrite"]
-    record(f"kills of {kind}", int(killed(start(flags), rng.uniform(0.0, 0.8) * whole_s)))
+    flags, after_s = [*commands.flags(name, output), "--overwrite"], rng.uniform(0.0, 0.8) * whole_s
+    has_old, is_killed = rng.random() < 0.7, False
+    old = tree(whole(name, 2)[0]) if has_old else {}
+    while not is_killed:  # earlier, if it has ended before
+        clear(output)
+        if has_old:
+            put(whole(name, 2)[0], output)
+        is_killed = killed(start(flags), after_s)
+        after_s *= 0.8
+    record(f"kills of {kind}", 1)
     if not output.exists():
         assert not old
     elif tree(output) != old:

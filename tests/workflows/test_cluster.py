@@ -210,5 +210,5 @@ def test_the_reason_why_workers_do_not_start_is_reported(cause: Exception | None
         def local_cluster(self, workers: int) -> Any:
             raise RuntimeError("Cluster failed to start") from cause
 
-    with pytest.raises(expected, match="(--workers 2: .*(no temporary|failed)|^$)"):
+    with pytest.raises(expected, match=r"(--workers 2: .*(no temporary|failed)|^$)"):
         worker_cluster(2, Full(on_cpu=True)).__enter__()
