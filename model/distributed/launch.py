@@ -47,6 +47,7 @@ def launch(processes: int, command: Sequence[str]) -> int:
                     **environment_of_rank(processes),
                     "RANK": str(rank),
                     "LOCAL_RANK": str(rank),
+                    "LOCAL_WORLD_SIZE": str(processes),
                     "WORLD_SIZE": str(processes),
                     "MASTER_ADDR": "127.0.0.1",
                     "MASTER_PORT": str(port),

@@ -38,6 +38,7 @@ class RankInfo:
     """Position of this process: global `rank` of `size`, and `local_rank` on its machine.
 
     Attributes:
+        local_size: processes on this machine, as far as the launcher says: torchrun and `--gpus` do.
         may_see_one_gpu: whether it may see only its own GPU, as under SLURM with `--gpus-per-task` or `--gpu-bind`;
             torchrun and `--gpus` show each process the GPUs of all.
     """
@@ -45,6 +46,7 @@ class RankInfo:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
     may_see_one_gpu: bool = False
 
     @staticmethod
@@ -64,12 +66,13 @@ class RankInfo:
             names = ("SLURM_PROCID", total, "SLURM_LOCALID")
         try:
             rank, size, local = (int(environment.get(name, "0")) for name in names)
+            local_size = max(1, int(environment.get("LOCAL_WORLD_SIZE", "1")))
         except ValueError:
             given = ", ".join(f"{name}={environment.get(name)}" for name in names)
             raise UserError(f"the launcher's environment variables should be integers, got {given}") from None
         if not 0 <= rank < size or local < 0:
             raise UserError(f"rank {rank} (local {local}) of {size} processes: ranks should be 0 .. {size - 1}")
-        return RankInfo(rank, size, local, may_see_one_gpu=names[0] == "SLURM_PROCID")
+        return RankInfo(rank, size, local, min(local_size, size), may_see_one_gpu=names[0] == "SLURM_PROCID")
 
 
 class ProcessGroup:
@@ -78,14 +81,18 @@ class ProcessGroup:
     Attributes:
         device: device of this process.
         rank, size: rank of this process, and number of processes.
+        local_size: of these processes on this machine, as far as known.
     """
 
-    def __init__(self, device: torch.device, rank: int = 0, size: int = 1, host_group: Any = None) -> None:
+    def __init__(
+        self, device: torch.device, rank: int = 0, size: int = 1, host_group: Any = None, local_size: int = 1
+    ) -> None:
         """
         Args:
             host_group: a process group for host tensors, if there are several processes.
         """
         self.device, self.rank, self.size, self._host_group = device, rank, size, host_group
+        self.local_size = local_size
 
     @property
     def is_first(self) -> bool:
@@ -202,7 +209,8 @@ def init_process_group(
             f"({err}); start all processes with the same MASTER_ADDR and MASTER_PORT"
         ) from None
     try:
-        yield ProcessGroup(device, rank_info.rank, rank_info.size, dist.new_group(backend="gloo", timeout=_PATIENCE))
+        host_group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        yield ProcessGroup(device, rank_info.rank, rank_info.size, host_group, rank_info.local_size)
     except RuntimeError as err:
         if not (isinstance(err, dist.DistError) or "gloo" in str(err)):
             raise

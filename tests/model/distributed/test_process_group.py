@@ -88,7 +88,7 @@ def test_shares_cover_every_element_once(size: int, total: int) -> None:
 
 PLACES: dict[str, tuple[Mapping[str, str], RankInfo | None]] = {
     "nobody": ({}, None),
-    "torchrun": ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, RankInfo(3, 8, 1)),
+    "torchrun": ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}, RankInfo(3, 8, 1, 4)),
     "by hand": ({"RANK": "0", "WORLD_SIZE": "2"}, RankInfo(0, 2, 0)),
     "srun": (
         {"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "9", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"},

@@ -15,6 +15,7 @@ from model.run.memory import check_network
 from model.training.config import TrainConfig
 from preprocessing.spec.feature_columns import FeatureColumns, SideFeature
 from workflows.common.errors import UserError
+from workflows.device import memory
 
 MAX = 2**31 - 1
 COLUMNS = FeatureColumns("user", "item", "label", 5, 6)
@@ -33,3 +34,14 @@ def test_every_cardinality_counts() -> None:
             check_network(config, columns, world)
     gmf = replace(config, shape=replace(shape, arch="gmf"))
     check_network(gmf, replace(COLUMNS, row_side=huge), world)  # the network says that it has no place for it
+
+
+def test_a_network_has_to_fit_as_often_as_there_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = NeuMFConfig(n_users=5, n_items=6, factors=2, layers=(4, 2))
+    config = RunConfig(data=Path("data"), output=Path("run"), train=TrainConfig(), shape=shape)
+    adams, ranks = 4, 2
+    monkeypatch.setattr(memory, "available_bytes", lambda: ranks * 4 * adams * shape.n_parameters)
+    for local_size in (1, 2):
+        check_network(config, COLUMNS, ProcessGroup(torch.device("cpu"), local_size=local_size))
+    with pytest.raises(UserError, match=r"--layers; in each of 3 processes\) needs"):
+        check_network(config, COLUMNS, ProcessGroup(torch.device("cpu"), local_size=3))
