@@ -61,6 +61,8 @@ def test_workers_end_with_a_command_that_is_killed(
     while any(is_alive(worker.pid) for worker in workers):
         assert time.monotonic() < deadline, "workers outlive their command"
         time.sleep(0.01)
-    assert unused_shared_memory() <= left
+    while not unused_shared_memory() <= left:  # another program's may be on its way out
+        assert time.monotonic() < deadline, "shared memory is left"
+        time.sleep(0.1)
     assert not (tmp_path / "out").exists()
     record_property("kills of workers' commands", 1)
