@@ -10,10 +10,10 @@ from model.distributed.launch import await_launcher, end_at_once, end_with_launc
 from model.distributed.process_group import LostRankError, RankInfo, init_process_group
 from model.run.arguments import parse_args, run_config
 from workflows.common.errors import run_command
-from workflows.device.memory import require_address_space, require_memory, shared_bytes, torch_address_space
+from workflows.device.memory import require_address_space, require_process_memory, torch_address_space
 from workflows.device.torch_device import frames_beside, gpu_index, torch_device
 
-_RANK_BYTES = 128 << 20  # a lower bound
+_RANK_BYTES = 384 << 20  # of a run on very small data
 _RANK_THREADS_BYTES = 1 << 30  # of address space, for the threads of a rank
 
 
@@ -22,12 +22,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank_info = RankInfo.from_environment()
     if rank_info is None and (config.gpus or 1) > 1:
         gpu_index(config.device, config.gpus)  # check that there are enough devices
-        require_memory(_RANK_BYTES * (config.gpus or 1), f"--gpus {config.gpus}", "start fewer", shared_bytes())
+        require_process_memory(_RANK_BYTES, config.gpus or 1)
         require_address_space(torch_address_space() + _RANK_THREADS_BYTES)  # with less, ranks may wait for ever
         status = launch(config.gpus or 1, [sys.executable, __file__, *(sys.argv[1:] if argv is None else argv)])
         if status:
             sys.exit(status)
         return
+    if rank_info is None:
+        require_process_memory(_RANK_BYTES)
     rank_info = rank_info or RankInfo()
     device = torch_device(config.device, config.gpus, rank_info.local_rank, rank_info.may_see_one_gpu)
     end_with_launcher()

@@ -23,7 +23,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "name" in metafunc.fixturenames:
         few = ("prepare", "validated", "export.safetensors")
         metafunc.parametrize("name", [name for name in NAMES if name != "two ranks"] if soaks else few)
-    if "step" in metafunc.fixturenames:
+    if "overwrite" in metafunc.fixturenames:
+        every = [(step, bool(step % 2)) for step in range(SIZES)]
+        metafunc.parametrize("step,overwrite", every if soaks else [(SIZES // 3, False), (SIZES // 3, True)])
+    elif "step" in metafunc.fixturenames:
         metafunc.parametrize("step", range(SIZES) if soaks else [SIZES // 3])
 
 
@@ -59,7 +62,6 @@ def _check(name: str, status: int, said: str, output: Path, old: dict[str, bytes
     assert found == old or is_run
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
 def test_a_limit_on_the_size_of_files(
     tmp_path: Path, commands: Commands, old_of: Callable[[str], Path], name: str, step: int, overwrite: bool,
     record_property: Record,

@@ -54,6 +54,25 @@ def require_memory(needed_bytes: int, what: str, remedy: str, left_bytes: int | 
         )
 
 
+def require_process_memory(least_bytes: int, started: int = 0) -> None:
+    """Refuse to load libraries for which the system would kill this process, without a message.
+
+    Args:
+        least_bytes: that the smallest run takes, measured; includes what this process has already.
+        started: processes that this one starts, and that take as much each.
+
+    Raises:
+        UserError: there is less.
+    """
+    left = shared_bytes() + (0 if started else psutil.Process().memory_info().rss)
+    if left < least_bytes * max(1, started):
+        whose = f"each of {started} processes" if started else "this command"
+        raise UserError(
+            f"{whose} needs {shown_bytes(least_bytes)} of memory or more, most of it for libraries, and "
+            f"{shown_bytes(left)} are left here (machine, control group); end other programs or raise the limit"
+        )
+
+
 def require_address_space(least_bytes: int) -> None:
     """Refuse a limit (ulimit -v) under which libraries cannot be loaded, or their threads wait for ever.
 

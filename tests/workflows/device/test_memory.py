@@ -9,11 +9,13 @@ import psutil
 import pytest
 
 from workflows.common.errors import UserError
+from workflows.device import memory
 from workflows.device.memory import (
     available_bytes,
     require_address_space,
     require_disk,
     require_memory,
+    require_process_memory,
     shared_bytes,
     shown_bytes,
 )  # fmt: skip
@@ -62,6 +64,17 @@ def test_what_cannot_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
     require_disk(1, tmp_path, "it", "")
     with pytest.raises(UserError, match=r"it needs .* EiB or more in .* are free; make it smaller"):
         require_disk(10**20, tmp_path, "it", "make it smaller")
+
+
+def test_processes_start_only_with_memory_for_their_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "shared_bytes", lambda: 10 * MIB)
+    held = psutil.Process().memory_info().rss
+    require_process_memory(held)  # which this one has already
+    with pytest.raises(UserError, match=r"this command needs .* and .* are left here"):
+        require_process_memory(held + 100 * MIB)
+    require_process_memory(5 * MIB, started=2)
+    with pytest.raises(UserError, match=r"each of 2 processes needs 6\.0 MiB .* and 10\.0 MiB are left"):
+        require_process_memory(6 * MIB, started=2)
 
 
 @pytest.mark.parametrize(
