@@ -49,7 +49,7 @@ class Commands:
         return {
             "prepare": [*prepare, "--input", log, *_COLUMNS, *to],
             "workers": [*prepare, "--input", log, *_COLUMNS, "--workers", "1", *to],
-            "raw": [*prepare, "--synthetic", "users=50,items=40,rows=2000", "--raw", str(output)],
+            "raw": [*prepare, "--synthetic", "50x40x2000", "--raw", str(output)],
             "transcode": [*prepare[:2], "--input", data, *to],
             "tensors": [*prepare[:2], "--input", data, "--emit", "torch_tensor", *to],
             "train": train,

@@ -28,6 +28,8 @@ from model.training.resume_state import LAST_NAME, load_last, save_last
 from model.training.step import Step
 from model.training.trainer import Training
 from preprocessing.fingerprint import read_fingerprint
+from preprocessing.sources.detect import open_log
+from preprocessing.sources.log import LogColumns
 from preprocessing.spec.feature_columns import FeatureColumns
 from preprocessing.spec.feature_spec import Chunk, Feature, FeatureSpec, read_feature_spec
 from preprocessing.spec.titles import read_titles
@@ -54,6 +56,12 @@ def write_everything(folder: Path) -> None:
     users, items = np.repeat(np.arange(N_USERS, dtype=np.int32), 3), np.arange(3 * N_USERS, dtype=np.int32) % N_ITEMS
     rows = pa.table({"user": users, "item": items, "label": np.ones(len(users), np.float32)})
     pq.write_table(rows, folder / "train.parquet")
+    log = pa.table(
+        {"user": [f"u{user}" for user in users], "item": items, "time": [1_000_000_000 + int(n) for n in items]}
+    )
+    pq.write_table(log, folder / "log.parquet")
+    log.to_pandas().to_csv(folder / "log.csv", index=False)
+    log.to_pandas().to_json(folder / "log.jsonl", orient="records", lines=True)
     features = list(rows.column_names)
     FeatureSpec(
         channel_spec={"user_ch": ["user"], "item_ch": ["item"], "label_ch": ["label"]},
@@ -93,6 +101,15 @@ def read_train(folder: Path) -> None:
             pass
 
 
+def read_log(path: Path) -> None:
+    scratch = path.parent / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    for piece in open_log(path, LogColumns(user="user", item="item", time="time"), False, scratch).pieces:
+        for _ in piece.tables():
+            pass
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "feature_spec.yaml": read_spec,
     "config.yaml": lambda folder: run_config(parse_args(["--config", str(folder / "config.yaml")])),
@@ -103,6 +120,9 @@ READERS: dict[str, Callable[[Path], object]] = {
     "categories/item.parquet": load_workflow,
     "titles.parquet": lambda folder: read_titles(folder / "titles.parquet"),
     "train.parquet": read_train,
+    "log.parquet": lambda folder: read_log(folder / "log.parquet"),
+    "log.csv": lambda folder: read_log(folder / "log.csv"),
+    "log.jsonl": lambda folder: read_log(folder / "log.jsonl"),
     "model.safetensors": lambda folder: load_run(folder, CPU),
     "model.pth": lambda folder: load_weights(folder / "model.pth", NeuMF(SHAPE)),
     LAST_NAME: lambda folder: load_last(folder, training(2), ProcessGroup(CPU)),
@@ -138,6 +158,16 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for read in READERS.values():
         read(folder)
     return folder
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "log.parquet"])
+def test_a_name_that_is_not_utf8_is_one_message(valid: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(valid, folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content.replace(b"user", b"\xe9ser"))
+    with pytest.raises(UserError, match=name):
+        READERS[name](folder)
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -138,7 +138,7 @@ class _ParquetPart:
             file = pq.ParquetFile(self.path)
             table = file.read_row_groups(list(self.row_groups), columns=list(names), use_threads=False)
             return table.select(list(names))
-        except (pa.ArrowException, OSError) as err:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
             raise UserError(f"{self.path}: not a readable Parquet file ({err})") from None
 
 
@@ -149,7 +149,7 @@ def _parquet_parts(path: Path, names: Sequence[str], user: str) -> list[_Parquet
     """
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as err:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise UserError(f"{path}: not a readable Parquet file ({err})") from None
     missing = [name for name in names if name not in file.schema_arrow.names]
     if missing:

@@ -123,7 +123,7 @@ def _categories(folder: Path, spec: FeatureSpec, name: str, found: int | None) -
         if rows > cardinality or rows < (found or 0):
             return [error(str(path), f"should have a row for each id (expected {cardinality:,}, found {rows:,})")]
         repeated = rows - read_categories(folder, name).nunique(dropna=False)
-    except (UserError, OSError, pa.ArrowException, TypeError) as err:
+    except (UserError, OSError, pa.ArrowException, TypeError, UnicodeDecodeError) as err:
         return [error(str(path), f"is not a table of ids ({err})")]
     findings = [error(str(path), f"{repeated:,} original values are duplicates")] if repeated else []
     if rows < cardinality:

@@ -25,7 +25,7 @@ def columns_of(
     if source.head == b"PAR1":
         try:
             return tuple(pq.read_schema(source.path).names)
-        except (pa.ArrowException, OSError) as err:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
             raise UserError(f"{source.display_name}: not a readable Parquet file ({err}); is it complete?") from None
     if options.names is not None:
         named_layout(source.path, source.display_name, options.names, options)

@@ -51,7 +51,7 @@ class ParquetPiece(Piece):
                 ):
                     yield self._converted(pa.Table.from_batches([batch]).select(names), first_row)
                     first_row += batch.num_rows
-        except (pa.ArrowException, OSError) as err:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
             raise UserError(
                 f"{self.display_name}, row group {self.row_group}: not readable ({err}); is the file complete?"
             ) from None
@@ -98,7 +98,7 @@ def _footer(source: SourceFile) -> Footer:
     try:
         with pq.ParquetFile(source.path) as file:  # close at once: there may be more files than the limit on open files
             return Footer(source, file.schema_arrow, file.metadata)
-    except (pa.ArrowException, OSError) as err:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise UserError(f"{source.display_name}: not a readable Parquet file ({err}); is it complete?") from None
 
 

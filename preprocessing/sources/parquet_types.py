@@ -148,7 +148,7 @@ def _batches(file: Footer, name: str, rows: int, row_groups: list[int] | None = 
         with pq.ParquetFile(file.source.path) as opened:
             for batch in opened.iter_batches(rows, row_groups=row_groups, columns=[name], use_threads=False):
                 yield pc.cast(pa.chunked_array([batch.column(0)]), file.type_of(name))
-    except (pa.ArrowException, OSError) as err:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as err:
         raise UserError(
             f"{file.source.display_name}: column {name!r} is not readable ({err}); is the file complete?"
         ) from None

@@ -182,7 +182,7 @@ def _read_parquet(path: Path, part: _Part) -> Iterator[pa.Table]:
         yield file.schema_arrow.empty_table().select(part.wanted)  # carries the types if there are no rows
         for batch in file.iter_batches(columns=part.wanted) if file.num_row_groups else ():
             yield pa.Table.from_batches([batch]).select(part.wanted)
-    except (pa.ArrowException, KeyError, OSError) as err:
+    except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as err:
         raise UserError(f"{path}: not a readable Parquet file with columns {', '.join(part.wanted)} ({err})") from None
 
 
@@ -252,7 +252,7 @@ def _holds_text(path: Path, chunk: Chunk, wanted: Sequence[str]) -> dict[str, bo
         try:
             file = pq.ParquetFile(path)
             kinds = {name: value_type(file.schema_arrow.field(name).type) for name in wanted}
-        except (pa.ArrowException, KeyError, OSError) as err:
+        except (pa.ArrowException, KeyError, OSError, UnicodeDecodeError) as err:
             raise UserError(f"{path}: not a readable Parquet file with columns {', '.join(wanted)} ({err})") from None
         if not file.metadata.num_rows:  # the writer may not have known the type
             return {}

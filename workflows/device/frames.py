@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any
 
@@ -113,6 +114,7 @@ class FrameDevice:
         if self.on_cpu:
             from distributed import LocalCluster
 
+            resource_tracker.ensure_running()  # before the first semaphore, which it removes if this process is killed
             return LocalCluster(  # type: ignore[no-untyped-call]
                 n_workers=workers,
                 threads_per_worker=1,
