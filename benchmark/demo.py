@@ -12,6 +12,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from workflows.common.errors import UserError, how_it_ended
 from workflows.common.progress import console, human
 
 DATA, RUN = Path("data/ml-100k"), Path("runs/ml-100k")
@@ -40,8 +41,10 @@ def main(_: argparse.Namespace) -> None:
         console.print(f"$ python {command}", style="dim")
         started = time.perf_counter()
         result = subprocess.run([sys.executable, *shlex.split(command)], check=False)
+        if result.returncode < 0:
+            raise UserError(f"python {command} {how_it_ended(result.returncode)}")
         if result.returncode:
-            sys.exit(result.returncode)
+            sys.exit(result.returncode)  # it has said why
         seconds[name] = time.perf_counter() - started
     metrics = json.loads((RUN / "metrics.json").read_text(encoding="utf-8"))
     console.rule("results")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import tempfile
 import threading
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, how_it_ended
 
 _INTERVAL_S = 0.05
 _MAX_SHARE = 0.05  # maximum share of time spent sampling: reading PSS walks a process's page tables
@@ -60,9 +62,15 @@ def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
         output.seek(0)
         text = output.read()
     if process.returncode:
-        last_lines = "\n".join(text.splitlines()[-15:])
-        raise UserError(f"{' '.join(map(str, command))} ended with status {process.returncode}:\n{last_lines}")
+        raise failed(command, process.returncode, text)
     return Usage(wall_s, used.ru_utime + used.ru_stime, sampler.peak_rss, sampler.peak_pss, text)
+
+
+def failed(command: Sequence[str | Path], status: int, output: str) -> UserError:
+    """The error of a command that has failed: its own message if it gave one, otherwise its last lines."""
+    own = re.split(r"^error: ", output, flags=re.MULTILINE)
+    said = f" {own[-1].rstrip()}" if status == 2 and len(own) > 1 else "\n" + "\n".join(output.splitlines()[-15:])
+    return UserError(f"{shlex.join(map(str, command))} {how_it_ended(status)}:{said}")
 
 
 class _Sampler:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.common.machine import describe_machine
+from benchmark.common.measure import failed
 from benchmark.common.result import redraw
 from benchmark.training import variants as settings
 from benchmark.training.limits import bounds, counts
@@ -160,6 +161,5 @@ def _run(module: str, *flags: str) -> str:
     command = [sys.executable, "-m", module, *flags]
     done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
-        last_lines = "\n".join(done.stderr.splitlines()[-15:])
-        raise UserError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{last_lines}")
+        raise failed(command[1:], done.returncode, done.stderr)
     return done.stdout

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import IO
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, how_it_ended
 from workflows.device.cores import environment_of_rank
 
 _GRACE_S = 5.0  # bad input makes every rank exit on its own; any still running after this are terminated
@@ -88,18 +88,8 @@ def _wait(ranks: Sequence[subprocess.Popen], outputs: Sequence[IO[bytes] | None]
             output.seek(0)
             sys.stderr.buffer.write(output.read())
             sys.stderr.flush()
-        how = f"exited with status {status}" if status > 0 else f"was killed by {_signal_name(-status)}"
-        print(f"error: rank {failed} of {len(ranks)} {how}; the others were stopped", file=sys.stderr)
+        print(f"error: rank {failed} of {len(ranks)} {how_it_ended(status)}; the others were stopped", file=sys.stderr)
     return status if status > 0 else 128 - status
-
-
-def _signal_name(number: int) -> str:
-    try:
-        name = signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-    why = {"SIGKILL": "the system sends it", "SIGABRT": "C++ libraries may end with it"}.get(name)
-    return f"{name} ({why} when memory runs out)" if why else name
 
 
 def _end(ranks: Sequence[subprocess.Popen]) -> None:

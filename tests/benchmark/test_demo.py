@@ -17,6 +17,7 @@ import model.recommend.__main__
 import model.run.arguments
 import preprocessing.__main__
 from benchmark import demo
+from workflows.common.errors import UserError
 
 METRICS = {
     "hr@10": 0.6111,
@@ -72,6 +73,12 @@ def test_a_failing_stage_ends_the_demo_with_its_status(monkeypatch: pytest.Monke
         demo.main(argparse.Namespace())
     assert done.value.code == 2
     assert len(started) == 1
+
+
+def test_a_stage_killed_by_the_system_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, -9))
+    with pytest.raises(UserError, match=r"-m preprocessing .* was killed by SIGKILL"):
+        demo.main(argparse.Namespace())
 
 
 @pytest.mark.parametrize("arguments", [[], ["nothing"], ["demo", "--fast"]])

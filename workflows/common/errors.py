@@ -36,6 +36,18 @@ def is_out_of_memory(err: BaseException) -> bool:
     return isinstance(err, MemoryError) or (isinstance(err, RuntimeError) and any(one in str(err) for one in texts))
 
 
+def how_it_ended(status: int) -> str:
+    """What became of a process that failed, by its exit status, or the signal that killed it, negative."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        return f"was killed by signal {-status}"
+    why = {"SIGKILL": "the system sends it", "SIGABRT": "C++ libraries may end with it"}.get(name)
+    return f"was killed by {name}" + (f" ({why} when memory runs out)" if why else "")
+
+
 def _fail(reason: str) -> NoReturn:
     sys.stdout.flush()
     message = Text("error: ", style="bold red").append(reason, style="default not bold")

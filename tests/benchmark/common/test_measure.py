@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmark.common.measure import measure
+from benchmark.common.measure import failed, measure
 from workflows.common.errors import UserError
 
 _MIB = 1 << 20
@@ -47,9 +47,16 @@ def test_without_pss_the_rss_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_failing_command_says_why(tmp_path: Path) -> None:
     program = "import os, sys; print(os.getcwd(), flush=True); sys.exit('no such log')"
-    with pytest.raises(UserError, match="ended with status 1:") as caught:
+    with pytest.raises(UserError, match="exited with status 1:") as caught:
         measure([sys.executable, "-c", program], cwd=tmp_path)
     assert str(caught.value).splitlines()[-2:] == [str(tmp_path), "no such log"]
+
+
+def test_a_commands_own_message_is_passed_on_once() -> None:
+    output = "read 3 rows\nerror: a.csv is full\n; mend it\n"
+    assert str(failed(["x", "a b"], 2, output)) == "x 'a b' exited with status 2: a.csv is full\n; mend it"
+    assert str(failed(["x"], -9, "read")) == "x was killed by SIGKILL (the system sends it when memory runs out):\nread"
+    assert "was killed by signal 40:" in str(failed(["x"], -40, ""))
 
 
 def test_an_interrupted_measurement_leaves_no_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -205,5 +205,5 @@ def test_an_invalid_setting_ends_the_process_with_status_2() -> None:
 
 
 def test_a_failing_program_says_why() -> None:
-    with pytest.raises(UserError, match=r"(?s)ended with status 2.*should be one of plain"):
+    with pytest.raises(UserError, match=r"(?s)exited with status 2: .*should be one of plain"):
         command._run("benchmark.training.run", "--variant", "x", "--data", ".", "--batch_size", "9", "--steps", "1")
