@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.common.measure import failed
 from workflows.common.errors import UserError
 from workflows.device.kernels import SOURCE
 
@@ -27,7 +28,7 @@ def compile_for_host(more: Sequence[str] = ()) -> ctypes.CDLL:
         more: flags for the compiler.
 
     Raises:
-        UserError: there is no C++ compiler.
+        UserError: there is no C++ compiler, or it fails.
     """
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("clang++")
     if compiler is None:
@@ -36,7 +37,9 @@ def compile_for_host(more: Sequence[str] = ()) -> ctypes.CDLL:
     try:
         path = Path(folder) / "kernels.so"
         command: list[str | Path] = [compiler, *_FLAGS, *more, "-include", _SHIM, "-x", "c++", SOURCE, "-o", path]
-        subprocess.run(command, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise failed(command, done.returncode, done.stderr)
         return ctypes.CDLL(str(path))
     finally:
         shutil.rmtree(folder)

@@ -93,7 +93,7 @@ def written(path: Path, size: int | None = None) -> Iterator[None]:
         is_staged = any(_LEFT.fullmatch(part) for part in Path(os.fsdecode(name)).parts)
         if not (err.errno in _TOO_LITTLE_SPACE or is_staged):
             raise
-        output, space = _published(path), ""
+        output, space = published(path), ""
         if err.errno in _TOO_LITTLE_SPACE:
             place = next(folder for folder in output.absolute().parents if folder.is_dir())
             needed = "" if size is None else f"{size / 2**20:,.1f} MiB are needed, "
@@ -104,8 +104,8 @@ def written(path: Path, size: int | None = None) -> Iterator[None]:
         ) from None
 
 
-def _published(path: Path) -> Path:
-    """Where a path in a staged folder will be."""
+def published(path: Path) -> Path:
+    """Where a path in a staged folder will be, for messages; other paths are as they are."""
     return Path(*(found["name"] if (found := _LEFT.fullmatch(part)) else part for part in path.parts))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from workflows.common.errors import UserError
+from workflows.common.staging import published
 from workflows.device.cgroups import control_groups
 
 _V2 = ("memory.max", "memory.current", "")
@@ -99,7 +100,7 @@ def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> Non
     left = shutil.disk_usage(folder).free
     if needed_bytes > left:
         raise UserError(
-            f"{what} needs {shown_bytes(needed_bytes)} or more in {folder}, and {shown_bytes(left)} are free; {remedy}"
+            f"{what} needs {shown_bytes(needed_bytes)} or more in {published(folder)}, and {shown_bytes(left)} are free; {remedy}"
         )
 
 
