@@ -100,8 +100,8 @@ def require_disk(needed_bytes: int, folder: Path, what: str, remedy: str) -> Non
     left = shutil.disk_usage(folder).free
     if needed_bytes > left:
         raise UserError(
-            f"{what} needs {shown_bytes(needed_bytes)} or more in {published(folder)}, and {shown_bytes(left)} are free; "
-            f"{remedy}"
+            f"{what} needs {shown_bytes(needed_bytes)} or more in {published(folder)}, and {shown_bytes(left)} are "
+            f"free; {remedy}"
         )
 
 
