@@ -170,6 +170,12 @@ def test_a_name_that_is_not_utf8_is_one_message(valid: Path, tmp_path: Path, nam
         READERS[name](folder)
 
 
+def test_a_row_of_too_many_fields_that_is_not_utf8_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_bytes(b"user,item,time\n1,2,1000000000\n1,3,1000,\xff000\n")
+    with pytest.raises(UserError, match=r"log\.csv"):
+        read_log(tmp_path / "log.csv")
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_a_mutated_file_ends_in_a_value_or_one_message(
     valid: Path,

@@ -13,7 +13,7 @@ from preprocessing.sources.dialect import BLANKS, RECOGNISED, Dialect, delimiter
 from preprocessing.sources.fields import MISSING_WORDS, NULLS, holds
 from preprocessing.sources.lines import count_lines
 from preprocessing.sources.log import ReadOptions
-from preprocessing.sources.text import first_row, parse
+from preprocessing.sources.text import first_row, parse, unreadable
 from workflows.common.errors import UserError
 
 _SNIFF_BYTES = 1 << 16
@@ -208,7 +208,7 @@ def column_heads(
         multiline: quoted fields may run over lines.
 
     Raises:
-        UserError: the first row is too long.
+        UserError: the first row is too long, or the text is not readable.
     """
     size = path.stat().st_size - layout.start
     length = _SNIFF_BYTES
@@ -221,7 +221,10 @@ def column_heads(
         rows = 0
         if data.strip():
             # A row with another number of fields is reported when it is read.
-            table = parse(data, dialect, layout.names, types, True, len(data), lambda _: "skip")
+            try:
+                table = parse(data, dialect, layout.names, types, True, len(data), lambda _: "skip")
+            except pa.ArrowInvalid as err:  # such a row that is not UTF-8
+                raise unreadable(display_name, err) from None
             rows = table.num_rows
             for name in wanted:
                 values = (value.decode("utf-8", "replace") for value in table.column(name).drop_null().to_pylist())

@@ -20,7 +20,7 @@ from preprocessing.sources.lines import count_lines, line_cuts, read_bytes
 from preprocessing.sources.log import Piece
 from preprocessing.sources.quoting import Quoting
 from preprocessing.sources.times import column_times
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 
 PIECE_BYTES = 16 << 20
 _SAMPLE_BYTES = 1 << 16
@@ -133,9 +133,7 @@ class TextPiece(Piece):
             return self._parse(data, types, block_size=len(data), invalid_row_handler=refuse)
         except pa.ArrowInvalid as err:
             if not invalid:
-                raise UserError(
-                    f"{self.display_name}: not readable as delimited text ({err}); check its encoding and quoting"
-                ) from None
+                raise unreadable(self.display_name, err) from None
             raise self._malformed(data, invalid[0]) from None
 
     def _malformed(self, data: bytes, invalid: pa.csv.InvalidRow) -> UserError:
@@ -197,6 +195,12 @@ class TextPiece(Piece):
     def _line(self, number: int) -> str:
         """Location of a line of the piece (from 1), for messages."""
         return f"{self.display_name}, line {count_lines(self.path, self.start) + number}"
+
+
+def unreadable(display_name: str, err: pa.ArrowInvalid) -> UserError:
+    """The error of text that Arrow cannot split into fields."""
+    reason = bounded(str(err), 200)
+    return UserError(f"{display_name}: not readable as delimited text ({reason}); check its encoding and quoting")
 
 
 def parse(
