@@ -42,6 +42,12 @@ _BAD: dict[str, tuple[str, bytes, list[str], list[str]]] = {
     "text in u.data": ("u.data", b"1\t2\t3\t4\nx\t2\t3\t4\n", [], ["u.data, line 2", "'userId'", "'x'", "fix"]),
     "text in ratings.dat": ("ratings.dat", b"1::2::3::4\n1::y::3::4\n", [], ["ratings.dat, line 2", "'y'", "fix"]),
     "too few columns": ("log.csv", _GOOD.encode() + b"3,1\n", [], ["log.csv, line 6", "expected 3", "got 2", "fix"]),
+    "not UTF-8, too many columns": (
+        "log.csv",
+        b"user,item,time\n1,2,3\n1,2,3,\xff\n",
+        [],
+        ["log.csv", "got 4", "encoding"],
+    ),
     "garbage": ("log.csv", bytes(range(256)) * 4, [], ["log.csv", "not a UTF-8 text file", "expected"]),
     "no zip": ("log.zip", b"PK\x03\x04 and no more", [], ["log.zip", "not a readable zip", "download"]),
     "no parquet": ("log.parquet", b"PAR1 and no more", [], ["log.parquet", "not a readable Parquet", "complete"]),

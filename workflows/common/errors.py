@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.text import Text
@@ -74,6 +74,12 @@ def report_while_importing() -> None:
     sys.excepthook = report
 
 
+def _report_unraisable(ignored: Any) -> None:
+    """Arrow's CSV reader cannot show a row that is not UTF-8 to a handler; the row itself is reported all the same."""
+    if not issubclass(ignored.exc_type, UnicodeDecodeError):
+        sys.__unraisablehook__(ignored)
+
+
 def _out_of_memory(err: BaseException) -> str:
     reason = str(err).splitlines()[0] if str(err) else "an allocation failed"
     return (
@@ -88,6 +94,7 @@ def run_command(main: Callable[[], None]) -> None:
     An OSError (no permission, disk full) counts as a user error, as its text names the file; so does too little memory.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: unwind, so that nothing is left half-written
+    usual, sys.unraisablehook = sys.unraisablehook, _report_unraisable
     try:
         main()
     except UserError as err:
@@ -101,5 +108,6 @@ def run_command(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     finally:
+        sys.unraisablehook = usual
         # The process is about to end: skip Python's final garbage collection, which can take a second.
         gc.freeze()

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pytest
 import torch
 
@@ -65,6 +66,14 @@ def test_too_little_memory_is_one_message(capsys: pytest.CaptureFixture, allocat
     err = capsys.readouterr().err
     assert err.startswith("error: out of memory (")
     assert err.count("\n") == 1
+
+
+def test_a_row_that_arrow_cannot_show_prints_no_traceback(capsys: pytest.CaptureFixture) -> None:
+    options = pa.csv.ParseOptions(invalid_row_handler=lambda _: "skip")
+    data = pa.py_buffer(b"1,2\n1,2,\xff\n")
+    with pytest.raises(pa.ArrowInvalid):
+        run_command(lambda: pa.csv.read_csv(data, parse_options=options))
+    assert capsys.readouterr().err == ""
 
 
 def test_an_interrupt_exits_with_status_130(capsys: pytest.CaptureFixture) -> None:
