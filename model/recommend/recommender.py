@@ -23,6 +23,7 @@ from model.recommend.recommendations import Recommendations, Scale, best
 from model.recommend.user_data import PreparedInteractions, UserHistories
 from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
+from workflows.device.memory import require_memory
 from workflows.device.torch_device import torch_device
 
 UnknownUsers = Literal["error", "popular"]
@@ -32,6 +33,8 @@ _Lists = tuple[np.ndarray, np.ndarray, np.ndarray]
 _OR_POPULAR = ", or recommend popular items with --unknown-users popular"
 _OR_SKIP = ", or leave such candidates out with --unknown-items skip"
 _BLOCK_SCORES = 1 << 23  # held at once, 4 bytes each
+_PART = 1 << 21  # recommendations held at once by `recommend_all`
+_LEAST_BYTES = 20  # of a recommendation: two forms of the item, and the score
 
 
 class Recommender:
@@ -110,6 +113,8 @@ class Recommender:
                 scores are NaN.
         """
         choice = self._choice(k, exclude_seen, candidates, unknown_items)
+        what = f"recommending {self._longest(choice):,} items to each of {len(users):,} users"
+        require_memory(_LEAST_BYTES * len(users) * self._longest(choice), what, "lower -k, or ask for fewer users")
         trained = self._data.trained
         if unknown_users == "popular":
             numbers = self.users.find(users, trained)
@@ -127,13 +132,16 @@ class Recommender:
         unknown_users: UnknownUsers = "error",
         unknown_items: UnknownItems = "error",
     ) -> Iterator[Recommendations]:
-        """As `recommend`, for all users that the run was trained on, one train partition at a time."""
+        """As `recommend`, for all users that the run was trained on, at most one train partition at a time."""
         choice, trained = self._choice(k, exclude_seen, candidates, unknown_items), self._data.trained
         for known in [self._held] if self._held is not None else self._interactions.by_part():
             if not trained.all():
                 known = known.take(known.users[trained[known.users]])
-            users = self.users.originals(known.users)
-            yield self._recommendations(users, known.users, known, choice, unknown_users)
+            n_users = max(1, _PART // self._longest(choice))
+            for start in range(0, max(1, len(known.users)), n_users):
+                some = known.take(known.users[start : start + n_users]) if len(known.users) > n_users else known
+                users = self.users.originals(some.users)
+                yield self._recommendations(users, some.users, some, choice, unknown_users)
 
     @property
     def scale(self) -> Scale:
@@ -194,6 +202,10 @@ class Recommender:
         column_of = np.full(len(self.items), -1)
         column_of[items] = np.arange(len(items))
         return _Choice(k, exclude_seen, items, column_of)
+
+    def _longest(self, choice: _Choice) -> int:
+        """Most recommendations of a user."""
+        return min(choice.k, len(self.items) if choice.items is None else len(choice.items))
 
     def _recommendations(
         self, users: np.ndarray, numbers: np.ndarray, known: UserHistories, choice: _Choice, unknown_users: UnknownUsers

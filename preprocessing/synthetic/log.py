@@ -19,7 +19,7 @@ import pyarrow.csv
 
 from preprocessing.synthetic.rows import ROW, row_blocks
 from workflows.common.errors import UserError, bounded
-from workflows.common.staging import StagedFolder
+from workflows.common.staging import StagedFolder, published
 from workflows.device.memory import require_disk, require_memory
 from workflows.sampling.counter_rng import mix
 
@@ -90,9 +90,10 @@ def write_log(
         ids: "int" as in MovieLens (users 1 … U, items with gaps), "text" (17 characters), or "int64" (any 64 bits).
         progress: called periodically with a number of rows; the calls add up to `shape.rows`.
     """
-    require_memory(_ID_BYTES * (shape.users + shape.items), f"a synthetic log {shape}", "lower the numbers of ids")
+    what = f"{published(path)}, a synthetic log {shape},"
+    require_memory(_ID_BYTES * (shape.users + shape.items), what, "lower the numbers of ids")
     row_bytes = _ROW_BYTES + (ROW.itemsize if shuffled else 0)
-    require_disk(row_bytes * shape.rows, path.absolute().parent, f"a synthetic log {shape}", "lower the number of rows")
+    require_disk(row_bytes * shape.rows, path.absolute().parent, what, "lower the number of rows")
     user_names = _names(np.arange(1, shape.users + 1), ids, "u")
     gaps = np.random.default_rng([seed, 1]).integers(1, 10, shape.items)  # MovieLens ids have such gaps
     item_names = _names(np.cumsum(gaps), ids, "i")

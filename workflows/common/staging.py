@@ -67,6 +67,7 @@ def staged_file(path: Path, overwrite: bool, size: int | None = None) -> Iterato
             yield partial
             partial.chmod(0o666 & ~umask())  # some libraries create private files
             sync(partial)
+            check_file(path, overwrite)  # another process may have written it meanwhile
             partial.replace(path)
         except BaseException:
             partial.unlink(missing_ok=True)

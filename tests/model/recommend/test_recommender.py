@@ -19,6 +19,7 @@ from model.recommend import recommender as module
 from model.recommend.recommendations import Recommendations
 from model.recommend.recommender import Recommender
 from workflows.common.errors import UserError
+from workflows.device import memory
 
 CPU = torch.device("cpu")
 N_USERS, N_ITEMS, PARTS = 1000, 90, 3
@@ -111,8 +112,11 @@ def test_only_candidates_are_recommended(recommender: Recommender, exclude_seen:
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_all_users_get_the_same_as_each_alone(run: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool) -> None:
     monkeypatch.setattr(module, "_BLOCK_SCORES", 7 * N_ITEMS)
+    monkeypatch.setattr(module, "_PART", 39)
     recommender = Recommender.load(run, device="cpu", in_memory=in_memory)
-    rankings = {one.user: one for part in recommender.recommend_all(10) for one in part}
+    parts = list(recommender.recommend_all(10))
+    assert all(1 <= len(part) <= 3 for part in parts)
+    rankings = {one.user: one for part in parts for one in part}
     assert len(rankings) == N_USERS
     alone = recommender.recommend(USERS, 10)
     for one in alone:
@@ -227,6 +231,13 @@ def test_invalid_arguments_are_rejected(recommender: Recommender, wrong: dict, m
         recommender.recommend(["u0001"], **wrong)
     with pytest.raises(UserError, match=message):
         list(recommender.recommend_all(**wrong))
+
+
+def test_more_recommendations_than_fit_are_refused(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 20 * 2 * 10)
+    assert len(recommender.recommend(["u0001", "u0002"], 10)) == 2
+    with pytest.raises(UserError, match=r"recommending 90 items to each of 2 users needs .* lower -k"):
+        recommender.recommend(["u0001", "u0002"], 10**30)
 
 
 def test_no_users_get_no_rankings(recommender: Recommender) -> None:

@@ -83,6 +83,16 @@ def _killed(*_: object, **__: object) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="renameat2")
+def test_of_two_that_write_a_file_the_first_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with pytest.raises(UserError, match="exists already"), staged_file(path, overwrite=False) as second:  # noqa: PT012
+        second.write_text("second")
+        with staged_file(path, overwrite=False) as first:
+            first.write_text("first")
+    assert [file.name for file in tmp_path.iterdir()] == ["out.csv"]
+    assert path.read_text() == "first"
+
+
 def test_a_process_killed_after_the_exchange_has_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(_stage(tmp_path / "out", "old")) as staged:
         staged.publish()
