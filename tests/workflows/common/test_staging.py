@@ -128,9 +128,9 @@ def test_without_an_exchange_the_next_command_puts_the_old_folder_back(
 
 
 def test_a_file_that_another_process_writes_is_not_swept(tmp_path: Path) -> None:
-    with staged_file(tmp_path / "a", overwrite=False) as first:
+    with staged_file(tmp_path / "a", overwrite=True) as first:
         first.write_text("first")
-        with staged_file(tmp_path / "a", overwrite=False) as second:
+        with staged_file(tmp_path / "a", overwrite=True) as second:
             second.write_text("second")
             assert first != second
         assert first.read_text() == "first"
