@@ -16,7 +16,7 @@ from workflows.device.memory import require_memory
 from workflows.device.torch_device import free_bytes
 
 _TRAINED = 4  # copies of the parameters: themselves, gradients, and two moments of Adam
-_SAMPLE_BYTES = 12  # of a batch: user, item and label
+_SAMPLE_BYTES = 24  # of a batch: user, item and label, drawn and in order
 _DRAWN_BYTES = 32  # of a negative while it is drawn
 
 
