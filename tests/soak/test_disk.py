@@ -45,9 +45,9 @@ def old_of(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 def _refused(name: str, status: int, said: str, output: Path) -> None:
-    # Dask's processes need a folder for temporary files, too.
-    is_start = name == "workers" and "could not be started" in said
-    one_message(status, said, Path(tempfile.gettempdir()) if is_start else output)
+    # Dask's processes and torch.export need a folder for temporary files, too.
+    is_temporary = name in ("workers", "export.torch-export") and "No usable temporary directory" in said
+    one_message(status, said, Path(tempfile.gettempdir()) if is_temporary else output)
 
 
 def _check(name: str, status: int, said: str, output: Path, old: dict[str, bytes]) -> None:
