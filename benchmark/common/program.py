@@ -1,0 +1,33 @@
+"""Runs one of our programs with nothing else running, and reads what it printed."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from workflows.common.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def json_of(module: str, *flags: str) -> dict[str, Any]:
+    """The last line printed by one of our programs."""
+    return json.loads(run_program("-m", module, *flags).splitlines()[-1])
+
+
+def run_program(*argv: str) -> str:
+    """Run one of our programs to its end; returns its standard output.
+
+    Raises:
+        UserError: it failed; the message includes the last lines of its errors.
+    """
+    command = [sys.executable, *argv]
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last_lines = "\n".join(done.stderr.splitlines()[-15:])
+        raise UserError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{last_lines}")
+    return done.stdout
