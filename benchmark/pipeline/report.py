@@ -18,11 +18,11 @@ def markdown(result: dict[str, Any]) -> str:
                 f"{case['name']} ({case['csv_bytes'] / 1e6:,.0f} MB)",
                 *(number(each["wall_s"]) for each in (ours, pandas)),
                 f"{case['baseline_over_ours']['wall_s']:.1f} ×",
-                number(ours["cpu_s"]),
+                *(number(each["cpu_s"]) for each in (ours, pandas)),
                 *(f"{each['peak_pss_bytes'] / _MIB:,.0f}" for each in (ours, pandas)),
             ]
         )
-    columns = ["ours, s", "pandas, s", "ratio", "ours, CPU s", "ours, peak PSS MiB", "pandas, MiB"]
+    columns = ["ours, s", "pandas, s", "ratio", "ours, CPU s", "pandas, CPU s", "ours, peak PSS MiB", "pandas, MiB"]
     return table([f"{result['shape']['rows']:,} rows", *columns], rows)
 
 

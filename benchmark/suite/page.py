@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from benchmark.common.machine import machine_line
 from benchmark.common.page import embedded, write_page
-from benchmark.common.report import number
 from benchmark.suite.parts import PARTS, markdown, measured, read_part
+from workflows.common.progress import human
 
 PAGE_NAME = "index.html"
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
@@ -38,11 +38,11 @@ def _part(folder: Path, name: str) -> dict[str, Any]:
     return {
         **shown,
         "headline": {
-            "value": number(median(first.values)),
+            "value": human(median(first.values)),
             "unit": first.unit,
             "what": first.what,
-            "least": number(min(first.values)),
-            "most": number(max(first.values)),
+            "least": human(min(first.values)),
+            "most": human(max(first.values)),
             "runs": len(first.values),
         },
         "picture": embedded(picture) if picture.exists() else None,

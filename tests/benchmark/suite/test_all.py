@@ -79,8 +79,8 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(started: list[lis
     assert "ended with status 1: &lt;script&gt;" in page  # the failed part's reason
     assert "<td>&lt;script&gt;alert(1)" in page  # a table's cell
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
-    assert "<b>4,321 <small>users/s</small></b>" in page
-    assert "median of 3: 1.00 to 5,000" in page
+    assert "<b>4.32 k <small>users/s</small></b>" in page
+    assert "median of 3: 1 to 5 k" in page
     assert 'name="viewport"' in page
     assert "prefers-color-scheme: dark" in page
 
@@ -123,7 +123,7 @@ def test_a_failed_part_does_not_show_an_old_result(
 
     monkeypatch.setattr(command, "measure", fail)
     assert run(tmp_path) == 1
-    assert "4,321" not in (tmp_path / "index.html").read_text()
+    assert "4.32 k" not in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
