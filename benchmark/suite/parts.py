@@ -6,12 +6,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from benchmark.common.report import Measured
 from benchmark.demo import SETTINGS
+from benchmark.inference import report as inference
+from benchmark.loader import report as loader
+from benchmark.pipeline import report as pipeline
+from benchmark.quality import report as quality
+from benchmark.recommend import report as recommend
+from benchmark.scaling import report as scaling
+from benchmark.training import report as training
 from workflows.common.files import read_json
 
 _ROOT = Path(__file__).parents[2]
@@ -24,11 +31,13 @@ class Part:
     Attributes:
         what: the question that it answers.
         quick, full: flags of `python -m benchmark NAME`; --output is added.
+        report: its tables and figures, see `benchmark.common.report`; None for a part that this version lacks.
     """
 
     what: str
     quick: str
     full: str
+    report: ModuleType | None
 
     def flags(self, preset: str) -> str:
         return self.quick if preset == "quick" else self.full
@@ -55,47 +64,57 @@ PARTS = {
         "From a raw log to a prepared folder, against plain pandas",
         quick=f"--rows {_QUICK} --cache {{data}}",
         full="--cache {data}",
+        report=pipeline,
     ),
     "loader": Part(
         "Loading epochs without training",
         quick=f"--shape {_QUICK} --cache {{data}}",
         full="--cache {data}",
+        report=loader,
     ),
     "training": Part(
         "Training, against the reference's method",
         quick=f"--shape {_QUICK} --batch_sizes 65536 --seconds 2 --variants plain compiled torch --cache {{data}}",
         full="--cache {data}",
+        report=training,
     ),
     "inference": Part(
         "Scoring by batch size",
         quick="--batch_sizes 1,16,256,4096,65536 --num_batches 50 --max_samples 100000 --repeats 3",
         full="--max_samples 4000000 --repeats 3",
+        report=inference,
     ),
     "recommend": Part(
         "Recommending from all items, against a plain forward pass",
         quick="--run {data}/run --all --plain-users 300",
         full="--run {data}/run",
+        report=recommend,
     ),
     "quality": Part(
         "How well the models rank",
         quick="--data {data}/ml-100k --seeds 1 --rows popularity ease ease-recency neumf recipe",
         full="--data {data}/ml-100k",
+        report=quality,
     ),
     "peers": Part(
         "Other recommenders on the same data",
         quick="--data {data}/ml-100k",
         full="--data {data}/ml-100k",
+        report=None,
     ),
     "scaling": Part(
         "Growth with rows, users, items, width and processes",
         quick="--quick --cache {data}",
         full="--cache {data}",
+        report=scaling,
     ),
 }
 
 
 def left_out(name: str) -> str:
     """Why a part is not run; empty if it is."""
+    if PARTS[name].report is None:
+        return "this version has no such benchmark"
     if name == "peers" and not any((_ROOT / ".venv-peers").glob("*/bin/python")):
         return "no other recommender is installed; `make peers` installs them"
     return ""
@@ -108,9 +127,11 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
 
 def markdown(name: str, result: dict[str, Any]) -> str:
     """A part's tables."""
-    return import_module(f"benchmark.{name}.report").markdown(result)
+    report = PARTS[name].report
+    return report.markdown(result) if report else ""
 
 
 def measured(name: str, result: dict[str, Any]) -> list[Measured]:
     """A part's figures; the first is its headline."""
-    return import_module(f"benchmark.{name}.report").measured(result)
+    report = PARTS[name].report
+    return report.measured(result) if report else []

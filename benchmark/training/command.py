@@ -20,6 +20,7 @@ from benchmark.training.variants import VARIANTS, applies
 from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
 from workflows.common.progress import console
+from workflows.device.facts import gpu_memory
 
 _MEASURED = ("samples_per_s", "start_s", "start_share_s", "train_s", "peak_rss_mib")
 
@@ -50,7 +51,8 @@ def main(args: argparse.Namespace) -> None:
         shape, sizes, steps, repeats = parse_shape("small"), [4096], args.steps or 2, 1
     else:
         shape, sizes, steps, repeats = parse_shape(args.shape), args.batch_sizes, args.steps, args.repeats
-    devices = _devices(args.devices)
+    n_gpus = len(gpu_memory())
+    devices = _devices(args.devices, n_gpus)
     _check(sizes, steps, repeats, args.threads, devices)
     threads = ["--threads", str(args.threads)] if args.threads else []
     args.output.mkdir(parents=True, exist_ok=True)
@@ -61,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
         limits = json_of(
             "benchmark.training.limits", *threads, *(["--size", "1024", "--mib", "64"] if args.quick else [])
         )
-        throughput = measure_throughput(shape, cache, sizes, devices, _n_gpus() > 0) if devices else None
+        throughput = measure_throughput(shape, cache, sizes, devices, n_gpus > 0) if devices else None
         results = []
         for size in sizes:
             names = [name for name in args.variants if applies(name, size)]
@@ -83,15 +85,9 @@ def main(args: argparse.Namespace) -> None:
     write_result(args.output / "training.json", result, draw_training)
 
 
-def _n_gpus() -> int:
-    import torch  # takes seconds, which `--draw` need not wait for
-
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _devices(asked: Sequence[int] | None) -> Sequence[int]:
+def _devices(asked: Sequence[int] | None, n_gpus: int) -> Sequence[int]:
     """Numbers of devices: those asked for, else one and all GPUs; on a CPU one and two processes."""
-    return sorted({1, _n_gpus() or 2}) if asked is None else asked
+    return sorted({1, n_gpus or 2}) if asked is None else asked
 
 
 def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int | None, devices: Sequence[int]) -> None:

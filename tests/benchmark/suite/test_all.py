@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(started: list[lis
 def test_a_part_without_peers_is_left_out_with_its_reason(
     started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(PARTS, "peers", replace(PARTS["peers"], report=PARTS["recommend"].report))
     monkeypatch.setattr(parts, "_ROOT", tmp_path)
     run(tmp_path / "out")
     assert not [argv for argv in started if "peers" in argv]
