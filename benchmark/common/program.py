@@ -19,14 +19,14 @@ def json_of(module: str, *flags: str) -> dict[str, Any]:
     return json.loads(run_program("-m", module, *flags).splitlines()[-1])
 
 
-def run_program(*argv: str) -> str:
-    """Run one of our programs to its end; returns its standard output.
+def run_program(*argv: str, cwd: Path = ROOT) -> str:
+    """Run one of our programs to its end, in the folder `cwd`; returns its standard output.
 
     Raises:
         UserError: it failed; the message includes the last lines of its errors.
     """
     command = [sys.executable, *argv]
-    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         last_lines = "\n".join(done.stderr.splitlines()[-15:])
         raise UserError(f"{shlex.join(command[1:])} ended with status {done.returncode}:\n{last_lines}")

@@ -14,7 +14,6 @@ import pytest
 
 from benchmark.__main__ import _MEASUREMENTS
 from benchmark.common import machine
-from benchmark.common.measure import Usage
 from benchmark.suite import command, parts
 from benchmark.suite.parts import DATA, PARTS, PRESETS
 from workflows.common.errors import UserError
@@ -28,20 +27,20 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Commands started. Nothing runs: `recommend` writes a result, `pipeline` fails, the others write nothing."""
     found: list[list[str]] = []
 
-    def measure(argv: list[str]) -> Usage:
-        found.append(argv[1:])
-        if argv[1:4] == ["-m", "benchmark", "pipeline"]:
+    def run_program(*argv: str, cwd: Path = Path()) -> str:
+        found.append([*argv])
+        if argv[:3] == ("-m", "benchmark", "pipeline"):
             raise UserError(f"pipeline ended with status 1: {HOSTILE}")
-        if argv[1:4] == ["-m", "benchmark", "recommend"]:
+        if argv[:3] == ("-m", "benchmark", "recommend"):
             runs = [{"users": 9, "users_per_s": speed, "peak_rss_mib": 500.0} for speed in (4321.0, 1.0, 5000.0)]
             variant = {"runs": runs, "users_per_s": 4321.0, "peak_rss_mib": 500.0, "read_s": 1.0}
-            whole = {"machine": machine.describe_machine(), "command": f"python -m benchmark {shlex.join(argv[3:])}"}
+            whole = {"machine": machine.describe_machine(), "command": f"python -m benchmark {shlex.join(argv[2:])}"}
             target = Path(argv[-1]) / "recommend.json"
             target.parent.mkdir(exist_ok=True)
             write_json(target, {**whole, "over_plain": 2.0, "results": {"product": variant, HOSTILE: variant}})
-        return Usage(1.0, 7.0, 1, 1, "")
+        return ""
 
-    monkeypatch.setattr(command, "measure", measure)
+    monkeypatch.setattr(command, "run_program", run_program)
     monkeypatch.setattr(machine, "_commit", lambda: "a1b2c3")
     return found
 
@@ -120,10 +119,10 @@ def test_a_failed_part_does_not_show_an_old_result(
     run(tmp_path)
     monkeypatch.setattr(machine, "_commit", lambda: "d4e5f6")
 
-    def fail(argv: list[str]) -> Usage:
+    def fail(*argv: str, cwd: Path = Path()) -> str:
         raise UserError("no luck")
 
-    monkeypatch.setattr(command, "measure", fail)
+    monkeypatch.setattr(command, "run_program", fail)
     assert run(tmp_path) == 1
     assert "4.32 k" not in (tmp_path / "index.html").read_text()
 
