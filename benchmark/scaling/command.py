@@ -14,6 +14,7 @@ from benchmark.scaling.sweeps import Point, Setting, slope, sweep_rows, sweep_tr
 from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
 from workflows.device import DEVICES
+from workflows.device.facts import gpu_memory
 
 # The network and data that training grows from, and the values of each sweep. They hold the base's own value.
 _FULL = (
@@ -55,13 +56,16 @@ def main(args: argparse.Namespace) -> None:
     rows, repeats = (_QUICK_ROWS, 1) if args.quick else (parse_shape(args.rows), args.repeats)
     base, values = _QUICK if args.quick else _FULL
     flags = ["--memory-limit", args.memory_limit] if args.memory_limit else []
+    device = (
+        ("cuda" if gpu_memory() else "cpu") if args.device == "auto" else args.device
+    )  # --gpus needs one of the two
     args.output.mkdir(parents=True, exist_ok=True)
     sweeps: dict[str, list[Point]] = {}
     known: dict[Setting, Point] = {}
     with cache_folder(args.cache) as cache:
         sweeps["rows"] = sweep_rows(rows, repeats, flags, cache)
         for name in values:
-            sweeps[name] = sweep_training(name, values[name], base, args.repeats + 1, args.device, cache, known)
+            sweeps[name] = sweep_training(name, values[name], base, args.repeats + 1, device, cache, known)
     result: dict[str, Any] = {
         "repeats": args.repeats,
         "base": asdict(base),

@@ -41,6 +41,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
     monkeypatch.setattr(sweeps, "measure", measure)
     monkeypatch.setattr(sweeps, "train", train)
+    monkeypatch.setattr(command, "gpu_memory", list)
     monkeypatch.setattr(sweeps, "prepared_folder", lambda shape, cache, *flags: cache / str(shape))
     return found
 
@@ -69,6 +70,7 @@ def test_slopes_of_made_runs_are_found(runs: list[tuple[str, ...]], tmp_path: Pa
         str(Shape(*sizes, base.rows))
         for sizes in [*((users, base.items) for users in values["users"]), *((base.users, n) for n in values["items"])]
     }
+    assert all(run[run.index("--device") + 1] == "cpu" for run in runs)  # "auto" cannot be asked for --gpus 1
     lines = markdown(result).splitlines()
     assert lines[2].startswith("| rows | 60 · 600 · 6,000 | preparing a log: CPU seconds")
     assert lines[2].endswith("| 1.50 |")
