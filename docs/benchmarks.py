@@ -26,14 +26,16 @@ _GENERATED = re.compile(r"(<!-- (\w+): generated -->\n).*?(<!-- end -->)", re.DO
 
 
 def generated(text: str, results: Path) -> str:
-    """A page with its generated parts written anew; a part without a result is an error."""
+    """A page with its generated parts written anew."""
 
     def part(found: re.Match[str]) -> str:
         result = read_part(results, found[2])
         if not result:
-            sys.exit(f"{results} has no {found[2]}.json, which a page shows")
+            return f"{found[1]}Not measured with this version yet.\n{found[3]}"
         source = f"`{result['command']}`; {machine_line(result['machine'])}."
-        return f"{found[1]}{source}\n\n{markdown(found[2], result).strip()}\n{found[3]}"
+        picture = f"\n![The figures of {found[2]}, drawn](results/{found[2]}.png)\n"
+        shown = picture if (results / f"{found[2]}.png").exists() else ""
+        return f"{found[1]}{source}\n\n{markdown(found[2], result).strip()}\n{shown}{found[3]}"
 
     return _GENERATED.sub(part, text)
 

@@ -56,9 +56,8 @@ def main(args: argparse.Namespace) -> None:
     rows, repeats = (_QUICK_ROWS, 1) if args.quick else (parse_shape(args.rows), args.repeats)
     base, values = _QUICK if args.quick else _FULL
     flags = ["--memory-limit", args.memory_limit] if args.memory_limit else []
-    device = (
-        ("cuda" if gpu_memory() else "cpu") if args.device == "auto" else args.device
-    )  # --gpus needs one of the two
+    found = "cuda" if gpu_memory() else "cpu"
+    device = found if args.device == "auto" else args.device  # --gpus takes no "auto" without a GPU
     args.output.mkdir(parents=True, exist_ok=True)
     sweeps: dict[str, list[Point]] = {}
     known: dict[Setting, Point] = {}
