@@ -46,13 +46,12 @@ class Setting:
         return ["--factors", str(self.width), "--layers", *layers, *counts]
 
 
-def sweep_rows(shape: Shape, repeats: int, flags: Sequence[str], cache: Path) -> list[Point]:
-    """Prepare shuffled logs of a tenth of the rows, all, and ten times as many, with users in proportion.
+def sweep_rows(measured: Sequence[Shape], repeats: int, flags: Sequence[str], cache: Path) -> list[Point]:
+    """Prepare shuffled logs of these shapes.
 
     `seconds` are CPU seconds beyond start-up, which the preparation of a tiny log measures.
     """
-    tenth = Shape(max(1, shape.users // 10), shape.items, max(1, shape.rows // 10))
-    shapes = [_SMALLEST, tenth, shape, Shape(shape.users * 10, shape.items, shape.rows * 10)]
+    shapes = [_SMALLEST, *measured]
     logs = [log_file(each, SHUFFLED, cache) for each in shapes]
     runs: list[list[Point]] = [[] for _ in shapes]
     with tempfile.TemporaryDirectory(prefix="work-", dir=cache) as work:
