@@ -92,7 +92,7 @@ PARTS = {
     ),
     "quality": Part(
         "How well the models rank",
-        quick="--data {data}/ml-100k --seeds 1 --rows popularity ease ease-recency neumf recipe",
+        quick="--data {data}/ml-100k --seeds 1 --rows popularity ease neumf recipe",
         full="--data {data}/ml-100k",
         report=quality,
     ),
