@@ -66,7 +66,9 @@ def main(args: argparse.Namespace) -> None:
             f"{args.before} and {args.after} have no part's result in common; pass two folders that "
             "`python -m benchmark all` wrote with the same --preset"
         )
-    table = Table("part", "figure", str(args.before), str(args.after), "change", "noise", "")
+    table = Table()
+    for head in ("part", "figure", str(args.before), str(args.after), "change", "noise", ""):
+        table.add_column(head, overflow="fold")  # a pipe is 80 columns wide
     styles = {"worse": "red", "better": "green", "same": ""}
     for each in changes:
         texts = [f"{number(median(found.values))} {found.unit}" for found in (each.before, each.after)]
