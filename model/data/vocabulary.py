@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 from workflows.operators.saved import read_categories
 
 Id = int | str
@@ -34,9 +34,8 @@ class Vocabulary:
             originals = originals.astype(np.uint64 if beyond else np.int64)
         self._index = pd.Index(originals)
         if not self._index.is_unique:
-            raise UserError(
-                f"the list of original {what} ids contains {self._index[self._index.duplicated()].tolist()[0]!r} twice"
-            )
+            twice = self._index[self._index.duplicated()].tolist()[0]
+            raise UserError(f"the list of original {what} ids contains {bounded(repr(twice))} twice")
 
     @staticmethod
     def load(folder: Path, column: str, what: str, n: int) -> Vocabulary:
@@ -110,12 +109,12 @@ class Vocabulary:
             UserError: an id is unknown.
         """
         numbers = self.find(ids, trained)
-        unknown = [repr(one) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
+        unknown = [bounded(repr(one)) for one, number in zip(ids, numbers.tolist(), strict=True) if number < 0]
         if unknown:
             named = ", ".join(unknown[:_SHOWN]) + (f" and {len(unknown) - _SHOWN:,} more" if unknown[_SHOWN:] else "")
             whose = f"{self.what} {named} is" if len(unknown) == 1 else f"{self.what}s {named} are"
             present = np.arange(len(self)) if trained is None else np.flatnonzero(trained)
-            few = ", ".join(map(str, self._index[present[:_SHOWN]]))
+            few = ", ".join(bounded(str(one)) for one in self._index[present[:_SHOWN]])
             raise UserError(
                 f"{whose} not among the {len(present):,} {self.what}s this run was trained on (such as {few}); check "
                 f"the id, or add interactions of the {self.what} to the log, then prepare and train again{or_else}"

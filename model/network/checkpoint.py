@@ -15,7 +15,7 @@ from model.network.neumf import NeuMF, NeuMFConfig, require_network
 from model.network.weights import check_weights, read_weights
 from preprocessing.spec.feature_columns import SideFeature
 from preprocessing.spec.feature_spec import MAX_IDS
-from workflows.common.documents import load_json
+from workflows.common.documents import MAX_PATH, load_json
 from workflows.common.errors import UserError, bounded
 from workflows.common.files import replace_file, write_json
 from workflows.common.staging import staged_file
@@ -105,8 +105,11 @@ def read_config(folder: Path) -> tuple[NeuMFConfig, dict[str, Any]]:
     config = load_json(path, "the config of a trained run", max_bytes=_MAX_CONFIG_BYTES, paths=True)
     try:
         shape = _config(config["model"])
-        if not all(isinstance(config[name], str) for name in ("data", "feature_spec_file")):
-            raise ValueError("data and feature_spec_file should be text")
+        paths = [config[name] for name in ("data", "feature_spec_file")]
+        if not all(isinstance(path, str) and len(path) <= MAX_PATH for path in paths):
+            raise ValueError(f"data and feature_spec_file should be text of at most {MAX_PATH:,} characters")
+        if not isinstance(config.get("train", {}), dict):
+            raise ValueError("train should be names and values")
         if not all(isinstance(name, str) for name in dict(config.get("features", {})).values()):
             raise ValueError("features should be names")
     except (ValueError, KeyError, TypeError) as err:

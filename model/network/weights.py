@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,15 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from workflows.common.errors import UserError, bounded
+from workflows.device.torch_file import load_torch_file
 
 _LISTED = 20  # differences in a message
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 _FLOAT32 = torch.finfo(torch.float32)
-_PICKLED = (
-    "it holds other Python objects than tensors, or is damaged; save the state dict alone "
-    "(torch.save(model.state_dict(), PATH)), or as .safetensors"
-)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
@@ -31,12 +26,13 @@ def read_weights(path: Path) -> dict[str, Any]:
         UserError: unreadable, or not a state dict.
     """
     try:
-        if not path.is_file():
+        if path.suffix != ".safetensors":
+            weights = load_torch_file(path)
+        elif path.is_file():
+            weights = safetensors.torch.load_file(path)
+        else:
             raise ValueError("not a file" if path.exists() else "no such file")
-        weights = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _load(path)
-    except Exception as err:  # torch and safetensors raise many exception types for foreign files
-        if type(err).__name__ == "UnpicklingError":  # its text advises to load the file unsafely
-            raise UserError(f"{path}: not a readable checkpoint: {_PICKLED}") from None
+    except Exception as err:  # safetensors raises many types for files of others
         first_line = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise UserError(f"{path}: not a readable checkpoint ({bounded(first_line, 200)})") from None
     if not isinstance(weights, dict):
@@ -47,17 +43,6 @@ def read_weights(path: Path) -> dict[str, Any]:
     if len(found) < len(weights):
         raise UserError(f"{path}: some weights are there twice, with and without the prefix module.; save them once")
     return found
-
-
-def _load(path: Path) -> Any:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch does not compress
-            claimed = sum(record.file_size for record in archive.infolist())
-        if claimed > path.stat().st_size:
-            raise ValueError(f"its records claim {claimed:,} bytes, more than the file has")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old formats
-        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def check_weights(model: nn.Module, weights: Mapping[str, Any], path: Path, remedy: str) -> None:

@@ -154,6 +154,8 @@ def _read_ids(path: Path) -> list[str]:
         UserError: the file is not readable as text, is too large or has no ids.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not readable (not a file)")
         if path.stat().st_size > _MAX_LIST_BYTES:
             raise UserError(f"{path}: a list of ids should have at most {_MAX_LIST_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8-sig")

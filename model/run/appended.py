@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from workflows.common.errors import UserError
 from workflows.common.staging import written
 
 
@@ -17,11 +18,13 @@ class AppendedFile:
             kept_bytes: bytes of an existing file to keep; the rest is truncated. A shorter file is started anew.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: the file cannot be written, or is a folder, pipe or device.
         """
         self._path = path
         with written(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists() and not path.is_file():  # a pipe would block, a device cannot be truncated
+                raise UserError(f"{path} exists and is not a file, so no log can be written there; name another place")
             goes_on = 0 < kept_bytes <= (path.stat().st_size if path.exists() else 0)
             self._file = path.open("r+b" if goes_on else "wb", buffering=0)
             self._file.truncate(kept_bytes if goes_on else 0)

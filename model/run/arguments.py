@@ -18,7 +18,7 @@ from model.run.resume import check_resume
 from model.training.config import CHOICES, MEMBERS, TrainConfig
 from preprocessing.config import SPEC_NAME
 from workflows.common.cli import HelpFormatter
-from workflows.common.documents import load_yaml
+from workflows.common.documents import MAX_PATH, load_yaml
 from workflows.common.errors import UserError, bounded
 from workflows.common.files import replace_file
 from workflows.device import DEVICES
@@ -92,6 +92,8 @@ def _read_flags(path: Path, parser: argparse.ArgumentParser) -> dict[str, Any]:
 
 def is_flags(path: Path) -> bool:
     """Whether a file was written by `write_flags`."""
+    if path.exists() and not path.is_file():  # a pipe would block
+        return False
     with suppress(OSError), path.open("rb") as file:
         return file.read(len(_HEADER)) == _HEADER
     return False
@@ -117,6 +119,8 @@ def _flag(action: argparse.Action, value: Any) -> Any:
 def _scalar(action: argparse.Action, value: Any) -> Any:
     if isinstance(value, bool | list | dict):
         raise ValueError(f"expected one value, got {bounded(repr(value))}")
+    if len(str(value)) > MAX_PATH:
+        raise ValueError(f"expected at most {MAX_PATH:,} characters, got {bounded(repr(value))}")
     kind = action.type if callable(action.type) else str
     found = kind(str(value))
     if action.choices is not None and found not in action.choices:

@@ -26,7 +26,9 @@ def check_network(config: RunConfig, columns: FeatureColumns, world: ProcessGrou
     Raises:
         UserError: it does not fit.
     """
-    shape = replace(config.shape, n_users=columns.n_users, n_items=columns.n_items)  # side features add little
+    shape = replace(config.shape, n_users=columns.n_users, n_items=columns.n_items)
+    if shape.arch != "gmf":  # which has no place for them
+        shape = replace(shape, row_side=(*columns.row_side, *columns.either_side), item_side=columns.item_side)
     copies = _TRAINED if config.mode == "train" else 1
     whose = f"from {config.data / config.feature_spec_file}, --factors and --layers"
     on_gpu = free_bytes(world.device)

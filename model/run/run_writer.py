@@ -38,6 +38,8 @@ _LOG_NAME, _BOARD_NAME = "log.json", "tensorboard"
 
 def is_run(folder: Path) -> bool:
     """Whether a folder was written by `RunWriter`, finished or not."""
+    if (folder / _LOG_NAME).exists() and not (folder / _LOG_NAME).is_file():  # a pipe would block
+        return False
     with suppress(OSError), (folder / _LOG_NAME).open("rb") as log:
         if log.read(5) == b"DLLL ":
             return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 from workflows.sampling.config import wrong_seed
 
 CHOICES = {
@@ -17,6 +17,7 @@ CHOICES = {
     "schedule": ("constant", "cosine"),
     "step": ("auto", "fused", "torch"),
 }
+_MAX = 1 << 63
 MEMBERS = ("softmax", "bce-all", "item-item")
 
 
@@ -62,6 +63,9 @@ class TrainConfig:
         for name in ("epochs", "batch_size", "valid_batch_size", "topk", "grads_accumulated"):
             if getattr(self, name) < 1:
                 wrong.append(f"--{name} should be 1 or more, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "valid_batch_size", "topk", "negative_samples", "patience"):
+            if (getattr(self, name) or 0) >= _MAX:
+                wrong.append(f"--{name} should be below 2^63, got {bounded(str(getattr(self, name)))}")
         if self.negative_samples < 0:
             wrong.append(f"--negative_samples should be 0 or more, got {self.negative_samples}")
         for name in ("learning_rate", "eps"):

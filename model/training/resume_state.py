@@ -12,7 +12,7 @@ import torch
 
 from model.distributed.process_group import ProcessGroup
 from model.network.checkpoint import FORMAT, fill, save_tensors
-from model.training.trainer import History, Training
+from model.training.trainer import History, Training, is_count, is_number
 from workflows.common.documents import parse_json
 from workflows.common.errors import UserError, bounded
 from workflows.device.torch_device import set_rng_state
@@ -61,7 +61,7 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
             about = parse_json((file.metadata() or {})["state"], path, "the state of a run", _REMEDY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
         history = History.from_json(about["history"])
-        if not all(_is_number(value) for value in (about.get("log_bytes", 0), *about["scaler"].values())):
+        if not is_count(about.get("log_bytes", 0)) or not all(map(is_number, about["scaler"].values())):
             raise ValueError("log_bytes and scaler should be numbers, 0 or more")
     except _WRONG as err:
         raise UserError(_no_state(path, err)) from None
@@ -89,10 +89,6 @@ def load_last(folder: Path, training: Training, world: ProcessGroup) -> dict[str
         raise UserError(_no_state(path, err)) from None
     training.history = history
     return about
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value >= 0
 
 
 def _no_state(path: Path, err: Exception) -> str:

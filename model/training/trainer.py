@@ -26,6 +26,16 @@ class DivergedError(UserError):
     """The loss or the scores of an epoch are NaN or infinite; the history has the epochs before it."""
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON is a finite number, 0 or more."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number, 0 or more."""
+    return isinstance(value, int) and is_number(value)
+
+
 @dataclass(frozen=True)
 class EpochReport:
     """One epoch: mean training loss, samples over all ranks, and the evaluation after it (None if nothing to evaluate
@@ -105,12 +115,39 @@ class History:
 
     @staticmethod
     def from_json(known: dict[str, Any]) -> History:
-        """Inverse of `to_json`; raises KeyError or TypeError for anything else."""
+        """Inverse of `to_json`; raises KeyError, TypeError or ValueError for anything else."""
         epochs = []
         for epoch in known["epochs"]:
             scores = EvalMetrics(**epoch["scores"]) if epoch["scores"] is not None else None
             epochs.append(EpochReport(**{**epoch, "scores": scores}))
-        return History(**{**known, "epochs": tuple(epochs)})
+        history = History(**{**known, "epochs": tuple(epochs)})
+        wrong = [number for number, report in enumerate(history.epochs) if not _is_usable(number, report)]
+        if wrong:
+            raise ValueError(f"epoch {wrong[0]} of the history should have its number and its metrics, of 0 or more")
+        times = (history.seconds, history.time_to_best_s)
+        is_timed = all(map(is_number, times)) and (
+            history.time_to_target_s is None or is_number(history.time_to_target_s)
+        )
+        if not is_timed or not is_count(history.best) or history.best >= max(1, len(epochs)):
+            raise ValueError("the history should have times, and its best epoch be one of its epochs")
+        return history
+
+
+def _is_usable(number: int, report: EpochReport) -> bool:
+    """Whether a report that was read has the types of one that was written."""
+    scores = asdict(report.scores) if report.scores is not None else {}
+    lacking = {name for name, value in scores.items() if value is None}
+    return (
+        report.epoch == number
+        and is_count(report.train_samples)
+        and is_number(report.train_s)
+        and report.train_s > 0
+        and isinstance(report.train_loss, float)
+        and math.isfinite(report.train_loss)
+        and all(is_number(value) for value in scores.values() if value is not None)
+        and not lacking & {"loss", "seconds", "samples_per_s"}
+        and ("hit_rate" in lacking) == ("ndcg" in lacking)
+    )
 
 
 @dataclass

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 from workflows.device.memory import require_disk, require_memory, shared_bytes
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -41,9 +42,10 @@ def parse_bytes(text: str) -> int:
         ValueError: the text is not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
-    if not found:
-        raise ValueError(f"{text!r} is not a size; expected one such as 1GiB or 800MB")
-    return int(float(found[1]) * _UNITS[found[2] or ""])
+    size = float(found[1]) * _UNITS[found[2] or ""] if found else math.inf
+    if size == math.inf:
+        raise ValueError(f"{bounded(text)!r} is not a size; expected one such as 1GiB or 800MB")
+    return int(size)
 
 
 def threads_within(limit_bytes: int | None, cores: int, on_gpu: bool = False) -> int:

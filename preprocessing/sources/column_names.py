@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from preprocessing.sources.dialect import RECOGNISED
 from preprocessing.sources.log import LogColumns
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 
 NO_TIMES = "if the log has no times, say how to order it with --order file or --order random"
+_SHOWN = 50
 _NO_HEADER = "if that is the first row of text without a header, name all columns in order with --columns"
 
 # Column names that need no --user, --item, --time: those of MovieLens and of the reference's data sets.
@@ -17,6 +18,12 @@ _KNOWN_COLUMNS = (
     LogColumns(user="userId", item="movieId", time="timestamp", rating="rating"),
     LogColumns(user="user", item="item", time="time", rating="rating"),
 )
+
+
+def shown(names: Sequence[str]) -> str:
+    """Names of columns for a message: few, and none long."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(repr(bounded(name)) for name in names[:_SHOWN]) + more
 
 
 def recognise(display_name: str, names: Sequence[str], with_rating: bool, with_time: bool = True) -> LogColumns:
@@ -33,7 +40,7 @@ def recognise(display_name: str, names: Sequence[str], with_rating: bool, with_t
     no_times = f"; {NO_TIMES}" if with_time else ""
     raise UserError(
         f"{display_name}: which columns hold {flags.replace('--', '')}? Name them with {flags}{no_times}; "
-        f"its columns are {', '.join(map(repr, names))}{_hint(names)}; {_NO_HEADER}"
+        f"its columns are {shown(names)}{_hint(names)}; {_NO_HEADER}"
     )
 
 
@@ -67,6 +74,6 @@ def require_columns(display_name: str, names: Sequence[str], columns: LogColumns
     if missing:
         raise UserError(
             f"{display_name} has no column {', '.join(map(repr, missing))}; "
-            f"its columns are {', '.join(map(repr, names))}{_hint(names)}; "
+            f"its columns are {shown(names)}{_hint(names)}; "
             f"name yours with --user, --item, --time (and --rating){f'; {_NO_HEADER}' if from_header else ''}"
         )

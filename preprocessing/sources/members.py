@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from preprocessing.sources.archives import RATINGS_FILES, TITLES_FILES
-from preprocessing.sources.column_names import known_columns, recognise
+from preprocessing.sources.column_names import known_columns, recognise, shown
 from preprocessing.sources.headers import columns_of
 from preprocessing.sources.log import LogColumns, ReadOptions
 from preprocessing.sources.movielens import movielens_log
@@ -84,9 +84,9 @@ def _member(
     try:
         wanted = columns or recognise(name, [*names, *source.keys], with_rating, options.times)
     except UserError:
-        return _Member(source, name, None, ", ".join(names))
+        return _Member(source, name, None, shown(names))
     is_log = {*wanted.names} <= {*names, *source.keys}
-    return _Member(source, name, frozenset(names) if is_log else None, ", ".join(names))
+    return _Member(source, name, frozenset(names) if is_log else None, shown(names))
 
 
 def _are_columns(

@@ -166,11 +166,15 @@ def read_feature_spec(folder: Path, name: str = SPEC_NAME) -> FeatureSpec:
         UserError: the spec is missing or invalid; lists all problems, each with its path in the file.
     """
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        is_inside, is_there = path.resolve().is_relative_to(folder.resolve()), path.is_file()
+    except (OSError, RuntimeError) as err:  # a loop of links, a name that is too long
+        raise UserError(f"{bounded(str(path), 200)} cannot be opened ({bounded(str(err), 200)})") from None
+    if not is_inside:
         raise UserError(
             f"{bounded(name, 200)} is outside {folder}; a feature spec lies in the folder that it describes"
         )
-    if not path.is_file():
+    if not is_there:
         raise UserError(
             f"{path} does not exist; expected a folder with a feature spec, which "
             "`python -m preprocessing --input LOG --output DIR` creates"

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +25,7 @@ from preprocessing.sources.parquet_types import value_type
 from preprocessing.sources.quoting import quoting_of
 from preprocessing.sources.text import TextFormat, first_row, text_pieces
 from preprocessing.spec.feature_spec import Chunk, FeatureSpec, chunk_files
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 
 BLOCK_ROWS = 1 << 20
 _HEAD_BYTES = 1 << 16
@@ -202,21 +203,40 @@ def _read_csv(path: Path, part: _Part) -> Iterator[pa.Table]:
 def _read_torch_tensor(path: Path, part: _Part) -> Iterator[pa.Table]:
     import torch
 
+    from workflows.device.torch_file import load_torch_file
+
     features = part.chunk.features
     try:
-        tensor = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as err:  # torch raises many types for foreign files, with misleading advice
+        tensor = load_torch_file(path)
+    except ValueError as err:
+        raise UserError(f"{path}: not a tensor saved by torch ({err}); save one with torch.save") from None
+    if not isinstance(tensor, torch.Tensor):
+        raise UserError(f"{path}: expected one tensor of shape [rows, features], got {type(tensor).__name__}")
+    if not _is_dense_matrix(tensor):
         raise UserError(
-            f"{path}: not a tensor saved by torch ({type(err).__name__}); save one with torch.save"
-        ) from None
-    if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (1, 2) or tensor.layout != torch.strided:
-        raise UserError(f"{path}: expected one dense tensor of shape [rows, features], got {type(tensor).__name__}")
-    matrix = tensor.detach()[:, None] if tensor.ndim == 1 else tensor.detach()
+            f"{path}: expected one dense tensor of shape [rows, features] with real numbers, got {tensor.dtype} "
+            f"{bounded(str(list(tensor.shape)) if not tensor.is_nested else 'nested')}"
+        )
+    matrix = tensor.detach().resolve_neg()  # NumPy reads no view of -1 times a tensor
+    matrix = matrix[:, None] if matrix.ndim == 1 else matrix
     if matrix.dtype is torch.bfloat16:  # NumPy has no bfloat16
         matrix = matrix.float()
     if matrix.shape[1] != len(features):
-        raise UserError(f"{path}: expected {len(features)} columns ({', '.join(features)}), got {matrix.shape[1]}")
+        raise UserError(
+            f"{path}: expected {len(features)} columns ({bounded(', '.join(features), 200)}), got {matrix.shape[1]}"
+        )
     yield pa.table({name: np.ascontiguousarray(matrix[:, features.index(name)].numpy()) for name in part.wanted})
+
+
+def _is_dense_matrix(tensor: Any) -> bool:
+    """Whether a tensor holds a value for each row, and NumPy knows its type."""
+    import torch
+
+    if tensor.is_nested or tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    integers = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.bool)
+    is_real = tensor.dtype in integers or (tensor.dtype.is_floating_point and tensor.itemsize > 1)
+    return is_real and tensor.ndim in (1, 2) and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
 
 
 _READERS: dict[str, Callable[[Path, _Part], Iterator[pa.Table]]] = {

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from preprocessing.synthetic.rows import ROW, row_blocks
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, bounded
 from workflows.common.staging import StagedFolder
 from workflows.device.memory import require_disk, require_memory
 from workflows.sampling.counter_rng import mix
@@ -66,7 +66,9 @@ def parse_shape(text: str) -> Shape:
         return Shape(*_KNOWN[text])
     found = re.fullmatch(r"(\d{1,12})x(\d{1,12})x(\d{1,12})", text, re.ASCII)
     if not found:
-        raise UserError(f"a synthetic shape is {', '.join(_KNOWN)} or USERSxITEMSxROWS (1000x500x20000), got {text!r}")
+        raise UserError(
+            f"a synthetic shape is {', '.join(_KNOWN)} or USERSxITEMSxROWS (1000x500x20000), got {bounded(text)!r}"
+        )
     users, items, rows = map(int, found.groups())
     return Shape(users, items, rows)
 

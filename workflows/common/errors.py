@@ -18,6 +18,9 @@ class UserError(Exception):
     """An error the user can fix; the message says what was expected, what was found and what to do."""
 
 
+_SHOWN = 1_000  # characters of the system's message, which holds the whole name of a file
+
+
 def bounded(text: str, length: int = 60) -> str:
     """Text from a file, short enough for a message."""
     return text if len(text) <= length else text[:length] + "…"
@@ -75,8 +78,10 @@ def run_command(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # like Ctrl-C: unwind, so that nothing is left half-written
     try:
         main()
-    except (UserError, OSError) as err:
+    except UserError as err:
         _fail(str(err))
+    except OSError as err:
+        _fail(bounded(str(err), _SHOWN))
     except (MemoryError, RuntimeError, ImportError, SystemError) as err:
         if not is_out_of_memory(err):
             raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -137,6 +139,17 @@ def test_categories_that_do_not_fit_are_rejected(prepared: Path, run: Path) -> N
     pq.write_table(table, prepared / "categories" / "user.parquet")
     with pytest.raises(UserError, match="categories"):
         recommend.main(["--run", str(run), "--user", "3"])
+
+
+@pytest.mark.parametrize(
+    "change", [{"train": "text"}, {"data": "x" * 1_000_000}, {"feature_spec_file": "x" * 1_000_000}, {"features": [1]}]
+)
+def test_a_config_with_other_values_is_rejected_by_a_short_message(run: Path, change: dict[str, Any]) -> None:
+    path = run / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=r"config\.json is not the config of a trained run") as raised:
+        recommend.main(["--run", str(run), "--user", "3"])
+    assert len(str(raised.value)) < 500 + len(str(path))
 
 
 @pytest.mark.parametrize("missing", ["data", "feature_spec_file"])
@@ -357,6 +370,9 @@ def test_seen_items_can_be_included(run: Path, capsys: pytest.CaptureFixture[str
         ("--users-file {tmp}/none.txt", "none.txt: not readable"),
         ("--users-file {tmp}/empty.txt", "empty.txt is empty"),
         ("--users-file {tmp}/bytes.txt", "bytes.txt: not readable as UTF-8"),
+        ("--user 3 --candidates {tmp}/long.txt", "item 'xxx.*x… is not among .{,300}$"),
+        ("--user 3 --candidates {tmp}/pipe", "pipe: not readable .not a file"),
+        ("--users-file /dev/zero", "/dev/zero: not readable .not a file"),
         ("--user 3 --candidates {tmp}/other.txt", "item 'item-99' is not among the 12 items"),
         ("--user 3 --output {tmp}/empty.txt/recs.csv", "empty.txt is a file"),
     ],
@@ -365,6 +381,8 @@ def test_invalid_files_are_rejected(run: Path, tmp_path: Path, flags: str, messa
     (tmp_path / "empty.txt").write_text("\n\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "other.txt").write_text("item-1\nitem-99\n")
+    (tmp_path / "long.txt").write_text("x" * 1_000_000)
+    os.mkfifo(tmp_path / "pipe")
     with pytest.raises(UserError, match=message):
         recommend.main(["--run", str(run), *flags.format(tmp=tmp_path).split()])
 

@@ -57,6 +57,7 @@ WRONG: dict[str, tuple[Any, tuple[str, ...]]] = {
     "no choice in a list": ({"without": ["log", "sound"]}, ("without: expected one of", "'sound'")),
     "no switch": ({"amp": "yes please"}, ("amp: expected true or false",)),
     "a switch for a number": ({"epochs": True}, ("epochs: expected one value, got True",)),
+    "a long path": ({"data": "x" * 9_999}, ("data: expected at most 4,096 characters, got 'xxx",)),
     "nothing": ({"epochs": None}, ("epochs: expected a value",)),
     "not to be repeated": ({"resume": "r", "config": "c", "overwrite": True}, ("resume: not a flag", "overwrite: not")),
     "a list": ([1, 2], ("expected flags and their values",)),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from model.run.dllogger import DLLogger
+from workflows.common.errors import UserError
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -82,3 +86,11 @@ def test_a_missing_log_is_started_anew(tmp_path: Path) -> None:
     lines = read_lines(tmp_path / "log.json")
     assert lines[0]["type"] == "METADATA"
     assert lines[-1]["step"] == [3]
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1000])
+def test_a_log_that_is_no_file_is_refused(tmp_path: Path, kept_bytes: int) -> None:
+    os.mkfifo(tmp_path / "log.json")
+    for path in (tmp_path / "log.json", Path("/dev/full")):
+        with pytest.raises(UserError, match=f"{path} exists and is not a file"):
+            DLLogger(path, kept_bytes)

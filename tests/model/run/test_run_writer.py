@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,10 @@ def test_folders_of_those_names_do_not(tmp_path: Path) -> None:
     assert not is_run(tmp_path / "gone")
     for name in OURS:
         (tmp_path / name).mkdir()
+    assert not is_run(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["log.json", "config.yaml"])
+def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
     assert not is_run(tmp_path)

@@ -18,6 +18,8 @@ from workflows.common.errors import UserError
         ("batch_size", 0),
         ("valid_batch_size", -1),
         ("topk", 0),
+        ("topk", 1 << 63),
+        ("patience", 10**400),
         ("grads_accumulated", 0),
         ("negative_samples", -1),
         ("learning_rate", 0.0),

@@ -285,6 +285,21 @@ def test_a_history_round_trips_through_json() -> None:
     assert len(history.epochs) == 2
     assert History.from_json(json.loads(json.dumps(history.to_json()))) == history
     assert History.from_json(json.loads(json.dumps(History().to_json()))) == History()
+    for change in (
+        {"best": len(history.epochs)}, {"best": -1}, {"best": 0.0}, {"seconds": "1"}, {"seconds": float("inf")},
+        {"time_to_best_s": None}, {"time_to_target_s": []}, {"epochs": None}, {"more": 1},
+    ):  # fmt: skip
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            History.from_json({**history.to_json(), **change})
+    first, *others = history.to_json()["epochs"]
+    assert first["scores"] is not None
+    for change in (
+        {"epoch": 1}, {"epoch": "0"}, {"train_loss": 1}, {"train_loss": float("nan")}, {"train_samples": 1.5},
+        {"train_s": 0.0}, {"train_s": True}, {"scores": 3}, {"scores": {**first["scores"], "ndcg": "x"}},
+        {"scores": {**first["scores"], "loss": None}}, {"scores": {**first["scores"], "hit_rate": float("inf")}},
+    ):  # fmt: skip
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            History.from_json({**history.to_json(), "epochs": [{**first, **change}, *others]})
 
 
 @pytest.mark.parametrize("pieces", [1, 3])

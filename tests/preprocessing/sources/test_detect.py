@@ -88,6 +88,16 @@ def test_unknown_columns_must_be_named_by_flags(write_lines: Callable[..., Path]
         open_log(path, None, False, tmp_path)
 
 
+@pytest.mark.parametrize("header", ["x" * 1_000_000, ",".join(f"column{n}" for n in range(10_000))])
+def test_the_message_about_unknown_columns_is_short(
+    write_lines: Callable[..., Path], tmp_path: Path, header: str
+) -> None:
+    path = write_lines("log.csv", [header, header])
+    with pytest.raises(UserError, match=r"log\.csv") as raised:
+        open_log(path, None, False, tmp_path)
+    assert len(str(raised.value)) < 5_000
+
+
 def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.csv does not exist; --input takes"):
         open_log(tmp_path / "gone.csv", None, False, tmp_path)

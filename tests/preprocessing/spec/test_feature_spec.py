@@ -240,6 +240,14 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
         chunk_files(tmp_path, Chunk(type="csv", features=["label"], files=["a.csv"]))
 
 
+def test_a_spec_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "feature_spec.yaml").symlink_to("feature_spec.yaml")
+    for name in ("feature_spec.yaml", "x" * 4_000):
+        with pytest.raises(UserError, match=f"{name[:9]}.* cannot be opened|does not exist") as raised:
+            read_feature_spec(tmp_path, name)
+        assert len(str(raised.value)) < 1_000
+
+
 def test_a_missing_spec_is_an_error_that_says_how_to_create_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"feature_spec\.yaml does not exist.*python -m preprocessing"):
         read_feature_spec(tmp_path)

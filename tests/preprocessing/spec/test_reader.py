@@ -172,6 +172,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
         (torch.zeros(2, 3), "expected 1 columns .*got 3"),
         (torch.zeros(2, 1, 1), "rows, features"),
         (torch.tensor(1.0), "rows, features"),
+        (torch.ones(2, 1).to_sparse(), "dense tensor"),
+        (torch.ones(2, 1, device="meta"), "dense tensor"),
+        (torch.ones(2, 1, dtype=torch.complex64), "real numbers, got torch.complex64"),
+        (torch.ones(2, 1).to(torch.float8_e4m3fn), "real numbers, got torch.float8_e4m3fn"),
+        (torch.ones(1, 1).expand(10**12, 1), r"dense tensor .* \[1000000000000, 1\]"),
     ],
 )
 def test_a_tensor_of_the_wrong_shape_is_refused(tmp_path: Path, value: Any, message: str) -> None:
@@ -190,6 +195,7 @@ def test_a_tensor_of_the_wrong_shape_is_refused(tmp_path: Path, value: Any, mess
         (torch.ones(3), [1.0, 1.0, 1.0]),
         (torch.ones(3, 1, dtype=torch.float16), [1.0, 1.0, 1.0]),
         (torch.arange(6.0).reshape(2, 3).T[:, :1], [0.0, 1.0, 2.0]),
+        (torch._neg_view(torch.full((2, 1), -1.0)), [1.0, 1.0]),
     ],
 )
 def test_tensors_of_any_dtype_and_layout_are_read(tmp_path: Path, value: Any, expected: list[float]) -> None:

@@ -14,11 +14,21 @@ from workflows.common.documents import load_json, load_yaml
 from workflows.common.errors import UserError
 
 _ALIAS_BOMB = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+_WIDE = str({f"k{n}": 1 for n in range(500)})
 _WRONG_YAML = {
-    "alias bomb": (_ALIAS_BOMB, "more than 1,000,000 values"),
+    "alias bomb": (_ALIAS_BOMB, "more than 500,000 values"),
     "an alias of itself": ("a: &a [*a]", "deep|values"),
     "deep": ("[" * 300 + "]" * 300, "deep"),
-    "very deep": ("[" * 100_000, "YAML"),
+    "very deep": ("[" * 100_000, "deep"),
+    "many values": ("[" + "a," * 100_000 + "]", "more than 50,000 values"),
+    "wide merge": (f"a: &a {_WIDE}\nc: {{<<: [{'*a,' * 500}]}}", "more than 50,000 values .merges"),
+    "many merges": (f"a: &a {_WIDE}\nc: [{'{<<: *a},' * 500}]", "more than 50,000 values .merges"),
+    "merges of merges": (
+        f"a0: &a0 {_WIDE}\n" + "".join(f"a{n}: &a{n} {{<<: *a{n - 1}}}\n" for n in range(1, 400)),
+        "more than 50,000 values .merges",
+    ),
+    "a name twice": ("a: {b: 1, b: 2}", "'b' appears twice, line 1, column 11"),
+    "no number": ("a: !!int x", "'x' is no usable int, line 1, column 4"),
     "python tag": ("a: !!python/object/apply:os.system [ls]", "YAML"),
     "unknown tag": ("a: !vault x", "YAML"),
     "a set": ("a: !!set {x, y}", "a holds a set"),
@@ -59,7 +69,9 @@ _WRONG_JSON = {
     "deep": ("[" * 100 + "]" * 100, "deep"),
     "very deep": ("[" * 100_000, "JSON"),
     "huge integer": ('{"a": {"b": ' + "9" * 30 + "}}", r"a\.b holds an integer beyond 64 bits"),
-    "endless integer": ("9" * 10_000, "JSON"),
+    "endless integer": ("9" * 10_000, "999… is not a number of JSON"),
+    "many values": ("[" + "[]," * 349_000 + "[]]", "more than 500,000 values"),
+    "a name twice": ('{"a": {"b": 1, "b": 2}}', "'b' appears twice"),
     "surrogate": ('{"\\ud800": 1}', "half of a surrogate pair"),
     "cut": ('{"a": ', "JSON"),
     "empty": ("", "JSON"),
