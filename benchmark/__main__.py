@@ -13,6 +13,14 @@ from workflows.common.errors import run_command
 # Each benchmark is a module with `add_arguments` and `main`. Only the selected one is imported: the others may need
 # packages that are missing on the machine being measured.
 _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "all": (
+        "every part of the suite, as JSONs and one page",
+        lambda: import_module("benchmark.suite.command"),
+    ),
+    "compare": (
+        "two folders of results: what got worse beyond noise",
+        lambda: import_module("benchmark.suite.compare"),
+    ),
     "cost-model": (
         "upper bounds on GPU throughput, from operator counts and datasheets",
         lambda: import_module("benchmark.cost_model.command"),
@@ -29,8 +37,12 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "scoring speed by batch size: torch, compiled, ONNX Runtime, projections",
         lambda: import_module("benchmark.inference.command"),
     ),
+    "loader": (
+        "loading epochs without training: rows/s, negatives/s, samples/s",
+        lambda: import_module("benchmark.loader.command"),
+    ),
     "pipeline": (
-        "raw log to prepared folder, against plain pandas: time, memory, scaling",
+        "raw log to prepared folder, against plain pandas: time, memory",
         lambda: import_module("benchmark.pipeline.command"),
     ),
     "quality": (
@@ -40,6 +52,10 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "recommend": (
         "recommendation, against a plain forward over all items: users/s, memory",
         lambda: import_module("benchmark.recommend.command"),
+    ),
+    "scaling": (
+        "growth with rows, users, items, width and processes, with slopes",
+        lambda: import_module("benchmark.scaling.command"),
     ),
     "serve": (
         "load test of the service with many clients: requests/s, latency",

@@ -29,6 +29,15 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    """A machine in words, with the commit that was measured."""
+    memory_gib = machine["memory_bytes"] / 2**30
+    return (
+        f"{machine['cores']} cores of {machine['cpu']}, {memory_gib:.0f} GiB, Python {machine['python']}, "
+        f"torch {machine['packages']['torch']}; commit {machine['commit']}"
+    )
+
+
 def _cpu_model() -> str | None:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

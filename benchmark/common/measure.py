@@ -19,7 +19,7 @@ import psutil
 from workflows.common.errors import UserError, how_it_ended
 
 _INTERVAL_S = 0.05
-_MAX_SHARE = 0.05  # maximum share of time spent sampling: reading PSS walks a process's page tables
+_MAX_SHARE = 0.05  # maximum share of a core spent sampling: reading PSS walks a process's page tables
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ class _Sampler:
     def _watch(self) -> None:
         pause_s = 0.0
         while not self._ended.wait(pause_s):
-            began = time.perf_counter()
+            began = time.thread_time()
             with suppress(psutil.Error):  # the process has exited meanwhile
                 self._sample()
-            pause_s = max(_INTERVAL_S, (time.perf_counter() - began) / _MAX_SHARE)
+            pause_s = max(_INTERVAL_S, (time.thread_time() - began) / _MAX_SHARE)
 
     def _sample(self) -> None:
         rss = pss = 0

@@ -1,14 +1,30 @@
-"""Reads and redraws existing results."""
+"""Writes, reads and redraws results."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmark.common.machine import describe_machine
 from workflows.common.documents import load_json
 from workflows.common.errors import UserError
+from workflows.common.files import write_json
 from workflows.common.progress import console
+
+Draw = Callable[[dict[str, Any], Path], None]
+
+
+def write_result(path: Path, result: dict[str, Any], draw: Draw) -> dict[str, Any]:
+    """Write a result with its machine and command, and its plot next to it; returns all that was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = {"machine": describe_machine(), "command": f"python -m benchmark {shlex.join(sys.argv[1:])}", **result}
+    write_json(path, whole)
+    draw(whole, path.with_suffix(".png"))
+    console.print(f"wrote {path} and its plot")
+    return whole
 
 
 def read_result(path: Path, name: str, keys: Iterable[str]) -> dict[str, Any]:
@@ -23,7 +39,7 @@ def read_result(path: Path, name: str, keys: Iterable[str]) -> dict[str, Any]:
     return result
 
 
-def redraw(path: Path, name: str, keys: Iterable[str], draw: Callable[[dict[str, Any], Path], None]) -> None:
+def redraw(path: Path, name: str, keys: Iterable[str], draw: Draw) -> None:
     """`--draw`: write the plot of a result next to it. See `read_result`."""
     picture = path.with_suffix(".png")
     draw(read_result(path, name, keys), picture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from workflows.common.files import replace_file, write_json
-from workflows.common.render import templates, write_picture
+from benchmark.common.page import embedded, write_page
+from workflows.common.files import write_json
+from workflows.common.render import write_picture
 
 RESULT_NAME, REPORT_NAME = "report.json", "report.html"
 _SPEED_NAME, _LOSS_NAME = "throughput.png", "losses.png"
@@ -32,24 +32,17 @@ def write_report(folder: Path, report: dict[str, Any]) -> None:
         for name, drawn in ((_SPEED_NAME, _draw_speeds(folder, speeds)), (_LOSS_NAME, _draw_losses(folder, report)))
         if drawn
     ]
-    environment = templates(Path(__file__).parent)
-    environment.filters["number"] = _number
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        folder / REPORT_NAME,
+        Path(__file__).with_name("report.html.j2"),
         report=report,
         figures=_all(report, "figures"),
-        pictures=[base64.b64encode((folder / name).read_bytes()).decode() for name in pictures],
+        pictures=[embedded(folder / name) for name in pictures],
     )
-    replace_file(folder / REPORT_NAME, page.encode("utf-8", errors="backslashreplace"))
 
 
 def _all(report: dict[str, Any], kind: str) -> list[dict[str, Any]]:
     return [each for check in report["checks"].values() for each in check.get(kind, [])]
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.5g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _draw_speeds(folder: Path, speeds: list[dict[str, Any]]) -> bool:

@@ -1,55 +1,16 @@
-"""Runs of `train.py`, and what they logged."""
+"""Runs of `train.py` for the GPU check."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any
 
-from benchmark.gpu_check.findings import Scale, Settings, ours
-from workflows.common.files import read_json
-
-_OUTPUTS = ("--without", "progress", "tensorboard", "curves")
+from benchmark.common import train_run
+from benchmark.gpu_check.findings import Scale, Settings
 
 
-@dataclass(frozen=True)
-class Run:
-    """
-    Attributes:
-        losses, samples_per_s: by epoch; empty for an ensemble or a test.
-        metrics: the content of `metrics.json`.
-    """
-
-    folder: Path
-    losses: list[float]
-    samples_per_s: list[float]
-    metrics: dict[str, Any]
-
-    @property
-    def steady_samples_per_s(self) -> float:
-        """Mean over the epochs after the first, which loads libraries and reads the rows."""
-        return fmean(self.samples_per_s[1:])
-
-
-def train(settings: Settings, data: Path, name: str, *flags: str | Path) -> Run:
-    """Run `train.py` to its end, into a folder of that name.
-
-    Raises:
-        UserError: it failed; the message includes the last lines of its output.
-    """
-    run = settings.work / name.replace(" ", "-")
-    ours("train.py", "--data", data, "--output", run, *flags, *_OUTPUTS)
-    lines = (run / "log.json").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line.removeprefix("DLLL ")).get("data", {}) for line in lines]
-    epochs = [record for record in records if "train_loss" in record]
-    return Run(
-        run,
-        [epoch["train_loss"] for epoch in epochs],
-        [epoch["train_throughput"] for epoch in epochs],
-        read_json(run / "metrics.json"),
-    )
+def train(settings: Settings, data: Path, name: str, *flags: str | Path) -> train_run.Run:
+    """Run `train.py` to its end, into a folder of that name; see `train_run.train`."""
+    return train_run.train(data, settings.work / name.replace(" ", "-"), *flags)
 
 
 def speed_flags(scale: Scale) -> tuple[str, ...]:

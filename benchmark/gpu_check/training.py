@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from benchmark.common.train_run import Run
 from benchmark.gpu_check.findings import (
     Figure,
     Findings,
@@ -21,7 +22,7 @@ from benchmark.gpu_check.findings import (
 )
 from benchmark.gpu_check.memory import watch_memory
 from benchmark.gpu_check.rows import network, on_device, parity_batches, train_config
-from benchmark.gpu_check.runs import Run, speed_flags, train
+from benchmark.gpu_check.runs import speed_flags, train
 from benchmark.gpu_check.verdicts import judge_memory, judge_speed, published
 from model.data.batch import Batch
 from model.distributed.process_group import ProcessGroup

@@ -7,8 +7,6 @@ since hardly any two pairs of a batch share a user.
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -19,17 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmark.common.machine import describe_machine
-from benchmark.common.result import redraw
+from benchmark.common.result import redraw, write_result
 from benchmark.inference.plot import draw_inference
 from model.network.checkpoint import load_run, load_weights
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
-from workflows.common.files import write_json
 from workflows.common.progress import console
 from workflows.device import DEVICES
-from workflows.device.torch_device import synchronize, torch_device
+from workflows.device.torch_device import gpu_name, matrix_precision, mixed_dtype, synchronize, torch_device
 
 ENGINES = {
     "eager": "the network as it is",
@@ -37,16 +33,19 @@ ENGINES = {
     "onnx": "exported, in ONNX Runtime",
     "projections": "from projections, as in evaluation",
 }
-_PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 _WARM_UP = 10
 _SEED = 1
 Score = Callable[..., Any]  # (users [B], items [B]) -> logits [B]
+Key = tuple[str, str]  # engine, precision
+Round = dict[int, dict[Key, list[float]]]  # batch size -> key -> seconds of each batch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     sizes = ",".join(str(4**power) for power in range(11))
     parser.add_argument("--batch_sizes", default=sizes, metavar="N,N", help=f"default: {sizes}")
     parser.add_argument("--num_batches", type=int, default=200, metavar="N", help="batches of each size (default: 200)")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N", help="rounds of all sizes (default: 1)")
     parser.add_argument(
         "--max_samples", type=int, metavar="N", help="limit on samples per size (fewer batches, at least 3)"
     )
@@ -54,8 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--n_items", type=int, default=26_744, metavar="N")
     parser.add_argument("-f", "--factors", type=int, default=64, metavar="N")
     parser.add_argument("--layers", type=int, nargs="+", default=[256, 256, 128, 64], metavar="N")
-    parser.add_argument("--precision", choices=_PRECISIONS, default="fp32", help="of the weights (onnx: fp32 only)")
-    parser.add_argument("--fp16", action="store_const", const="fp16", dest="precision", help="--precision fp16")
+    parser.add_argument(
+        "--precision", nargs="+", choices=PRECISIONS, metavar="NAME",
+        help=f"of weights and products: {', '.join(PRECISIONS)} (onnx: fp32 only; default: fp32, on a GPU tf32 fp16)",
+    )  # fmt: skip
+    parser.add_argument("--fp16", action="store_const", const=["fp16"], dest="precision", help="--precision fp16")
     weights = parser.add_mutually_exclusive_group()
     weights.add_argument("--load_checkpoint_path", type=Path, metavar="FILE", help="weights (default: random ones)")
     weights.add_argument("--run", type=Path, metavar="DIR", help="a trained run, in place of shape and weights")
@@ -71,37 +73,40 @@ def main(args: argparse.Namespace) -> None:
         redraw(args.draw, "inference.json", ("machine", "shape", "num_batches", "engines"), draw_inference)
         return
     counts = _num_batches(args.batch_sizes, args.num_batches, args.max_samples)
-    if args.threads is not None and args.threads < 1:
-        raise UserError(f"--threads should be 1 or more, got {args.threads}")
-    names = [name for name in ENGINES if name in args.engines and (name != "onnx" or args.precision == "fp32")]
-    if not names:
+    for name, value in {"threads": args.threads, "repeats": args.repeats}.items():
+        if value is not None and value < 1:
+            raise UserError(f"--{name} should be 1 or more, got {value}")
+    device = torch_device(args.device, None)
+    default = ["fp32"] if device.type == "cpu" else ["tf32", "fp16"]
+    asked = [
+        (name, precision)
+        for precision in dict.fromkeys(args.precision or default)
+        for name in ENGINES
+        if name in args.engines and (name != "onnx" or precision == "fp32")
+    ]
+    if not asked:
         raise UserError("--engines onnx computes in fp32; leave out --precision, or name another engine")
     if args.threads:
         torch.set_num_threads(args.threads)
-    device = torch_device(args.device, None)
-    model = _network(args, device).to(_PRECISIONS[args.precision])
-    engines = {name: _engine(name, model) for name in names}
-    result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "precision": args.precision,
-        "shape": {name: getattr(model.config, name) for name in ("n_users", "n_items", "factors", "layers")},
-        "num_batches": {str(size): count for size, count in counts.items()},
-        "engines": {name: {"what": ENGINES[name]} for name in names},
+    models = {
+        precision: _network(args, device).to(mixed_dtype(precision) or torch.float32)
+        for precision in dict.fromkeys(precision for _, precision in asked)
     }
-    for size, count in counts.items():
-        for name, latencies_s in _measure(engines, model.config, size, count, device).items():
-            found = _figures(size, latencies_s)
-            result["engines"][name] |= found
-            speed, median = found[f"batch_{size}_mean_throughput"], found[f"batch_{size}_p50_latency"]
-            console.print(f"batches of {size:,}, {name}: {speed:,.0f} samples/s, median {1000 * median:,.3f} ms")
-    args.output.mkdir(parents=True, exist_ok=True)
-    target = args.output / "inference.json"
-    write_json(target, result)
-    draw_inference(result, target.with_suffix(".png"))
-    console.print(f"wrote {target} and its plot")
+    config = models[asked[0][1]].config
+    engines = {(name, precision): _engine(name, models[precision]) for name, precision in asked}
+    rounds = [_round(f"round {number + 1}", engines, config, counts, device) for number in range(args.repeats)]
+    result: dict[str, Any] = {
+        "device": gpu_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "repeats": args.repeats,
+        "shape": {name: getattr(config, name) for name in ("n_users", "n_items", "factors", "layers")},
+        "num_batches": {str(size): count for size, count in counts.items()},
+        "engines": [
+            {"engine": key[0], "what": ENGINES[key[0]], "precision": key[1], **_all_figures(rounds, key)}
+            for key in asked
+        ],
+    }
+    write_result(args.output / "inference.json", result, draw_inference)
 
 
 def _num_batches(sizes: str, count: int, max_samples: int | None) -> dict[int, int]:
@@ -161,26 +166,53 @@ def _onnx(model: NeuMF) -> Score:
     return score
 
 
+def _round(
+    name: str, engines: dict[Key, Score], shape: NeuMFConfig, counts: dict[int, int], device: torch.device
+) -> Round:
+    """All sizes once."""
+    found: Round = {}
+    for size, count in counts.items():
+        found[size] = _measure(engines, shape, size, count, device)
+        for key, latencies_s in found[size].items():
+            speed, median_s = size / np.mean(latencies_s), np.median(latencies_s)
+            told = f"{speed:,.0f} samples/s, median {1000 * median_s:,.3f} ms"
+            console.print(f"{name}, batches of {size:,}, {', '.join(key)}: {told}")
+    return found
+
+
 @torch.inference_mode()
 def _measure(
-    engines: dict[str, Score], shape: NeuMFConfig, size: int, count: int, device: torch.device
-) -> dict[str, list[float]]:
+    engines: dict[Key, Score], shape: NeuMFConfig, size: int, count: int, device: torch.device
+) -> dict[Key, list[float]]:
     """Seconds of each batch by engine; the engines take turns on every batch, and warm-up batches are not timed."""
     generator = torch.Generator().manual_seed(_SEED)
-    latencies_s: dict[str, list[float]] = {name: [] for name in engines}
+    latencies_s: dict[Key, list[float]] = {key: [] for key in engines}
     warm_up = min(_WARM_UP, count)
     for number in range(warm_up + count):
         users, items = (
             torch.randint(n, (size,), generator=generator).to(device) for n in (shape.n_users, shape.n_items)
         )
-        for name, score in engines.items():
-            synchronize(device)
-            started = time.perf_counter()
-            score(users, items)
-            synchronize(device)
-            if number >= warm_up:
-                latencies_s[name].append(time.perf_counter() - started)
+        for key, score in engines.items():
+            with matrix_precision(key[1], device):
+                synchronize(device)
+                started = time.perf_counter()
+                score(users, items)
+                synchronize(device)
+                if number >= warm_up:
+                    latencies_s[key].append(time.perf_counter() - started)
     return latencies_s
+
+
+def _all_figures(rounds: Sequence[Round], key: Key) -> dict[str, Any]:
+    """Of all sizes: over the batches of all rounds, and of each round."""
+
+    def figures(some: Sequence[Round]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for size in some[0]:
+            found |= _figures(size, [seconds for each in some for seconds in each[size][key]])
+        return found
+
+    return {**figures(rounds), "runs": [figures([each]) for each in rounds]}
 
 
 def _figures(size: int, latencies_s: Sequence[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Plots `pipeline.json`: time, memory and, if measured, growth. Needs only the JSON."""
+"""Plots `pipeline.json`: time and memory. Needs only the JSON."""
 
 from __future__ import annotations
 
@@ -19,18 +19,14 @@ _PANELS = (("wall_s", 1.0, "wall time, seconds"), ("peak_pss_bytes", float(1 << 
 
 
 def draw_pipeline(result: dict[str, Any], path: Path) -> None:
-    """Bars of wall time and peak memory for each case; below them, growth with the number of rows."""
-    growth = result.get("growth")
-    figure = Figure(figsize=(11.5, 7.6 if growth else 4.2), layout="constrained")
-    panels = figure.subplots(2 if growth else 1, 2, squeeze=False)
-    for column, (measured, unit, title) in enumerate(_PANELS):
-        _bars(panels[0, column], result["cases"], measured, unit, title)
-        if growth:
-            _growth(panels[1, column], growth["points"], measured, unit, title)
-    for axes in panels.flat:
+    """Bars of wall time and peak memory for each case."""
+    figure = Figure(figsize=(11.5, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, (measured, unit, title) in zip(panels, _PANELS, strict=True):
+        _bars(axes, result["cases"], measured, unit, title)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     shape, machine = result["shape"], result["machine"]
     figure.suptitle(
         f"{shape['rows']:,} interactions, {shape['users']:,} users, {shape['items']:,} items; "
@@ -53,10 +49,3 @@ def _bars(axes: Axes, cases: list[dict[str, Any]], measured: str, unit: float, t
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * axes.get_xlim()[1])  # room for the labels
     axes.set_title(title[0].upper() + title[1:])
-
-
-def _growth(axes: Axes, points: list[dict[str, Any]], measured: str, unit: float, title: str) -> None:
-    rows = [point["rows"] for point in points]
-    axes.loglog(rows, [point[measured] / unit for point in points], "o-", color=_COLOURS["ours"])
-    axes.set_xlabel("rows, users in proportion")
-    axes.set_ylabel(title)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,7 @@ import safetensors.torch
 import torch
 from rich.table import Table
 
-from benchmark.common.machine import describe_machine
-from benchmark.common.result import redraw
+from benchmark.common.result import redraw, write_result
 from benchmark.quality.ablations import leave_out
 from benchmark.quality.data import METRICS, Data, K, Ranks
 from benchmark.quality.plot import draw_quality
@@ -27,7 +24,6 @@ from benchmark.quality_baselines import SCORES_NAME
 from model.network.checkpoint import load_run
 from model.scoring.scorer import Scorer
 from workflows.common.errors import UserError
-from workflows.common.files import write_json
 from workflows.common.progress import console
 
 _NAME = "quality.json"
@@ -67,18 +63,13 @@ def main(args: argparse.Namespace) -> None:
     best = max((name for name in names if ROWS[name].kind == "baseline"), key=lambda name: _of(values[name]),
                default=None)  # fmt: skip
     result = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
         "data": {"users": len(values[names[0]]["full hr@10"][0]), "negatives": data.drawn},
         "seeds": args.seeds,
         "best_baseline": best,
         "results": [_result(name, done[name], values, best) for name in names],
     }
-    target = args.output / _NAME
-    write_json(target, result)
-    draw_quality(result, target.with_suffix(".png"))
+    write_result(args.output / _NAME, result, draw_quality)
     console.print(_table(result))
-    console.print(f"wrote {target} and its plot")
 
 
 def _first_of(row: Row) -> str:
@@ -124,6 +115,7 @@ def _result(name: str, done: list[Done], values: dict[str, Values], best: str | 
         "commands": [each.command for each in done],
         "cpu_s": float(np.mean([each.cpu_s for each in done])),
         "wall_s": float(np.mean([each.wall_s for each in done])),
+        "runs": [{"cpu_s": each.cpu_s, "wall_s": each.wall_s} for each in done],
         "metrics": metrics,
     }
 

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from benchmark.common.machine import describe_machine
-from benchmark.common.measure import measure
+from benchmark.common.program import json_of
+from benchmark.common.result import redraw, write_result
+from benchmark.recommend.plot import draw_recommend
 from workflows.common.errors import UserError
-from workflows.common.files import write_json
 from workflows.common.progress import console
 
 _MEASURED = ("users_per_s", "read_s", "peak_rss_mib")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder written by train.py")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--run", type=Path, metavar="DIR", help="run folder written by train.py")
+    what.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the plot of a result")
     parser.add_argument("--users", type=int, default=2000, metavar="N", help="users for the product")
     parser.add_argument("--all", action="store_true", help="all users for the product, like --all of the command")
     parser.add_argument("--plain-users", type=int, default=50, metavar="N", help="users for the plain forward")
@@ -30,10 +29,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeats", type=int, default=3, metavar="N", help="runs of each variant, in turn; reports medians"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: one per core)")
-    parser.add_argument("--output", type=Path, default=Path("benchmark/results/recommend.json"), metavar="FILE")
+    parser.add_argument("--output", type=Path, default=Path("benchmark/results/recommend"), metavar="DIR")
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.draw:
+        redraw(args.draw, "recommend.json", {"machine", "over_plain", "results"}, draw_recommend)
+        return
     counts = {"--users": args.users, "--plain-users": args.plain_users, "--repeats": args.repeats}
     for flag, count in {**counts, "--threads": args.threads or 1}.items():
         if count < 1:
@@ -43,7 +45,9 @@ def main(args: argparse.Namespace) -> None:
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
     for number in range(args.repeats):
         for name, flags in ways.items():
-            run = _figures("--variant", name, "--run", str(args.run), *flags, *threads)
+            run = json_of(
+                "benchmark.recommend.run", "--variant", name, "--run", str(args.run.resolve()), *flags, *threads
+            )
             runs[name].append(run)
             console.print(
                 f"{name}, run {number + 1}: {run['users_per_s']:,.1f} users/s, {run['peak_rss_mib']:,.0f} MiB"
@@ -59,15 +63,5 @@ def main(args: argparse.Namespace) -> None:
     console.print(table)
     over_plain = results["product"]["users_per_s"] / results["plain"]["users_per_s"]
     console.print(f"{over_plain:.1f} times as many users/s as the plain forward")
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    command = f"python -m benchmark {shlex.join(sys.argv[1:])}"
-    write_json(
-        args.output,
-        {"machine": describe_machine(), "command": command, "over_plain": over_plain, "results": results},
-    )
-    console.print(f"wrote {args.output}")
-
-
-def _figures(*flags: str) -> dict[str, Any]:
-    """The last line printed by `benchmark.recommend.run`, run in its own process."""
-    return json.loads(measure([sys.executable, "-m", "benchmark.recommend.run", *flags]).output.splitlines()[-1])
+    result = {"over_plain": over_plain, "results": results}
+    write_result(args.output / "recommend.json", result, draw_recommend)

@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import subprocess
-import sys
-import tempfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmark.common.machine import describe_machine
-from benchmark.common.measure import failed
-from benchmark.common.result import redraw
+from benchmark.common.data import cache_folder, prepared_folder
+from benchmark.common.program import json_of
+from benchmark.common.result import redraw, write_result
 from benchmark.training import variants as settings
 from benchmark.training.limits import bounds, counts
 from benchmark.training.plot import draw_training
+from benchmark.training.throughput import measure_throughput
 from benchmark.training.variants import VARIANTS, applies
 from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import UserError
-from workflows.common.files import write_json
 from workflows.common.progress import console
+from workflows.device.facts import gpu_memory
 
-_ROOT = Path(__file__).parents[2]
-_SEED = 1
 _MEASURED = ("samples_per_s", "start_s", "start_share_s", "train_s", "peak_rss_mib")
 
 
@@ -40,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each variant; reports medians")
     parser.add_argument("--threads", type=int, metavar="N", help="of each run (default: one per core)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
+    parser.add_argument(
+        "--devices", type=int, nargs="*", metavar="N",
+        help="for the table of throughputs: numbers of GPUs, on a CPU of processes (default: 1 and all; CPU: 1 2)",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="smoke test with small data, batch and number of steps")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the prepared data here (default: not kept)")
     parser.add_argument("--output", type=Path, default=Path("benchmark/results/training"), metavar="DIR")
@@ -54,17 +51,19 @@ def main(args: argparse.Namespace) -> None:
         shape, sizes, steps, repeats = parse_shape("small"), [4096], args.steps or 2, 1
     else:
         shape, sizes, steps, repeats = parse_shape(args.shape), args.batch_sizes, args.steps, args.repeats
-    _check(sizes, steps, repeats, args.threads)
+    n_gpus = len(gpu_memory())
+    devices = _devices(args.devices, n_gpus)
+    _check(sizes, steps, repeats, args.threads, devices)
     threads = ["--threads", str(args.threads)] if args.threads else []
     args.output.mkdir(parents=True, exist_ok=True)
-    kept = nullcontext(args.cache) if args.cache else tempfile.TemporaryDirectory(prefix="neumf-benchmark-")
-    with kept as cache:
-        data = _prepared(shape, Path(cache).resolve())
+    with cache_folder(args.cache) as cache:
+        data = prepared_folder(shape, cache)
         of_data = ["--data", str(data), *threads]
-        loader = _json_of("benchmark.training_loader", *of_data, "--batch_size", str(sizes[0]))
-        limits = _json_of(
+        loader = json_of("benchmark.training_loader", *of_data, "--batch_size", str(sizes[0]))
+        limits = json_of(
             "benchmark.training.limits", *threads, *(["--size", "1024", "--mib", "64"] if args.quick else [])
         )
+        throughput = measure_throughput(shape, cache, sizes, devices, n_gpus > 0) if devices else None
         results = []
         for size in sizes:
             names = [name for name in args.variants if applies(name, size)]
@@ -72,8 +71,6 @@ def main(args: argparse.Namespace) -> None:
             flags += ["--steps", str(steps)] if steps else ["--seconds", str(args.seconds)]
             results += _compare(names, size, repeats, flags)
     result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
         "shape": asdict(shape),
         "repeats": repeats,
         "threads": results[0]["runs"][0]["threads"],
@@ -81,32 +78,30 @@ def main(args: argparse.Namespace) -> None:
         "negatives": settings.NEGATIVES,
         "loader": loader,
         "limits": limits,
+        "throughput": throughput,
         "bounds": [_bounds(size, shape, limits, results) for size in sizes],
         "results": results,
     }
-    target = args.output / "training.json"
-    write_json(target, result)
-    draw_training(result, target.with_suffix(".png"))
-    console.print(f"wrote {target} and its plot")
+    write_result(args.output / "training.json", result, draw_training)
 
 
-def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int | None) -> None:
+def _devices(asked: Sequence[int] | None, n_gpus: int) -> Sequence[int]:
+    """Numbers of devices: those asked for, else one and all GPUs; on a CPU one and two processes."""
+    return sorted({1, n_gpus or 2}) if asked is None else asked
+
+
+def _check(sizes: Sequence[int], steps: int | None, repeats: int, threads: int | None, devices: Sequence[int]) -> None:
     least = 1 + settings.NEGATIVES
     if min(sizes) < least:
         raise UserError(f"--batch_sizes should be {least} or more, got {min(sizes)}")
-    for name, value in {"repeats": repeats, "steps": steps, "threads": threads}.items():
+    for name, value in {
+        "repeats": repeats,
+        "steps": steps,
+        "threads": threads,
+        "devices": min(devices, default=None),
+    }.items():
         if value is not None and value < 1:
             raise UserError(f"--{name} should be 1 or more, got {value}")
-
-
-def _prepared(shape: Shape, cache: Path) -> Path:
-    """A prepared folder of synthetic data, created if the cache has none."""
-    folder = cache / f"{shape}-seed{_SEED}"
-    if not (folder / "feature_spec.yaml").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        flags = ["--synthetic", str(shape), "--seed", str(_SEED), "--device", "cpu", "--overwrite"]
-        _run("preprocessing", *flags, "--output", str(folder))
-    return folder
 
 
 def _compare(names: Sequence[str], size: int, repeats: int, flags: Sequence[str]) -> list[dict[str, Any]]:
@@ -114,7 +109,7 @@ def _compare(names: Sequence[str], size: int, repeats: int, flags: Sequence[str]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for number in range(repeats):
         for name in names:
-            run = _json_of("benchmark.training.run", "--variant", name, *flags)
+            run = json_of("benchmark.training.run", "--variant", name, *flags)
             runs[name].append(run)
             speed, memory = f"{run['samples_per_s']:,.0f} samples/s", f"{run['peak_rss_mib']:,.0f} MiB"
             console.print(f"batches of {size:,}, {name}, run {number + 1}: {speed}, {memory}")
@@ -145,21 +140,3 @@ def _bounds(size: int, shape: Shape, limits: dict[str, float], results: Sequence
         shape.users, shape.items, settings.FACTORS, settings.LAYERS, settings.NEGATIVES, size, active, settings.DROPOUT
     )
     return {"batch_size": size, "active_units": active, "per_sample": counted, "samples_per_s": bounds(counted, limits)}
-
-
-def _json_of(module: str, *flags: str) -> dict[str, Any]:
-    """The last line printed by one of our programs."""
-    return json.loads(_run(module, *flags).splitlines()[-1])
-
-
-def _run(module: str, *flags: str) -> str:
-    """Run one of our programs, with nothing else running; returns its output.
-
-    Raises:
-        UserError: it failed; the message includes the last lines of its output.
-    """
-    command = [sys.executable, "-m", module, *flags]
-    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise failed(command[1:], done.returncode, done.stderr)
-    return done.stdout

@@ -25,12 +25,12 @@ import pytest
 import torch
 
 from benchmark.common.measure import Usage
+from benchmark.common.train_run import Run
 from benchmark.gpu_check import arrays, command, epoch, folders, memory, rows, speed, training
 from benchmark.gpu_check.command import Check
 from benchmark.gpu_check.findings import FULL, SMALL, Figure, Findings, NotPossibleError, Settings, run_check
 from benchmark.gpu_check.memory import holders, watch_memory
 from benchmark.gpu_check.page import write_report
-from benchmark.gpu_check.runs import Run
 from benchmark.gpu_check.speed import _samples_per_s
 from benchmark.gpu_check.trace import idle_share
 from benchmark.gpu_check.verdicts import (

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmark.inference import command
+from benchmark.inference.report import markdown, measured
 from model.network.checkpoint import save_reference
 from model.network.neumf import NeuMF, NeuMFConfig
 from workflows.common.errors import UserError
@@ -55,6 +56,7 @@ def test_figures_use_the_references_keys() -> None:
         (("--num_batches", "0"), "--num_batches"),
         (("--max_samples", "0"), "--max_samples"),
         (("--threads", "0"), "--threads"),
+        (("--repeats", "0"), "--repeats"),
         (("--layers", "7"), "even"),
         (("--engines", "onnx", "--fp16"), "fp32"),
         (("--load_checkpoint_path", "missing.pth"), "missing.pth"),
@@ -81,16 +83,26 @@ def test_a_run_writes_figures_and_a_plot_that_can_be_redrawn(tmp_path: Path) -> 
     save_reference(tmp_path, NeuMF(NeuMFConfig(n_users=50, n_items=40, factors=4, layers=(8, 4))))
     flags = [*_TINY, "--load_checkpoint_path", str(tmp_path / "model.pth"), "--output", str(tmp_path / "out")]
     few = ["--batch_sizes", "1,64", "--num_batches", "3", "--engines", "eager", "onnx", "projections"]
+    few += ["--repeats", "2", "--precision", "fp32", "bf16"]
     program = [sys.executable, "-m", "benchmark", "inference"]
     done = subprocess.run([*program, *flags, *few], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     target = tmp_path / "out" / "inference.json"
     result = json.loads(target.read_text())
-    assert result["engines"].keys() == {"eager", "onnx", "projections"}
+    names = [(found["engine"], found["precision"]) for found in result["engines"]]
+    assert names == [
+        *((name, "fp32") for name in ("eager", "onnx", "projections")),
+        ("eager", "bf16"),
+        ("projections", "bf16"),
+    ]
     assert result["num_batches"] == {"1": 3, "64": 3}
-    for found in result["engines"].values():
+    for found in result["engines"]:
         for size in (1, 64):
             assert found[f"batch_{size}_mean_throughput"] == pytest.approx(size / found[f"batch_{size}_mean_latency"])
+            rounds = [run[f"batch_{size}_mean_latency"] for run in found["runs"]]
+            assert found[f"batch_{size}_mean_latency"] == pytest.approx(sum(rounds) / 2)
+    assert "| batch size | throughput, samples/s | latency, ms: mean |" in markdown(result)
+    assert len(measured(result)) == 5 * 2
     picture = target.with_suffix(".png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     picture.unlink()

@@ -13,7 +13,7 @@ import pytest
 
 from benchmark.common.measure import Usage
 from benchmark.pipeline import command
-from benchmark.pipeline.plot import draw_pipeline
+from benchmark.pipeline.report import markdown, measured
 from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[2]
@@ -71,24 +71,15 @@ def test_processes_take_turns_and_medians_are_reported(commands: list[list[str]]
     assert case["check"]["violations"] == {}
     assert result["machine"]["cores"]
     assert result["shape"] == {"users": 30, "items": 40, "rows": 300}
-
-
-def test_growth_is_the_marginal_cost_per_row(
-    commands: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measure(command: list[str], _: Path) -> Usage:
-        if command[2] == "benchmark.checker":
-            return Usage(1.0, 1.0, 1, 1, "{}")
-        rows = Path(command[command.index("--input") + 1] if "--input" in command else command[3]).read_text()
-        wall_s = {50: 1.0, 500: 1.0 + 450, 5000: 1.0 + 450 + 2 * 4500}[rows.count("\n") - 1]
-        return Usage(wall_s, 1.0, 1, 1, '{"steps_s": {}}')
-
-    monkeypatch.setattr(command, "measure", measure)
-    command.main(_args("--rows", "50x40x500", "--repeats", "1", "--growth", "--output", str(tmp_path)))
-    growth = json.loads((tmp_path / "pipeline.json").read_text())["growth"]
-    assert [(point["users"], point["rows"]) for point in growth["points"]] == [(5, 50), (50, 500), (500, 5000)]
-    assert growth["marginal_s_per_row"] == [1.0, 2.0]
-    assert growth["marginal_ratio"] == 2.0
+    row = next(line for line in markdown(result).splitlines() if line.startswith("| sorted, integers "))
+    assert row.split("|")[2:] == [" 2.00 ", " 20.0 ", " 10.0 × ", " 1.00 ", " 2.00 ", " 0 ", " 0 ", ""]
+    headline = measured(result)[0]
+    assert (headline.what, headline.unit, headline.more_is_better) == (
+        "log prepared: shuffled, integers",
+        "rows/s",
+        True,
+    )
+    assert len(headline.values) == 3
 
 
 def test_generated_logs_are_kept_in_the_cache(
@@ -110,7 +101,6 @@ def test_generated_logs_are_kept_in_the_cache(
     [
         (["--repeats", "0"], "--repeats"),
         (["--rows", "20m"], "ml-20m"),
-        (["--rows", "30x40x300", "--growth"], "40 to"),  # a tenth of these rows cannot hold all items
     ],
 )
 def test_invalid_settings_are_reported_before_anything_runs(
@@ -153,18 +143,3 @@ def test_as_a_process(tmp_path: Path) -> None:
     (tmp_path / "cache").rename(tmp_path / "elsewhere")
     subprocess.run([*run, "--draw", str(target)], cwd=_ROOT, capture_output=True, check=True)
     assert picture.read_bytes() == drawn
-
-
-def test_growth_is_drawn_below_the_bars(tmp_path: Path) -> None:
-    measured = {"wall_s": 1.0, "peak_pss_bytes": 1 << 28}
-    case = {"name": "sorted", "ours": measured, "baseline": measured, "baseline_over_ours": dict.fromkeys(measured, 1)}
-    result: dict[str, Any] = {
-        "shape": {"users": 1, "items": 1, "rows": 1},
-        "machine": {"cores": 2, "cpu": None},
-        "repeats": 1,
-        "cases": [case],
-    }
-    draw_pipeline(result, tmp_path / "without.png")
-    draw_pipeline({**result, "growth": {"points": [{"rows": 10, **measured}]}}, tmp_path / "with.png")
-    heights = [int.from_bytes((tmp_path / f"{name}.png").read_bytes()[20:24], "big") for name in ("without", "with")]
-    assert heights[1] > 1.5 * heights[0]

@@ -20,6 +20,7 @@ import model.run.arguments
 from benchmark.quality import command
 from benchmark.quality.ablations import leave_out
 from benchmark.quality.data import METRICS, Data
+from benchmark.quality.report import markdown, measured
 from benchmark.quality.rows import ROWS
 from benchmark.quality.statistics import difference, estimate, spread
 from benchmark.quality_baselines import climbed, ease, ials
@@ -200,6 +201,12 @@ def test_as_a_process(folder: Path, tmp_path: Path) -> None:
     assert recipe["commands"] == rows["no-weights"]["commands"]
     assert recipe["metrics"]["full hr@10"]["over"].keys() == {"ease-recency"}
     assert rows["no-weights"]["metrics"]["full hr@10"]["over"].keys() == {"ease-recency", "recipe"}
+    # The tables, and the recipe first among the figures.
+    text = markdown(result)
+    assert f"| `recipe` | {recipe['metrics']['sampled hr@10']['mean']:.3f} ±" in text
+    assert "`ease-recency`: expected NDCG@10" in text
+    assert measured(result)[0].what == "recipe: HR@10"
+    assert measured(result)[0].values == recipe["metrics"]["sampled hr@10"]["runs"]
     # Existing runs are reused, and the plot needs only the JSON.
     written = (runs / "recipe-1.json").stat().st_mtime_ns
     command.main(parsed(*argv[:-3], "recipe"))

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from benchmark.recommend import command
+from benchmark.recommend.report import markdown, measured
 from benchmark.recommend.run import sample
 from model.network.checkpoint import save_model
 from model.network.neumf import NeuMF, NeuMFConfig
@@ -48,7 +49,8 @@ def parsed(*flags: object) -> argparse.Namespace:
 
 def test_both_variants_are_measured(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "results" / "recommend.json"
-    flags = ["--run", run, "--all", "--plain-users", 7, "--repeats", 1, "--threads", 1, "--output", target]
+    folder = target.parent
+    flags = ["--run", run, "--all", "--plain-users", 7, "--repeats", 1, "--threads", 1, "--output", folder]
     command.main(parsed(*flags))
     result = json.loads(target.read_text())
     assert {name: found["runs"][0]["users"] for name, found in result["results"].items()} == {"product": 30, "plain": 7}
@@ -57,6 +59,12 @@ def test_both_variants_are_measured(run: Path, tmp_path: Path, capsys: pytest.Ca
         assert found["peak_rss_mib"] > 50
         assert found["runs"][0]["threads"] == 1
     assert "times as many users/s" in capsys.readouterr().out
+    assert markdown(result).splitlines()[2].startswith("| product | 30 |")
+    assert measured(result)[0].values == [result["results"]["product"]["users_per_s"]]
+    picture = target.with_suffix(".png")
+    picture.unlink()
+    command.main(parsed("--draw", target))
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_smaller_sample_is_part_of_a_larger_one() -> None:

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def templates(folder: Path, html: bool = True) -> Environment:
-    """The templates in a folder; an undefined value is an error.
+def templates(*folders: Path, html: bool = True) -> Environment:
+    """The templates in these folders; an undefined value is an error.
 
     Args:
         html: whether to escape values for HTML: file and feature names are untrusted input.
@@ -21,7 +21,7 @@ def templates(folder: Path, html: bool = True) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     return Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(folders),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -7,8 +7,6 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workflows.common.errors import bounded
 
 _OTHER_OBJECTS = (
@@ -23,6 +21,8 @@ def load_torch_file(path: Path) -> Any:
     Raises:
         ValueError: with the reason: unreadable, or anything else is in it.
     """
+    import torch  # preprocessing reads most logs without it
+
     try:
         if not path.is_file():
             raise ValueError("not a file" if path.exists() else "no such file")

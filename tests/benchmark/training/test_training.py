@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from benchmark.training import command
+from benchmark.common.train_run import Run
+from benchmark.training import command, throughput
 from benchmark.training.limits import bounds, counts, measure_rates
+from benchmark.training.report import markdown, measured
 from benchmark.training.variants import VARIANTS, applies
+from preprocessing.synthetic.log import Shape
 from workflows.common.errors import UserError
 
 _ROOT = Path(__file__).parents[3]
@@ -41,18 +44,22 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Commands started. Nothing runs: `plain` has 100, 300, 200 samples/s in turn, the others ten times as many."""
     found: list[tuple[str, ...]] = []
 
-    def run(module: str, *flags: str) -> str:
+    def prepared(shape: Shape, cache: Path, *flags: str) -> Path:
+        found.append(("preprocessing", str(shape), *flags))
+        return cache / "data"
+
+    def trained(data: Path, run: Path, *flags: str) -> Run:
+        found.append(("train.py", *flags))
+        speed = 1000.0 * int(_value(flags, "--gpus")) * (2 if "--amp" in flags else 1)
+        return Run(run, [], [1.0, speed, 9 * speed, 2 * speed], {"precision": "fp32"})
+
+    def run(module: str, *flags: str) -> dict[str, Any]:
         found.append((module, *flags))
-        if module == "preprocessing":
-            folder = Path(_value(flags, "--output"))
-            folder.mkdir(parents=True)
-            (folder / "feature_spec.yaml").touch()
-            return ""
         if module != "benchmark.training.run":
-            return json.dumps(_RATES if module == "benchmark.training.limits" else {"rows": 300})
+            return _RATES if module == "benchmark.training.limits" else {"rows": 300}
         name = _value(flags, "--variant")
         number = sum(other[:3] == (module, "--variant", name) for other in found) % 3
-        result = {
+        return {
             "samples_per_s": {1: 100.0, 2: 300.0, 0: 200.0}[number] * (1 if name == "plain" else 10),
             "start_s": 5.0,
             "start_share_s": 1.0,
@@ -62,15 +69,17 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
             "active_units": [0.25, 0.25, 0.25],
             "threads": 2,
         }
-        return f"a note\n{json.dumps(result)}\n"
 
-    monkeypatch.setattr(command, "_run", run)
+    monkeypatch.setattr(command, "json_of", run)
+    monkeypatch.setattr(command, "prepared_folder", prepared)
+    monkeypatch.setattr(throughput, "prepared_folder", prepared)
+    monkeypatch.setattr(throughput, "train", trained)
     return found
 
 
 def test_processes_take_turns_and_medians_are_reported(started: list[tuple[str, ...]], tmp_path: Path) -> None:
     argv = ["--shape", "30x40x300", "--batch_sizes", "100", "131072", "--repeats", "3", "--output", str(tmp_path)]
-    command.main(_args(*argv, "--variants", "plain", "plain accumulated", "compiled"))
+    command.main(_args(*argv, "--variants", "plain", "plain accumulated", "compiled", "--devices"))
     runs = [(_value(each, "--variant"), _value(each, "--batch_size"), each[-2:]) for each in started[3:]]
     before = ["preprocessing", "benchmark.training_loader", "benchmark.training.limits"]
     assert [each[0] for each in started[:3]] == before
@@ -89,13 +98,33 @@ def test_processes_take_turns_and_medians_are_reported(started: list[tuple[str, 
     assert result["bounds"][0]["samples_per_s"].keys() == {"dense", "factorised", "active"}
     assert result["shape"] == {"users": 30, "items": 40, "rows": 300}
     assert result["machine"]["cores"]
+    assert "| `compiled` | 2,000 (10.0 ×); 300 |" in markdown(result)
+    assert [each.what for each in measured(result)][:2] == [
+        "training: compiled, batches of 131,072",
+        "peak RSS: compiled, batches of 131,072",
+    ]
 
 
-def test_without_plain_there_is_no_ratio_and_the_cache_is_used(started: list[tuple[str, ...]], tmp_path: Path) -> None:
+def test_throughput_has_the_references_table(started: list[tuple[str, ...]], tmp_path: Path) -> None:
+    argv = ["--shape", "300x20x3000", "--batch_sizes", "100", "--repeats", "1", "--variants", "compiled"]
+    command.main(_args(*argv, "--devices", "1", "4", "--output", str(tmp_path)))
+    runs = [each for each in started if each[0] == "train.py"]
+    assert [(_value(run, "--gpus"), "--amp" in run) for run in runs] == [
+        (devices, mixed) for devices in "14" for mixed in (False, True)
+    ]
+    assert ("preprocessing", "30x20x300", "--test-negatives", "0") in started  # a tenth, on a CPU
+    result = json.loads((tmp_path / "training.json").read_text())
+    assert next(each["runs"] for each in result["throughput"]["results"]) == [1000, 9000, 2000]
+    lines = markdown(result).splitlines()
+    assert [line for line in lines if line.startswith(("| 1 |", "| 4 |"))] == [
+        "| 1 | 100 | 2,000 | 4,000 | 2.00 | 1.00 | 1.00 |",
+        "| 4 | 100 | 8,000 | 16,000 | 2.00 | 4.00 | 4.00 |",
+    ]
+
+
+def test_without_plain_there_is_no_ratio(started: list[tuple[str, ...]], tmp_path: Path) -> None:
     argv = ["--shape", "30x40x300", "--batch_sizes", "100", "--repeats", "1", "--threads", "1", "--variants", "torch"]
-    for _ in range(2):
-        command.main(_args(*argv, "--output", str(tmp_path), "--cache", str(tmp_path / "cache")))
-    assert [each[0] for each in started].count("preprocessing") == 1
+    command.main(_args(*argv, "--output", str(tmp_path), "--devices"))
     assert all(_value(each, "--threads") == "1" for each in started[1:])
     assert json.loads((tmp_path / "training.json").read_text())["results"][0]["over_plain"] is None
 
@@ -138,6 +167,7 @@ def test_accumulation_needs_more_than_one_piece() -> None:
         (["--repeats", "0"], "--repeats"),
         (["--steps", "0"], "--steps"),
         (["--threads", "0"], "--threads"),
+        (["--devices", "0", "1"], "--devices"),
         (["--batch_sizes", "100", "4"], "5 or more"),
         (["--shape", "20m"], "ml-20m"),
     ],
@@ -162,7 +192,17 @@ def test_only_a_result_can_be_redrawn(tmp_path: Path, content: str) -> None:
 def test_as_a_process(tmp_path: Path) -> None:
     run = [sys.executable, "-m", "benchmark", "training"]
     names = ["plain", "compiled, in memory", "torch"]
-    argv = ["--quick", "--output", str(tmp_path), "--cache", str(tmp_path / "cache"), "--variants", *names]
+    argv = [
+        "--quick",
+        "--output",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "cache"),
+        "--variants",
+        *names,
+        "--devices",
+        "1",
+    ]
     done = subprocess.run([*run, *argv], cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     target = tmp_path / "training.json"
@@ -186,6 +226,8 @@ def test_as_a_process(tmp_path: Path) -> None:
     assert loader["read"]["rows"] == loader["rows"]
     assert loader["negatives"]["negatives"] == 4 * loader["rows"]
     assert loader["merlin"]["samples"] == loader["memory"]["samples"] == samples
+    assert [each["precision"] for each in result["throughput"]["results"]] == ["FP32", "mixed precision"]
+    assert all(len(each["runs"]) == 3 and min(each["runs"]) > 0 for each in result["throughput"]["results"])
     # The plot needs only the JSON.
     picture = target.with_suffix(".png")
     drawn = picture.read_bytes()
@@ -202,8 +244,3 @@ def test_an_invalid_setting_ends_the_process_with_status_2() -> None:
     done = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--repeats" in done.stderr
-
-
-def test_a_failing_program_says_why() -> None:
-    with pytest.raises(UserError, match=r"(?s)exited with status 2: .*should be one of plain"):
-        command._run("benchmark.training.run", "--variant", "x", "--data", ".", "--batch_size", "9", "--steps", "1")

@@ -1,0 +1,1 @@
+"""`python -m benchmark loader`: loading epochs without training."""
