@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from workflows.sampling import counter_rng
 _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
 _PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
+_NEWTON_STEPS = 50
+_CONVERGED = 1e-10  # of the log-likelihood per user
 _STEP = 2.0**0.5  # ratio between successive penalties tried
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
@@ -37,6 +39,14 @@ _RECENCIES = (0.5, 0.0, 1.0)
 _START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
 
 OnMember = Callable[[str, tuple[float, float]], None]
+
+
+class _Fit(NamedTuple):
+    """The loss of weights, with its gradient [F] and second derivatives [F, F], in float64."""
+
+    loss: float
+    gradient: Tensor
+    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,31 +105,46 @@ class ValidationRanking:
 
     def weights(self, features: Sequence[Tensor]) -> list[float]:
         """Maximum-likelihood weights: the softmax of the weighted sum of scores over all unseen items predicts the
-        held-out item. The log-likelihood is concave.
+        held-out item. The log-likelihood is concave, so Newton's method finds its maximum in a few passes.
 
         Args:
             features: scores, float32 [V, n_items] each.
         """
         scales = [1.0 / (float(feature.std()) or 1.0) for feature in features]
-        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64, device=weights.device)
-            for part in torch.arange(len(self.users), device=weights.device).split(512):
-                columns = [feature[part] * scale for feature, scale in zip(features, scales, strict=True)]
-                scores = (torch.stack(columns, dim=2).double() @ weights).masked_fill(self.seen[part], -torch.inf)
-                own = scores.gather(1, self.items[part, None]).squeeze(1)
-                mean = (scores.logsumexp(1) - own).sum() / len(self.users)
-                mean.backward()
-                total += mean.detach()
-            prior = weights.square().sum() / (2.0 * _PRIOR_SD**2 * len(self.users))
-            prior.backward()
-            return total + prior.detach()
-
-        optimizer.step(loss)
+        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device)
+        fit = self._fit(features, scales, weights)
+        for _ in range(_NEWTON_STEPS):
+            step = torch.linalg.solve(fit.curvature, fit.gradient)
+            gain, share = float(fit.gradient @ step), 1.0
+            if gain < _CONVERGED:
+                break
+            closer = self._fit(features, scales, weights - step)
+            while closer.loss > fit.loss - 0.1 * share * gain and share > _CONVERGED:
+                share /= 2.0
+                closer = self._fit(features, scales, weights - share * step)
+            weights, fit = weights - share * step, closer
         return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]
+
+    def _fit(self, features: Sequence[Tensor], scales: Sequence[float], weights: Tensor) -> _Fit:
+        """The mean negative log-likelihood of weights of the scaled features, with their prior."""
+        total = torch.zeros((), dtype=weights.dtype, device=weights.device)
+        gradient, curvature = weights / _PRIOR_SD**2, torch.eye(len(weights)).to(weights) / _PRIOR_SD**2
+        for part in torch.arange(len(self.users), device=weights.device).split(512):
+            columns = torch.stack([feature[part] * scale for feature, scale in zip(features, scales, strict=True)])
+            scores = torch.zeros(columns.shape[1:], dtype=weights.dtype, device=weights.device)
+            for column, weight in zip(columns, weights, strict=True):
+                scores += column * weight
+            log_chances = scores.masked_fill_(self.seen[part], -torch.inf).log_softmax(1)
+            own = self.items[part, None]
+            total -= log_chances.gather(1, own).sum()
+            chances = log_chances.exp().float()
+            columns -= (columns * chances).sum(2, keepdim=True)  # of each user, so that nothing cancels below
+            rows = columns.flatten(1)
+            curvature += ((rows * chances.flatten()) @ rows.T).double()
+            gradient -= columns.gather(2, own.expand(len(columns), -1, 1)).double().sum((1, 2))
+        n_users = len(self.users)
+        prior = float(weights.square().sum()) / (2.0 * _PRIOR_SD**2)
+        return _Fit((float(total) + prior) / n_users, gradient / n_users, curvature / n_users)
 
 
 @dataclass(frozen=True)
