@@ -32,7 +32,8 @@ _VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory f
 _PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
 _NEWTON_STEPS = 50
 _CONVERGED = 1e-10  # of the log-likelihood per user
-_STEP = 2.0**0.5  # ratio between successive penalties tried
+_STEP = 2.0  # ratio between successive penalties tried
+_BY_RECENCY = 4.0  # the best penalty's ratio for a difference of 1 in recency, which leaves fewer effective samples
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
 # First penalties tried; item-item's is multiplied by the mean item count.
@@ -183,6 +184,11 @@ class Ensemble:
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:
                 first = MemberConfig(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
+                # Data that need a larger penalty with one loss need it with another.
+                for other, found in chosen.items():
+                    if "item-item" not in (kind, other):
+                        penalty = first.penalty * found.penalty / _START[other]
+                        first = replace(first, penalty=penalty, recency=found.recency)
                 chosen[kind] = _searched(members, validation_items, first, time_ordered, on_member)
         choices = [
             replace(chosen[kind], seed=seed, width=width)
@@ -231,7 +237,7 @@ def _searched(
     time_ordered: bool,
     on_member: OnMember,
 ) -> MemberConfig:
-    """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
+    """The best penalty for the first recency, then for each other one that looks better."""
     known: dict[MemberConfig, float] = {}
 
     def quality(choice: MemberConfig) -> float:
@@ -244,15 +250,28 @@ def _searched(
     def is_near(choice: MemberConfig) -> bool:
         return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
 
-    best = first
-    for recency in _RECENCIES if time_ordered else (0.0,):
-        found = replace(best, recency=recency)
-        start = found.penalty
+    def peak(start: MemberConfig) -> MemberConfig:
+        """Change the penalty in large steps while that improves the quality; then take the top of the parabola through
+        the last three, if it is indeed better."""
+        found = start
         for factor in (_STEP, 1.0 / _STEP):
-            next_member = replace(found, penalty=found.penalty * factor)
-            while is_near(next_member) and quality(next_member) > quality(found):
-                found, next_member = next_member, replace(next_member, penalty=next_member.penalty * factor)
-            if found.penalty != start:
+            while is_near(after := replace(found, penalty=found.penalty * factor)) and quality(after) > quality(found):
+                found = after
+            if found != start:
                 break
-        best = max(best, found, key=quality)
+        sides = [replace(found, penalty=found.penalty * factor) for factor in (1.0 / _STEP, _STEP)]
+        if not all(map(is_near, sides)):
+            return found
+        lower, upper = map(quality, sides)
+        if not (bend := 2.0 * quality(found) - lower - upper):
+            return found
+        top = replace(found, penalty=found.penalty * _STEP ** (0.5 * (upper - lower) / bend))
+        return max(found, top, key=quality)
+
+    best = peak(first)
+    others = [recency for recency in _RECENCIES if recency != first.recency] if time_ordered else []
+    for recency in others:
+        probe = replace(best, recency=recency, penalty=best.penalty * _BY_RECENCY ** (recency - best.recency))
+        if quality(probe) > quality(best):
+            best = peak(probe)
     return best
