@@ -31,7 +31,7 @@ _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
 _PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
 _NEWTON_STEPS = 50
-_CONVERGED = 1e-10  # of the log-likelihood per user
+_CONVERGED = 1e-8  # of the log-likelihood per user, and of a weight
 _STEP = 2.0  # ratio between successive penalties tried
 _BY_RECENCY = 4.0  # the best penalty's ratio for a difference of 1 in recency, which leaves fewer effective samples
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
@@ -116,14 +116,13 @@ class ValidationRanking:
         fit = self._fit(features, scales, weights)
         for _ in range(_NEWTON_STEPS):
             step = torch.linalg.solve(fit.curvature, fit.gradient)
-            gain, share = float(fit.gradient @ step), 1.0
-            if gain < _CONVERGED:
-                break
             closer = self._fit(features, scales, weights - step)
-            while closer.loss > fit.loss - 0.1 * share * gain and share > _CONVERGED:
-                share /= 2.0
-                closer = self._fit(features, scales, weights - share * step)
-            weights, fit = weights - share * step, closer
+            while closer.loss > fit.loss and float(step.abs().max()) > _CONVERGED:
+                step = step / 2.0
+                closer = self._fit(features, scales, weights - step)
+            if fit.loss - closer.loss < _CONVERGED:
+                break
+            weights, fit = weights - step, closer
         return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]
 
     def _fit(self, features: Sequence[Tensor], scales: Sequence[float], weights: Tensor) -> _Fit:

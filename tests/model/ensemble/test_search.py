@@ -140,6 +140,15 @@ def test_weights_maximise_the_likelihood() -> None:
         assert likelihood(users, features, weights * change) < best
 
 
+def test_few_passes_find_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rounding limits the likelihood: large scores that are nearly equal."""
+    users, g = held_out_users(600)
+    base, passes, fit = 50.0 + torch.randn(600, 15, generator=g), [], ValidationRanking._fit
+    monkeypatch.setattr(ValidationRanking, "_fit", lambda *args: passes.append(1) or fit(*args))
+    users.weights([base, base + 0.01 * torch.randn(600, 15, generator=g), 70.0 + torch.randn(600, 15, generator=g)])
+    assert len(passes) < 60
+
+
 def test_weights_that_generated_the_choices_are_recovered() -> None:
     g, n_users = torch.Generator().manual_seed(1), 20_000
     features = [torch.randn(n_users, 8, generator=g) * scale for scale in (2.0, 0.5)]
