@@ -118,4 +118,4 @@ sbom: $(READY)
 	$(BIN)/python docs/packages.py --sbom sbom
 
 clean:
-	rm -rf $(VENV) $(CONTRACT) $(AUDIT) sbom data/ml-100k runs/ml-100k
+	rm -rf $(VENV) $(CONTRACT) $(AUDIT) sbom data/ml-100k runs/ml-100k runs/ml-100k-recipe

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,13 +30,24 @@ from workflows.sampling import counter_rng
 _MEMBER_STREAM = 9
 _VALIDATION_PAIRS = 1 << 24  # user-item pairs whose scores are held in memory for each member
 _PRIOR_SD = 100.0  # of weights: if a few users are perfectly separable, the maximum likelihood is at infinity
-_STEP = 2.0**0.5  # ratio between successive penalties tried
+_NEWTON_STEPS = 50
+_CONVERGED = 1e-8  # of the log-likelihood per user, and of a weight
+_STEP = 2.0  # ratio between successive penalties tried
+_BY_RECENCY = 4.0  # the best penalty's ratio for a difference of 1 in recency, which leaves fewer effective samples
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
 # First penalties tried; item-item's is multiplied by the mean item count.
 _START = {"softmax": 0.5, "bce-all": 0.2, "item-item": 4.0}
 
 OnMember = Callable[[str, tuple[float, float]], None]
+
+
+class _Fit(NamedTuple):
+    """The loss of weights, with its gradient [F] and second derivatives [F, F], in float64."""
+
+    loss: float
+    gradient: Tensor
+    curvature: Tensor
 
 
 @dataclass(frozen=True)
@@ -95,31 +106,45 @@ class ValidationRanking:
 
     def weights(self, features: Sequence[Tensor]) -> list[float]:
         """Maximum-likelihood weights: the softmax of the weighted sum of scores over all unseen items predicts the
-        held-out item. The log-likelihood is concave.
+        held-out item. The log-likelihood is concave, so Newton's method finds its maximum in a few passes.
 
         Args:
             features: scores, float32 [V, n_items] each.
         """
         scales = [1.0 / (float(feature.std()) or 1.0) for feature in features]
-        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weights], max_iter=50, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            total = torch.zeros((), dtype=torch.float64, device=weights.device)
-            for part in torch.arange(len(self.users), device=weights.device).split(512):
-                columns = [feature[part] * scale for feature, scale in zip(features, scales, strict=True)]
-                scores = (torch.stack(columns, dim=2).double() @ weights).masked_fill(self.seen[part], -torch.inf)
-                own = scores.gather(1, self.items[part, None]).squeeze(1)
-                mean = (scores.logsumexp(1) - own).sum() / len(self.users)
-                mean.backward()
-                total += mean.detach()
-            prior = weights.square().sum() / (2.0 * _PRIOR_SD**2 * len(self.users))
-            prior.backward()
-            return total + prior.detach()
-
-        optimizer.step(loss)
+        weights = torch.ones(len(features), dtype=torch.float64, device=self.items.device)
+        fit = self._fit(features, scales, weights)
+        for _ in range(_NEWTON_STEPS):
+            step = torch.linalg.solve(fit.curvature, fit.gradient)
+            closer = self._fit(features, scales, weights - step)
+            while closer.loss > fit.loss and float(step.abs().max()) > _CONVERGED:
+                step = step / 2.0
+                closer = self._fit(features, scales, weights - step)
+            if fit.loss - closer.loss < _CONVERGED:
+                break
+            weights, fit = weights - step, closer
         return [weight * scale for weight, scale in zip(weights.tolist(), scales, strict=True)]
+
+    def _fit(self, features: Sequence[Tensor], scales: Sequence[float], weights: Tensor) -> _Fit:
+        """The mean negative log-likelihood of weights of the scaled features, with their prior."""
+        total = torch.zeros((), dtype=weights.dtype, device=weights.device)
+        gradient, curvature = weights / _PRIOR_SD**2, torch.eye(len(weights)).to(weights) / _PRIOR_SD**2
+        for part in torch.arange(len(self.users), device=weights.device).split(512):
+            columns = torch.stack([feature[part] * scale for feature, scale in zip(features, scales, strict=True)])
+            scores = torch.zeros(columns.shape[1:], dtype=weights.dtype, device=weights.device)
+            for column, weight in zip(columns, weights, strict=True):
+                scores += column * weight
+            log_chances = scores.masked_fill_(self.seen[part], -torch.inf).log_softmax(1)
+            own = self.items[part, None]
+            total -= log_chances.gather(1, own).sum()
+            chances = log_chances.exp().float()
+            columns -= (columns * chances).sum(2, keepdim=True)  # of each user, so that nothing cancels below
+            rows = columns.flatten(1)
+            curvature += ((rows * chances.flatten()) @ rows.T).double()
+            gradient -= columns.gather(2, own.expand(len(columns), -1, 1)).double().sum((1, 2))
+        n_users = len(self.users)
+        prior = float(weights.square().sum()) / (2.0 * _PRIOR_SD**2)
+        return _Fit((float(total) + prior) / n_users, gradient / n_users, curvature / n_users)
 
 
 @dataclass(frozen=True)
@@ -158,6 +183,11 @@ class Ensemble:
         for kind, width, seed in zip(kinds, widths, seeds, strict=True):
             if kind not in chosen:
                 first = MemberConfig(kind, seed, width, _START[kind], _RECENCIES[0] if time_ordered else 0.0)
+                # Data that need a larger penalty with one loss need it with another.
+                for other, found in chosen.items():
+                    if "item-item" not in (kind, other):
+                        penalty = first.penalty * found.penalty / _START[other]
+                        first = replace(first, penalty=penalty, recency=found.recency)
                 chosen[kind] = _searched(members, validation_items, first, time_ordered, on_member)
         choices = [
             replace(chosen[kind], seed=seed, width=width)
@@ -206,7 +236,7 @@ def _searched(
     time_ordered: bool,
     on_member: OnMember,
 ) -> MemberConfig:
-    """The best penalty and recency: for each recency, raise or lower the penalty while that improves the quality."""
+    """The best penalty for the first recency, then for each other one that looks better."""
     known: dict[MemberConfig, float] = {}
 
     def quality(choice: MemberConfig) -> float:
@@ -219,15 +249,28 @@ def _searched(
     def is_near(choice: MemberConfig) -> bool:
         return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
 
-    best = first
-    for recency in _RECENCIES if time_ordered else (0.0,):
-        found = replace(best, recency=recency)
-        start = found.penalty
+    def peak(start: MemberConfig) -> MemberConfig:
+        """Change the penalty in large steps while that improves the quality; then take the top of the parabola through
+        the last three, if it is indeed better."""
+        found = start
         for factor in (_STEP, 1.0 / _STEP):
-            next_member = replace(found, penalty=found.penalty * factor)
-            while is_near(next_member) and quality(next_member) > quality(found):
-                found, next_member = next_member, replace(next_member, penalty=next_member.penalty * factor)
-            if found.penalty != start:
+            while is_near(after := replace(found, penalty=found.penalty * factor)) and quality(after) > quality(found):
+                found = after
+            if found != start:
                 break
-        best = max(best, found, key=quality)
+        sides = [replace(found, penalty=found.penalty * factor) for factor in (1.0 / _STEP, _STEP)]
+        if not all(map(is_near, sides)):
+            return found
+        lower, upper = map(quality, sides)
+        if not (bend := 2.0 * quality(found) - lower - upper):
+            return found
+        top = replace(found, penalty=found.penalty * _STEP ** (0.5 * (upper - lower) / bend))
+        return max(found, top, key=quality)
+
+    best = peak(first)
+    others = [recency for recency in _RECENCIES if recency != first.recency] if time_ordered else []
+    for recency in others:
+        probe = replace(best, recency=recency, penalty=best.penalty * _BY_RECENCY ** (recency - best.recency))
+        if quality(probe) > quality(best):
+            best = peak(probe)
     return best

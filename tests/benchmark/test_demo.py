@@ -26,19 +26,24 @@ METRICS = {
     "popularity_ndcg@10": 0.2444,
     "train_throughput": 123_456.0,
 }
+OF_RECIPE = {"hr@10": 0.7555, "ndcg@10": 0.5666, "train_throughput": 654_321.0}
 
 
 def test_every_stage_is_a_valid_command() -> None:
-    prepare, train, recommend = (shlex.split(command) for command in demo._STAGES.values())
+    prepare, train, recipe, recommend = (shlex.split(command) for command in demo._STAGES.values())
     prepared = preprocessing.__main__.parse_args(prepare[prepare.index("preprocessing") + 1 :])
     trained = model.run.arguments.parse_args(train[1:])
     recommended = model.recommend.__main__.parse_args(recommend[recommend.index("model.recommend") + 1 :])
-    assert prepared.output == trained.data == demo.DATA
+    ensemble = model.run.arguments.parse_args(recipe[1:])
+    assert prepared.output == trained.data == ensemble.data == demo.DATA
     assert trained.output == recommended.run == demo.RUN
     assert recommended.titles.parent == demo.DATA
+    assert ensemble.output == demo.RECIPE
+    assert model.run.arguments.run_config(ensemble).train.validation == "leave-one-out"
     model.run.arguments.run_config(trained)
     assert prepared.overwrite
     assert trained.overwrite
+    assert ensemble.overwrite
 
 
 def test_the_stages_run_in_order_and_the_results_are_shown(
@@ -49,15 +54,22 @@ def test_the_stages_run_in_order_and_the_results_are_shown(
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess:
         started.append(command)
-        demo.RUN.mkdir(parents=True, exist_ok=True)
-        (demo.RUN / "metrics.json").write_text(json.dumps(METRICS))
+        for folder, metrics in ((demo.RUN, METRICS), (demo.RECIPE, OF_RECIPE)):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.json").write_text(json.dumps(metrics))
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", run)
     demo.main(argparse.Namespace())
     assert started == [[sys.executable, *shlex.split(command)] for command in demo._STAGES.values()]
     out = capsys.readouterr().out
-    for shown in ("0.6111", "0.3222", "0.4333", "0.2444", "123 k", *demo._STAGES, str(demo.RUN)):
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert rows[:3] == [
+        ["HR@10", "0.4333", "0.6111", "0.7555"],
+        ["NDCG@10", "0.2444", "0.3222", "0.5666"],
+        ["training samples/s", "", "123 k", "654 k"],
+    ]
+    for shown in (*demo._STAGES, str(demo.RUN), str(demo.RECIPE)):
         assert shown in out
 
 

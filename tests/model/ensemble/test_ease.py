@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.data.user_loader import UserBatch
+from model.ensemble import ease
 from model.ensemble.ease import factors, histories, item_products, item_weights
 
 CPU = torch.device("cpu")
@@ -104,6 +105,20 @@ def test_factors_are_optimal_for_their_width(width: int, weighed: bool) -> None:
     # Both sides of a factor have the same scale.
     sizes = [table[:, : min(width, N_ITEMS)].square().sum(0) for table in (users / N_USERS**0.5, items)]
     torch.testing.assert_close(sizes[0].clamp(min=1e-9), sizes[1].clamp(min=1e-9), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_subspace_iteration_finds_the_leading_eigenvectors(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    g, n_items = torch.Generator().manual_seed(0), 90
+    basis = torch.linalg.qr(torch.randn(n_items, n_items, generator=g)).Q
+    scores = (torch.arange(1, n_items + 1) ** -1.0)[:, None] * basis.T  # singular values 1, 1/2, 1/3, ...
+    weights = torch.eye(n_items) + 0.1 * torch.randn(n_items, n_items, generator=g)
+    histories = scores.double() @ torch.linalg.inv(weights.double())
+    monkeypatch.setattr(ease, "_EXACT", 0)
+    found = ease._leading(weights, (histories.T @ histories).float(), width)
+    torch.testing.assert_close(found.T @ found, torch.eye(width), atol=1e-5, rtol=0)
+    # The right singular vectors of the scores are the columns of `basis`.
+    torch.testing.assert_close((found.T @ basis[:, :width]).abs(), torch.eye(width), atol=1e-2, rtol=0)
 
 
 def test_factors_do_not_depend_on_the_signs_of_eigenvectors(monkeypatch: pytest.MonkeyPatch) -> None:

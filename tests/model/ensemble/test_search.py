@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from model.data.dataset import Rows
 from model.distributed.process_group import ProcessGroup
 from model.ensemble import ease
 from model.ensemble.members import Factors, MemberConfig, MemberTrainer
-from model.ensemble.search import Ensemble, ValidationRanking, _searched
+from model.ensemble.search import _START, Ensemble, ValidationRanking, _searched
 from model.network.checkpoint import load_factors, load_run, load_weights
 from model.network.neumf import NeuMF
 from model.recommend.recommender import Recommender
@@ -139,6 +140,15 @@ def test_weights_maximise_the_likelihood() -> None:
         assert likelihood(users, features, weights * change) < best
 
 
+def test_few_passes_find_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rounding limits the likelihood: large scores that are nearly equal."""
+    users, g = held_out_users(600)
+    base, passes, fit = 50.0 + torch.randn(600, 15, generator=g), [], ValidationRanking._fit
+    monkeypatch.setattr(ValidationRanking, "_fit", lambda *args: passes.append(1) or fit(*args))
+    users.weights([base, base + 0.01 * torch.randn(600, 15, generator=g), 70.0 + torch.randn(600, 15, generator=g)])
+    assert len(passes) < 60
+
+
 def test_weights_that_generated_the_choices_are_recovered() -> None:
     g, n_users = torch.Generator().manual_seed(1), 20_000
     features = [torch.randn(n_users, 8, generator=g) * scale for scale in (2.0, 0.5)]
@@ -238,7 +248,7 @@ class KnownMembers:
         return choice
 
     def quality(self, choice: Any) -> tuple[float, float]:
-        off = abs(math.log2(choice.penalty / self.best[0])) + abs(choice.recency - self.best[1])
+        off = abs(math.log2(choice.penalty / self.best[0])) + 4 * abs(choice.recency - self.best[1])
         return 1.0 / (1.0 + off), 0.0
 
 
@@ -256,12 +266,38 @@ def test_the_search_continues_while_quality_improves(best: tuple[float, float], 
     assert {choice.recency for choice in members.asked} == ({0.0, 0.5, 1.0} if time_ordered else {0.0})
 
 
+def test_the_top_of_a_parabola_is_found_with_few_members() -> None:
+    class Parabola(KnownMembers):
+        def quality(self, choice: Any) -> tuple[float, float]:
+            return 1.0 - 0.01 * math.log2(choice.penalty / self.best[0]) ** 2, 0.5
+
+    members: Any = Parabola((0.5 * 2.0**0.4, 0.0))
+    users: Any = type("Users", (), {"users": None, "quality": members.quality})()
+    found = _searched(members, users, MemberConfig("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
+    assert found.penalty == pytest.approx(members.best[0])
+    assert [choice.penalty for choice in members.asked] == pytest.approx([1.0, 0.5, 0.25, found.penalty])
+
+
+def test_the_second_loss_starts_where_the_first_ended(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: list[MemberConfig] = []
+
+    def searched(_: Any, __: Any, first: MemberConfig, *___: Any) -> MemberConfig:
+        starts.append(first)
+        return replace(first, penalty=first.penalty * 3.0)
+
+    monkeypatch.setattr("model.ensemble.search._searched", searched)
+    recipe = recipe_of(trained(data, "run", *MEMBERS))
+    assert [start.kind for start in starts] == MEMBERS[1:]
+    assert [start.penalty for start in starts] == pytest.approx([_START["softmax"], 3 * _START["bce-all"], 4.0])
+    assert [member["penalty"] for member in recipe["members"]] == pytest.approx([1.5, 9 * _START["bce-all"], 12.0])
+
+
 @pytest.mark.parametrize("best", [1e-9, 1e9])
 def test_the_search_is_bounded(best: float) -> None:
     members: Any = KnownMembers((best, 0.0))
     users: Any = type("Users", (), {"users": None, "quality": members.quality})()
     found = _searched(members, users, MemberConfig("softmax", 1, 4, 0.5, 0.0), False, lambda *_: None)
-    assert 16 < max(found.penalty / 0.5, 0.5 / found.penalty) < 32
+    assert 16 <= max(found.penalty / 0.5, 0.5 / found.penalty) < 32
     assert len(members.asked) < 15
 
 
