@@ -29,6 +29,10 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "scoring speed by batch size: torch, compiled, ONNX Runtime, projections",
         lambda: import_module("benchmark.inference.command"),
     ),
+    "peers": (
+        "other recommenders and ours, ranked by the same code: quality, speed, time to quality",
+        lambda: import_module("benchmark.peers.command"),
+    ),
     "pipeline": (
         "raw log to prepared folder, against plain pandas: time, memory, scaling",
         lambda: import_module("benchmark.pipeline.command"),
