@@ -95,7 +95,8 @@ def main(args: argparse.Namespace) -> None:
         "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
         "data": {
             "name": args.data.name,
-            "users": comparison.users,
+            "users": comparison.data.train.columns.n_users,
+            "test_users": comparison.test_users,
             "items": comparison.data.train.columns.n_items,
             "train_rows": comparison.data.train.n_rows,
             "negatives": comparison.data.drawn,
@@ -110,12 +111,12 @@ def main(args: argparse.Namespace) -> None:
     }
     write_json(args.output / _NAME, result)
     _draw(result, args.output)
-    console.print(markdown(result), markup=False, soft_wrap=True)
 
 
 def _draw(result: dict[str, Any], folder: Path) -> None:
     for name, draw in (("peers.png", draw_peers), ("time-to-quality.png", draw_curves)):
         draw(result, folder / name)
+    console.print(markdown(result), markup=False, soft_wrap=True)
     console.print(f"wrote {folder / _NAME}, peers.png and time-to-quality.png")
 
 
@@ -143,7 +144,7 @@ class Comparison:
     trials: int
     limit_s: float
     recipe: Values
-    users: int
+    test_users: int
 
     @staticmethod
     def create(args: argparse.Namespace) -> Comparison:
@@ -163,7 +164,7 @@ class Comparison:
             metrics.append(self.data.ranks(scores).metrics())
             runs.append(self._own_figures(done, scores, row.kind))
         values = _stacked(metrics)
-        self.users = values["full hr@10"].shape[1]
+        self.test_users = values["full hr@10"].shape[1]
         self.recipe = values  # the last of them
         found: dict[str, Any] = {
             "row": name, "peer": None, "kind": "ours", "what": row.what, "lines": _COMMANDS, "runs": runs,
@@ -195,7 +196,8 @@ class Comparison:
             figures |= {f"load_{key}": value for key, value in self.prepared.items()}
         if kind != "baseline":
             facts = json.loads((done.folder / "metrics.json").read_text(encoding="utf-8"))
-            figures["samples_per_s"] = facts["train_throughput"]
+            # Per CPU second, as the peers': it is reported by the wall clock.
+            figures["samples_per_s"] = facts["train_throughput"] * done.wall_s / done.cpu_s
         return figures
 
     def _own_curve(self, name: str, values: Values, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -231,7 +233,8 @@ class Comparison:
         common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": model.lines()}
         if python is None:
             return [{**common, "kind": "default", "error": error_of(model.peer)}]
-        quality, tried = self.data.validation(self.data.validation_items(self.seeds[0])), []
+        quality = self.data.validation(self.data.validation_items(self.seeds[0]))
+        tried: list[dict[str, Any]] = []
         for settings in model.candidates(self.trials, self.seeds[0]):
             job = Job(str(model.adapter), model.name, str(self._split("validation")), settings, self.seeds[0],
                       limit_s=self.limit_s)  # fmt: skip

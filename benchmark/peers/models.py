@@ -40,6 +40,8 @@ class Model:
 
     def candidates(self, trials: int, seed: int) -> list[Settings]:
         """The defaults, then `trials` other settings from the space, in random order."""
+        if not self.space:
+            return [dict(self.settings)]
         grid = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
         order = np.random.default_rng(seed).permutation(len(grid))[:trials]
         return [dict(self.settings), *({**self.settings, **grid[index]} for index in order)]

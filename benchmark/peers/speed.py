@@ -148,7 +148,8 @@ def _largest(
     data: _Data, limit_s: float, what: str, peer: str, measured: Callable[[_Data, int, Path, float], dict[str, Any]]
 ) -> dict[str, Any]:
     """The figures at the largest share within the limit, with what went over it."""
-    python, over = python_of(peer), []
+    python = python_of(peer)
+    over: list[dict[str, Any]] = []
     failed = {"what": what, "row": peer, "rows": data.shape(1).rows}
     if python is None:
         return {**failed, "error": error_of(peer)}

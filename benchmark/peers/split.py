@@ -29,6 +29,8 @@ def write_split(train: Rows, path: Path, validation_items: Tensor | None = None)
             kept &= validation_items[users.long()] != items
         found.append(torch.stack([users[kept].int(), items[kept].int()]).numpy())
     users, items = np.concatenate(found, axis=1)
-    held_out = {} if validation_items is None else {"held_out": validation_items.int().numpy()}
-    np.savez(path, users=users, items=items, n_users=columns.n_users, n_items=columns.n_items, **held_out)
+    arrays = {"users": users, "items": items, "n_users": columns.n_users, "n_items": columns.n_items}
+    if validation_items is not None:
+        arrays["held_out"] = validation_items.int().numpy()
+    np.savez(path, **arrays)
     return len(users)

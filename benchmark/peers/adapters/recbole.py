@@ -30,7 +30,8 @@ def fit(run):
     logging.disable(logging.WARNING)
     if run.model == "load":
         return load(run)
-    parts = {"train": np.stack([run.users, run.items], 1)}
+    rows = np.stack([run.users, run.items], 1)
+    parts = {"train": rows, "valid": rows[:1], "test": rows[:1]}  # RecBole asks for all three
     held = run.held_out is not None
     if held:
         owners = np.flatnonzero(run.held_out >= 0)
@@ -43,11 +44,10 @@ def fit(run):
         }  # fmt: skip
     folder = run.folder / "split"
     folder.mkdir(exist_ok=True)
-    for name in ("train", "valid", "test"):  # its atomic files; RecBole asks for all three
-        rows = parts.get(name, parts["train"][:1] if name == "test" or not held else None)
+    for name, pairs in parts.items():  # its atomic files
         with (folder / f"split.{name}.inter").open("w") as file:
             file.write("user_id:token\titem_id:token\n")
-            np.savetxt(file, rows, fmt="%d", delimiter="\t")
+            np.savetxt(file, pairs, fmt="%d", delimiter="\t")
     config = Config(
         model={"neumf": "NeuMF", "lightgcn": "LightGCN"}[run.model],
         dataset="split",
@@ -87,7 +87,7 @@ def fit(run):
 
     def watched(*args, **more):
         loss = train_epoch(*args, **more)
-        run.epoch(len(parts["train"]) * per_row, scores)
+        run.epoch(len(rows) * per_row, scores)
         return loss
 
     trainer._train_epoch = watched

@@ -29,9 +29,9 @@ from benchmark.quality.run import Done
 from benchmark.quality_baselines import SCORES_NAME
 from workflows.common.errors import UserError
 
-USERS, ITEMS, NEGATIVES, ROWS_PER_USER = 12, 30, 8, 6
+USERS, ITEMS, NEGATIVES, ROWS_PER_USER = 16, 40, 20, 6
 
-# Scores are popularity, with the setting `sign`, so that -1 is worse; the last item of a user tells users apart.
+# Scores are popularity without ties, times the setting `sign`; the user's number is added, which tells users apart.
 POPULARITY = """
 import numpy as np
 
@@ -39,7 +39,8 @@ def fit(run):
     counts = np.bincount(run.items, minlength=run.n_items).astype(np.float32)
     run.loaded()
     sign = run.settings.get("sign", 1)
-    scores = lambda users: sign * np.tile(counts, (len(users), 1)) + users[:, None] / 1000
+    values = sign * (counts + np.arange(run.n_items) / 1000)
+    scores = lambda users: values[None, :] + users[:, None]
     for _ in range(3):
         run.epoch(len(run.users), scores)
     if run.held_out is not None:
@@ -82,7 +83,12 @@ def pairs(folder: Path, name: str) -> list[tuple[int, int]]:
     return [(user, item) for user, item, label in rows if label]
 
 
-def own_scores(folder: Path) -> np.ndarray:
+def popularity(folder: Path) -> np.ndarray:
+    counts = np.bincount([item for _, item in pairs(folder, "train")], minlength=ITEMS)
+    return counts + np.arange(ITEMS) / 1000
+
+
+def own_scores() -> np.ndarray:
     """Random scores: stand in for our rows."""
     return np.random.default_rng(4).random((USERS, ITEMS)).astype(np.float32)
 
@@ -113,6 +119,7 @@ def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     adapters.mkdir()
     found = Fake(adapters, tmp_path / "result", folder)
     found.write("fake", POPULARITY)
+    found.write("absent", POPULARITY)
     for name in list(MODELS):
         monkeypatch.delitem(MODELS, name)
     monkeypatch.setitem(MODELS, "fake-pop", Model("fake", "pop", "popularity", {"sign": (-1, 2)}))
@@ -126,7 +133,7 @@ def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
     def run(program: object, seed: int, data: Path, folder: Path) -> Done:
         folder.mkdir(parents=True)
-        safetensors.torch.save_file({"scores": torch.from_numpy(own_scores(folder))}, folder / SCORES_NAME)
+        safetensors.torch.save_file({"scores": torch.from_numpy(own_scores())}, folder / SCORES_NAME)
         return Done(folder, "python", 1.0, 1.0, 10.0)
 
     monkeypatch.setattr(command, "run", run)
@@ -157,27 +164,23 @@ def test_the_validation_split_holds_out_the_last_train_item_of_each_user(folder:
 def test_scores_come_back_in_the_order_of_our_ids_and_are_ranked_by_our_code(fake: Fake) -> None:
     result = fake.run("--trials", 0)
     scores = np.load(fake.output / "runs" / "fake-pop-default-1" / "scores.npy")
-    counts = np.bincount([item for _, item in pairs(fake.data, "train")], minlength=ITEMS)
-    np.testing.assert_allclose(scores, counts[None, :] + np.arange(USERS)[:, None] / 1000, rtol=1e-6)
-    table = pq.read_table(fake.data / "test.parquet").to_pydict()
-    series = np.array(table["item"]).reshape(USERS, 1 + NEGATIVES)
-    hits = [np.sum(counts[row[1:]] > counts[row[0]]) < 10 for row in series]  # ties cannot matter: 8 negatives
-    row = next(each for each in result["results"] if each["row"] == "fake-pop")
-    assert row["metrics"]["sampled hr@10"]["mean"] == np.mean(hits) == 1.0
-    seen = {user: {item for u, item in pairs(fake.data, "train") if u == user} for user in range(USERS)}
-    full = [
-        sum(counts[item] > counts[own[0]] for item in range(ITEMS) if item not in seen[user]) < 10
-        and sum(counts[item] >= counts[own[0]] for item in range(ITEMS) if item not in seen[user]) <= 10
-        for user, own in enumerate(series)
-    ]
-    assert row["metrics"]["full hr@10"]["mean"] >= np.mean(full)
+    values = popularity(fake.data)
+    np.testing.assert_allclose(scores, values[None, :] + np.arange(USERS)[:, None], rtol=1e-6)
+    items = np.array(pq.read_table(fake.data / "test.parquet")["item"]).reshape(USERS, 1 + NEGATIVES)
+    train = pairs(fake.data, "train")
+    unseen = [[item for item in range(ITEMS) if (user, item) not in train] for user in range(USERS)]
+    metrics = next(each for each in result["results"] if each["row"] == "fake-pop")["metrics"]
+    for way, ranked in (("sampled", items), ("full", unseen)):
+        hits = [sum(values[list(row)] > values[own[0]]) < 10 for row, own in zip(ranked, items, strict=True)]
+        assert metrics[f"{way} hr@10"]["mean"] == pytest.approx(np.mean(hits))
+        assert 0.0 < np.mean(hits) < 1.0  # so that another order of items would give another figure
 
 
 def test_settings_are_chosen_on_validation_and_the_final_fit_has_all_of_train(fake: Fake) -> None:
     fake.write("fake", POPULARITY.replace('run.settings.get("sign", 1)', 'run.settings.get("sign", -1)'))
     result = fake.run("--trials", 2)
     default, tuned = (each for each in result["results"] if each["row"] == "fake-pop")
-    assert [each["settings"].get("sign") for each in tuned["tried"]][0] is None
+    assert "sign" not in tuned["tried"][0]["settings"]  # the defaults come first
     assert sorted(each["settings"]["sign"] for each in tuned["tried"][1:]) == [-1, 2]
     assert tuned["settings"] == {"sign": 2, "noticed": USERS}
     assert default["settings"] == {"noticed": USERS}  # what the peer chose by itself is kept
@@ -207,11 +210,12 @@ def test_tuning_does_not_read_test(fake: Fake) -> None:
         assert all(np.array_equal(one[name], other[name]) for name in one.files)
 
 
-def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(fake: Fake) -> None:
+def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake.write("crash", "def fit(run):\n    raise ValueError('no such user')\n")
-    MODELS["crash-pop"] = Model("crash", "pop", "crashes", {})
-    command_python = {"fake": Path(sys.executable), "crash": Path(sys.executable)}
-    command.python_of = command_python.get  # type: ignore[assignment]
+    monkeypatch.setitem(MODELS, "crash-pop", Model("crash", "pop", "crashes", {}))
+    monkeypatch.setattr(command, "python_of", dict.fromkeys(("fake", "crash"), Path(sys.executable)).get)
     result = fake.run("--trials", 0)
     rows = {each["row"]: each for each in result["results"]}
     assert rows["absent-pop"]["error"] == "no wheel for absent"
