@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -52,7 +53,7 @@ class Job:
 
 
 def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
-    """Run a job with a peer's interpreter, or reuse the figures of the same job.
+    """Run a job with a peer's interpreter, or reuse the figures of the same job: same adapter, split and settings.
 
     `folder` receives `scores.npy`, float32 [n_users, n_items], and `epoch-N.npy`.
 
@@ -60,7 +61,8 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
         OverLimitError: it took longer than the limit.
         UserError: it failed; the message includes the last lines of its output.
     """
-    known = json.loads(json.dumps(asdict(job)))
+    given = json.loads(json.dumps(asdict(job)))  # tuples become lists
+    known = given | {key: hashlib.sha256(Path(given[key]).read_bytes()).hexdigest() for key in ("adapter", "split")}
     facts = folder / _FACTS
     found = read_json(facts)
     if found.get("job") == known:
@@ -68,7 +70,7 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = folder / "job.json"
-    write_json(path, {**known, "folder": str(folder), "began": time.time()})
+    write_json(path, {**given, "folder": str(folder), "began": time.time()})
     threads = [f"{name}={job.threads}" for name in _THREADS]
     command = ["env", *threads, str(python), "-P", str(ADAPTERS / "host.py"), str(path)]
     try:

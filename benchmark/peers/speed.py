@@ -18,13 +18,14 @@ from benchmark.peers.fit import Job, OverLimitError, fit
 from benchmark.peers.install import ROOT, error_of, python_of
 from benchmark.peers.models import ADAPTERS, MODELS, batch_settings
 from benchmark.peers.split import write_split
+from benchmark.training.variants import NEGATIVES
 from model.data.dataset import open_train
 from preprocessing.spec.feature_spec import read_feature_spec
 from preprocessing.synthetic.log import Shape, write_log
 from workflows.common.errors import UserError
 from workflows.common.progress import console
 
-_SEED, _THREADS, _BATCH, _SECONDS = 1, 2, 65_536, 15.0
+_SEED, _THREADS, _BATCH, _STEPS = 1, 2, 65_536, 300
 _SHARES = (1, 10, 100)  # of the users and interactions, tried in turn by a peer that takes too long
 _COLUMNS = ("userId", "movieId", "rating", "timestamp")
 _LOADERS = ("recbole",)
@@ -109,8 +110,10 @@ def _own_loading(data: _Data) -> dict[str, Any]:
 
 
 def _own_training(data: _Data) -> dict[str, Any]:
+    epoch = (data.shape(1).rows - data.shape(1).users) * (1 + NEGATIVES) // _BATCH  # whole batches
+    steps = max(1, min(_STEPS, epoch - 1))
     command = [sys.executable, "-m", "benchmark.training.run", "--variant", "compiled", "--data", str(data.prepared(1)),
-               "--batch_size", str(_BATCH), "--seconds", str(_SECONDS), "--threads", str(_THREADS)]  # fmt: skip
+               "--batch_size", str(_BATCH), "--steps", str(steps), "--threads", str(_THREADS)]  # fmt: skip
     figures = json.loads(measure(command, cwd=ROOT).output.splitlines()[-1])
     return _row("NeuMF, samples/s", "ours", data.shape(1).rows, figures["samples_per_s"], figures)
 

@@ -35,7 +35,7 @@ def fit(run):
     known = np.array([int(item) for item in data.item_ids])
 
     def scores(users):
-        return run.place(np.stack([model.score(data.uid_map[user]) for user in users.tolist()]), known)
+        return run.place(np.stack([np.ravel(model.score(data.uid_map[user])) for user in users.tolist()]), known)
 
     model.fit(data)
     if run.model == "bpr":

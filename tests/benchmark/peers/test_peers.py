@@ -238,15 +238,17 @@ def test_a_peer_over_the_limit_is_ended(tmp_path: Path) -> None:
         fit(Path(sys.executable), job, tmp_path / "run")
 
 
-def test_a_finished_fit_is_reused_and_another_job_is_not(fake: Fake, tmp_path: Path) -> None:
+def test_a_finished_fit_is_reused_until_settings_or_adapter_change(fake: Fake, tmp_path: Path) -> None:
     np.savez(tmp_path / "split.npz", users=[0, 1], items=[0, 0], n_users=2, n_items=2)
     job = Job(str(fake.adapters / "fake.py"), "pop", str(tmp_path / "split.npz"), {}, 1)
     python, run = Path(sys.executable), tmp_path / "run"
     first = fit(python, job, run)
-    fake.write("fake", "def fit(run):\n    raise ValueError\n")
     assert fit(python, job, run) == first
+    other = fit(python, Job(job.adapter, "pop", job.split, {"sign": 2}, 1), run)
+    assert other["epochs"] != first["epochs"]  # with other times
+    fake.write("fake", "def fit(run):\n    raise ValueError\n")
     with pytest.raises(UserError, match="status 1: ValueError"):
-        fit(python, Job(job.adapter, "pop", job.split, {"sign": 2}, 1), run)
+        fit(python, job, run)
 
 
 def test_recommended_items_are_the_best_unseen_ones() -> None:
