@@ -24,6 +24,7 @@ class Model:
         what: description for people.
         space: values to try of each setting, named as the peer names it; defaults are added to them.
         settings: that differ from the library's defaults in all its rows, with the reason in `docs/peers.md`.
+        defaults: the library's, if the space has them; they are not tried again.
         speed: settings with the network, batch and negatives of `benchmark.training.variants`; None if there are none.
     """
 
@@ -32,6 +33,7 @@ class Model:
     what: str
     space: Mapping[str, tuple[Any, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] | None = None
     speed: Mapping[str, Any] | None = None
 
     @property
@@ -43,8 +45,9 @@ class Model:
         if not self.space:
             return [dict(self.settings)]
         grid = [dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values())]
-        order = np.random.default_rng(seed).permutation(len(grid))[:trials]
-        return [dict(self.settings), *({**self.settings, **grid[index]} for index in order)]
+        order = np.random.default_rng(seed).permutation(len(grid))
+        others = [{**self.settings, **grid[index]} for index in order if grid[index] != self.defaults]
+        return [dict(self.settings), *others[:trials]]
 
     def lines(self) -> int:
         """Lines of its adapter with code: what a user of the library would write to load, train and score."""
@@ -64,16 +67,19 @@ MODELS = {
     "lenskit-als": Model(
         "lenskit", "als", "ALS",
         {"embedding_size": (32, 64, 128), "regularization": (0.1, 1.0, 10.0), "weight": (5.0, 20.0, 40.0)},
+        defaults={"embedding_size": 64, "regularization": 0.1, "weight": 40.0},
     ),
     "lenskit-bpr": Model(
         "lenskit", "flexmf", "FlexMF, BPR",
         {"embedding_size": (32, 64, 128), "learning_rate": (0.003, 0.01, 0.03), "epochs": (10, 20, 40)},
         {"preset": "bpr"},
+        {"embedding_size": 64, "learning_rate": 0.01, "epochs": 10},
     ),
     "lenskit-bce": Model(
         "lenskit", "flexmf", "FlexMF, logistic",
         {"embedding_size": (32, 64, 128), "negative_count": (1, 4), "epochs": (10, 20, 40)},
         {"loss": "logistic"},
+        {"embedding_size": 64, "negative_count": 1, "epochs": 10},
     ),
     "cornac-neumf": Model(
         "cornac", "neumf", "NeuMF",
@@ -82,16 +88,18 @@ MODELS = {
             "num_epochs": (10, 20), "batch_size": (256, 1024), "reg": (0.0, 1e-5),
         },
         {"num_factors": 8, "layers": (64, 32, 16, 8)},
-        {"num_factors": 64, "layers": (256, 256, 128, 64), "num_neg": 4, "num_epochs": 1},
+        speed={"num_factors": 64, "layers": (256, 256, 128, 64), "num_neg": 4, "num_epochs": 1},
     ),
     "cornac-ease": Model("cornac", "ease", "EASE", {"lamb": (50.0, 100.0, 200.0, 350.0, 700.0), "posB": (True, False)}),
     "cornac-bpr": Model(
         "cornac", "bpr", "BPR",
         {"k": (10, 32, 64), "learning_rate": (0.001, 0.01, 0.05), "lambda_reg": (0.001, 0.01, 0.03)},
+        defaults={"k": 10, "learning_rate": 0.001, "lambda_reg": 0.01},
     ),
     "recbole-neumf": Model(
         "recbole", "neumf", "NeuMF",
         {"learning_rate": (0.0005, 0.001, 0.003), "dropout_prob": (0.1, 0.3, 0.5), "negatives": (1, 4)},
+        defaults={"learning_rate": 0.001, "dropout_prob": 0.1, "negatives": 1},
         speed={
             "mf_embedding_size": 64, "mlp_embedding_size": 128, "mlp_hidden_size": (256, 128, 64),
             "dropout_prob": 0.5, "negatives": 4, "epochs": 1,
@@ -100,6 +108,7 @@ MODELS = {
     "recbole-lightgcn": Model(
         "recbole", "lightgcn", "LightGCN",
         {"learning_rate": (0.001, 0.003, 0.01), "n_layers": (1, 2, 3), "reg_weight": (1e-5, 1e-3)},
+        defaults={"learning_rate": 0.001, "n_layers": 2, "reg_weight": 1e-5},
     ),
     "recommenders-ncf": Model(
         "recommenders", "neumf", "NCF (NeuMF)",
@@ -107,6 +116,7 @@ MODELS = {
             "n_factors": (8, 16), "layer_sizes": ((16, 8, 4), (32, 16, 8)), "learning_rate": (0.001, 0.005),
             "batch_size": (256, 1024), "n_epochs": (10, 20),
         },
+        {"batch_size": 256, "n_epochs": 10},
     ),
 }  # fmt: skip
 

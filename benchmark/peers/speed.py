@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmark.common.measure import measure
+from benchmark.common.measure import Usage, measure
 from benchmark.peers.fit import Job, OverLimitError, fit
 from benchmark.peers.install import ROOT, error_of, python_of
 from benchmark.peers.models import ADAPTERS, MODELS, batch_settings
@@ -29,6 +29,7 @@ _SEED, _THREADS, _BATCH, _STEPS = 1, 2, 65_536, 300
 _SHARES = (1, 10, 100)  # of the users and interactions, tried in turn by a peer that takes too long
 _COLUMNS = ("userId", "movieId", "rating", "timestamp")
 _LOADERS = ("recbole",)
+_FIGURES = ("per_s", "per_cpu_s")
 
 
 def compare_speed(shape: Shape, peers: Sequence[str], limit_s: float, cache: Path | None) -> dict[str, Any]:
@@ -47,8 +48,9 @@ def compare_speed(shape: Shape, peers: Sequence[str], limit_s: float, cache: Pat
                 train.append(_largest(data, limit_s, row, model.peer, _training(row)))
     for own, *others in (load, train):
         for other in others:
-            if "figure" in other:
-                other["ours_over"] = own["figure"] / other["figure"]
+            for name in _FIGURES:
+                if name in other:
+                    other[f"ours_over_{name}"] = own[name] / other[name]
     return {"shape": asdict(shape), "threads": _THREADS, "batch_size": _BATCH, "results": [*load, *train]}
 
 
@@ -57,7 +59,7 @@ class _Data:
 
     def __init__(self, shape: Shape, folder: Path) -> None:
         self._shape, self._folder = shape, folder
-        self.prepared_s: dict[int, float] = {}
+        self.prepared_by: dict[int, Usage] = {}
 
     def shape(self, share: int) -> Shape:
         whole = self._shape
@@ -87,11 +89,11 @@ class _Data:
 
     def prepared(self, share: int) -> Path:
         folder = self._folder / f"{self.shape(share)}-prepared"
-        if share not in self.prepared_s:
+        if share not in self.prepared_by:
             flags = [f"--{kind}={name}" for kind, name in zip(("user", "item"), _COLUMNS, strict=False)]
             command = [sys.executable, "-m", "preprocessing", "--input", str(self.log(share)), *flags,
                        "--time=timestamp", "--output", str(folder), "--device", "cpu", "--overwrite"]  # fmt: skip
-            self.prepared_s[share] = measure(command, cwd=ROOT).wall_s
+            self.prepared_by[share] = measure(command, cwd=ROOT)
         return folder
 
     def split(self, share: int) -> Path:
@@ -105,8 +107,12 @@ class _Data:
 def _own_loading(data: _Data) -> dict[str, Any]:
     data.log(1).read_bytes()  # into the page cache
     data.prepared(1)
-    rows = data.shape(1).rows
-    return _row("raw log to split, rows/s", "ours", rows, rows / data.prepared_s[1], {"wall_s": data.prepared_s[1]})
+    rows, usage = data.shape(1).rows, data.prepared_by[1]
+    return _row("raw log to split, rows", "ours", rows, rows / usage.wall_s, rows / usage.cpu_s, _costs(usage))
+
+
+def _costs(usage: Usage) -> dict[str, float]:
+    return {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
 
 
 def _own_training(data: _Data) -> dict[str, Any]:
@@ -115,7 +121,8 @@ def _own_training(data: _Data) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmark.training.run", "--variant", "compiled", "--data", str(data.prepared(1)),
                "--batch_size", str(_BATCH), "--steps", str(steps), "--threads", str(_THREADS)]  # fmt: skip
     figures = json.loads(measure(command, cwd=ROOT).output.splitlines()[-1])
-    return _row("NeuMF, samples/s", "ours", data.shape(1).rows, figures["samples_per_s"], figures)
+    per_s, per_cpu_s = figures["samples_per_s"], figures["samples_per_cpu_s"]
+    return _row("NeuMF, samples", "ours", data.shape(1).rows, per_s, per_cpu_s, figures)
 
 
 def _loading(data: _Data, share: int, python: Path, limit_s: float) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def _loading(data: _Data, share: int, python: Path, limit_s: float) -> dict[str,
     figures = fit(python, job, data.atomic_file(share).parents[1] / "run")
     rows = data.shape(share).rows
     # From the start of the process, as ours.
-    return _row("raw log to split, rows/s", "recbole", rows, rows / figures["total_s"], figures)
+    return _row("raw log to split, rows", "recbole", rows, rows / figures["wall_s"], rows / figures["cpu_s"], figures)
 
 
 def _training(row: str) -> Callable[[_Data, int, Path, float], dict[str, Any]]:
@@ -136,15 +143,17 @@ def _training(row: str) -> Callable[[_Data, int, Path, float], dict[str, Any]]:
         split = data.split(share)
         job = Job(str(model.adapter), model.name, str(split), settings, _SEED, _THREADS, limit_s, scores=False)
         figures = fit(python, job, split.with_name(f"{split.stem}-{row}"))
-        speed = figures["samples"] / figures["train_s"]
-        return _row("NeuMF, samples/s", row, data.shape(share).rows, speed, figures)
+        samples = figures["samples"]
+        per_s, per_cpu_s = samples / figures["train_s"], samples / figures["train_cpu_s"]
+        return _row("NeuMF, samples", row, data.shape(share).rows, per_s, per_cpu_s, figures)
 
     return train
 
 
-def _row(what: str, row: str, rows: int, figure: float, run: dict[str, Any]) -> dict[str, Any]:
-    console.print(f"{what}, {row}, {rows:,} interactions: {figure:,.0f}", markup=False)
-    return {"what": what, "row": row, "rows": rows, "figure": figure, "run": run}
+def _row(what: str, row: str, rows: int, per_s: float, per_cpu_s: float, run: dict[str, Any]) -> dict[str, Any]:
+    speed = f"{per_s:,.0f}/s, {per_cpu_s:,.0f} per CPU second"
+    console.print(f"{what}, {row}, {rows:,} interactions: {speed}", markup=False)
+    return {"what": what, "row": row, "rows": rows, "per_s": per_s, "per_cpu_s": per_cpu_s, "run": run}
 
 
 def _largest(

@@ -60,10 +60,14 @@ def _speed(result: dict[str, Any]) -> str:
         return ""
     rows = []
     for each in speed["results"]:
-        figures = each["error"] if "error" in each else f"{each['figure']:,.0f}"
-        ratio = f"{each['ours_over']:.1f}" if "ours_over" in each else ""
-        rows.append((each["what"], each["row"], f"{each['rows']:,}", _escaped(figures), ratio))
-    return _table(("measured", "row", "interactions", "figure", "ours is better by"), rows)
+        if "error" in each:
+            figures = (_escaped(each["error"]), "", "", "")
+        else:
+            speeds = (f"{each[name]:,.0f}" for name in ("per_s", "per_cpu_s"))
+            ratios = (each.get(f"ours_over_{name}") for name in ("per_s", "per_cpu_s"))
+            figures = (*speeds, *(f"{ratio:.1f}" if ratio else "" for ratio in ratios))
+        rows.append((each["what"], f"`{each['row']}`", f"{each['rows']:,}", *figures))
+    return _table(("measured", "row", "interactions", "per s", "per CPU s", "ours by", "ours by, CPU"), rows)
 
 
 def _name(each: dict[str, Any]) -> str:

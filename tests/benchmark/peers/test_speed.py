@@ -23,7 +23,7 @@ def largest(tmp_path: Path, error: Exception, manages: int) -> dict[str, Any]:
         assert (python, limit_s) == (_PYTHON, 600.0)
         if share < manages:
             raise error
-        return {"rows": data.shape(share).rows, "figure": 1.0}
+        return {"rows": data.shape(share).rows, "per_s": 1.0}
 
     return speed._largest(speed._Data(_SHAPE, tmp_path), 600.0, "training", "slow", measured)
 
@@ -36,7 +36,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_peer_over_the_limit_is_measured_on_a_tenth_then_a_hundredth(tmp_path: Path) -> None:
     error = OverLimitError("over 600 s")
-    assert largest(tmp_path, error, 1) == {"rows": 20_000, "figure": 1.0, "over_limit": []}
+    assert largest(tmp_path, error, 1) == {"rows": 20_000, "per_s": 1.0, "over_limit": []}
     found = largest(tmp_path, error, 100)
     assert found["rows"] == 200
     assert [each["rows"] for each in found["over_limit"]] == [20_000, 2_000]
