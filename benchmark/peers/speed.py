@@ -172,5 +172,6 @@ def _largest(
             over.append({"rows": data.shape(share).rows, "error": str(error)})
             console.print(f"{what}, {data.shape(share).rows:,} interactions: {error}", markup=False)
         except UserError as error:
+            console.print(f"{what}, {peer}: {error}", markup=False)
             return {**failed, "error": str(error)}
     return {**failed, "error": f"over {limit_s:g} s with {over[-1]['rows']:,} interactions"}

@@ -17,6 +17,7 @@ def load(run):
         dataset="log",
         config_dict={
             "data_path": run.log.rsplit("/", 2)[0], "seed": run.seed, "use_gpu": False,
+            "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
             "eval_args": {"split": {"LS": "test_only"}, "mode": "uni100", "order": "TO", "group_by": "user"},
         },
     )  # fmt: skip
