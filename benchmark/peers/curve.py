@@ -35,7 +35,8 @@ def dllogger_curve(log: Path, wall_s: float, cpu_s: float) -> dict[str, Any]:
     epochs = []
     for line in log.read_text(encoding="utf-8").splitlines():
         record = json.loads(line.removeprefix("DLLL "))
-        if isinstance(record["step"], list) and len(record["step"]) == 1:
+        step = record.get("step")
+        if isinstance(step, list) and len(step) == 1:
             epochs.append(record["data"])
     trained = [epoch["train_epoch_time"] for epoch in epochs]
     elapsed = wall_s - sum(trained) - sum(epoch["validation_epoch_time"] for epoch in epochs)

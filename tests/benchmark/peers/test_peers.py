@@ -263,7 +263,7 @@ def test_recommended_items_are_the_best_unseen_ones() -> None:
 
 
 def test_the_curve_of_a_run_has_evaluation_taken_out(tmp_path: Path) -> None:
-    lines = [{"step": "PARAMETER", "data": {}}]
+    lines: list[dict[str, Any]] = [{"type": "HEADER"}, {"step": "PARAMETER", "data": {}}]
     hit_rates = (0.2, 0.5, 0.497, 0.5)
     lines += [
         {"step": [epoch], "data": {"train_epoch_time": 2.0, "validation_epoch_time": 3.0, "hr@10": hr}}
