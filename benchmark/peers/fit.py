@@ -21,6 +21,7 @@ from workflows.common.files import read_json, write_json
 _FACTS = "figures.json"
 # A thread each: libraries differ in how many they take, and the machine may have other work.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS")
+_FIRST = '{"import_s"'  # of the host's line
 _ALARM = "status -14:"  # of a process that its own alarm has ended
 
 
@@ -79,7 +80,8 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
         if _ALARM in str(error):
             raise OverLimitError(f"over {job.limit_s:g} s") from error
         raise UserError(_brief(str(error))) from error
-    figures = json.loads(usage.output.splitlines()[-1])
+    # A library may print more when it ends.
+    figures = json.loads(next(line for line in reversed(usage.output.splitlines()) if line.startswith(_FIRST)))
     figures |= {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
     write_json(facts, {"job": known, "figures": figures})
     return figures
