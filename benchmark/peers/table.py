@@ -60,6 +60,7 @@ def _speed(result: dict[str, Any]) -> str:
         return ""
     rows = []
     for each in speed["results"]:
+        figures: tuple[str, ...]
         if "error" in each:
             figures = (_escaped(each["error"]), "", "", "")
         else:
