@@ -1,4 +1,5 @@
 # make demo | make test | make soak | make lint | make audit | make sbom | make setup [DEVICE=gpu] [PYTHON=python3.12] [TORCH_INDEX=<CPU wheel index>]
+# make peers [PEERS="implicit cornac"] [TORCH_INDEX=<CPU wheel index>]
 # make gpu-contract | make gpu-check [FLAGS="--only steps trace"] | make gpu-check DEVICE=cpu (a rehearsal)
 VENV := .venv
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do command -v $$p && break; done)
@@ -25,7 +26,7 @@ export UV_SYSTEM_CERTS := 1
 AUDIT := .venv-audit
 PACKAGES := workflows preprocessing model benchmark train.py tests docs
 
-.PHONY: setup demo test soak gpu-contract gpu-check lint format lock audit licences sbom clean
+.PHONY: setup demo test soak gpu-contract gpu-check peers lint format lock audit licences sbom clean
 
 setup: $(READY)
 
@@ -78,6 +79,12 @@ gpu-check:
 	@$(MAKE) --no-print-directory setup DEVICE=$(if $(filter commandcpu,$(REHEARSED)),cpu,gpu)
 	$(BIN)/python -m benchmark gpu-check $(if $(filter commandcpu,$(REHEARSED)),--device cpu --small) $(FLAGS)
 
+# Other recommenders, for `python -m benchmark peers`: an environment each, .venv-peers/NAME. One that cannot be
+# installed is left out and named in the end.
+PEERS ?=
+peers: $(READY)
+	$(BIN)/python -m benchmark.peers.install $(PEERS) $(if $(TORCH_INDEX),--torch-index $(TORCH_INDEX))
+
 lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)
 	$(BIN)/ruff format --check $(PACKAGES)
@@ -99,6 +106,8 @@ lock: $(READY)
 	  $(LOCK) cpu.in -c gpu.txt -o cpu.txt && $(LOCK) dev.in -o dev.txt && $(LOCK) build.in -c cpu.txt -o build.txt && \
 	  $(LOCK) --no-deps merlin.in -o merlin.txt && $(LOCK) --no-deps sample.in -o sample.txt && \
 	  $(LOCK) uv.in -o uv.txt && $(LOCK) audit.in -o audit.txt
+	cd requirements/peers && for peer in *.in; do ../$(LOCK) --config-file uv.toml --no-emit-package torch $$peer \
+	  -o $${peer%.in}.txt || exit 1; done
 
 # Advisories about the locked versions; those in the table of SECURITY.md are known. It needs PyPI's own JSON interface:
 # a mirror without it ends the audit with an error.
@@ -118,4 +127,4 @@ sbom: $(READY)
 	$(BIN)/python docs/packages.py --sbom sbom
 
 clean:
-	rm -rf $(VENV) $(CONTRACT) $(AUDIT) sbom data/ml-100k runs/ml-100k runs/ml-100k-recipe
+	rm -rf $(VENV) $(CONTRACT) $(AUDIT) .venv-peers sbom data/ml-100k runs/ml-100k runs/ml-100k-recipe

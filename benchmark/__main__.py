@@ -41,6 +41,10 @@ _MEASUREMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
         "loading epochs without training: rows/s, negatives/s, samples/s",
         lambda: import_module("benchmark.loader.command"),
     ),
+    "peers": (
+        "other recommenders and ours, ranked by the same code: quality, speed, time to quality",
+        lambda: import_module("benchmark.peers.command"),
+    ),
     "pipeline": (
         "raw log to prepared folder, against plain pandas: time, memory",
         lambda: import_module("benchmark.pipeline.command"),

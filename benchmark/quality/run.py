@@ -22,12 +22,14 @@ class Done:
     Attributes:
         command: for display, without --data and --output.
         wall_s, cpu_s: of the whole process: choosing settings, training and its own evaluation.
+        peak_rss_mib: of the process and its children.
     """
 
     folder: Path
     command: str
     wall_s: float
     cpu_s: float
+    peak_rss_mib: float
 
 
 def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
@@ -38,13 +40,13 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
     """
     given, source, facts = [*program, "--seed", str(seed)], str(data.resolve()), folder.with_suffix(".json")
     known, found = {"program": given, "data": source, **_configuration(program)}, read_json(facts)
-    if not known.items() <= found.items() or not folder.is_dir():
+    if not (known.items() <= found.items() and "peak_rss_mib" in found) or not folder.is_dir():
         console.print(f"python {shlex.join(given)}")
         command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
         usage = measure([*command, "--overwrite"], cwd=_ROOT)
-        found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s}
+        found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
         write_json(facts, found)
-    return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"])
+    return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"], found["peak_rss_mib"])
 
 
 def _configuration(program: Sequence[str]) -> dict[str, str]:

@@ -158,14 +158,14 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
         clock.watch(torch.optim.Adam, "step", "optimizer")
     trainer.network.train()
     with closing(trainer.batches):
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         batch = next(trainer.batches)
-        start_s = time.perf_counter() - started
+        start_s, start_cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
         trainer.step(batch.cut(0, min(len(batch), PIECE // (1 + NEGATIVES) * (1 + NEGATIVES))))  # warm-up
         clock.seconds = dict.fromkeys(clock.seconds, 0.0) | {"loader wait": 0.0}
         loss, samples, number = torch.zeros(()), 0, 0
         next_batch = clock.timed(lambda: next(trainer.batches, None), "loader wait")
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         while (number < steps) if steps is not None else (not number or time.perf_counter() - started < seconds):
             if number:  # the first batch was already fetched for the warm-up
                 batch = next_batch()
@@ -177,6 +177,7 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
             loss = trainer.step(batch)
             samples, number = samples + len(batch), number + 1
         train_s, stages_s = time.perf_counter() - started, dict(clock.seconds)
+        train_cpu_s = time.process_time() - started_cpu  # of all threads
     start_share_s = start_s * samples / trainer.got_ready
     return {
         "variant": name,
@@ -184,6 +185,7 @@ def run(name: str, folder: Path, batch_size: int, steps: int | None, seconds: fl
         "steps": number,
         "samples": samples,
         "samples_per_s": samples / (start_share_s + train_s),
+        "samples_per_cpu_s": samples / (start_cpu_s * samples / trainer.got_ready + train_cpu_s),
         "start_s": start_s,
         "start_share_s": start_share_s,
         "train_s": train_s,

@@ -1,0 +1,1 @@
+"""`python -m benchmark peers`: other recommenders on the same split, ranked by the same code."""

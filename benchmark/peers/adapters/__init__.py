@@ -1,0 +1,1 @@
+"""A program for each peer, run by the interpreter of its environment."""

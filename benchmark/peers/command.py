@@ -1,0 +1,315 @@
+"""`python -m benchmark peers`: other recommenders and ours, on the same split, ranked by the same code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from benchmark.common.machine import describe_machine
+from benchmark.common.measure import measure
+from benchmark.common.result import read_result
+from benchmark.peers.adapters.host import top_items
+from benchmark.peers.curve import dllogger_curve, first_within, with_offset
+from benchmark.peers.fit import Job, fit, load_scores, versions
+from benchmark.peers.install import ROOT, error_of, python_of
+from benchmark.peers.models import MODELS, Model, Settings
+from benchmark.peers.plot import draw_curves, draw_peers
+from benchmark.peers.speed import compare_speed
+from benchmark.peers.split import write_split
+from benchmark.peers.table import markdown
+from benchmark.quality.data import Data
+from benchmark.quality.rows import ROWS
+from benchmark.quality.run import Done, run
+from benchmark.quality.statistics import difference, estimate
+from benchmark.quality_baselines import SCORES_NAME
+from model.network.checkpoint import load_run
+from model.scoring.scorer import Scorer
+from preprocessing.synthetic.log import parse_shape
+from workflows.common.errors import UserError
+from workflows.common.files import read_json, write_json
+from workflows.common.progress import console
+
+_NAME = "peers.json"
+_KEYS = {"machine", "data", "seeds", "peers", "results", "speed"}
+# Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it. Each takes two commands.
+OWN = ("popularity", "ease", "neumf", "recipe")
+_COMMANDS = 2
+_SAMPLE = "MovieLens 100K (sample)"  # in stats.json
+_CURVE_OF = {"neumf": "neumf-on-test"}  # the same run, evaluated on test after each epoch
+Values = dict[str, np.ndarray]
+Scores = Callable[[torch.Tensor], torch.Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder with test series")
+    what.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the pictures of a result")
+    names = sorted({model.peer for model in MODELS.values()})
+    parser.add_argument("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help=f"of them: {', '.join(MODELS)}")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="S")
+    parser.add_argument("--trials", type=int, default=8, metavar="N", help="settings tried besides the defaults")
+    parser.add_argument("--limit_s", type=float, default=600.0, metavar="S", help="for each fit of a peer")
+    parser.add_argument("--speed", metavar="SHAPE", help="also compare speed: ml-20m, small or USERSxITEMSxROWS")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keep the data for --speed here (default: not kept)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmark/results/peers"), metavar="DIR",
+        help="its runs/ keeps all runs; existing runs are reused",
+    )  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.draw:
+        _draw(read_result(args.draw, _NAME, _KEYS), args.draw.parent)
+        return
+    if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
+        raise UserError(f"--seeds should be 0 or more, without duplicates, got {' '.join(map(str, args.seeds))}")
+    if args.trials < 0 or args.limit_s <= 0:
+        raise UserError("--trials should be 0 or more, and --limit_s above 0")
+    shape = parse_shape(args.speed) if args.speed else None
+    peers = list(dict.fromkeys(args.peers))
+    names = [name for name in args.models or MODELS if MODELS[name].peer in peers]
+    comparison = Comparison.create(args)
+    results = [result for name in OWN for result in comparison.own(name)]
+    for name in names:
+        results += comparison.peer(name, MODELS[name])
+    for each in results:
+        values = each.pop("values", None)
+        if values is not None:
+            each["metrics"] = {metric: _of_metric(found, metric, comparison) for metric, found in values.items()}
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
+        "data": {
+            "name": args.data.name,
+            "users": comparison.data.train.columns.n_users,
+            "test_users": comparison.test_users,
+            "items": comparison.data.train.columns.n_items,
+            "train_rows": comparison.data.train.n_rows,
+            "negatives": comparison.data.drawn,
+        },
+        "seeds": args.seeds,
+        "trials": args.trials,
+        "limit_s": args.limit_s,
+        "threads": 1,
+        "peers": {peer: _environment(peer) for peer in peers},
+        "results": results,
+        "speed": compare_speed(shape, peers, args.limit_s, args.cache) if shape else None,
+    }
+    write_json(args.output / _NAME, result)
+    _draw(result, args.output)
+
+
+def _draw(result: dict[str, Any], folder: Path) -> None:
+    for name, draw in (("peers.png", draw_peers), ("time-to-quality.png", draw_curves)):
+        draw(result, folder / name)
+    console.print(markdown(result), markup=False, soft_wrap=True)
+    console.print(f"wrote {folder / _NAME}, peers.png and time-to-quality.png")
+
+
+def _environment(peer: str) -> dict[str, Any]:
+    python = python_of(peer)
+    return {"error": error_of(peer)} if python is None else {"versions": versions(python)}
+
+
+def _of_metric(found: np.ndarray, metric: str, comparison: Comparison) -> dict[str, Any]:
+    return {
+        **asdict(estimate(found)),
+        "over_recipe": asdict(difference(found, comparison.recipe[metric])),
+        "runs": found.mean(1).tolist(),
+    }
+
+
+@dataclass
+class Comparison:
+    """All rows of the table: each model's figures, and its metrics on the test series by seed and user."""
+
+    data: Data
+    folder: Path
+    output: Path
+    seeds: Sequence[int]
+    trials: int
+    limit_s: float
+    recipe: Values
+    test_users: int
+
+    @staticmethod
+    def create(args: argparse.Namespace) -> Comparison:
+        data, output = Data.load(args.data), args.output.resolve()
+        (output / "runs").mkdir(parents=True, exist_ok=True)
+        write_split(data.train, output / "train.npz")
+        for seed in args.seeds[:1]:  # tuning
+            write_split(data.train, output / f"validation-{seed}.npz", data.validation_items(seed))
+        return Comparison(data, args.data, output, args.seeds, args.trials, args.limit_s, {}, 0)
+
+    def own(self, name: str) -> list[dict[str, Any]]:
+        """A row of `benchmark.quality`."""
+        row, metrics, runs = ROWS[name], [], []
+        for seed in self.seeds:
+            done = run(row.program, seed if row.seeded else self.seeds[0], self.folder, self._own_folder(name, seed))
+            scores = _own_scores(row.kind, done.folder)
+            metrics.append(self.data.ranks(scores).metrics())
+            runs.append(self._own_figures(done, scores, row.kind))
+        values = _stacked(metrics)
+        self.test_users = values["full hr@10"].shape[1]
+        self.recipe = values  # the last of them
+        found: dict[str, Any] = {
+            "row": name, "peer": None, "kind": "ours", "what": row.what, "lines": _COMMANDS, "runs": runs,
+            "values": values, "settings": shlex.join(row.program),
+        }  # fmt: skip
+        found["curve"] = self._own_curve(name, values, runs)
+        _report(name, values)
+        return [found]
+
+    def _own_folder(self, name: str, seed: int) -> Path:
+        return self.output / "runs" / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
+
+    def _own_figures(self, done: Done, scores: Scores, kind: str) -> dict[str, Any]:
+        split = np.load(self.output / "train.npz")
+        before = time.time(), time.process_time()
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        with torch.inference_mode():
+            top_items(
+                lambda block: scores(torch.from_numpy(block)).numpy(), split["users"], split["items"],
+                int(split["n_users"]),
+            )  # fmt: skip
+        torch.set_num_threads(threads)
+        figures: dict[str, Any] = {
+            "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib,
+            "recommend_s": time.time() - before[0], "recommend_cpu_s": time.process_time() - before[1],
+        }  # fmt: skip
+        if self.prepared:
+            figures |= {f"load_{key}": value for key, value in self.prepared.items()}
+        if kind != "baseline":
+            facts = json.loads((done.folder / "metrics.json").read_text(encoding="utf-8"))
+            # Per CPU second, as the peers': it is reported by the wall clock.
+            figures["samples_per_s"] = facts["train_throughput"] * done.wall_s / done.cpu_s
+        return figures
+
+    def _own_curve(self, name: str, values: Values, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        final = float(values["sampled hr@10"][0].mean())
+        if name in _CURVE_OF:
+            row, seed = ROWS[_CURVE_OF[name]], self.seeds[0]
+            done = run(row.program, seed, self.folder, self._own_folder(_CURVE_OF[name], seed))
+            curve = dllogger_curve(done.folder / "log.json", done.wall_s, done.cpu_s)
+        else:
+            last = {"wall_s": runs[0]["wall_s"], "cpu_s": runs[0]["cpu_s"], "hr": final}
+            curve = {"final": final, "points": [last], "within": last}
+        prepared = self.prepared
+        return with_offset(curve, prepared["wall_s"], prepared["cpu_s"]) if prepared else curve
+
+    @cached_property
+    def prepared(self) -> dict[str, float] | None:
+        """The cost of preparing the folder; None if it is not the sample that can be prepared again."""
+        stats, facts = read_json(self.folder / "stats.json"), self.output / "runs" / "prepared.json"
+        if stats.get("source") != _SAMPLE:
+            return None
+        if not facts.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                usage = measure(
+                    [sys.executable, "-m", "preprocessing", "--sample", "ml-100k", "--output", f"{folder}/data"],
+                    cwd=ROOT,
+                )
+            write_json(facts, {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s})
+        return read_json(facts)
+
+    def peer(self, name: str, model: Model) -> list[dict[str, Any]]:
+        """Two rows: the library's defaults, and the settings that did best on validation."""
+        python = python_of(model.peer)
+        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": model.lines()}
+        if python is None:
+            return [{**common, "kind": "default", "error": error_of(model.peer)}]
+        quality = self.data.validation(self.data.validation_items(self.seeds[0]))
+        tried: list[dict[str, Any]] = []
+        for settings in model.candidates(self.trials, self.seeds[0]):
+            job = Job(str(model.adapter), model.name, str(self._split("validation")), settings, self.seeds[0],
+                      limit_s=self.limit_s)  # fmt: skip
+            folder = self.output / "runs" / f"{name}-trial-{len(tried)}"
+            try:
+                figures = fit(python, job, folder)
+                hr, ndcg = quality(np.array(load_scores(folder / "scores.npy"), dtype=np.float64))
+                own = {**settings, **figures["chosen"]}
+                tried.append(
+                    {"settings": own, "expected hr@10": hr, "expected ndcg@10": ndcg, "cpu_s": figures["cpu_s"]}
+                )
+                console.print(f"{name} {own}: expected HR@10 {hr:.4f}, NDCG@10 {ndcg:.4f}", markup=False)
+            except UserError as error:
+                tried.append({"settings": settings, "error": str(error)})
+                console.print(f"{name} {settings}: {error}", markup=False)
+        rows = [self._fitted({**common, "kind": "default"}, python, model, tried[:1])]
+        if self.trials:
+            rows.append(self._fitted({**common, "kind": "tuned"}, python, model, tried))
+        return rows
+
+    def _split(self, kind: str) -> Path:
+        return self.output / (f"validation-{self.seeds[0]}.npz" if kind == "validation" else "train.npz")
+
+    def _fitted(self, row: dict[str, Any], python: Path, model: Model, tried: list[dict[str, Any]]) -> dict[str, Any]:
+        """Fit the best of the tried settings to all of train, with each seed."""
+        row["tried"] = tried
+        known = [each for each in tried if "error" not in each]
+        if not known:
+            return {**row, "error": tried[0]["error"]}
+        best = max(known, key=lambda each: each["expected hr@10"] + each["expected ndcg@10"])
+        settings: Settings = best["settings"]
+        kind = "default" if best is known[0] and known[0] is tried[0] else row["kind"]  # the same fit: made once
+        metrics, runs, curve = [], [], None
+        for seed in self.seeds:
+            job = Job(str(model.adapter), model.name, str(self._split("train")), settings, seed,
+                      limit_s=self.limit_s, curve=seed == self.seeds[0])  # fmt: skip
+            folder = self.output / "runs" / f"{row['row']}-{kind}-{seed}"
+            try:
+                figures = fit(python, job, folder)
+            except UserError as error:
+                return {**row, "settings": settings, "error": str(error)}
+            metrics.append(self._metrics(folder / "scores.npy"))
+            runs.append(figures)
+            curve = curve or self._curve(folder, figures, metrics[0])
+        values = _stacked(metrics)
+        _report(f"{row['row']} {row['kind']}", values)
+        return {**row, "settings": settings, "runs": runs, "values": values, "curve": curve}
+
+    def _metrics(self, path: Path) -> Values:
+        scores = torch.from_numpy(np.array(load_scores(path)))
+        return self.data.ranks(lambda users: scores[users]).metrics()
+
+    def _curve(self, folder: Path, figures: dict[str, Any], metrics: Values) -> dict[str, Any]:
+        """HR@10 on test by seconds of training, for the picture only; nothing is chosen by it."""
+        final, points = float(metrics["sampled hr@10"].mean()), []
+        for number, epoch in enumerate(figures["epochs"], 1):
+            path = folder / f"epoch-{number}.npy"
+            if path.exists():
+                points.append({**epoch, "epoch": number, "hr": float(self._metrics(path)["sampled hr@10"].mean())})
+        last = {"wall_s": figures["total_s"], "cpu_s": figures["total_cpu_s"], "hr": final}
+        return {"final": final, "points": [*points, last], "within": first_within([*points, last], final)}
+
+
+def _own_scores(kind: str, folder: Path) -> Scores:
+    if kind == "baseline":
+        scores = safetensors.torch.load_file(folder / SCORES_NAME)["scores"]
+        return lambda users: scores[users]
+    return Scorer(load_run(folder, torch.device("cpu")).model).all_items
+
+
+def _stacked(metrics: list[Values]) -> Values:
+    """By seed and user, [seeds, users]."""
+    return {metric: np.stack([each[metric] for each in metrics]) for metric in metrics[0]}
+
+
+def _report(name: str, values: Values) -> None:
+    figures = (f"{metric} {found.mean():.4f}" for metric, found in values.items() if metric.startswith("sampled"))
+    console.print(f"{name}: {', '.join(figures)}", markup=False)

@@ -1,0 +1,65 @@
+"""The comparison of speed: smaller logs for slow peers, and the log in RecBole's format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.peers import speed
+from benchmark.peers.fit import OverLimitError
+from preprocessing.synthetic.log import Shape
+from workflows.common.errors import UserError
+
+_SHAPE = Shape(1000, 50, 20_000)
+_PYTHON = Path("python")
+
+
+def largest(tmp_path: Path, error: Exception, manages: int) -> dict[str, Any]:
+    """The result of a peer that fails on shares larger than `manages`."""
+
+    def measured(data: speed._Data, share: int, python: Path, limit_s: float) -> dict[str, Any]:
+        assert (python, limit_s) == (_PYTHON, 600.0)
+        if share < manages:
+            raise error
+        return {"rows": data.shape(share).rows, "per_s": 1.0}
+
+    return speed._largest(speed._Data(_SHAPE, tmp_path), 600.0, "training", "slow", measured)
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "python_of", lambda peer: _PYTHON)
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_peer_over_the_limit_is_measured_on_a_tenth_then_a_hundredth(tmp_path: Path) -> None:
+    error = OverLimitError("over 600 s")
+    assert largest(tmp_path, error, 1) == {"rows": 20_000, "per_s": 1.0, "over_limit": []}
+    found = largest(tmp_path, error, 100)
+    assert found["rows"] == 200
+    assert [each["rows"] for each in found["over_limit"]] == [20_000, 2_000]
+    assert largest(tmp_path, error, 1000)["error"] == "over 600 s with 200 interactions"
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_peer_that_crashes_is_not_tried_again(tmp_path: Path) -> None:
+    found = largest(tmp_path, UserError("status 1: KeyError"), 10)
+    assert found == {"what": "training", "row": "slow", "rows": 20_000, "error": "status 1: KeyError"}
+
+
+def test_a_peer_that_is_not_installed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "python_of", lambda peer: None)
+    monkeypatch.setattr(speed, "error_of", lambda peer: "no wheel")
+    assert largest(tmp_path, UserError(), 1)["error"] == "no wheel"
+
+
+def test_recbole_reads_the_rows_of_our_log(tmp_path: Path) -> None:
+    data = speed._Data(Shape(30, 20, 300), tmp_path)
+    ours = data.log(1).read_text().splitlines()
+    theirs = data.atomic_file(1).read_text().splitlines()
+    assert ours[0] == "userId,movieId,rating,timestamp"
+    assert theirs[0] == "user_id:token\titem_id:token\trating:float\ttimestamp:float"
+    assert len(ours) == 301
+    assert [line.split(",") for line in ours[1:]] == [line.split("\t") for line in theirs[1:]]
