@@ -44,9 +44,9 @@ def take(folder: Path) -> None:
     """Copy a run's results and pictures."""
     RESULTS.mkdir(exist_ok=True)
     for name in PARTS:
-        for path in (folder / name / f"{name}{suffix}" for suffix in (".json", ".png")):
+        for path in (folder / name / f"{name}.json", *(folder / name).glob("*.png")):
             if path.exists():
-                shutil.copy(path, RESULTS / path.name)
+                shutil.copy(path, RESULTS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

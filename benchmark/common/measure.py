@@ -44,7 +44,7 @@ def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
     """Run a command to completion and measure it.
 
     Raises:
-        UserError: it exited with a status other than 0; the message includes the last lines of its output.
+        CommandError: it exited with a status other than 0; the message includes the last lines of its output.
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
         started = time.perf_counter()
@@ -66,11 +66,24 @@ def measure(command: Sequence[str | Path], cwd: Path | None = None) -> Usage:
     return Usage(wall_s, used.ru_utime + used.ru_stime, sampler.peak_rss, sampler.peak_pss, text)
 
 
-def failed(command: Sequence[str | Path], status: int, output: str) -> UserError:
+class CommandError(UserError):
+    """A command failed.
+
+    Attributes:
+        status: its exit status, or the negative number of the signal that ended it.
+        output: what it printed.
+    """
+
+    def __init__(self, message: str, status: int, output: str) -> None:
+        super().__init__(message)
+        self.status, self.output = status, output
+
+
+def failed(command: Sequence[str | Path], status: int, output: str) -> CommandError:
     """The error of a command that has failed: its own message if it gave one, otherwise its last lines."""
     own = re.split(r"^error: ", output, flags=re.MULTILINE)
     said = f" {own[-1].rstrip()}" if status == 2 and len(own) > 1 else "\n" + "\n".join(output.splitlines()[-15:])
-    return UserError(f"{shlex.join(map(str, command))} {how_it_ended(status)}:{said}")
+    return CommandError(f"{shlex.join(map(str, command))} {how_it_ended(status)}:{said}", status, output)
 
 
 class _Sampler:

@@ -20,16 +20,17 @@ import torch
 
 from benchmark.common.machine import describe_machine
 from benchmark.common.measure import measure
+from benchmark.common.program import ROOT
 from benchmark.common.result import read_result
 from benchmark.peers.adapters.host import top_items
 from benchmark.peers.curve import dllogger_curve, first_within, with_offset
 from benchmark.peers.fit import Job, fit, load_scores, versions
-from benchmark.peers.install import ROOT, error_of, python_of
+from benchmark.peers.install import error_of, python_of
 from benchmark.peers.models import MODELS, Model, Settings
 from benchmark.peers.plot import draw_curves, draw_peers
+from benchmark.peers.report import markdown
 from benchmark.peers.speed import compare_speed
 from benchmark.peers.split import write_split
-from benchmark.peers.table import markdown
 from benchmark.quality.data import Data
 from benchmark.quality.rows import ROWS
 from benchmark.quality.run import Done, run

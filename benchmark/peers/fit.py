@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmark.common.measure import measure
+from benchmark.common.measure import CommandError, measure
 from benchmark.peers.models import ADAPTERS
-from workflows.common.errors import UserError
+from workflows.common.errors import UserError, how_it_ended
 from workflows.common.files import read_json, write_json
 
 _FACTS = "figures.json"
 # A thread each: libraries differ in how many they take, and the machine may have other work.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS")
 _FIRST = '{"import_s"'  # of the host's line
-_ALARM = "status -14:"  # of a process that its own alarm has ended
 
 
 class OverLimitError(UserError):
@@ -76,22 +76,16 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
     command = ["env", *threads, str(python), "-P", str(ADAPTERS / "host.py"), str(path)]
     try:
         usage = measure(command, cwd=folder)
-    except UserError as error:
-        if _ALARM in str(error):
+    except CommandError as error:
+        if error.status == -signal.SIGALRM:  # its own
             raise OverLimitError(f"over {job.limit_s:g} s") from error
-        raise UserError(_brief(str(error))) from error
+        said = [line.strip() for line in error.output.splitlines() if line.strip()][-1:]
+        raise UserError(": ".join([how_it_ended(error.status), *said])) from error
     # A library may print more when it ends.
     figures = json.loads(next(line for line in reversed(usage.output.splitlines()) if line.startswith(_FIRST)))
     figures |= {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
     write_json(facts, {"job": known, "figures": figures})
     return figures
-
-
-def _brief(message: str) -> str:
-    """The last line that a failed program printed, with its status."""
-    lines = [line for line in message.splitlines() if line.strip()]
-    status = lines[0].rpartition(" ended with ")[2].rstrip(":")
-    return f"{status}: {lines[-1].strip()}" if len(lines) > 1 else status
 
 
 def load_scores(path: Path) -> np.ndarray:

@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.common.program import ROOT
 from workflows.common.errors import UserError, run_command
 from workflows.common.progress import console
 
-ROOT = Path(__file__).parents[2]
 LOCKS, ENVIRONMENTS = ROOT / "requirements" / "peers", ROOT / ".venv-peers"
 _READY = ".ready"  # holds the digest of the lock
 _NEEDS_CUDA = (

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from benchmark.common.measure import Usage, measure
+from benchmark.common.program import ROOT
 from benchmark.peers.fit import Job, OverLimitError, fit
-from benchmark.peers.install import ROOT, error_of, python_of
+from benchmark.peers.install import error_of, python_of
 from benchmark.peers.models import ADAPTERS, MODELS, batch_settings
 from benchmark.peers.split import write_split
 from benchmark.training.variants import NEGATIVES

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.common.measure import measure
+from benchmark.common.program import ROOT
 from workflows.common.files import read_json, write_json
 from workflows.common.progress import console
-
-_ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
     if not (known.items() <= found.items() and "peak_rss_mib" in found) or not folder.is_dir():
         console.print(f"python {shlex.join(given)}")
         command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
-        usage = measure([*command, "--overwrite"], cwd=_ROOT)
+        usage = measure([*command, "--overwrite"], cwd=ROOT)
         found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
         write_json(facts, found)
     return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"], found["peak_rss_mib"])
@@ -53,4 +52,4 @@ def _configuration(program: Sequence[str]) -> dict[str, str]:
     """The contents of the --config file, which are part of the command."""
     if "--config" not in program:
         return {}
-    return {"config": (_ROOT / program[program.index("--config") + 1]).read_text(encoding="utf-8")}
+    return {"config": (ROOT / program[program.index("--config") + 1]).read_text(encoding="utf-8")}

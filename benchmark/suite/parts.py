@@ -14,6 +14,8 @@ from benchmark.common.report import Measured
 from benchmark.demo import SETTINGS
 from benchmark.inference import report as inference
 from benchmark.loader import report as loader
+from benchmark.peers import install
+from benchmark.peers import report as peers
 from benchmark.pipeline import report as pipeline
 from benchmark.quality import report as quality
 from benchmark.recommend import report as recommend
@@ -21,7 +23,6 @@ from benchmark.scaling import report as scaling
 from benchmark.training import report as training
 from workflows.common.files import read_json
 
-_ROOT = Path(__file__).parents[2]
 PRESETS = ("quick", "full")
 
 
@@ -31,13 +32,13 @@ class Part:
     Attributes:
         what: the question that it answers.
         quick, full: flags of `python -m benchmark NAME`; --output is added.
-        report: its tables and figures, see `benchmark.common.report`; None for a part that this version lacks.
+        report: its tables and figures, see `benchmark.common.report`.
     """
 
     what: str
     quick: str
     full: str
-    report: ModuleType | None
+    report: ModuleType
 
     def flags(self, preset: str) -> str:
         return self.quick if preset == "quick" else self.full
@@ -98,9 +99,9 @@ PARTS = {
     ),
     "peers": Part(
         "Other recommenders on the same data",
-        quick="--data {data}/ml-100k",
-        full="--data {data}/ml-100k",
-        report=None,
+        quick="--data {data}/ml-100k --models implicit-als lenskit-als cornac-bpr --trials 1",
+        full="--data {data}/ml-100k --seeds 1 2 3 4 5 --speed ml-20m --cache {data}",
+        report=peers,
     ),
     "scaling": Part(
         "Growth with rows, users, items, width and processes",
@@ -113,9 +114,7 @@ PARTS = {
 
 def left_out(name: str) -> str:
     """Why a part is not run; empty if it is."""
-    if PARTS[name].report is None:
-        return "this version has no such benchmark"
-    if name == "peers" and not any((_ROOT / ".venv-peers").glob("*/bin/python")):
+    if name == "peers" and not any(map(install.python_of, install.peers())):
         return "no other recommender is installed; `make peers` installs them"
     return ""
 
@@ -127,11 +126,9 @@ def read_part(folder: Path, name: str) -> dict[str, Any]:
 
 def markdown(name: str, result: dict[str, Any]) -> str:
     """A part's tables."""
-    report = PARTS[name].report
-    return report.markdown(result) if report else ""
+    return PARTS[name].report.markdown(result)
 
 
 def measured(name: str, result: dict[str, Any]) -> list[Measured]:
     """A part's figures; the first is its headline."""
-    report = PARTS[name].report
-    return report.measured(result) if report else []
+    return PARTS[name].report.measured(result)

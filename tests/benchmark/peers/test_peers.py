@@ -22,8 +22,8 @@ from benchmark.peers.adapters.host import top_items
 from benchmark.peers.curve import dllogger_curve, first_within
 from benchmark.peers.fit import Job, OverLimitError, fit
 from benchmark.peers.models import MODELS, Model
+from benchmark.peers.report import markdown
 from benchmark.peers.split import write_split
-from benchmark.peers.table import markdown
 from benchmark.quality.data import Data
 from benchmark.quality.run import Done
 from benchmark.quality_baselines import SCORES_NAME
@@ -219,11 +219,11 @@ def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(
     result = fake.run("--trials", 0)
     rows = {each["row"]: each for each in result["results"]}
     assert rows["absent-pop"]["error"] == "no wheel for absent"
-    assert rows["crash-pop"]["error"] == "status 1: ValueError: no such user"
+    assert rows["crash-pop"]["error"] == "exited with status 1: ValueError: no such user"
     assert "metrics" in rows["fake-pop"]
     text = markdown(result)
     assert "| `absent-pop` | no wheel for absent |" in text
-    assert "| `crash-pop` | status 1: ValueError: no such user |" in text
+    assert "| `crash-pop` | exited with status 1: ValueError: no such user |" in text
     assert result["peers"]["absent"] == {"error": "no wheel for absent"}
     assert (fake.output / "peers.png").stat().st_size
     assert (fake.output / "time-to-quality.png").stat().st_size
@@ -247,7 +247,7 @@ def test_a_finished_fit_is_reused_until_settings_or_adapter_change(fake: Fake, t
     other = fit(python, Job(job.adapter, "pop", job.split, {"sign": 2}, 1), run)
     assert other["epochs"] != first["epochs"]  # with other times
     fake.write("fake", "def fit(run):\n    raise ValueError\n")
-    with pytest.raises(UserError, match="status 1: ValueError"):
+    with pytest.raises(UserError, match="exited with status 1: ValueError"):
         fit(python, job, run)
 
 

@@ -6,7 +6,6 @@ import argparse
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 
 from benchmark.__main__ import _MEASUREMENTS
 from benchmark.common import machine
+from benchmark.peers import install
 from benchmark.suite import command, parts
 from benchmark.suite.parts import DATA, PARTS, PRESETS
 from workflows.common.errors import UserError
@@ -88,8 +88,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(started: list[lis
 def test_a_part_without_peers_is_left_out_with_its_reason(
     started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PARTS, "peers", replace(PARTS["peers"], report=PARTS["recommend"].report))
-    monkeypatch.setattr(parts, "_ROOT", tmp_path)
+    monkeypatch.setattr(install, "ENVIRONMENTS", tmp_path)
     run(tmp_path / "out")
     assert not [argv for argv in started if "peers" in argv]
     assert "make peers" in (tmp_path / "out" / "index.html").read_text()

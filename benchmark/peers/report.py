@@ -1,9 +1,11 @@
-"""The tables of `docs/peers.md`, from `peers.json` alone."""
+"""The tables and figures of the comparison with other recommenders; see `benchmark.common.report`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from benchmark.common.report import Measured, table
 
 _METRICS = ("sampled hr@10", "sampled ndcg@10", "expected hr@10", "expected ndcg@10", "full hr@10", "full ndcg@10")
 
@@ -11,7 +13,19 @@ _METRICS = ("sampled hr@10", "sampled ndcg@10", "expected hr@10", "expected ndcg
 def markdown(result: dict[str, Any]) -> str:
     """Quality with cost, what did not run, and speed."""
     parts = [_quality(result), _differences(result), _failures(result), _speed(result)]
-    return "\n\n".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part)
+
+
+def measured(result: dict[str, Any]) -> list[Measured]:
+    """Metrics of the same seeds and users hardly vary, so small changes count."""
+    found = []
+    done = [each for each in result["results"] if "error" not in each]
+    for each in sorted(done, key=lambda each: each["row"] != "recipe"):
+        for metric in _METRICS[:4]:
+            name = f"{_name(each)}: {metric.removeprefix('sampled ')}"
+            found.append(Measured(name, "", each["metrics"][metric]["runs"], least_change=0.01, alone=0.03))
+        found.append(Measured(f"{_name(each)}: CPU", "s", [run["cpu_s"] for run in each["runs"]], False))
+    return found
 
 
 def _quality(result: dict[str, Any]) -> str:
@@ -36,7 +50,7 @@ def _quality(result: dict[str, Any]) -> str:
             str(each["lines"]),
             f"{each['curve']['within']['cpu_s']:.0f}" if each.get("curve") else "",
         ))  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _differences(result: dict[str, Any]) -> str:
@@ -46,12 +60,12 @@ def _differences(result: dict[str, Any]) -> str:
         if "error" not in each and each["row"] != "recipe":
             over = [each["metrics"][name]["over_recipe"] for name in _METRICS[:4]]
             rows.append((_name(each), *map(_difference, over)))
-    return _table(("minus `recipe`", "HR@10", "NDCG@10", "expected HR@10", "expected NDCG@10"), rows)
+    return table(("minus `recipe`", "HR@10", "NDCG@10", "expected HR@10", "expected NDCG@10"), rows)
 
 
 def _failures(result: dict[str, Any]) -> str:
-    rows = [(_name(each), _escaped(each["error"])) for each in result["results"] if "error" in each]
-    return _table(("did not run", "error"), rows) if rows else ""
+    rows = [(_name(each), " ".join(each["error"].split())) for each in result["results"] if "error" in each]
+    return table(("did not run", "error"), rows) if rows else ""
 
 
 def _speed(result: dict[str, Any]) -> str:
@@ -62,13 +76,13 @@ def _speed(result: dict[str, Any]) -> str:
     for each in speed["results"]:
         figures: tuple[str, ...]
         if "error" in each:
-            figures = (_escaped(each["error"]), "", "", "")
+            figures = (" ".join(each["error"].split()), "", "", "")
         else:
             speeds = (f"{each[name]:,.0f}" for name in ("per_s", "per_cpu_s"))
             ratios = (each.get(f"ours_over_{name}") for name in ("per_s", "per_cpu_s"))
             figures = (*speeds, *(f"{ratio:.1f}" if ratio else "" for ratio in ratios))
         rows.append((each["what"], f"`{each['row']}`", f"{each['rows']:,}", *figures))
-    return _table(("measured", "row", "interactions", "per s", "per CPU s", "ours by", "ours by, CPU"), rows)
+    return table(("measured", "row", "interactions", "per s", "per CPU s", "ours by", "ours by, CPU"), rows)
 
 
 def _name(each: dict[str, Any]) -> str:
@@ -98,12 +112,3 @@ def _difference(metric: dict[str, Any]) -> str:
     mean, error = metric["mean"], metric["standard_error"]
     sign = f"{mean:+.3f}".replace("-", "−")
     return f"{f'**{sign}**' if abs(mean) > 2 * error else sign} ± {error:.3f}"
-
-
-def _escaped(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
