@@ -22,7 +22,7 @@ _FACTS = "figures.json"
 # A thread each: libraries differ in how many they take, and the machine may have other work.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS")
 _FIRST = '{"import_s"'  # of the host's line
-_ALARM = "status -14:"  # of a process that its own alarm has ended
+_ALARM = "was killed by SIGALRM"  # of a process that its own alarm has ended
 
 
 class OverLimitError(UserError):
@@ -90,7 +90,7 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
 def _brief(message: str) -> str:
     """The last line that a failed program printed, with its status."""
     lines = [line for line in message.splitlines() if line.strip()]
-    status = lines[0].rpartition(" ended with ")[2].rstrip(":")
+    status = lines[0].rpartition("/job.json ")[2].rstrip(":")
     return f"{status}: {lines[-1].strip()}" if len(lines) > 1 else status
 
 

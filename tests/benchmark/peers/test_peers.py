@@ -219,11 +219,11 @@ def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(
     result = fake.run("--trials", 0)
     rows = {each["row"]: each for each in result["results"]}
     assert rows["absent-pop"]["error"] == "no wheel for absent"
-    assert rows["crash-pop"]["error"] == "status 1: ValueError: no such user"
+    assert rows["crash-pop"]["error"] == "exited with status 1: ValueError: no such user"
     assert "metrics" in rows["fake-pop"]
     text = markdown(result)
     assert "| `absent-pop` | no wheel for absent |" in text
-    assert "| `crash-pop` | status 1: ValueError: no such user |" in text
+    assert "| `crash-pop` | exited with status 1: ValueError: no such user |" in text
     assert result["peers"]["absent"] == {"error": "no wheel for absent"}
     assert (fake.output / "peers.png").stat().st_size
     assert (fake.output / "time-to-quality.png").stat().st_size
