@@ -15,7 +15,7 @@ from benchmark.suite.parts import PARTS, measured, read_part
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
 COMMITTED = sorted(path.stem for path in RESULTS.glob("*.json"))
-_MOST_BYTES = 100_000
+_MOST_BYTES = 200_000
 
 
 @pytest.fixture
