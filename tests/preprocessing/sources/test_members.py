@@ -112,12 +112,12 @@ def test_parts_in_a_movielens_layout_are_one_log(tmp_path: Path, log_rows: Calla
 def test_undecided_archives_list_their_files(tmp_path: Path) -> None:
     events, tags = f"{_HEADER}1,2,3\n", "when,visitor,item,tag\n1,2,3,x\n"
     with pytest.raises(
-        UserError, match=r"a\.zip holds files with different columns: a\.csv \(when, visitor, item\), b\.csv"
+        UserError, match=r"a\.zip holds files with different columns: a\.csv \('when', 'visitor', 'item'\), b\.csv"
     ):
         _opened(tmp_path, [("a.csv", events), ("b.csv", tags)], _EVENTS)
     other = LogColumns(user="who", item="item", time="when")
     message = (
-        r"a\.zip: none of its files has the columns 'who', 'item', 'when': a\.csv \(when, visitor, item\), "
+        r"a\.zip: none of its files has the columns 'who', 'item', 'when': a\.csv \('when', 'visitor', 'item'\), "
         r"b\.csv \(.*\); unpack it and pass the files you mean"
     )
     with pytest.raises(UserError, match=message):
