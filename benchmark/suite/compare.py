@@ -88,16 +88,16 @@ def _changes(name: str, before: Path, after: Path) -> list[Change]:
     Raises:
         UserError: a result is not one of this part, or the two were measured with other settings.
     """
-    results = {folder: read_part(folder, name) for folder in (before, after)}
-    if not all(results.values()):
-        if any(results.values()):
-            missing = next(folder for folder, result in results.items() if not result)
+    results = [read_part(folder, name) for folder in (before, after)]
+    if not all(results):
+        if any(results):
+            missing = after if results[0] else before
             console.print(f"{name}: no result in {missing}, so it is not compared")
         return []
     try:
-        settings = [_settings(result["command"]) for result in results.values()]
-        machines = [machine_line({**result["machine"], "commit": ""}) for result in results.values()]
-        old, new = ({each.what: each for each in measured(name, result)} for result in results.values())
+        settings = [_settings(result["command"]) for result in results]
+        machines = [machine_line({**result["machine"], "commit": ""}) for result in results]
+        old, new = ({each.what: each for each in measured(name, result)} for result in results)
         changes = [compared(name, old[what], new[what]) for what in old if what in new]
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as err:
         raise UserError(f"{name}: a result in {before} or {after} is not one of this version ({err!r})") from None

@@ -106,6 +106,12 @@ def test_a_part_that_only_one_run_has_is_named(tmp_path: Path, capsys: pytest.Ca
     assert "loader: no result in" in capsys.readouterr().out
 
 
+def test_a_folder_equals_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "recommend.json").write_text(json.dumps(result([100.0, 110.0])))
+    compare.main(argparse.Namespace(before=tmp_path, after=tmp_path))
+    assert ": 0 worse beyond noise" in capsys.readouterr().out
+
+
 def test_nothing_in_common_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no part's result in common"):
         compare.main(argparse.Namespace(before=tmp_path, after=tmp_path / "missing"))
