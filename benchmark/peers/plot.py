@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from workflows.common.render import write_picture
@@ -46,7 +47,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
     for number, each in enumerate(drawn or [each for each in result["results"] if each.get("curve")]):
         curve, style = each["curve"], "-" if each["kind"] == "ours" else "--"
         seconds, quality = zip(*((point["cpu_s"], point["hr"]) for point in curve["points"]), strict=True)
-        colour = f"C{number % 10}"
+        colour = colormaps["tab20"](2 * number % 20 + number // 10 % 2)  # dark ones first
         axes.plot(seconds, quality, style, color=colour, label=_label(each), linewidth=1.2)
         axes.plot(curve["within"]["cpu_s"], curve["within"]["hr"], "o", color=colour)
     axes.set_xscale("log")
