@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output", type=Path, default=Path("benchmark/results/peers"), metavar="DIR",
         help="its runs/ keeps all runs; existing runs are reused",
     )  # fmt: skip
+    parser.add_argument("--runs", type=Path, metavar="DIR", help="keep ours here: the runs/ of the quality benchmark")
 
 
 def main(args: argparse.Namespace) -> None:
@@ -141,6 +142,7 @@ class Comparison:
     data: Data
     folder: Path
     output: Path
+    own_runs: Path
     seeds: Sequence[int]
     trials: int
     limit_s: float
@@ -150,11 +152,13 @@ class Comparison:
     @staticmethod
     def create(args: argparse.Namespace) -> Comparison:
         data, output = Data.load(args.data), args.output.resolve()
-        (output / "runs").mkdir(parents=True, exist_ok=True)
+        own_runs = (args.runs or output / "runs").resolve()
+        for folder in (output / "runs", own_runs):
+            folder.mkdir(parents=True, exist_ok=True)
         write_split(data.train, output / "train.npz")
         for seed in args.seeds[:1]:  # tuning
             write_split(data.train, output / f"validation-{seed}.npz", data.validation_items(seed))
-        return Comparison(data, args.data, output, args.seeds, args.trials, args.limit_s, {}, 0)
+        return Comparison(data, args.data, output, own_runs, args.seeds, args.trials, args.limit_s, {}, 0)
 
     def own(self, name: str) -> list[dict[str, Any]]:
         """A row of `benchmark.quality`."""
@@ -176,7 +180,7 @@ class Comparison:
         return [found]
 
     def _own_folder(self, name: str, seed: int) -> Path:
-        return self.output / "runs" / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
+        return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
 
     def _own_figures(self, done: Done, scores: Scores, kind: str) -> dict[str, Any]:
         split = np.load(self.output / "train.npz")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import shlex
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -75,13 +76,15 @@ def _run_part(name: str, preset: str, output: Path) -> dict[str, Any]:
     """
     if reason := left_out(name):
         return {"status": "left out", "reason": reason}
-    flags = PARTS[name].flags(preset).format(data=shlex.quote(str(output / "data")))
+    places = {"data": output / "data", "output": output}
+    flags = PARTS[name].flags(preset).format(**{key: shlex.quote(str(path)) for key, path in places.items()})
     argv = [name, *shlex.split(flags), "--output", str(output / name)]
     known, machine = read_part(output, name), describe_machine()
     same = known.get("command") == f"python -m benchmark {shlex.join(argv)}" and known.get("machine") == machine
     if same and machine["commit"] and not machine["commit"].endswith("-dirty"):
         return {"status": "kept", "reason": "measured before, by the same command at the same commit"}
-    (output / name / f"{name}.json").unlink(missing_ok=True)  # of another commit: it must not be taken for this one's
+    if (output / name / f"{name}.json").exists():  # of another commit, and so are its runs
+        shutil.rmtree(output / name)
     before_s = _cpu_s()
     run_program("-m", "benchmark", *argv, cwd=Path.cwd())  # nothing samples it from outside: that would cost time
     return {"status": "done", "reason": "", "cpu_s": _cpu_s() - before_s}

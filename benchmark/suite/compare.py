@@ -24,7 +24,7 @@ from workflows.common.errors import UserError
 from workflows.common.progress import console
 
 _DEVIATIONS = 3.0
-_PLACES = {"--output", "--cache", "--data", "--run"}  # flags of a path
+_PLACES = {"--output", "--cache", "--data", "--run", "--runs"}  # flags of a path
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The parts of `python -m benchmark all`, with the flags of each preset, and the data that they share.
 
-`{data}` is the folder of that data, in the output folder.
+`{data}` is the folder of that data, in the folder `{output}`.
 """
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ PARTS = {
     ),
     "peers": Part(
         "Other recommenders on the same data",
-        quick="--data {data}/ml-100k --models implicit-als lenskit-als cornac-bpr --trials 1",
-        full="--data {data}/ml-100k --seeds 1 2 3 4 5 --speed ml-20m --cache {data}",
+        quick="--data {data}/ml-100k --runs {output}/quality/runs --models implicit-als cornac-bpr --trials 1",
+        full="--data {data}/ml-100k --runs {output}/quality/runs --seeds 1 2 3 4 5 --speed ml-20m --cache {data}",
         report=peers,
     ),
     "scaling": Part(

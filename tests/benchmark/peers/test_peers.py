@@ -229,6 +229,12 @@ def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(
     assert (fake.output / "time-to-quality.png").stat().st_size
 
 
+def test_our_runs_are_those_of_the_quality_benchmark(fake: Fake, tmp_path: Path) -> None:
+    fake.run("--trials", 0, "--runs", tmp_path / "quality" / "runs")
+    assert (tmp_path / "quality" / "runs" / "popularity-1" / SCORES_NAME).exists()
+    assert not list((fake.output / "runs").glob("popularity*"))
+
+
 def test_a_peer_over_the_limit_is_ended(tmp_path: Path) -> None:
     adapter = tmp_path / "slow.py"
     adapter.write_text("import signal\n\ndef fit(run):\n    while True:\n        pass\n")

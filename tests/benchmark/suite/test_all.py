@@ -112,6 +112,19 @@ def test_results_of_the_same_commit_and_command_are_kept(
     assert times() == 4
 
 
+def test_runs_of_another_commit_are_not_taken_for_this_one(
+    started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "quality" / "runs").mkdir(parents=True)  # of a run that was stopped, or of somebody else
+    run(tmp_path)
+    (tmp_path / "recommend" / "runs").mkdir()
+    monkeypatch.setattr(machine, "_commit", lambda: "d4e5f6")
+    run(tmp_path)
+    assert not (tmp_path / "recommend" / "runs").exists()
+    assert (tmp_path / "recommend" / "recommend.json").exists()
+    assert (tmp_path / "quality" / "runs").exists()
+
+
 def test_a_failed_part_does_not_show_an_old_result(
     started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,5 +145,7 @@ def test_flags_of_a_preset_are_those_of_its_commands(preset: str) -> None:
         if name in _MEASUREMENTS:
             parser = argparse.ArgumentParser()
             _MEASUREMENTS[name][1]().add_arguments(parser)
-            flags: dict[str, Any] = vars(parser.parse_args(shlex.split(part.flags(preset).format(data="d"))))
+            flags: dict[str, Any] = vars(
+                parser.parse_args(shlex.split(part.flags(preset).format(data="d", output="o")))
+            )
             assert flags["output"]
