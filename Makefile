@@ -54,7 +54,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
 
 # Kills, full disks, freezes, leaks, 50,000 requests, mutated files, repeated; machine code of all fused kernels; all of
-# the GPU check's rehearsal. An hour or more.
+# the GPU check's rehearsal. Half an hour on 2 cores, longer on a busy machine.
 # As root, full disks are small mounted ones, too. Ends at the first wrong outcome; docs/reliability.md.
 soak: $(READY)
 	$(BIN)/python -m pytest tests/soak tests/contract/test_fused_kernels_compile.py tests/model/serve/test_serve.py \
