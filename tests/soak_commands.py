@@ -110,7 +110,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def finish(flags: Sequence[str]) -> str:
-    """Run a command, which must succeed; returns what it said."""
+    """Run a command, which must succeed; returns its output."""
     status, output = ended(start(flags))
     assert status == 0, output
     return output

@@ -71,7 +71,7 @@ class CommandError(UserError):
 
     Attributes:
         status: its exit status, or the negative number of the signal that ended it.
-        output: what it printed.
+        output: its standard output and error.
     """
 
     def __init__(self, message: str, status: int, output: str) -> None:

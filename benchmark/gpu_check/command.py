@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.common.machine import describe_machine
+from benchmark.common.program import ROOT
 from benchmark.gpu_check.findings import FAILED, NOT_RUN
 from benchmark.gpu_check.page import REPORT_NAME, RESULT_NAME, write_report
 from workflows.common.errors import UserError
@@ -28,7 +29,6 @@ from workflows.common.files import check_output, read_json, staged_folder
 from workflows.common.progress import console
 from workflows.device.torch_device import gpu_index
 
-_ROOT = Path(__file__).parents[2]
 _LAST_LINES = 25
 
 
@@ -160,7 +160,7 @@ def _run(command: Sequence[str], log: Path, limit_s: float) -> str:
     """Run a command until it exits or hits the limit, then kill its children; returns the error, or an empty string."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            command, cwd=_ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             status = process.wait(limit_s)

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from benchmark.common.measure import Usage, measure
+from benchmark.common.program import ROOT
 from preprocessing.synthetic.log import Shape, parse_shape
 from workflows.common.errors import run_command
 from workflows.common.files import write_json
 
-_ROOT = Path(__file__).parents[2]
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 _NEED_GPU = ("tf32", "CUDA graphs")
 LOG_COLUMNS = ("--user", "userId", "--item", "movieId", "--time", "timestamp")  # of logs written for checks
@@ -244,7 +244,7 @@ def ours(*argv: str | Path) -> Usage:
     Raises:
         UserError: it failed; the message includes the last lines of its output.
     """
-    return measure([sys.executable, *argv], _ROOT)
+    return measure([sys.executable, *argv], ROOT)
 
 
 def prepare_log(log: Path, folder: Path, device: str, *flags: str) -> Usage:

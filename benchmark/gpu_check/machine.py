@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from benchmark.common.machine import describe_machine
+from benchmark.common.program import ROOT
 from benchmark.gpu_check.findings import Findings, NotPossibleError, Settings, need, run_check
 from workflows.device.facts import compile_kernels, cudf_version, gpu_memory, memory_pool
 from workflows.device.frames import frame_device
 
-_ROOT = Path(__file__).parents[2]
 _TESTS = "tests/gpu"
 _QUERY = "name,driver_version,memory.total,compute_cap,pstate,clocks.max.sm,power.limit"
 _PACKAGES = ("cupy-cuda13x", "cudf-cu13", "dask-cudf-cu13", "rmm-cu13", "dask-cuda", "numba", "triton", "pytest")
@@ -65,10 +64,10 @@ def _version(package: str) -> str | None:
 def tests(settings: Settings, found: Findings) -> None:
     """Run the tests marked `gpu`."""
     need("pytest", "pytest")
-    if not (_ROOT / _TESTS).is_dir():  # container images have no tests
-        raise NotPossibleError(f"there is no {_TESTS} in {_ROOT}")
+    if not (ROOT / _TESTS).is_dir():  # container images have no tests
+        raise NotPossibleError(f"there is no {_TESTS} in {ROOT}")
     command = [sys.executable, "-m", "pytest", "-m", "gpu", _TESTS, "--gpu-device", settings.device, "-rsf"]
-    done = subprocess.run(command, cwd=_ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr, flush=True)
     lines = done.stdout.splitlines()
     found.facts |= {"pytest": lines[-1] if lines else done.stderr[-500:]}

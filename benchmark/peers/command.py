@@ -18,10 +18,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from benchmark.common.machine import describe_machine
 from benchmark.common.measure import measure
 from benchmark.common.program import ROOT
-from benchmark.common.result import read_result
+from benchmark.common.result import redraw, write_result
 from benchmark.peers.adapters.host import top_items
 from benchmark.peers.curve import dllogger_curve, first_within, with_offset
 from benchmark.peers.fit import Job, fit, load_scores, versions
@@ -75,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> None:
     if args.draw:
-        _draw(read_result(args.draw, _NAME, _KEYS), args.draw.parent)
+        redraw(args.draw, _NAME, _KEYS, _draw)
         return
     if min(args.seeds) < 0 or len(set(args.seeds)) < len(args.seeds):
         raise UserError(f"--seeds should be 0 or more, without duplicates, got {' '.join(map(str, args.seeds))}")
@@ -85,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     peers = list(dict.fromkeys(args.peers))
     names = [name for name in args.models or MODELS if MODELS[name].peer in peers]
     comparison = Comparison.create(args)
-    results = [result for name in OWN for result in comparison.own(name)]
+    results = [comparison.own(name) for name in OWN]
     for name in names:
         results += comparison.peer(name, MODELS[name])
     for each in results:
@@ -93,8 +92,6 @@ def main(args: argparse.Namespace) -> None:
         if values is not None:
             each["metrics"] = {metric: _of_metric(found, metric, comparison) for metric, found in values.items()}
     result: dict[str, Any] = {
-        "machine": describe_machine(),
-        "command": f"python -m benchmark {shlex.join(sys.argv[1:])}",
         "data": {
             "name": args.data.name,
             "users": comparison.data.train.columns.n_users,
@@ -111,15 +108,14 @@ def main(args: argparse.Namespace) -> None:
         "results": results,
         "speed": compare_speed(shape, peers, args.limit_s, args.cache) if shape else None,
     }
-    write_json(args.output / _NAME, result)
-    _draw(result, args.output)
+    write_result(args.output / _NAME, result, _draw)
 
 
-def _draw(result: dict[str, Any], folder: Path) -> None:
-    for name, draw in (("peers.png", draw_peers), ("time-to-quality.png", draw_curves)):
-        draw(result, folder / name)
+def _draw(result: dict[str, Any], path: Path) -> None:
+    """Print the tables; draw `path` and, beside it, quality by time."""
     console.print(markdown(result), markup=False, soft_wrap=True)
-    console.print(f"wrote {folder / _NAME}, peers.png and time-to-quality.png")
+    draw_peers(result, path)
+    draw_curves(result, path.with_name("time-to-quality.png"))
 
 
 def _environment(peer: str) -> dict[str, Any]:
@@ -160,7 +156,7 @@ class Comparison:
             write_split(data.train, output / f"validation-{seed}.npz", data.validation_items(seed))
         return Comparison(data, args.data, output, own_runs, args.seeds, args.trials, args.limit_s, {}, 0)
 
-    def own(self, name: str) -> list[dict[str, Any]]:
+    def own(self, name: str) -> dict[str, Any]:
         """A row of `benchmark.quality`."""
         row, metrics, runs = ROWS[name], [], []
         for seed in self.seeds:
@@ -177,7 +173,7 @@ class Comparison:
         }  # fmt: skip
         found["curve"] = self._own_curve(name, values, runs)
         _report(name, values)
-        return [found]
+        return found
 
     def _own_folder(self, name: str, seed: int) -> Path:
         return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"

@@ -15,13 +15,13 @@ from typing import Any
 
 from benchmark.common.data import SEED, cache_folder
 from benchmark.common.measure import Usage, measure
+from benchmark.common.program import ROOT
 from benchmark.common.result import redraw, write_result
 from benchmark.pipeline.plot import draw_pipeline
 from preprocessing.synthetic.log import Ids, Shape, parse_shape, write_log
 from workflows.common.errors import UserError
 from workflows.common.progress import console, stage
 
-_ROOT = Path(__file__).parents[2]
 _STAGE = re.compile(r"^(?P<name>\w[\w ]*): [\d,]+ \w+ in (?P<seconds>[\d.]+) s\b", re.MULTILINE)
 _MEASURED = ("wall_s", "cpu_s", "peak_rss_bytes", "peak_pss_bytes")
 
@@ -97,13 +97,13 @@ def _compare(case: Case, shape: Shape, repeats: int, flags: Sequence[str], cache
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for number in range(repeats):
         for name, command in commands.items():
-            usage = measure(command, _ROOT)
+            usage = measure(command, ROOT)
             runs[name].append(_run(usage, _stages_of_ours if name == "ours" else _stages_of_baseline))
             _tell(f"{case.name}, {name}, run {number + 1}", usage)
     size = log.stat().st_size
     summary = {name: _summary(list_of_runs, shape.rows, size) for name, list_of_runs in runs.items()}
     ratios = {name: summary["baseline"][name] / summary["ours"][name] for name in _MEASURED}
-    checked = json.loads(measure([sys.executable, "-m", "benchmark.checker", str(log), str(prepared)], _ROOT).output)
+    checked = json.loads(measure([sys.executable, "-m", "benchmark.checker", str(log), str(prepared)], ROOT).output)
     return {
         **asdict(case),
         "rows": shape.rows,

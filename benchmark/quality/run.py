@@ -1,4 +1,4 @@
-"""The runs behind the table: one process per row and seed, kept so that existing runs are reused."""
+"""The runs of the rows: one process per row and seed, kept so that existing runs are reused."""
 
 from __future__ import annotations
 
