@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -40,3 +41,14 @@ def number(value: float) -> str:
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:#.3g}".rstrip(".")
+
+
+def kept_runs(result: dict[str, Any]) -> str:
+    """A paragraph that names the runs kept from other commits than the result's; empty if there are none."""
+    of_commit: dict[str, list[str]] = {}
+    for each in result["results"]:
+        here = result["machine"]["commit"]
+        for commit in {run.get("commit", here) for run in each.get("runs", ())} - {here}:
+            of_commit.setdefault(str(commit), []).append(f"`{each['row']}`")
+    kept = (f"{', '.join(dict.fromkeys(rows))} at {commit}" for commit, rows in of_commit.items())
+    return f"Run earlier, and kept: {'; '.join(kept)}.\n" if of_commit else ""

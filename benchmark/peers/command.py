@@ -190,7 +190,7 @@ class Comparison:
             )  # fmt: skip
         torch.set_num_threads(threads)
         figures: dict[str, Any] = {
-            "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib,
+            "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib, "commit": done.commit,
             "recommend_s": time.time() - before[0], "recommend_cpu_s": time.process_time() - before[1],
         }  # fmt: skip
         if self.prepared:

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmark.common.machine import commit
 from benchmark.common.measure import CommandError, measure
 from benchmark.peers.models import ADAPTERS
 from workflows.common.errors import UserError, how_it_ended
 from workflows.common.files import read_json, write_json
 
 _FACTS = "figures.json"
+_HOST = ADAPTERS / "host.py"
 # A thread each: libraries differ in how many they take, and the machine may have other work.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "NUMBA_NUM_THREADS")
 _FIRST = '{"import_s"'  # of the host's line
@@ -54,7 +56,7 @@ class Job:
 
 
 def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
-    """Run a job with a peer's interpreter, or reuse the figures of the same job: same adapter, split and settings.
+    """Run a job with a peer's interpreter, or reuse the figures of the same job: same programs, split and settings.
 
     `folder` receives `scores.npy`, float32 [n_users, n_items], and `epoch-N.npy`.
 
@@ -63,7 +65,8 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
         UserError: it failed; the message includes the last lines of its output.
     """
     given = json.loads(json.dumps(asdict(job)))  # tuples become lists
-    known = given | {key: hashlib.sha256(Path(given[key]).read_bytes()).hexdigest() for key in ("adapter", "split")}
+    files = {"adapter": Path(job.adapter), "split": Path(job.split), "host": _HOST}
+    known = given | {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
     facts = folder / _FACTS
     found = read_json(facts)
     if found.get("job") == known:
@@ -73,7 +76,7 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
     path = folder / "job.json"
     write_json(path, {**given, "folder": str(folder), "began": time.time()})
     threads = [f"{name}={job.threads}" for name in _THREADS]
-    command = ["env", *threads, str(python), "-P", str(ADAPTERS / "host.py"), str(path)]
+    command = ["env", *threads, str(python), "-P", str(_HOST), str(path)]
     try:
         usage = measure(command, cwd=folder)
     except CommandError as error:
@@ -83,7 +86,10 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
         raise UserError(": ".join([how_it_ended(error.status), *said])) from error
     # A library may print more when it ends.
     figures = json.loads(next(line for line in reversed(usage.output.splitlines()) if line.startswith(_FIRST)))
-    figures |= {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
+    figures |= {
+        "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20,
+        "commit": commit(),
+    }  # fmt: skip
     write_json(facts, {"job": known, "figures": figures})
     return figures
 

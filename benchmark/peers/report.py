@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmark.common.report import Measured, table
+from benchmark.common.report import Measured, kept_runs, table
 
 _METRICS = ("sampled hr@10", "sampled ndcg@10", "expected hr@10", "expected ndcg@10", "full hr@10", "full ndcg@10")
 
 
 def markdown(result: dict[str, Any]) -> str:
     """Quality with cost, what did not run, and speed."""
-    parts = [_quality(result), _differences(result), _failures(result), _speed(result)]
+    parts = [_quality(result), kept_runs(result), _differences(result), _failures(result), _speed(result)]
     return "\n".join(part for part in parts if part)
 
 

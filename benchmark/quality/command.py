@@ -115,7 +115,7 @@ def _result(name: str, done: list[Done], values: dict[str, Values], best: str | 
         "commands": [each.command for each in done],
         "cpu_s": float(np.mean([each.cpu_s for each in done])),
         "wall_s": float(np.mean([each.wall_s for each in done])),
-        "runs": [{"cpu_s": each.cpu_s, "wall_s": each.wall_s} for each in done],
+        "runs": [{"cpu_s": each.cpu_s, "wall_s": each.wall_s, "commit": each.commit} for each in done],
         "metrics": metrics,
     }
 

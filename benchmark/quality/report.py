@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark.common.report import Measured, table
+from benchmark.common.report import Measured, kept_runs, table
 
 METRICS = ("hr@10", "ndcg@10")
 _DIFFERENCES = ("sampled", "expected")
@@ -32,8 +32,9 @@ def markdown(result: dict[str, Any]) -> str:
     others = [
         name for name in ("neumf", result["best_baseline"]) if any(name in _over(each) for each in result["results"])
     ]
+    parts = [table(columns, rows), kept_runs(result)]
     if not others:
-        return table(columns, rows)
+        return "\n".join(filter(None, parts))
     differences = [
         [f"`{each['row']}`", *(_difference(each, other, f"{way} {metric}")
                                for other in others for way in _DIFFERENCES for metric in METRICS)]
@@ -41,7 +42,8 @@ def markdown(result: dict[str, Any]) -> str:
     ]  # fmt: skip
     names = [f"`{other}`: {'expected ' if way == 'expected' else ''}{metric.upper()}"
              for other in others for way in _DIFFERENCES for metric in METRICS]  # fmt: skip
-    return "\n".join([table(columns, rows), "Differences:\n", table(["", *names], differences)])
+    parts += ["Differences:\n", table(["", *names], differences)]
+    return "\n".join(filter(None, parts))
 
 
 def _over(row: dict[str, Any]) -> dict[str, Any]:

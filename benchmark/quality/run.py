@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmark.common.machine import commit
 from benchmark.common.measure import measure
 from benchmark.common.program import ROOT
 from workflows.common.files import read_json, write_json
@@ -22,6 +23,7 @@ class Done:
         command: for display, without --data and --output.
         wall_s, cpu_s: of the whole process: choosing settings, training and its own evaluation.
         peak_rss_mib: of the process and its children.
+        commit: at which it ran.
     """
 
     folder: Path
@@ -29,6 +31,7 @@ class Done:
     wall_s: float
     cpu_s: float
     peak_rss_mib: float
+    commit: str | None
 
 
 def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
@@ -39,13 +42,17 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
     """
     given, source, facts = [*program, "--seed", str(seed)], str(data.resolve()), folder.with_suffix(".json")
     known, found = {"program": given, "data": source, **_configuration(program)}, read_json(facts)
-    if not (known.items() <= found.items() and "peak_rss_mib" in found) or not folder.is_dir():
+    if not (known.items() <= found.items() and "commit" in found) or not folder.is_dir():
         console.print(f"python {shlex.join(given)}")
         command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
         usage = measure([*command, "--overwrite"], cwd=ROOT)
-        found = {**known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20}
+        found = {
+            **known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20,
+            "commit": commit(),
+        }  # fmt: skip
         write_json(facts, found)
-    return Done(folder, f"python {shlex.join(given)}", found["wall_s"], found["cpu_s"], found["peak_rss_mib"])
+    figures = (found[name] for name in ("wall_s", "cpu_s", "peak_rss_mib", "commit"))
+    return Done(folder, f"python {shlex.join(given)}", *figures)
 
 
 def _configuration(program: Sequence[str]) -> dict[str, str]:

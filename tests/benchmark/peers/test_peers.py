@@ -134,7 +134,7 @@ def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     def run(program: object, seed: int, data: Path, folder: Path) -> Done:
         folder.mkdir(parents=True)
         safetensors.torch.save_file({"scores": torch.from_numpy(own_scores())}, folder / SCORES_NAME)
-        return Done(folder, "python", 1.0, 1.0, 10.0)
+        return Done(folder, "python", 1.0, 1.0, 10.0, "a1b2c3")
 
     monkeypatch.setattr(command, "run", run)
     return found

@@ -16,14 +16,14 @@ _SHAPE = Shape(1000, 50, 20_000)
 _PYTHON = Path("python")
 
 
-def largest(tmp_path: Path, error: Exception, manages: int) -> dict[str, Any]:
-    """The result of a peer that fails on shares larger than `manages`."""
+def largest(tmp_path: Path, error: Exception, manages: int, seconds: float = 1.0) -> dict[str, Any]:
+    """The result of a peer that fails on shares larger than `manages`, and takes so long for the smallest."""
 
     def measured(data: speed._Data, share: int, python: Path, limit_s: float) -> dict[str, Any]:
         assert (python, limit_s) == (_PYTHON, 600.0)
         if share < manages:
             raise error
-        return {"rows": data.shape(share).rows, "per_s": 1.0}
+        return {"rows": data.shape(share).rows, "run": {"wall_s": seconds * 100 / share}}
 
     return speed._largest(speed._Data(_SHAPE, tmp_path), 600.0, "training", "slow", measured)
 
@@ -34,13 +34,20 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_peer_over_the_limit_is_measured_on_a_tenth_then_a_hundredth(tmp_path: Path) -> None:
+def test_a_peer_is_measured_on_the_largest_share_within_the_limit(tmp_path: Path) -> None:
     error = OverLimitError("over 600 s")
-    assert largest(tmp_path, error, 1) == {"rows": 20_000, "per_s": 1.0, "over_limit": []}
-    found = largest(tmp_path, error, 100)
-    assert found["rows"] == 200
-    assert [each["rows"] for each in found["over_limit"]] == [20_000, 2_000]
+    assert largest(tmp_path, error, 1) == {"rows": 20_000, "run": {"wall_s": 100.0}, "over_limit": None}
+    found = largest(tmp_path, error, 10)
+    assert (found["rows"], found["over_limit"]) == (2_000, {"rows": 20_000, "error": "over 600 s"})
     assert largest(tmp_path, error, 1000)["error"] == "over 600 s with 200 interactions"
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_share_that_would_take_far_too_long_is_not_tried(tmp_path: Path) -> None:
+    error = AssertionError("tried")
+    found = largest(tmp_path, error, 10, seconds=13.0)
+    assert (found["rows"], found["over_limit"]) == (2_000, {"rows": 20_000, "error": "would take about 1300 s"})
+    assert largest(tmp_path, error, 1, seconds=11.0)["over_limit"] is None
 
 
 @pytest.mark.usefixtures("installed")

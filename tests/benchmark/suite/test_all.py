@@ -41,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         return ""
 
     monkeypatch.setattr(command, "run_program", run_program)
-    monkeypatch.setattr(machine, "_commit", lambda: "a1b2c3")
+    monkeypatch.setattr(machine, "commit", lambda: "a1b2c3")
     return found
 
 
@@ -106,7 +106,7 @@ def test_results_of_the_same_commit_and_command_are_kept(
     assert json.loads((tmp_path / command.RESULT_NAME).read_text())["parts"]["recommend"]["status"] == "kept"
     run(tmp_path, "full")  # another command
     assert times() == 2
-    monkeypatch.setattr(machine, "_commit", lambda: "d4e5f6-dirty")
+    monkeypatch.setattr(machine, "commit", lambda: "d4e5f6-dirty")
     for _ in range(2):  # changed files: nobody knows whether they are the same
         run(tmp_path, "full")
     assert times() == 4
@@ -118,7 +118,7 @@ def test_runs_of_another_commit_are_not_taken_for_this_one(
     (tmp_path / "quality" / "runs").mkdir(parents=True)  # of a run that was stopped, or of somebody else
     run(tmp_path)
     (tmp_path / "recommend" / "runs").mkdir()
-    monkeypatch.setattr(machine, "_commit", lambda: "d4e5f6")
+    monkeypatch.setattr(machine, "commit", lambda: "d4e5f6")
     run(tmp_path)
     assert not (tmp_path / "recommend" / "runs").exists()
     assert (tmp_path / "recommend" / "recommend.json").exists()
@@ -129,7 +129,7 @@ def test_a_failed_part_does_not_show_an_old_result(
     started: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path)
-    monkeypatch.setattr(machine, "_commit", lambda: "d4e5f6")
+    monkeypatch.setattr(machine, "commit", lambda: "d4e5f6")
 
     def fail(*argv: str, cwd: Path = Path()) -> str:
         raise UserError("no luck")
