@@ -25,7 +25,7 @@ from benchmark.peers.adapters.host import top_items
 from benchmark.peers.curve import dllogger_curve, first_within, with_offset
 from benchmark.peers.fit import Job, fit, load_scores, versions
 from benchmark.peers.install import error_of, python_of
-from benchmark.peers.models import MODELS, Model, Settings
+from benchmark.peers.models import MODELS, Model, Settings, program_lines
 from benchmark.peers.plot import draw_curves, draw_peers
 from benchmark.peers.report import markdown
 from benchmark.peers.speed import compare_speed
@@ -44,9 +44,9 @@ from workflows.common.progress import console
 
 _NAME = "peers.json"
 _KEYS = {"machine", "data", "seeds", "peers", "results", "speed"}
-# Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it. Each takes two commands.
+# Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it.
 OWN = ("popularity", "ease", "neumf", "recipe")
-_COMMANDS = 2
+_COMMANDS = 3  # preprocessing, training, recommending
 _SAMPLE = "MovieLens 100K (sample)"  # in stats.json
 _CURVE_OF = {"neumf": "neumf-on-test"}  # the same run, evaluated on test after each epoch
 Values = dict[str, np.ndarray]
@@ -231,7 +231,7 @@ class Comparison:
     def peer(self, name: str, model: Model) -> list[dict[str, Any]]:
         """Two rows: the library's defaults, and the settings that did best on validation."""
         python = python_of(model.peer)
-        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": model.lines()}
+        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": program_lines(name)}
         if python is None:
             return [{**common, "kind": "default", "error": error_of(model.peer)}]
         quality = self.data.validation(self.data.validation_items(self.seeds[0]))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 ADAPTERS = Path(__file__).parent / "adapters"
+PROGRAMS = Path(__file__).parent / "programs"  # what a user would write, without anything of this benchmark
 Settings = dict[str, Any]
 
 
@@ -48,11 +49,6 @@ class Model:
         order = np.random.default_rng(seed).permutation(len(grid))
         others = [{**self.settings, **grid[index]} for index in order if grid[index] != self.defaults]
         return [dict(self.settings), *others[:trials]]
-
-    def lines(self) -> int:
-        """Lines of its adapter with code: what a user of the library would write to load, train and score."""
-        text = self.adapter.read_text(encoding="utf-8").split('"""', 2)[-1]
-        return sum(bool(line.strip()) and not line.strip().startswith("#") for line in text.splitlines())
 
 
 MODELS = {
@@ -124,3 +120,9 @@ MODELS = {
 def batch_settings(peer: str, samples: int) -> Settings:
     """A batch of so many samples, with four negatives per positive, as the peer names it."""
     return {"cornac": {"batch_size": samples // 5}, "recbole": {"train_batch_size": samples}}[peer]
+
+
+def program_lines(row: str) -> int:
+    """Lines of the program, from a CSV file of (user, item) rows to each user's ten best new items."""
+    text = (PROGRAMS / f"{row.replace('-', '_')}.py").read_text(encoding="utf-8")
+    return sum(bool(line.strip()) for line in text.splitlines())

@@ -34,6 +34,7 @@ _NEWTON_STEPS = 50
 _CONVERGED = 1e-8  # of the log-likelihood per user, and of a weight
 _STEP = 2.0  # ratio between successive penalties tried
 _BY_RECENCY = 4.0  # the best penalty's ratio for a difference of 1 in recency, which leaves fewer effective samples
+_FLAT = 0.25  # steps to the top of a parabola, whose height differs by less than a sixteenth of the next step's
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
 # First penalties tried; item-item's is multiplied by the mean item count.
@@ -251,7 +252,7 @@ def _searched(
 
     def peak(start: MemberConfig) -> MemberConfig:
         """Change the penalty in large steps while that improves the quality; then take the top of the parabola through
-        the last three, if it is indeed better."""
+        the last three, if that is some way off and indeed better."""
         found = start
         for factor in (_STEP, 1.0 / _STEP):
             while is_near(after := replace(found, penalty=found.penalty * factor)) and quality(after) > quality(found):
@@ -264,8 +265,9 @@ def _searched(
         lower, upper = map(quality, sides)
         if not (bend := 2.0 * quality(found) - lower - upper):
             return found
-        top = replace(found, penalty=found.penalty * _STEP ** (0.5 * (upper - lower) / bend))
-        return max(found, top, key=quality)
+        if abs(steps := 0.5 * (upper - lower) / bend) < _FLAT:
+            return found
+        return max(found, replace(found, penalty=found.penalty * _STEP**steps), key=quality)
 
     best = peak(first)
     others = [recency for recency in _RECENCIES if recency != first.recency] if time_ordered else []
