@@ -22,10 +22,10 @@ from benchmark.common.measure import measure
 from benchmark.common.program import ROOT
 from benchmark.common.result import redraw, write_result
 from benchmark.peers.adapters.host import top_items
-from benchmark.peers.curve import dllogger_curve, first_within, with_offset
+from benchmark.peers.curve import first_within, with_offset
 from benchmark.peers.fit import Job, fit, load_scores, versions
 from benchmark.peers.install import error_of, python_of
-from benchmark.peers.models import MODELS, Model, Settings, program_lines
+from benchmark.peers.models import MODELS, OURS, Model, Settings, program_lines
 from benchmark.peers.plot import draw_curves, draw_peers
 from benchmark.peers.report import markdown
 from benchmark.peers.speed import compare_speed
@@ -45,10 +45,9 @@ from workflows.common.progress import console
 _NAME = "peers.json"
 _KEYS = {"machine", "data", "seeds", "peers", "results", "speed"}
 # Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it.
-OWN = ("popularity", "ease", "neumf", "recipe")
+OWN = ("popularity", "ease", "recipe")
 _COMMANDS = 3  # preprocessing, training, recommending
 _SAMPLE = "MovieLens 100K (sample)"  # in stats.json
-_CURVE_OF = {"neumf": "neumf-on-test"}  # the same run, evaluated on test after each epoch
 Values = dict[str, np.ndarray]
 Scores = Callable[[torch.Tensor], torch.Tensor]
 
@@ -104,7 +103,7 @@ def main(args: argparse.Namespace) -> None:
         "trials": args.trials,
         "limit_s": args.limit_s,
         "threads": 1,
-        "peers": {peer: _environment(peer) for peer in peers},
+        "peers": {peer: _environment(peer) for peer in peers if peer != OURS},
         "results": results,
         "speed": compare_speed(shape, peers, args.limit_s, args.cache) if shape else None,
     }
@@ -171,9 +170,14 @@ class Comparison:
             "row": name, "peer": None, "kind": "ours", "what": row.what, "lines": _COMMANDS, "runs": runs,
             "values": values, "settings": shlex.join(row.program),
         }  # fmt: skip
-        found["curve"] = self._own_curve(name, values, runs)
+        last = {"wall_s": runs[0]["wall_s"], "cpu_s": runs[0]["cpu_s"], "hr": float(values["sampled hr@10"][0].mean())}
+        found["curve"] = self._from_raw_log({"final": last["hr"], "points": [last], "within": last})
         _report(name, values)
         return found
+
+    def _from_raw_log(self, curve: dict[str, Any]) -> dict[str, Any]:
+        """The curve of a model of ours, with preprocessing before it."""
+        return with_offset(curve, self.prepared["wall_s"], self.prepared["cpu_s"]) if self.prepared else curve
 
     def _own_folder(self, name: str, seed: int) -> Path:
         return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
@@ -193,25 +197,12 @@ class Comparison:
             "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib, "commit": done.commit,
             "recommend_s": time.time() - before[0], "recommend_cpu_s": time.process_time() - before[1],
         }  # fmt: skip
-        if self.prepared:
-            figures |= {f"load_{key}": value for key, value in self.prepared.items()}
+        figures |= {f"load_{key}": value for key, value in (self.prepared or {}).items()}
         if kind != "baseline":
             facts = json.loads((done.folder / "metrics.json").read_text(encoding="utf-8"))
             # Per CPU second, as the peers': it is reported by the wall clock.
             figures["samples_per_s"] = facts["train_throughput"] * done.wall_s / done.cpu_s
         return figures
-
-    def _own_curve(self, name: str, values: Values, runs: list[dict[str, Any]]) -> dict[str, Any]:
-        final = float(values["sampled hr@10"][0].mean())
-        if name in _CURVE_OF:
-            row, seed = ROWS[_CURVE_OF[name]], self.seeds[0]
-            done = run(row.program, seed, self.folder, self._own_folder(_CURVE_OF[name], seed))
-            curve = dllogger_curve(done.folder / "log.json", done.wall_s, done.cpu_s)
-        else:
-            last = {"wall_s": runs[0]["wall_s"], "cpu_s": runs[0]["cpu_s"], "hr": final}
-            curve = {"final": final, "points": [last], "within": last}
-        prepared = self.prepared
-        return with_offset(curve, prepared["wall_s"], prepared["cpu_s"]) if prepared else curve
 
     @cached_property
     def prepared(self) -> dict[str, float] | None:
@@ -230,8 +221,10 @@ class Comparison:
 
     def peer(self, name: str, model: Model) -> list[dict[str, Any]]:
         """Two rows: the library's defaults, and the settings that did best on validation."""
-        python = python_of(model.peer)
-        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": program_lines(name)}
+        ours = model.peer == OURS
+        python = Path(sys.executable) if ours else python_of(model.peer)
+        lines = _COMMANDS if ours else program_lines(name)
+        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": lines}
         if python is None:
             return [{**common, "kind": "default", "error": error_of(model.peer)}]
         quality = self.data.validation(self.data.validation_items(self.seeds[0]))
@@ -278,8 +271,11 @@ class Comparison:
             except UserError as error:
                 return {**row, "settings": settings, "error": str(error)}
             metrics.append(self._metrics(folder / "scores.npy"))
-            runs.append(figures)
             curve = curve or self._curve(folder, figures, metrics[0])
+            if model.peer == OURS:
+                figures = {**figures, **{f"load_{key}": value for key, value in (self.prepared or {}).items()}}
+            runs.append(figures)
+        curve = self._from_raw_log(curve) if curve and model.peer == OURS else curve
         values = _stacked(metrics)
         _report(f"{row['row']} {row['kind']}", values)
         return {**row, "settings": settings, "runs": runs, "values": values, "curve": curve}

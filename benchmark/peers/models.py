@@ -13,11 +13,12 @@ import numpy as np
 ADAPTERS = Path(__file__).parent / "adapters"
 PROGRAMS = Path(__file__).parent / "programs"  # what a user would write, without anything of this benchmark
 Settings = dict[str, Any]
+OURS = "ours"  # instead of a peer's name: fitted in this environment, in the same way
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of a peer.
+    """A model of a peer, or one of ours that is tuned like theirs.
 
     Attributes:
         peer: its environment, `.venv-peers/PEER`, and its adapter.
@@ -25,7 +26,7 @@ class Model:
         what: description for people.
         space: values to try of each setting, named as the peer names it; defaults are added to them.
         settings: that differ from the library's defaults in all its rows, with the reason in `docs/peers.md`.
-        defaults: the library's, if the space has them; they are not tried again.
+        defaults: the library's (ours: of `make demo`), if the space has them; they are not tried again.
         speed: settings with the network, batch and negatives of `benchmark.training.variants`; None if there are none.
     """
 
@@ -52,6 +53,14 @@ class Model:
 
 
 MODELS = {
+    "neumf": Model(
+        OURS, "neumf", "NeuMF",
+        {
+            "factors": (16, 32), "dropout": (0.2, 0.35, 0.5), "learning_rate": (0.002, 0.004, 0.008),
+            "negative_samples": (8, 16),
+        },
+        defaults={"factors": 16, "dropout": 0.35, "learning_rate": 0.004, "negative_samples": 16},
+    ),
     "implicit-als": Model(
         "implicit", "als", "ALS",
         {"factors": (32, 64, 128), "regularization": (0.01, 0.1, 1.0), "alpha": (1.0, 5.0, 20.0)},

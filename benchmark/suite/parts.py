@@ -99,7 +99,7 @@ PARTS = {
     ),
     "peers": Part(
         "Other recommenders on the same data",
-        quick="--data {data}/ml-100k --runs {output}/quality/runs --models implicit-als cornac-bpr --trials 1",
+        quick="--data {data}/ml-100k --runs {output}/quality/runs --models neumf implicit-als cornac-bpr --trials 1",
         full="--data {data}/ml-100k --runs {output}/quality/runs --seeds 1 2 3 4 5 --speed ml-20m --cache {data}",
         report=peers,
     ),

@@ -19,9 +19,8 @@ import yaml
 
 from benchmark.peers import command
 from benchmark.peers.adapters.host import top_items
-from benchmark.peers.curve import dllogger_curve, first_within
 from benchmark.peers.fit import Job, OverLimitError, fit
-from benchmark.peers.models import MODELS, Model, program_lines
+from benchmark.peers.models import MODELS, OURS, Model, program_lines
 from benchmark.peers.report import markdown
 from benchmark.peers.split import write_split
 from benchmark.quality.data import Data
@@ -236,6 +235,28 @@ def test_our_runs_are_those_of_the_quality_benchmark(fake: Fake, tmp_path: Path)
     assert not list((fake.output / "runs").glob("popularity*"))
 
 
+def test_ours_is_fitted_like_a_peer(folder: Path, tmp_path: Path) -> None:
+    """In validation it chooses the number of epochs; then it trains that many on all of train."""
+    data = Data.load(folder)
+    split, held = tmp_path / "train.npz", tmp_path / "validation.npz"
+    write_split(data.train, split)
+    rng = np.random.default_rng(3)  # series of 101 items need as many
+    users, items = np.divmod(np.flatnonzero(rng.random(12 * 150) < 0.1), 150)
+    held_out = np.array([next(item for item in range(150) if item not in items[users == user]) for user in range(12)])
+    np.savez(held, users=users, items=items, n_users=12, n_items=150, held_out=held_out.astype(np.int32))
+    settings = {"factors": 4, "negative_samples": 2, "epochs": 3}
+    adapter = str(MODELS["neumf"].adapter)
+    chosen = fit(Path(sys.executable), Job(adapter, "neumf", str(held), settings, 1), tmp_path / "tried")["chosen"]
+    assert 1 <= chosen["epochs"] <= 3
+    figures = fit(Path(sys.executable), Job(adapter, "neumf", str(split), settings, 1, curve=True), tmp_path / "run")
+    assert figures["chosen"] == {}
+    assert figures["samples"] == 3 * 3 * USERS * ROWS_PER_USER
+    scores = [np.load(tmp_path / "run" / f"{name}.npy") for name in ("scores", "epoch-3", "epoch-1")]
+    assert scores[0].shape == (USERS, ITEMS)
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)  # the last epoch, not the best one
+    assert not np.allclose(scores[0], scores[2])
+
+
 def test_a_peer_over_the_limit_is_ended(tmp_path: Path) -> None:
     adapter = tmp_path / "slow.py"
     adapter.write_text("import signal\n\ndef fit(run):\n    while True:\n        pass\n")
@@ -269,28 +290,10 @@ def test_recommended_items_are_the_best_unseen_ones() -> None:
         assert found[user].tolist() == best
 
 
-def test_the_curve_of_a_run_has_evaluation_taken_out(tmp_path: Path) -> None:
-    lines: list[dict[str, Any]] = [{"type": "HEADER"}, {"step": "PARAMETER", "data": {}}]
-    hit_rates = (0.2, 0.5, 0.497, 0.5)
-    lines += [
-        {"step": [epoch], "data": {"train_epoch_time": 2.0, "validation_epoch_time": 3.0, "hr@10": hr}}
-        for epoch, hr in enumerate(hit_rates)
-    ]
-    lines.append({"step": [], "data": {}})
-    log = tmp_path / "log.json"
-    log.write_text("".join(f"DLLL {json.dumps(line)}\n" for line in lines))
-    curve = dllogger_curve(log, wall_s=25.0, cpu_s=50.0)  # 5 s of start, 20 s of epochs
-    assert [point["wall_s"] for point in curve["points"]] == [7.0, 9.0, 11.0, 13.0]
-    assert [point["cpu_s"] for point in curve["points"]] == [14.0, 18.0, 22.0, 26.0]
-    assert curve["final"] == 0.5
-    assert curve["within"]["epoch"] == 2
-    assert first_within(curve["points"], 0.2)["epoch"] == 1
-
-
 def test_each_model_of_a_peer_has_an_adapter_and_enough_settings_to_try() -> None:
     for name, model in MODELS.items():
         tried = model.candidates(8, 1)
         assert tried[0] == dict(model.settings)
         assert len(tried) == 9
         assert len({json.dumps(each, sort_keys=True) for each in tried[1:]}) == 8
-        assert program_lines(name) > 5
+        assert model.peer == OURS or program_lines(name) > 5
