@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import safetensors.torch
-import torch
-
-from benchmark.common.measure import measure
-from benchmark.common.program import ROOT
 from benchmark.common.result import redraw, write_result
-from benchmark.peers.adapters.host import top_items
-from benchmark.peers.curve import first_within, with_offset
-from benchmark.peers.fit import Job, fit, load_scores, versions
+from benchmark.peers.comparison import Comparison
+from benchmark.peers.fit import versions
 from benchmark.peers.install import error_of, python_of
-from benchmark.peers.models import MODELS, OURS, Model, Settings, program_lines
+from benchmark.peers.models import MODELS, OURS
 from benchmark.peers.plot import draw_curves, draw_peers
 from benchmark.peers.report import markdown
 from benchmark.peers.speed import compare_speed
-from benchmark.peers.split import write_split
-from benchmark.quality.data import Data
-from benchmark.quality.rows import ROWS
-from benchmark.quality.run import Done, run
-from benchmark.quality.statistics import difference, estimate
-from benchmark.quality_baselines import SCORES_NAME
-from model.network.checkpoint import load_run
-from model.scoring.scorer import Scorer
 from preprocessing.synthetic.log import parse_shape
 from workflows.common.errors import UserError
-from workflows.common.files import read_json, write_json
 from workflows.common.progress import console
 
 _NAME = "peers.json"
 _KEYS = {"machine", "data", "seeds", "peers", "results", "speed"}
-# Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it.
-OWN = ("popularity", "ease", "recipe")
-_COMMANDS = 3  # preprocessing, training, recommending
-_SAMPLE = "MovieLens 100K (sample)"  # in stats.json
-Values = dict[str, np.ndarray]
-Scores = Callable[[torch.Tensor], torch.Tensor]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +52,10 @@ def main(args: argparse.Namespace) -> None:
     shape = parse_shape(args.speed) if args.speed else None
     peers = list(dict.fromkeys(args.peers))
     names = [name for name in args.models or MODELS if MODELS[name].peer in peers]
-    comparison = Comparison.create(args)
-    results = [comparison.own(name) for name in OWN]
-    for name in names:
-        results += comparison.peer(name, MODELS[name])
-    for each in results:
-        values = each.pop("values", None)
-        if values is not None:
-            each["metrics"] = {metric: _of_metric(found, metric, comparison) for metric, found in values.items()}
+    output = args.output.resolve()
+    own_runs = (args.runs or output / "runs").resolve()
+    comparison = Comparison.create(args.data, output, own_runs, args.seeds, args.trials, args.limit_s)
+    results = comparison.rows(names)
     result: dict[str, Any] = {
         "data": {
             "name": args.data.name,
@@ -120,193 +86,3 @@ def _draw(result: dict[str, Any], path: Path) -> None:
 def _environment(peer: str) -> dict[str, Any]:
     python = python_of(peer)
     return {"error": error_of(peer)} if python is None else {"versions": versions(python)}
-
-
-def _of_metric(found: np.ndarray, metric: str, comparison: Comparison) -> dict[str, Any]:
-    return {
-        **asdict(estimate(found)),
-        "over_recipe": asdict(difference(found, comparison.recipe[metric])),
-        "runs": found.mean(1).tolist(),
-    }
-
-
-@dataclass
-class Comparison:
-    """All rows of the table: each model's figures, and its metrics on the test series by seed and user."""
-
-    data: Data
-    folder: Path
-    output: Path
-    own_runs: Path
-    seeds: Sequence[int]
-    trials: int
-    limit_s: float
-    recipe: Values
-    test_users: int
-
-    @staticmethod
-    def create(args: argparse.Namespace) -> Comparison:
-        data, output = Data.load(args.data), args.output.resolve()
-        own_runs = (args.runs or output / "runs").resolve()
-        for folder in (output / "runs", own_runs):
-            folder.mkdir(parents=True, exist_ok=True)
-        write_split(data.train, output / "train.npz")
-        for seed in args.seeds[:1]:  # tuning
-            write_split(data.train, output / f"validation-{seed}.npz", data.validation_items(seed))
-        return Comparison(data, args.data, output, own_runs, args.seeds, args.trials, args.limit_s, {}, 0)
-
-    def own(self, name: str) -> dict[str, Any]:
-        """A row of `benchmark.quality`."""
-        row, metrics, runs = ROWS[name], [], []
-        for seed in self.seeds:
-            done = run(row.program, seed if row.seeded else self.seeds[0], self.folder, self._own_folder(name, seed))
-            scores = _own_scores(row.kind, done.folder)
-            metrics.append(self.data.ranks(scores).metrics())
-            runs.append(self._own_figures(done, scores, row.kind))
-        values = _stacked(metrics)
-        self.test_users = values["full hr@10"].shape[1]
-        self.recipe = values  # the last of them
-        found: dict[str, Any] = {
-            "row": name, "peer": None, "kind": "ours", "what": row.what, "lines": _COMMANDS, "runs": runs,
-            "values": values, "settings": shlex.join(row.program),
-        }  # fmt: skip
-        last = {"wall_s": runs[0]["wall_s"], "cpu_s": runs[0]["cpu_s"], "hr": float(values["sampled hr@10"][0].mean())}
-        found["curve"] = self._from_raw_log({"final": last["hr"], "points": [last], "within": last})
-        _report(name, values)
-        return found
-
-    def _from_raw_log(self, curve: dict[str, Any]) -> dict[str, Any]:
-        """The curve of a model of ours, with preprocessing before it."""
-        return with_offset(curve, self.prepared["wall_s"], self.prepared["cpu_s"]) if self.prepared else curve
-
-    def _own_folder(self, name: str, seed: int) -> Path:
-        return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
-
-    def _own_figures(self, done: Done, scores: Scores, kind: str) -> dict[str, Any]:
-        split = np.load(self.output / "train.npz")
-        before = time.time(), time.process_time()
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with torch.inference_mode():
-            top_items(
-                lambda block: scores(torch.from_numpy(block)).numpy(), split["users"], split["items"],
-                int(split["n_users"]),
-            )  # fmt: skip
-        torch.set_num_threads(threads)
-        figures: dict[str, Any] = {
-            "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib, "commit": done.commit,
-            "recommend_s": time.time() - before[0], "recommend_cpu_s": time.process_time() - before[1],
-        }  # fmt: skip
-        figures |= {f"load_{key}": value for key, value in (self.prepared or {}).items()}
-        if kind != "baseline":
-            facts = json.loads((done.folder / "metrics.json").read_text(encoding="utf-8"))
-            # Per CPU second, as the peers': it is reported by the wall clock.
-            figures["samples_per_s"] = facts["train_throughput"] * done.wall_s / done.cpu_s
-        return figures
-
-    @cached_property
-    def prepared(self) -> dict[str, float] | None:
-        """The cost of preparing the folder; None if it is not the sample that can be prepared again."""
-        stats, facts = read_json(self.folder / "stats.json"), self.output / "runs" / "prepared.json"
-        if stats.get("source") != _SAMPLE:
-            return None
-        if not facts.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                usage = measure(
-                    [sys.executable, "-m", "preprocessing", "--sample", "ml-100k", "--output", f"{folder}/data"],
-                    cwd=ROOT,
-                )
-            write_json(facts, {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s})
-        return read_json(facts)
-
-    def peer(self, name: str, model: Model) -> list[dict[str, Any]]:
-        """Two rows: the library's defaults, and the settings that did best on validation."""
-        ours = model.peer == OURS
-        python = Path(sys.executable) if ours else python_of(model.peer)
-        lines = _COMMANDS if ours else program_lines(name)
-        common = {"row": name, "peer": model.peer, "what": f"{model.peer}: {model.what}", "lines": lines}
-        if python is None:
-            return [{**common, "kind": "default", "error": error_of(model.peer)}]
-        quality = self.data.validation(self.data.validation_items(self.seeds[0]))
-        tried: list[dict[str, Any]] = []
-        for settings in model.candidates(self.trials, self.seeds[0]):
-            job = Job(str(model.adapter), model.name, str(self._split("validation")), settings, self.seeds[0],
-                      limit_s=self.limit_s)  # fmt: skip
-            folder = self.output / "runs" / f"{name}-trial-{len(tried)}"
-            try:
-                figures = fit(python, job, folder)
-                hr, ndcg = quality(np.array(load_scores(folder / "scores.npy"), dtype=np.float64))
-                own = {**settings, **figures["chosen"]}
-                tried.append(
-                    {"settings": own, "expected hr@10": hr, "expected ndcg@10": ndcg, "cpu_s": figures["cpu_s"]}
-                )
-                console.print(f"{name} {own}: expected HR@10 {hr:.4f}, NDCG@10 {ndcg:.4f}", markup=False)
-            except UserError as error:
-                tried.append({"settings": settings, "error": str(error)})
-                console.print(f"{name} {settings}: {error}", markup=False)
-        rows = [self._fitted({**common, "kind": "default"}, python, model, tried[:1])]
-        if self.trials:
-            rows.append(self._fitted({**common, "kind": "tuned"}, python, model, tried))
-        return rows
-
-    def _split(self, kind: str) -> Path:
-        return self.output / (f"validation-{self.seeds[0]}.npz" if kind == "validation" else "train.npz")
-
-    def _fitted(self, row: dict[str, Any], python: Path, model: Model, tried: list[dict[str, Any]]) -> dict[str, Any]:
-        """Fit the best of the tried settings to all of train, with each seed."""
-        row["tried"] = tried
-        known = [each for each in tried if "error" not in each]
-        if not known:
-            return {**row, "error": tried[0]["error"]}
-        best = max(known, key=lambda each: each["expected hr@10"] + each["expected ndcg@10"])
-        settings: Settings = best["settings"]
-        kind = "default" if best is known[0] and known[0] is tried[0] else row["kind"]  # the same fit: made once
-        metrics, runs, curve = [], [], None
-        for seed in self.seeds:
-            job = Job(str(model.adapter), model.name, str(self._split("train")), settings, seed,
-                      limit_s=self.limit_s, curve=seed == self.seeds[0])  # fmt: skip
-            folder = self.output / "runs" / f"{row['row']}-{kind}-{seed}"
-            try:
-                figures = fit(python, job, folder)
-            except UserError as error:
-                return {**row, "settings": settings, "error": str(error)}
-            metrics.append(self._metrics(folder / "scores.npy"))
-            curve = curve or self._curve(folder, figures, metrics[0])
-            if model.peer == OURS:
-                figures = {**figures, **{f"load_{key}": value for key, value in (self.prepared or {}).items()}}
-            runs.append(figures)
-        curve = self._from_raw_log(curve) if curve and model.peer == OURS else curve
-        values = _stacked(metrics)
-        _report(f"{row['row']} {row['kind']}", values)
-        return {**row, "settings": settings, "runs": runs, "values": values, "curve": curve}
-
-    def _metrics(self, path: Path) -> Values:
-        scores = torch.from_numpy(np.array(load_scores(path)))
-        return self.data.ranks(lambda users: scores[users]).metrics()
-
-    def _curve(self, folder: Path, figures: dict[str, Any], metrics: Values) -> dict[str, Any]:
-        """HR@10 on test by seconds of training, for the picture only; nothing is chosen by it."""
-        final, points = float(metrics["sampled hr@10"].mean()), []
-        for number, epoch in enumerate(figures["epochs"], 1):
-            path = folder / f"epoch-{number}.npy"
-            if path.exists():
-                points.append({**epoch, "epoch": number, "hr": float(self._metrics(path)["sampled hr@10"].mean())})
-        last = {"wall_s": figures["total_s"], "cpu_s": figures["total_cpu_s"], "hr": final}
-        return {"final": final, "points": [*points, last], "within": first_within([*points, last], final)}
-
-
-def _own_scores(kind: str, folder: Path) -> Scores:
-    if kind == "baseline":
-        scores = safetensors.torch.load_file(folder / SCORES_NAME)["scores"]
-        return lambda users: scores[users]
-    return Scorer(load_run(folder, torch.device("cpu")).model).all_items
-
-
-def _stacked(metrics: list[Values]) -> Values:
-    """By seed and user, [seeds, users]."""
-    return {metric: np.stack([each[metric] for each in metrics]) for metric in metrics[0]}
-
-
-def _report(name: str, values: Values) -> None:
-    figures = (f"{metric} {found.mean():.4f}" for metric, found in values.items() if metric.startswith("sampled"))
-    console.print(f"{name}: {', '.join(figures)}", markup=False)

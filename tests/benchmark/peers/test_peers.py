@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 import yaml
 
-from benchmark.peers import command
+from benchmark.peers import command, comparison
 from benchmark.peers.adapters.host import top_items
 from benchmark.peers.fit import Job, OverLimitError, fit
 from benchmark.peers.models import MODELS, OURS, Model, program_lines
@@ -124,11 +124,12 @@ def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     monkeypatch.setitem(MODELS, "fake-pop", Model("fake", "pop", "popularity", {"sign": (-1, 2)}))
     monkeypatch.setitem(MODELS, "absent-pop", Model("absent", "pop", "not installed", {}))
     monkeypatch.setattr("benchmark.peers.models.ADAPTERS", adapters)
-    monkeypatch.setattr(command, "program_lines", lambda row: len(row))
-    monkeypatch.setattr(command, "OWN", ("popularity",))
+    monkeypatch.setattr(comparison, "program_lines", lambda row: len(row))
+    monkeypatch.setattr(comparison, "OWN", ("popularity",))
     python = {"fake": Path(sys.executable)}
-    monkeypatch.setattr(command, "python_of", python.get)
-    monkeypatch.setattr(command, "error_of", lambda peer: f"no wheel for {peer}")
+    for module in (command, comparison):
+        monkeypatch.setattr(module, "python_of", python.get)
+        monkeypatch.setattr(module, "error_of", lambda peer: f"no wheel for {peer}")
     monkeypatch.setattr(command, "versions", lambda python: {"fake": "1.0"})
 
     def run(program: object, seed: int, data: Path, folder: Path) -> Done:
@@ -136,7 +137,7 @@ def fake(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         safetensors.torch.save_file({"scores": torch.from_numpy(own_scores())}, folder / SCORES_NAME)
         return Done(folder, "python", 1.0, 1.0, 10.0, "a1b2c3")
 
-    monkeypatch.setattr(command, "run", run)
+    monkeypatch.setattr(comparison, "run", run)
     return found
 
 
@@ -215,7 +216,8 @@ def test_peers_that_are_missing_or_crash_are_shown_and_the_others_go_on(
 ) -> None:
     fake.write("crash", "def fit(run):\n    raise ValueError('no such user')\n")
     monkeypatch.setitem(MODELS, "crash-pop", Model("crash", "pop", "crashes", {}))
-    monkeypatch.setattr(command, "python_of", dict.fromkeys(("fake", "crash"), Path(sys.executable)).get)
+    for module in (command, comparison):
+        monkeypatch.setattr(module, "python_of", dict.fromkeys(("fake", "crash"), Path(sys.executable)).get)
     result = fake.run("--trials", 0)
     rows = {each["row"]: each for each in result["results"]}
     assert rows["absent-pop"]["error"] == "no wheel for absent"
