@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--data", type=Path, metavar="DIR", help="prepared folder with test series")
     what.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the pictures of a result")
-    names = sorted({model.peer for model in MODELS.values()})
+    names = sorted({model.peer for model in MODELS.values()} - {OURS})
     parser.add_argument("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help=f"of them: {', '.join(MODELS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="S")
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--trials should be 0 or more, and --limit_s above 0")
     shape = parse_shape(args.speed) if args.speed else None
     peers = list(dict.fromkeys(args.peers))
-    names = [name for name in args.models or MODELS if MODELS[name].peer in peers]
+    names = [name for name in args.models or MODELS if MODELS[name].peer in (OURS, *peers)]
     output = args.output.resolve()
     own_runs = (args.runs or output / "runs").resolve()
     comparison = Comparison.create(args.data, output, own_runs, args.seeds, args.trials, args.limit_s)
@@ -69,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         "trials": args.trials,
         "limit_s": args.limit_s,
         "threads": 1,
-        "peers": {peer: _environment(peer) for peer in peers if peer != OURS},
+        "peers": {peer: _environment(peer) for peer in peers},
         "results": results,
         "speed": compare_speed(shape, peers, args.limit_s, args.cache) if shape else None,
     }
