@@ -212,7 +212,7 @@ class Comparison:
             curve = curve or self._curve(folder, figures, metrics[0])
             if model.peer == OURS:
                 figures = {**figures, **{f"load_{key}": value for key, value in (self.prepared or {}).items()}}
-            runs.append(figures)
+            runs.append({**figures, "epochs": len(figures["epochs"])})  # the curve has their times
         curve = self._from_raw_log(curve) if curve and model.peer == OURS else curve
         values = _stacked(metrics)
         _report(f"{row['row']} {row['kind']}", values)
