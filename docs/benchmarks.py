@@ -2,7 +2,7 @@
 
 python docs/benchmarks.py            rewrites them
 python docs/benchmarks.py DIR        takes the results, and their pictures, from what `python -m benchmark all` wrote
-python docs/benchmarks.py DIR --of LOG   the same, as results of another log than the suite's
+python docs/benchmarks.py DIR --log LOG  the same, as results of another log than the suite's
 python docs/benchmarks.py --check    exits with 1 if a page differs from its results
 
 A generated part stands between `<!-- NAME: generated -->` and `<!-- end -->` and shows docs/results/NAME.json; NAME is
@@ -24,7 +24,7 @@ from benchmark.suite.parts import PARTS, markdown, read_part
 DOCS = Path(__file__).parent
 RESULTS = DOCS / "results"
 PAGES = ("benchmarks.md", "quality.md", "peers.md")
-_GENERATED = re.compile(r"(<!-- ([\w-]+): generated -->\n).*?(<!-- end -->)", re.DOTALL)
+_GENERATED = re.compile(r"(<!-- (\w+(?:-\w+)?): generated -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def generated(text: str, results: Path) -> str:
@@ -60,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the generated tables of the pages.")
     parser.add_argument("--check", action="store_true", help="only compare the pages with the results")
     parser.add_argument("results", nargs="?", type=Path, metavar="DIR", help="take the results of this folder first")
-    parser.add_argument("--of", default="", metavar="LOG", help="name of their log, if it is not the suite's")
+    parser.add_argument("--log", default="", help="name of their log, if it is not the suite's: letters and digits")
     args = parser.parse_args(argv)
+    if args.log and not (args.results and args.log.isalnum()):
+        parser.error(f"--log: expected letters and digits, and the folder of its results, got {args.log!r}")
     if args.results:
-        take(args.results, args.of)
+        take(args.results, args.log)
     stale = []
     for page in (DOCS / name for name in PAGES if (DOCS / name).exists()):
         text = page.read_text(encoding="utf-8")

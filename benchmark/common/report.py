@@ -44,11 +44,12 @@ def number(value: float) -> str:
 
 
 def kept_runs(result: dict[str, Any]) -> str:
-    """A paragraph that names the runs kept from other commits than the result's; empty if there are none."""
-    of_commit: dict[str, list[str]] = {}
+    """A paragraph that names the rows with runs kept from other commits than the result's; empty if there are none."""
+    here = result["machine"]["commit"]
+    of_commit: dict[str, dict[str, None]] = {}
     for each in result["results"]:
-        here = result["machine"]["commit"]
-        for commit in {run.get("commit", here) for run in each.get("runs", ())} - {here}:
-            of_commit.setdefault(str(commit), []).append(f"`{each['row']}`")
-    kept = (f"{', '.join(dict.fromkeys(rows))} at {commit}" for commit, rows in of_commit.items())
+        for run in each.get("runs", ()):
+            if (commit := run.get("commit", here)) != here:
+                of_commit.setdefault(commit, {})[f"`{each['row']}`"] = None
+    kept = (f"{', '.join(rows)} at {commit}" for commit, rows in of_commit.items())
     return f"Run earlier, and kept: {'; '.join(kept)}.\n" if of_commit else ""

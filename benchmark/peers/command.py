@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--draw", type=Path, metavar="JSON", help="only redraw the pictures of a result")
     names = sorted({model.peer for model in MODELS.values()} - {OURS})
     parser.add_argument("--peers", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
-    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help=f"of them: {', '.join(MODELS)}")
+    parser.add_argument("--models", nargs="+", choices=MODELS, metavar="NAME", help=f"only these: {', '.join(MODELS)}")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], metavar="S")
     parser.add_argument("--trials", type=int, default=8, metavar="N", help="settings tried besides the defaults")
     parser.add_argument("--limit_s", type=float, default=600.0, metavar="S", help="for each fit of a peer")

@@ -38,7 +38,7 @@ from workflows.common.progress import console
 
 # Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it.
 OWN = ("popularity", "ease", "recipe")
-_COMMANDS = 3  # preprocessing, training, recommending
+_COMMANDS = 3  # preprocessing, training, recommending; the other two do not recommend
 _SAMPLE = "MovieLens 100K (sample)"  # in stats.json
 Values = dict[str, np.ndarray]
 Scores = Callable[[torch.Tensor], torch.Tensor]
@@ -79,7 +79,7 @@ class Comparison:
         """Ours, then the named models."""
         rows = [self.own(name) for name in OWN]
         for name in names:
-            rows += self.peer(name, MODELS[name])
+            rows += self.fitted(name, MODELS[name])
         for row in rows:
             values = row.pop("values", None)
             if values is not None:
@@ -105,8 +105,8 @@ class Comparison:
         self.test_users = values["full hr@10"].shape[1]
         self.recipe = values  # the last of them
         found: dict[str, Any] = {
-            "row": name, "peer": None, "kind": "ours", "what": row.what, "lines": _COMMANDS, "runs": runs,
-            "values": values, "settings": shlex.join(row.program),
+            "row": name, "peer": OURS, "kind": "ours", "what": row.what, "runs": runs, "values": values,
+            "lines": _COMMANDS if row.kind == "recipe" else None, "settings": shlex.join(row.program),
         }  # fmt: skip
         last = {"wall_s": runs[0]["wall_s"], "cpu_s": runs[0]["cpu_s"], "hr": float(values["sampled hr@10"][0].mean())}
         found["curve"] = self._from_raw_log({"final": last["hr"], "points": [last], "within": last})
@@ -116,6 +116,11 @@ class Comparison:
     def _from_raw_log(self, curve: dict[str, Any]) -> dict[str, Any]:
         """The curve of a model of ours, with preprocessing before it."""
         return with_offset(curve, self.prepared["wall_s"], self.prepared["cpu_s"]) if self.prepared else curve
+
+    @property
+    def _loading(self) -> dict[str, float]:
+        """The cost of loading for a model of ours: that of preprocessing."""
+        return {f"load_{key}": value for key, value in (self.prepared or {}).items()}
 
     def _own_folder(self, name: str, seed: int) -> Path:
         return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
@@ -135,7 +140,7 @@ class Comparison:
             "wall_s": done.wall_s, "cpu_s": done.cpu_s, "peak_rss_mib": done.peak_rss_mib, "commit": done.commit,
             "recommend_s": time.time() - before[0], "recommend_cpu_s": time.process_time() - before[1],
         }  # fmt: skip
-        figures |= {f"load_{key}": value for key, value in (self.prepared or {}).items()}
+        figures |= self._loading
         if kind != "baseline":
             facts = json.loads((done.folder / "metrics.json").read_text(encoding="utf-8"))
             # Per CPU second, as the peers': it is reported by the wall clock.
@@ -157,8 +162,8 @@ class Comparison:
             write_json(facts, {"wall_s": usage.wall_s, "cpu_s": usage.cpu_s})
         return read_json(facts)
 
-    def peer(self, name: str, model: Model) -> list[dict[str, Any]]:
-        """Two rows: the library's defaults, and the settings that did best on validation."""
+    def fitted(self, name: str, model: Model) -> list[dict[str, Any]]:
+        """Two rows: the defaults, and the settings that did best on validation."""
         ours = model.peer == OURS
         python = Path(sys.executable) if ours else python_of(model.peer)
         lines = _COMMANDS if ours else program_lines(name)
@@ -210,10 +215,11 @@ class Comparison:
                 return {**row, "settings": settings, "error": str(error)}
             metrics.append(self._metrics(folder / "scores.npy"))
             curve = curve or self._curve(folder, figures, metrics[0])
-            if model.peer == OURS:
-                figures = {**figures, **{f"load_{key}": value for key, value in (self.prepared or {}).items()}}
             runs.append({**figures, "epochs": len(figures["epochs"])})  # the curve has their times
-        curve = self._from_raw_log(curve) if curve and model.peer == OURS else curve
+        if model.peer == OURS:
+            own = ({key: value for key, value in each.items() if not key.startswith("load_")} for each in runs)
+            runs = [{**each, **self._loading} for each in own]
+            curve = curve and self._from_raw_log(curve)
         values = _stacked(metrics)
         _report(f"{row['row']} {row['kind']}", values)
         return {**row, "settings": settings, "runs": runs, "values": values, "curve": curve}

@@ -1,4 +1,4 @@
-"""Fits a peer's model in the peer's environment and reads back its figures."""
+"""Fits a model, a peer's in the peer's environment, and reads back its figures."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Job:
 
 
 def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
-    """Run a job with a peer's interpreter, or reuse the figures of the same job: same programs, split and settings.
+    """Run a job with an interpreter, or reuse the figures of the same job: same programs, split and settings.
 
     `folder` receives `scores.npy`, float32 [n_users, n_items], and `epoch-N.npy`.
 
@@ -76,6 +76,7 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
     path = folder / "job.json"
     write_json(path, {**given, "folder": str(folder), "began": time.time()})
     threads = [f"{name}={job.threads}" for name in _THREADS]
+    here = commit()
     command = ["env", *threads, str(python), "-P", str(_HOST), str(path)]
     try:
         usage = measure(command, cwd=folder)
@@ -88,7 +89,7 @@ def fit(python: Path, job: Job, folder: Path) -> dict[str, Any]:
     figures = json.loads(next(line for line in reversed(usage.output.splitlines()) if line.startswith(_FIRST)))
     figures |= {
         "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20,
-        "commit": commit(),
+        "commit": here,
     }  # fmt: skip
     write_json(facts, {"job": known, "figures": figures})
     return figures

@@ -1,14 +1,17 @@
-"""The peers' models, with the settings that may be tried beside the library's own defaults."""
+"""The models that are fitted, with the settings that may be tried beside their defaults."""
 
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmark.demo import SETTINGS
 
 ADAPTERS = Path(__file__).parent / "adapters"
 PROGRAMS = Path(__file__).parent / "programs"  # what a user would write, without anything of this benchmark
@@ -52,6 +55,13 @@ class Model:
         return [dict(self.settings), *others[:trials]]
 
 
+def _settings(flags: str) -> Settings:
+    """Flags of `train.py` with numbers, by name."""
+    parts = (part.split() for part in flags.split("--")[1:])
+    return {name: json.loads(values[0]) if len(values) == 1 else [*map(json.loads, values)] for name, *values in parts}
+
+
+_DEMO = _settings(SETTINGS) | {"epochs": 20}  # most epochs, of which the best on validation is chosen
 MODELS = {
     "neumf": Model(
         OURS, "neumf", "NeuMF",
@@ -59,7 +69,8 @@ MODELS = {
             "factors": (16, 32), "dropout": (0.2, 0.35, 0.5), "learning_rate": (0.002, 0.004, 0.008),
             "negative_samples": (8, 16),
         },
-        defaults={"factors": 16, "dropout": 0.35, "learning_rate": 0.004, "negative_samples": 16},
+        _DEMO,
+        {name: _DEMO[name] for name in ("factors", "dropout", "learning_rate", "negative_samples")},
     ),
     "implicit-als": Model(
         "implicit", "als", "ALS",

@@ -9,11 +9,12 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from benchmark.peers.models import OURS
 from workflows.common.render import write_picture
 
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # it reports building its cache once
 
-_COLOURS = {"ours": "tab:green", "default": "tab:gray", "tuned": "tab:blue"}
+_COLOURS = {"ours": "tab:green", "default": "tab:gray", "tuned": "tab:blue"}  # by kind of row; all of ours are green
 
 
 def draw_peers(result: dict[str, Any], path: Path) -> None:
@@ -26,7 +27,13 @@ def draw_peers(result: dict[str, Any], path: Path) -> None:
                 axes.text(0.0, place, "  did not run", va="center", fontsize=8, color="tab:red")
                 continue
             found = each["metrics"][f"expected {metric}"]
-            axes.barh(place, found["mean"], height=0.7, color=_COLOURS[each["kind"]], xerr=found["standard_error"])
+            axes.barh(
+                place,
+                found["mean"],
+                height=0.7,
+                color=_COLOURS["ours" if each["peer"] == OURS else each["kind"]],
+                xerr=found["standard_error"],
+            )
             label = f"  {found['mean']:.3f}"
             axes.text(found["mean"] + found["standard_error"], place, label, va="center", fontsize=8)
         axes.set_yticks(range(len(rows)), [_label(each) for each in rows], fontsize=8)
@@ -45,7 +52,7 @@ def draw_curves(result: dict[str, Any], path: Path) -> None:
     axes = figure.subplots()
     drawn = [each for each in result["results"] if each.get("curve") and each["kind"] != "default"]
     for number, each in enumerate(drawn or [each for each in result["results"] if each.get("curve")]):
-        curve, style = each["curve"], "-" if each["kind"] == "ours" else "--"
+        curve, style = each["curve"], "-" if each["peer"] == OURS else "--"
         seconds, quality = zip(*((point["cpu_s"], point["hr"]) for point in curve["points"]), strict=True)
         colour = colormaps["tab20"](2 * number % 20 + number // 10 % 2)  # dark ones first
         axes.plot(seconds, quality, style, color=colour, label=_label(each), linewidth=1.2)

@@ -47,7 +47,7 @@ def _quality(result: dict[str, Any]) -> str:
             _mean(runs, _samples_per_s, "{:,.0f}"),
             _mean(runs, lambda run: result["data"]["users"] / run["recommend_cpu_s"], "{:,.0f}"),
             _mean(runs, lambda run: run["peak_rss_mib"], "{:,.0f}"),
-            str(each["lines"]),
+            str(each["lines"] or ""),
             f"{each['curve']['within']['cpu_s']:.0f}" if each.get("curve") else "",
         ))  # fmt: skip
     return table(head, rows)

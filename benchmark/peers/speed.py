@@ -161,7 +161,7 @@ def _row(what: str, row: str, rows: int, per_s: float, per_cpu_s: float, run: di
 def _largest(
     data: _Data, limit_s: float, what: str, peer: str, measured: Callable[[_Data, int, Path, float], dict[str, Any]]
 ) -> dict[str, Any]:
-    """The figures at the largest share within the limit, with the one that goes over it."""
+    """The figures at the largest share that the peer manages within the limit, and why it is not a larger one."""
     python = python_of(peer)
     failed = {"what": what, "row": peer, "rows": data.shape(_SHARES[0]).rows}
     if python is None:
@@ -169,19 +169,13 @@ def _largest(
     found: dict[str, Any] = {}
     for share in _SHARES:
         rows = data.shape(share).rows
-        projected_s = found["run"]["wall_s"] * rows / found["rows"] if found else 0.0
-        over = f"would take about {projected_s:.0f} s" if projected_s > _PROJECTED * limit_s else ""
         try:
-            if not over:
-                found = {**measured(data, share, python, limit_s), "over_limit": None}
-                continue
-        except OverLimitError as error:
-            over = str(error)
+            projected_s = found["run"]["wall_s"] * rows / found["rows"] if found else 0.0
+            if projected_s > _PROJECTED * limit_s:
+                raise OverLimitError(f"would take about {projected_s:.0f} s")
+            found = {**measured(data, share, python, limit_s), "larger": None}
         except UserError as error:
-            console.print(f"{what}, {peer}: {error}", markup=False)
-            return {**failed, "rows": rows, "error": str(error)}
-        console.print(f"{what}, {rows:,} interactions: {over}", markup=False)
-        if not found:
-            return {**failed, "error": f"{over} with {rows:,} interactions"}
-        return {**found, "over_limit": {"rows": rows, "error": over}}
+            console.print(f"{what}, {peer}, {rows:,} interactions: {error}", markup=False)
+            known = found or {**failed, "error": f"{error}, with {rows:,} interactions"}
+            return {**known, "larger": {"rows": rows, "error": str(error)}}
     return found

@@ -45,10 +45,11 @@ def run(program: Sequence[str], seed: int, data: Path, folder: Path) -> Done:
     if not (known.items() <= found.items() and "commit" in found) or not folder.is_dir():
         console.print(f"python {shlex.join(given)}")
         command = ["env", "OMP_NUM_THREADS=1", sys.executable, *given, "--data", source, "--output", str(folder)]
+        here = commit()
         usage = measure([*command, "--overwrite"], cwd=ROOT)
         found = {
             **known, "wall_s": usage.wall_s, "cpu_s": usage.cpu_s, "peak_rss_mib": usage.peak_rss_bytes / 2**20,
-            "commit": commit(),
+            "commit": here,
         }  # fmt: skip
         write_json(facts, found)
     figures = (found[name] for name in ("wall_s", "cpu_s", "peak_rss_mib", "commit"))

@@ -34,7 +34,7 @@ _NEWTON_STEPS = 50
 _CONVERGED = 1e-8  # of the log-likelihood per user, and of a weight
 _STEP = 2.0  # ratio between successive penalties tried
 _BY_RECENCY = 4.0  # the best penalty's ratio for a difference of 1 in recency, which leaves fewer effective samples
-_FLAT = 0.25  # steps to the top of a parabola, whose height differs by less than a sixteenth of the next step's
+_NEAR = 0.25  # steps to a parabola's top that is not tried: a whole step loses sixteen times as much as it would gain
 _FARTHEST = 2.0**5  # maximum ratio to the first penalty; noise alone could keep the search going
 _RECENCIES = (0.5, 0.0, 1.0)
 # First penalties tried; item-item's is multiplied by the mean item count.
@@ -265,7 +265,7 @@ def _searched(
         lower, upper = map(quality, sides)
         if not (bend := 2.0 * quality(found) - lower - upper):
             return found
-        if abs(steps := 0.5 * (upper - lower) / bend) < _FLAT:
+        if abs(steps := 0.5 * (upper - lower) / bend) < _NEAR:
             return found
         return max(found, replace(found, penalty=found.penalty * _STEP**steps), key=quality)
 

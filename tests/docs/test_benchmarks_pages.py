@@ -60,8 +60,10 @@ def test_results_are_taken_from_a_run(benchmarks: Any, tmp_path: Path, monkeypat
     assert {path.name: path.read_text() for path in (tmp_path / "results").iterdir()} == {
         name: name for name in ("loader.json", "loader.png")
     }
-    assert benchmarks.main([str(tmp_path / "all"), "--of", "log"]) == 0
+    assert benchmarks.main([str(tmp_path / "all"), "--log", "log"]) == 0
     assert (tmp_path / "results" / "loader-log.json").read_text() == "loader.json"
+    with pytest.raises(SystemExit):
+        benchmarks.main([str(tmp_path / "all"), "--log", "a log"])
 
 
 @pytest.mark.parametrize("name", COMMITTED)

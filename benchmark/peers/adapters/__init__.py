@@ -1,1 +1,1 @@
-"""A program for each peer, run by the interpreter of its environment."""
+"""A program for each peer, run by the interpreter of its environment, and one for ours."""

@@ -36,24 +36,26 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 def test_a_peer_is_measured_on_the_largest_share_within_the_limit(tmp_path: Path) -> None:
     error = OverLimitError("over 600 s")
-    assert largest(tmp_path, error, 1) == {"rows": 20_000, "run": {"wall_s": 100.0}, "over_limit": None}
+    assert largest(tmp_path, error, 1) == {"rows": 20_000, "run": {"wall_s": 100.0}, "larger": None}
     found = largest(tmp_path, error, 10)
-    assert (found["rows"], found["over_limit"]) == (2_000, {"rows": 20_000, "error": "over 600 s"})
-    assert largest(tmp_path, error, 1000)["error"] == "over 600 s with 200 interactions"
+    assert (found["rows"], found["larger"]) == (2_000, {"rows": 20_000, "error": "over 600 s"})
+    assert largest(tmp_path, error, 1000)["error"] == "over 600 s, with 200 interactions"
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_share_that_would_take_far_too_long_is_not_tried(tmp_path: Path) -> None:
     error = AssertionError("tried")
     found = largest(tmp_path, error, 10, seconds=13.0)
-    assert (found["rows"], found["over_limit"]) == (2_000, {"rows": 20_000, "error": "would take about 1300 s"})
-    assert largest(tmp_path, error, 1, seconds=11.0)["over_limit"] is None
+    assert (found["rows"], found["larger"]) == (2_000, {"rows": 20_000, "error": "would take about 1300 s"})
+    assert largest(tmp_path, error, 1, seconds=11.0)["larger"] is None
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_peer_that_crashes_is_not_tried_again(tmp_path: Path) -> None:
-    found = largest(tmp_path, UserError("status 1: KeyError"), 10)
-    assert found == {"what": "training", "row": "slow", "rows": 20_000, "error": "status 1: KeyError"}
+def test_a_peer_that_crashes_is_not_tried_on_more_but_keeps_what_it_managed(tmp_path: Path) -> None:
+    error = UserError("status 1: KeyError")
+    crash = {"rows": 2_000, "error": "status 1: KeyError"}
+    assert largest(tmp_path, error, 100) == {"rows": 200, "run": {"wall_s": 1.0}, "larger": crash}
+    assert largest(tmp_path, error, 1000)["error"] == "status 1: KeyError, with 200 interactions"
 
 
 def test_a_peer_that_is_not_installed_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
