@@ -38,7 +38,7 @@ from workflows.common.progress import console
 
 # Rows of `benchmark.quality`; the recipe comes last, and the others are compared with it.
 OWN = ("popularity", "ease", "recipe")
-_COMMANDS = 3  # preprocessing, training, recommending; the other two do not recommend
+_COMMANDS = 3  # preprocessing, training, recommending; baselines cannot recommend
 _SAMPLE = "MovieLens 100K (sample)"  # in stats.json
 Values = dict[str, np.ndarray]
 Scores = Callable[[torch.Tensor], torch.Tensor]
