@@ -60,7 +60,7 @@ def test_modules_run_from_the_working_directory(start: Callable[..., subprocess.
     assert f'["__main__", ["{tmp_path}/program.py", "y"], "{tmp_path}", "{tmp_path}"' in out
 
 
-# A shell starts what it puts into the background deaf to Ctrl-C, and so the tests.
+# A shell's background jobs ignore SIGINT, and so do tests that run in one.
 _HEED = "signal.signal(signal.SIGINT, signal.default_int_handler); "
 
 

@@ -1,4 +1,4 @@
-"""Runs one of our programs with nothing else running, and reads what it printed."""
+"""Runs one of our programs with nothing else running, and reads its output."""
 
 from __future__ import annotations
 

@@ -55,15 +55,15 @@ def main(args: argparse.Namespace) -> None:
     output = args.output.resolve()
     own_runs = (args.runs or output / "runs").resolve()
     comparison = Comparison.create(args.data, output, own_runs, args.seeds, args.trials, args.limit_s)
-    results = comparison.rows(names)
+    data, results = comparison.data, comparison.rows(names)
     result: dict[str, Any] = {
         "data": {
             "name": args.data.name,
-            "users": comparison.data.train.columns.n_users,
-            "test_users": comparison.test_users,
-            "items": comparison.data.train.columns.n_items,
-            "train_rows": comparison.data.train.n_rows,
-            "negatives": comparison.data.drawn,
+            "users": data.train.columns.n_users,
+            "test_users": data.test.rows.n_rows // (1 + data.drawn),
+            "items": data.train.columns.n_items,
+            "train_rows": data.train.n_rows,
+            "negatives": data.drawn,
         },
         "seeds": args.seeds,
         "trials": args.trials,

@@ -55,8 +55,6 @@ class Comparison:
     seeds: Sequence[int]
     trials: int
     limit_s: float
-    recipe: Values
-    test_users: int
 
     @staticmethod
     def create(
@@ -73,37 +71,30 @@ class Comparison:
             runs.mkdir(parents=True, exist_ok=True)
         write_split(data.train, output / "train.npz")
         write_split(data.train, output / f"validation-{seeds[0]}.npz", data.validation_items(seeds[0]))
-        return Comparison(data, folder, output, own_runs, seeds, trials, limit_s, {}, 0)
+        return Comparison(data, folder, output, own_runs, seeds, trials, limit_s)
 
     def rows(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Ours, then the named models."""
         rows = [self.own(name) for name in OWN]
+        recipe: Values = rows[-1]["values"]
         for name in names:
             rows += self.fitted(name, MODELS[name])
         for row in rows:
             values = row.pop("values", None)
             if values is not None:
-                row["metrics"] = {metric: self._estimates(metric, found) for metric, found in values.items()}
+                row["metrics"] = {metric: _estimates(found, recipe[metric]) for metric, found in values.items()}
         return rows
-
-    def _estimates(self, metric: str, found: np.ndarray) -> dict[str, Any]:
-        return {
-            **asdict(estimate(found)),
-            "over_recipe": asdict(difference(found, self.recipe[metric])),
-            "runs": found.mean(1).tolist(),
-        }
 
     def own(self, name: str) -> dict[str, Any]:
         """A row of `benchmark.quality`."""
         row, metrics, runs = ROWS[name], [], []
         for seed in self.seeds:
-            done = run(row.program, seed if row.seeded else self.seeds[0], self.folder, self._own_folder(name, seed))
+            used = seed if row.seeded else self.seeds[0]
+            done = run(row.program, used, self.folder, self.own_runs / f"{name}-{used}")
             scores = _own_scores(row.kind, done.folder)
             metrics.append(self.data.ranks(scores).metrics())
             runs.append(self._own_figures(done, scores, row.kind))
         values = _stacked(metrics)
-        self.test_users = values["full hr@10"].shape[1]
-        self.recipe = values  # the last of them
         found: dict[str, Any] = {
             "row": name, "peer": OURS, "kind": "ours", "what": row.what, "runs": runs, "values": values,
             "lines": _COMMANDS if row.kind == "recipe" else None, "settings": shlex.join(row.program),
@@ -121,9 +112,6 @@ class Comparison:
     def _loading(self) -> dict[str, float]:
         """The cost of loading for a model of ours: that of preprocessing."""
         return {f"load_{key}": value for key, value in (self.prepared or {}).items()}
-
-    def _own_folder(self, name: str, seed: int) -> Path:
-        return self.own_runs / f"{name}-{seed if ROWS[name].seeded else self.seeds[0]}"
 
     def _own_figures(self, done: Done, scores: Scores, kind: str) -> dict[str, Any]:
         split = np.load(self.output / "train.npz")
@@ -244,6 +232,14 @@ def _own_scores(kind: str, folder: Path) -> Scores:
         scores = safetensors.torch.load_file(folder / SCORES_NAME)["scores"]
         return lambda users: scores[users]
     return Scorer(load_run(folder, torch.device("cpu")).model).all_items
+
+
+def _estimates(found: np.ndarray, recipe: np.ndarray) -> dict[str, Any]:
+    return {
+        **asdict(estimate(found)),
+        "over_recipe": asdict(difference(found, recipe)),
+        "runs": found.mean(1).tolist(),
+    }
 
 
 def _stacked(metrics: list[Values]) -> Values:

@@ -28,7 +28,7 @@ _FIRST = '{"import_s"'  # of the host's line
 
 
 class OverLimitError(UserError):
-    """The peer took longer than allowed."""
+    """The fit takes longer than allowed."""
 
 
 @dataclass(frozen=True)

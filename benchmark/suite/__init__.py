@@ -1,1 +1,1 @@
-"""`python -m benchmark all` and `compare`: all parts in one run, their page, and what has changed since another run."""
+"""`python -m benchmark all` and `compare`: all parts in one run, their page, and the changes since another run."""
