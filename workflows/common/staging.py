@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -62,17 +62,16 @@ def staged_file(path: Path, overwrite: bool, size: int | None = None) -> Iterato
     with written(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        partial, lock = _locked(path, _new_file)
+        stage, lock = _locked(path)  # a folder: a library may replace the file, and with it a lock on the file
+        partial = stage / path.name
         try:
             yield partial
             partial.chmod(0o666 & ~umask())  # some libraries create private files
             sync(partial)
             check_file(path, overwrite)  # another process may have written it meanwhile
             partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
         finally:
+            shutil.rmtree(stage, ignore_errors=True)
             os.close(lock)
         sync(path.parent)
 
@@ -106,8 +105,16 @@ def written(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def published(path: Path) -> Path:
-    """Where a path in a staged folder will be, for messages; other paths are as they are."""
-    return Path(*(found["name"] if (found := _LEFT.fullmatch(part)) else part for part in path.parts))
+    """Where a staged file or a path in a staged folder will be, for messages; other paths are as they are."""
+    parts: list[str] = []
+    name = ""  # of the stage that the last part was
+    for part in path.parts:
+        if name and part[:_MAX_NAME] == name:  # the file itself
+            parts[-1], name = part, ""
+            continue
+        name = found["name"] if (found := _LEFT.fullmatch(part)) else ""
+        parts.append(name or part)
+    return Path(*parts)
 
 
 class StagedFolder:
@@ -124,7 +131,7 @@ class StagedFolder:
         with written(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.path.parent)
-            self.folder, self._lock = _locked(self.path, Path.mkdir)
+            self.folder, self._lock = _locked(self.path)
         self.is_published = False
 
     def publish(self) -> None:
@@ -145,7 +152,7 @@ class StagedFolder:
 
     def _replace(self) -> None:
         """Two renames. If the process is killed between them, the next command puts the old folder back."""
-        hidden, lock = _locked(self.path, Path.mkdir, _OLD)
+        hidden, lock = _locked(self.path, _OLD)
         try:
             old = hidden / self.path.name
             self.path.rename(old)
@@ -188,19 +195,15 @@ def sweep(parent: Path) -> None:
                 os.close(lock)
 
 
-def _new_file(stage: Path) -> None:
-    stage.touch(0o600, exist_ok=False)
-
-
-def _locked(path: Path, create: Callable[[Path], None], suffix: str = _PARTIAL) -> tuple[Path, int]:
-    """Create a stage of an output that no other process sweeps: (its path, the descriptor that locks it until closed).
+def _locked(path: Path, suffix: str = _PARTIAL) -> tuple[Path, int]:
+    """Create a folder for an output that no other process sweeps: (its path, the descriptor that locks it till closed).
 
     It is named before it is made, so that a signal at any moment leaves nothing behind.
     """
     while True:
         stage = path.with_name(f".{path.name[:_MAX_NAME]}.{secrets.token_hex(4)}{suffix}")
         try:
-            create(stage)
+            stage.mkdir()
             lock = os.open(stage, os.O_RDONLY)
             with suppress(OSError):  # some network file systems have no locks; then nothing is swept either
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -210,14 +213,9 @@ def _locked(path: Path, create: Callable[[Path], None], suffix: str = _PARTIAL) 
         except FileExistsError:
             continue
         except BaseException as err:
-            _remove(stage)
+            shutil.rmtree(stage, ignore_errors=True)
             if not isinstance(err, FileNotFoundError) or not path.parent.is_dir():
                 raise
-
-
-def _remove(stage: Path) -> None:
-    shutil.rmtree(stage, ignore_errors=True)
-    stage.unlink(missing_ok=True)
 
 
 def _exchanged(first: Path, second: Path) -> bool:

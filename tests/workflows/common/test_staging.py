@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.torch
 import torch
 
 from model.network.checkpoint import save_tensors
@@ -24,7 +25,7 @@ from preprocessing.spec.reader import save_tensor
 from workflows.common import staging
 from workflows.common.errors import UserError
 from workflows.common.files import replace_file
-from workflows.common.staging import StagedFolder, check_file, staged_file, sweep, written
+from workflows.common.staging import StagedFolder, check_file, published, staged_file, sweep, written
 
 ROOT = Path(__file__).parents[3]
 
@@ -49,8 +50,9 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     assert (left / "train" / "half").is_file()
     for foreign in (".out.abcdefgh.partial", ".out.tmp", "out.neumf.partial"):
         (tmp_path / foreign).write_text("of another program")
-    with staged_file(tmp_path / "other.json", overwrite=False):
+    with staged_file(tmp_path / "other.json", overwrite=False) as partial:
         assert not left.exists()
+        partial.touch()
     assert len(list(tmp_path.iterdir())) == 4
 
 
@@ -136,6 +138,23 @@ def test_a_file_that_another_process_writes_is_not_swept(tmp_path: Path) -> None
         assert first.read_text() == "first"
     assert (tmp_path / "a").read_text() == "first"  # the last to finish wins, whole
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_file_that_a_library_replaces_is_not_swept(tmp_path: Path) -> None:
+    with staged_file(tmp_path / "a", overwrite=False) as partial:
+        safetensors.torch.save_file({"a": torch.zeros(1)}, partial)  # by a rename
+        sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "n" * 250])
+def test_messages_name_the_place_of_an_output(tmp_path: Path, name: str) -> None:
+    with staged_file(tmp_path / name, overwrite=False) as partial:
+        partial.touch()
+        assert published(partial) == tmp_path / name
+    with closing(StagedFolder(tmp_path / "out")) as staged:
+        assert published(staged.folder / "train" / "out") == tmp_path / "out" / "train" / "out"
+    assert published(tmp_path / "b") == tmp_path / "b"
 
 
 def test_long_and_odd_names(tmp_path: Path) -> None:
