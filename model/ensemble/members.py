@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
@@ -21,13 +26,15 @@ from model.network.checkpoint import load_factors, save_factors
 from model.network.neumf import NeuMF, NeuMFConfig
 from model.training.all_items_step import AllItemsStep, start_from_popularity
 from model.training.config import TrainConfig
+from model.training.threads import torch_threads
 from model.training.trainer import Training
 from workflows.common.progress import Stage, stage
 from workflows.device.torch_device import torch_generator
 
+_AT_ONCE = 2  # members trained at the same time on a CPU: the search mostly tries pairs
 
-@dataclass(frozen=True)
-class Factors:
+
+class Factors(NamedTuple):
     """Factors of a user-item dot product; a last user column of 1 makes the last item column a bias.
 
     Attributes:
@@ -77,31 +84,26 @@ class MemberTrainer:
         self._folder, self._split = folder, "all" if validation_items is None else "validation"
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # do not reuse members of other settings
         self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
+        self._counting = Lock()
 
-    def factors(self, choice: MemberConfig) -> Factors:
-        path = self._folder() / f"{self._split}-{choice.name}-{self._settings}.safetensors"
-        world, columns = self._world, self.columns
+    def factors(self, choices: Sequence[MemberConfig]) -> list[Factors]:
+        """Factors of the members; those that are not in the cache are trained."""
+        columns, world = self.columns, self._world
         # The folder may exist only on the first rank's disk.
-        known = load_factors(path, columns.n_users, columns.n_items, choice.width) if world.is_first else None
-        if not world.broadcast_int(known is not None):
-            batches = self.batches(choice.recency, choice.seed)
-            total = batches.samples_per_epoch() * (self._config.epochs if choice.kind != "item-item" else 1)
-            with stage(f"{self._split} {choice.name}", total, "samples", show_progress=self._shown) as progress:
-                train = self._item_item if choice.kind == "item-item" else self._trained
-                known = train(choice, batches, progress)
-            if world.is_first:
-                save_factors(path, *known)
-        elif known is None:
-            known = torch.empty(columns.n_users, choice.width), torch.empty(columns.n_items, choice.width)
-        factors = Factors(*(tensor.to(world.device) for tensor in known))
-        world.broadcast(factors.users)
-        world.broadcast(factors.items)
-        return factors
+        known = {choice: self._load(choice) if world.is_first else None for choice in choices}
+        missing = [choice for choice, found in known.items() if not world.broadcast_int(found is not None)]
+        known |= self._train_new(missing)
+        shared = []
+        for choice in choices:
+            users, items = known[choice] or (torch.empty(n, choice.width) for n in (columns.n_users, columns.n_items))
+            shared.append(Factors(users.to(world.device), items.to(world.device)))
+            world.broadcast(shared[-1].users)
+            world.broadcast(shared[-1].items)
+        return shared
 
-    def scores(self, choice: MemberConfig, users: Tensor) -> Tensor:
-        """Scores of the given users for all items, float32 [V, n_items]."""
-        own = self.factors(choice)
-        return own.users[users] @ own.items.T
+    def scores(self, choices: Sequence[MemberConfig], users: Tensor) -> Iterator[Tensor]:
+        """Each member's scores of the given users for all items, float32 [V, n_items]."""
+        return (own.users[users] @ own.items.T for own in self.factors(choices))
 
     @cached_property
     def item_counts(self) -> Tensor:
@@ -114,7 +116,43 @@ class MemberTrainer:
         users = UserLoaderConfig(batch_size=config.batch_size, recency=recency, in_memory=in_memory, seed=seed)
         return UserLoader(self._train, users, self._world, self._validation_items)
 
-    def _trained(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:
+    def _train_new(self, choices: Sequence[MemberConfig]) -> dict[MemberConfig, Factors]:
+        """Train members and write them to the cache.
+
+        On a CPU, several that descend a gradient are trained at the same time: their steps are too small to gain much
+        from all threads. Each has the same share of the threads however many are left to train, as sums depend on it.
+        """
+        found = {}
+        for choice in choices:
+            if choice.kind == "item-item":
+                with self._stage([choice]) as progress:
+                    found[choice] = self._item_item(choice, progress)
+        descending = [choice for choice in choices if choice not in found]
+        if not descending:
+            return found
+        started = time.perf_counter()
+        with self._stage(descending) as progress:
+            if self._world.size > 1 or self._world.device.type != "cpu":
+                found |= {choice: self._trained(choice, progress) for choice in descending}
+            else:
+                n_threads = torch.get_num_threads()
+                at_once = min(_AT_ONCE, n_threads)
+                with torch_threads(n_threads // at_once), ThreadPoolExecutor(at_once) as pool:
+                    runs = {pool.submit(self._trained, choice, progress): choice for choice in descending}
+                    try:
+                        found |= {runs[run]: run.result() for run in as_completed(runs)}
+                    finally:
+                        progress.stop()  # if one has failed, the others end
+        self.seconds += time.perf_counter() - started
+        return found
+
+    def _stage(self, choices: Sequence[MemberConfig]) -> AbstractContextManager[Stage]:
+        name = choices[0].name if len(choices) == 1 else f"{len(choices)} members"
+        epochs = sum(1 if choice.kind == "item-item" else self._config.epochs for choice in choices)
+        total = epochs * self.batches(0.0).samples_per_epoch()
+        return stage(f"{self._split} {name}", total, "samples", show_progress=self._shown)
+
+    def _trained(self, choice: MemberConfig, progress: Stage) -> Factors:
         config = replace(
             self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
@@ -125,19 +163,31 @@ class MemberTrainer:
         model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
         start_from_popularity(model, self.item_counts, choice.kind)
         training = Training(model, AllItemsStep(model, config, self._world, self.item_counts))
-        history = training.fit(batches, None, config, lambda _: None, progress)
-        self.samples += sum(epoch.train_samples for epoch in history.epochs)
-        self.seconds += history.seconds
-        return model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach()
+        history = training.fit(self.batches(choice.recency, choice.seed), None, config, lambda _: None, progress)
+        with self._counting:
+            self.samples += sum(epoch.train_samples for epoch in history.epochs)
+        return self._save(choice, model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach())
 
-    def _item_item(self, choice: MemberConfig, batches: UserLoader, progress: Stage) -> tuple[Tensor, Tensor]:
-        products = self._products
+    def _item_item(self, choice: MemberConfig, progress: Stage) -> Factors:
+        products, batches = self._products, self.batches(choice.recency)
         weights = ease.item_weights(products, choice.penalty * float(products.diagonal().mean()))
         if choice.recency:
             products = ease.item_products(batches.blocks(), self.columns.n_items, self._world.device)
         found = ease.factors(weights, products, batches.blocks, self.columns.n_users, choice.width)
         progress.advance(batches.samples_per_epoch())
-        return found
+        return self._save(choice, *found)
+
+    def _save(self, choice: MemberConfig, users: Tensor, items: Tensor) -> Factors:
+        if self._world.is_first:
+            save_factors(self._path(choice), users, items)
+        return Factors(users, items)
+
+    def _load(self, choice: MemberConfig) -> Factors | None:
+        cached = load_factors(self._path(choice), self.columns.n_users, self.columns.n_items, choice.width)
+        return cached and Factors(*cached)
+
+    def _path(self, choice: MemberConfig) -> Path:
+        return self._folder() / f"{self._split}-{choice.name}-{self._settings}.safetensors"
 
     @cached_property
     def _products(self) -> Tensor:

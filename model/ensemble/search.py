@@ -194,7 +194,7 @@ class Ensemble:
             replace(chosen[kind], seed=seed, width=width)
             for kind, width, seed in zip(kinds, widths, seeds, strict=True)
         ]
-        features = [members.scores(choice, validation_items.users) for choice in choices]
+        features = list(members.scores(choices, validation_items.users))
         popularity = (members.item_counts.float() + 1.0).log().expand(len(validation_items.users), -1)
         *weights, by_popularity = validation_items.weights([*features, popularity])
         total = by_popularity * popularity
@@ -212,7 +212,7 @@ class Ensemble:
 
     def merge_factors(self, members: MemberTrainer) -> NeuMF:
         """Sum the members into one GMF."""
-        parts = [members.factors(choice) for choice in self.choices]
+        parts = members.factors(self.choices)
         users = torch.cat([part.users for part in parts], dim=1)
         items = torch.cat([weight * part.items for weight, part in zip(self.weights, parts, strict=True)], dim=1)
         columns = members.columns
@@ -237,42 +237,46 @@ def _searched(
     time_ordered: bool,
     on_member: OnMember,
 ) -> MemberConfig:
-    """The best penalty for the first recency, then for each other one that looks better."""
+    """The best penalty for the first recency, then for another one that looks better."""
     known: dict[MemberConfig, float] = {}
 
-    def quality(choice: MemberConfig) -> float:
-        if choice not in known:
-            found = validation_items.quality(members.scores(choice, validation_items.users))
+    def best_of(choices: Sequence[MemberConfig]) -> MemberConfig:
+        """The best choice, the first of equals; new ones are trained together."""
+        new = [choice for choice in choices if choice not in known]
+        for choice, scores in zip(new, members.scores(new, validation_items.users), strict=True):
+            found = validation_items.quality(scores)
             on_member(choice.name, found)
             known[choice] = sum(found)
-        return known[choice]
+        return max(choices, key=lambda choice: known[choice])
 
     def is_near(choice: MemberConfig) -> bool:
         return first.penalty / _FARTHEST < choice.penalty < first.penalty * _FARTHEST
 
-    def peak(start: MemberConfig) -> MemberConfig:
+    def peak(found: MemberConfig) -> MemberConfig:
         """Change the penalty in large steps while that improves the quality; then take the top of the parabola through
         the last three, if that is some way off and indeed better."""
-        found = start
-        for factor in (_STEP, 1.0 / _STEP):
-            while is_near(after := replace(found, penalty=found.penalty * factor)) and quality(after) > quality(found):
-                found = after
-            if found != start:
+        while True:
+            both = [replace(found, penalty=found.penalty * factor) for factor in (1.0 / _STEP, _STEP)]
+            sides = list(filter(is_near, both))
+            if (better := best_of([found, *sides])) == found:
                 break
-        sides = [replace(found, penalty=found.penalty * factor) for factor in (1.0 / _STEP, _STEP)]
-        if not all(map(is_near, sides)):
+            found = better
+        if len(sides) < 2:
             return found
-        lower, upper = map(quality, sides)
-        if not (bend := 2.0 * quality(found) - lower - upper):
+        lower, upper = (known[side] for side in sides)
+        if not (bend := 2.0 * known[found] - lower - upper):
             return found
         if abs(steps := 0.5 * (upper - lower) / bend) < _NEAR:
             return found
-        return max(found, replace(found, penalty=found.penalty * _STEP**steps), key=quality)
+        return best_of([found, replace(found, penalty=found.penalty * _STEP**steps)])
 
-    best = peak(first)
-    others = [recency for recency in _RECENCIES if recency != first.recency] if time_ordered else []
-    for recency in others:
-        probe = replace(best, recency=recency, penalty=best.penalty * _BY_RECENCY ** (recency - best.recency))
-        if quality(probe) > quality(best):
-            best = peak(probe)
+    best = peak(best_of([first, replace(first, penalty=first.penalty * _STEP)]))
+    if time_ordered:
+        others = [recency for recency in _RECENCIES if recency != best.recency]
+        probes = [
+            replace(best, recency=recency, penalty=best.penalty * _BY_RECENCY ** (recency - best.recency))
+            for recency in others
+        ]
+        if (better := best_of([best, *probes])) != best:
+            best = peak(better)
     return best

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,9 +35,20 @@ class Stage:
 
     def __init__(self, progress: Progress, task_id: TaskID) -> None:
         self._progress, self._task_id = progress, task_id
+        self._stopped = False
 
     def advance(self, amount: float) -> None:
+        """
+        Raises:
+            CancelledError: the stage was stopped.
+        """
+        if self._stopped:
+            raise CancelledError
         self._progress.advance(self._task_id, amount)
+
+    def stop(self) -> None:
+        """End the stage's work in other threads: their next `advance` raises."""
+        self._stopped = True
 
     def note(self, text: str) -> None:
         """Show `text` after the bar (terminal only)."""

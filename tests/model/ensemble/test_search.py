@@ -36,6 +36,8 @@ from model.network.checkpoint import load_factors, load_run, load_weights
 from model.network.neumf import NeuMF
 from model.recommend.recommender import Recommender
 from model.training.config import TrainConfig
+from model.training.threads import torch_threads
+from model.training.trainer import DivergedError
 from workflows.common.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forked")
@@ -176,7 +178,8 @@ def test_weights_are_finite_for_uninformative_and_for_perfect_features() -> None
 
 
 def members_of(rows: Rows, folder: Path, validation_items: Tensor | None = None, **change: Any) -> MemberTrainer:
-    config = TrainConfig(epochs=2, batch_size=400, learning_rate=0.05, loader="memory", seed=1, **change)
+    settings = {"epochs": 2, "batch_size": 400, "learning_rate": 0.05, "loader": "memory", "seed": 1, **change}
+    config = TrainConfig(**settings)
     return MemberTrainer(rows, config, ProcessGroup(CPU), validation_items, lambda: folder, show_progress=False)
 
 
@@ -214,27 +217,52 @@ def test_members_with_equal_settings_are_trained_once(train_rows: Callable[..., 
     parts, _ = rows_of_users()
     rows, folder = train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages"
     choices = [MemberConfig(kind, 5, 4, penalty, 0.0) for kind, penalty in (("softmax", 0.5), ("item-item", 4.0))]
-    first = [members_of(rows, folder).factors(choice) for choice in choices]
+    first = members_of(rows, folder).factors(choices)
     files = sorted(folder.iterdir())
     assert len(files) == 2
     again = members_of(rows, folder)
-    for choice, factors in zip(choices, first, strict=True):
-        known = again.factors(choice)
+    for known, factors in zip(again.factors(choices), first, strict=True):
         assert torch.equal(known.users, factors.users)
         assert torch.equal(known.items, factors.items)
     assert again.samples == 0
     for path in files:  # as left by a killed run or another program
         path.write_bytes(path.read_bytes()[:100])
-    assert torch.equal(again.factors(choices[0]).users, first[0].users)
+    assert torch.equal(again.factors(choices[:1])[0].users, first[0].users)
     assert again.samples == 2 * sum(map(len, parts))
-    other = members_of(rows, folder, schedule="cosine").factors(choices[0])
-    assert not torch.equal(other.users, first[0].users)
-    validation_items = members_of(rows, folder, last_of_users([row for part in parts for row in part])).factors(
-        choices[0]
-    )
-    assert not torch.equal(validation_items.users, first[0].users)
+    held_out = last_of_users([row for part in parts for row in part])
+    for others in (members_of(rows, folder, schedule="cosine"), members_of(rows, folder, held_out)):
+        assert not torch.equal(others.factors(choices[:1])[0].users, first[0].users)
     assert len(list(folder.iterdir())) == 4
     assert load_factors(files[1], N_USERS, N_ITEMS, 5) is None
+
+
+def test_members_trained_at_the_same_time_are_those_trained_alone(
+    train_rows: Callable[..., Rows], tmp_path: Path
+) -> None:
+    parts, _ = rows_of_users()
+    rows = train_rows(parts, N_USERS, N_ITEMS)
+    kinds = ["softmax", "bce-all", "item-item", "softmax", "bce-all"]
+    choices = [MemberConfig(kind, seed, 4, 0.5, 0.5) for seed, kind in enumerate(kinds)]
+    alone = [members_of(rows, tmp_path / "alone").factors([choice])[0] for choice in choices]
+    with torch_threads(3):
+        members = members_of(rows, tmp_path / "together")
+        together = members.factors(choices)
+        assert torch.get_num_threads() == 3
+    for choice, own, other in zip(choices, alone, together, strict=True):
+        tolerance = 1e-4 if choice.kind == "item-item" else 0.0  # which uses all threads, and sums depend on them
+        torch.testing.assert_close(own.users, other.users, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(own.items, other.items, rtol=tolerance, atol=tolerance)
+    assert members.samples == 4 * 2 * sum(map(len, parts))  # item-item has no epochs
+    assert members.seconds > 0.0
+    assert len(list((tmp_path / "together").iterdir())) == 5
+
+
+def test_a_member_that_diverges_ends_the_others(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
+    parts, _ = rows_of_users()
+    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", epochs=1_000_000)
+    with torch_threads(2), pytest.raises(DivergedError):
+        members.factors([MemberConfig("softmax", seed, 4, penalty, 0.0) for seed, penalty in enumerate((0.5, 1e300))])
+    assert not (tmp_path / "stages").exists()
 
 
 class KnownMembers:
@@ -243,9 +271,9 @@ class KnownMembers:
     def __init__(self, best: tuple[float, float]) -> None:
         self.best, self.asked = best, list[MemberConfig]()
 
-    def scores(self, choice: MemberConfig, users: Tensor) -> MemberConfig:
-        self.asked.append(choice)
-        return choice
+    def scores(self, choices: list[MemberConfig], users: Tensor) -> list[MemberConfig]:
+        self.asked += choices
+        return choices
 
     def quality(self, choice: Any) -> tuple[float, float]:
         off = abs(math.log2(choice.penalty / self.best[0])) + 4 * abs(choice.recency - self.best[1])
@@ -266,7 +294,7 @@ def test_the_search_continues_while_quality_improves(best: tuple[float, float], 
     assert {choice.recency for choice in members.asked} == ({0.0, 0.5, 1.0} if time_ordered else {0.0})
 
 
-@pytest.mark.parametrize(("steps", "asked"), [(0.4, [1.0, 0.5, 0.25, 0.5 * 2.0**0.4]), (0.2, [1.0, 0.5, 0.25])])
+@pytest.mark.parametrize(("steps", "asked"), [(0.4, [0.5, 1.0, 0.25, 0.5 * 2.0**0.4]), (0.2, [0.5, 1.0, 0.25])])
 def test_the_top_of_a_parabola_is_found_with_few_members(steps: float, asked: list[float]) -> None:
     """It is not tried where it would be hardly better."""
 
@@ -316,7 +344,7 @@ def test_the_fused_model_scores_like_the_sum_of_its_members(
     counts = torch.bincount(torch.tensor([item for part in parts for _, item, _ in part]), minlength=N_ITEMS)
     expected = -0.4 * torch.log(counts + 1.0).expand(N_USERS, -1)
     for choice, weight in zip(choices, weights, strict=True):
-        own: Factors = members.factors(choice)
+        own: Factors = members.factors([choice])[0]
         assert ((own.users[:, -1] == 1.0).all()) == (choice.kind != "item-item")
         expected = expected + weight * (own.users @ own.items.T)
     pairs = torch.cartesian_prod(torch.arange(N_USERS), torch.arange(N_ITEMS)).T
@@ -488,7 +516,7 @@ for again in range(2):
     disk = folder.parent / f"disk-{{world.rank}}"
     members = MemberTrainer(rows, config, world, None, lambda: disk, show_progress=False)
     for kind in ("softmax", "item-item"):
-        own = members.factors(MemberConfig(kind, 5, 4, 0.5, 0.5))
+        [own] = members.factors([MemberConfig(kind, 5, 4, 0.5, 0.5)])
         print(json.dumps([members.samples, (own.users @ own.items.T).double().sum(1).tolist()]))
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import threading
+from concurrent.futures import CancelledError
 
 import pytest
 from rich.console import Console
@@ -59,6 +60,15 @@ def test_threads_can_advance_a_stage_concurrently(output: io.StringIO) -> None:
         for thread in threads:
             thread.join()
     assert output.getvalue().startswith("read: 4,000 bytes in ")
+
+
+def test_a_stopped_stage_ends_its_work(output: io.StringIO) -> None:
+    with stage("read", 10, "bytes") as running:
+        running.advance(1)
+        running.stop()
+        with pytest.raises(CancelledError):
+            running.advance(1)
+    assert output.getvalue().startswith("read: 1 bytes in ")
 
 
 def test_a_failed_stage_does_not_report_completion(output: io.StringIO) -> None:
