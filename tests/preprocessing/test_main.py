@@ -339,7 +339,7 @@ def _signalled(log: Path, output: Path, number: signal.Signals, moment: str) -> 
     )
     try:
         deadline = time.monotonic() + 60
-        while not list(output.parent.glob(f".out.*.partial/{moment}")):
+        while not list(output.parent.glob(f".out.*.partial/out/{moment}")):
             assert process.poll() is None, "the process ended before the signal"
             assert time.monotonic() < deadline
             time.sleep(0.005)

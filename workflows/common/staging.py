@@ -1,7 +1,8 @@
 """Outputs that are either complete or absent: built beside their place, synced, and put there in one step.
 
-Everything under construction is named `.NAME.XXXXXXXX.neumf.partial` and locked by its process, so that any later
-command can tell what a dead process left and remove it.
+Everything under construction lies in a folder `.NAME.XXXXXXXX.neumf.partial`, its stage. The stage has a file that its
+process keeps locked, so that any later command can tell what a dead process left and remove it. (A network file system
+may keep a lock on a folder to one machine; and a lock on the output is lost if a library replaces that file.)
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from workflows.common.errors import UserError
 
-_PARTIAL, _OLD = ".neumf.partial", ".neumf.old"
+_PARTIAL, _OLD, _LOCK = ".neumf.partial", ".neumf.old", ".neumf.lock"
 _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOTALL)
 _MAX_NAME = 200  # of an output's name within the name of its stage, which may have 255 bytes
 _SYNC_THREADS = 16  # many small files are then flushed together
@@ -62,7 +63,7 @@ def staged_file(path: Path, overwrite: bool, size: int | None = None) -> Iterato
     with written(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
-        stage, lock = _locked(path)  # a folder: a library may replace the file, and with it a lock on the file
+        stage, lock = _locked(path)
         partial = stage / path.name
         try:
             yield partial
@@ -105,16 +106,8 @@ def written(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def published(path: Path) -> Path:
-    """Where a staged file or a path in a staged folder will be, for messages; other paths are as they are."""
-    parts: list[str] = []
-    name = ""  # of the stage that the last part was
-    for part in path.parts:
-        if name and part[:_MAX_NAME] == name:  # the file itself
-            parts[-1], name = part, ""
-            continue
-        name = found["name"] if (found := _LEFT.fullmatch(part)) else ""
-        parts.append(name or part)
-    return Path(*parts)
+    """Where a path in a stage will be, for messages; other paths are as they are."""
+    return Path(*(part for part in path.parts if not _LEFT.fullmatch(part)))
 
 
 class StagedFolder:
@@ -131,7 +124,9 @@ class StagedFolder:
         with written(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.path.parent)
-            self.folder, self._lock = _locked(self.path)
+            self._stage, self._lock = _locked(self.path)
+            self.folder = self._stage / self.path.name
+            self.folder.mkdir()
         self.is_published = False
 
     def publish(self) -> None:
@@ -147,7 +142,7 @@ class StagedFolder:
                 self._replace()
             self.is_published = True
             sync(self.path.parent)
-        shutil.rmtree(self.folder, ignore_errors=True)  # the old one, after an exchange
+        shutil.rmtree(self._stage, ignore_errors=True)  # with the old folder, after an exchange
         self.folder = self.path
 
     def _replace(self) -> None:
@@ -168,7 +163,7 @@ class StagedFolder:
     def close(self) -> None:
         """Remove the folder unless it was published."""
         if not self.is_published:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            shutil.rmtree(self._stage, ignore_errors=True)
             for parent in self._new_parents:
                 with suppress(OSError):  # in use by another process by now
                     parent.rmdir()
@@ -183,20 +178,24 @@ def sweep(parent: Path) -> None:
         return
     for left in found:
         with suppress(OSError):
-            lock = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
+            except FileNotFoundError:
+                left.rmdir()  # if its process dies before it has made the lock; else that makes another stage
+                continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if left.name.endswith(_OLD):
                     for old in left.iterdir():
-                        if not (parent / old.name).exists():
+                        if old.name != _LOCK and not (parent / old.name).exists():
                             old.rename(parent / old.name)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                shutil.rmtree(left)
             finally:
                 os.close(lock)
 
 
 def _locked(path: Path, suffix: str = _PARTIAL) -> tuple[Path, int]:
-    """Create a folder for an output that no other process sweeps: (its path, the descriptor that locks it till closed).
+    """Create an output's stage, which no other process sweeps: (its path, the descriptor that locks it until closed).
 
     It is named before it is made, so that a signal at any moment leaves nothing behind.
     """
@@ -204,10 +203,10 @@ def _locked(path: Path, suffix: str = _PARTIAL) -> tuple[Path, int]:
         stage = path.with_name(f".{path.name[:_MAX_NAME]}.{secrets.token_hex(4)}{suffix}")
         try:
             stage.mkdir()
-            lock = os.open(stage, os.O_RDONLY)
+            lock = os.open(stage / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             with suppress(OSError):  # some network file systems have no locks; then nothing is swept either
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if stage.exists():
+            if (stage / _LOCK).exists():
                 return stage, lock
             os.close(lock)  # swept by another process before it was locked
         except FileExistsError:

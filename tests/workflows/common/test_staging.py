@@ -47,7 +47,7 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LEFTOVER, str(tmp_path / "out")], cwd=ROOT, check=False)
     assert done.returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
-    assert (left / "train" / "half").is_file()
+    assert (left / "out" / "train" / "half").is_file()
     for foreign in (".out.abcdefgh.partial", ".out.tmp", "out.neumf.partial"):
         (tmp_path / foreign).write_text("of another program")
     with staged_file(tmp_path / "other.json", overwrite=False) as partial:
@@ -129,6 +129,15 @@ def test_without_an_exchange_the_next_command_puts_the_old_folder_back(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_stage_without_a_lock_is_swept_only_if_it_is_empty(tmp_path: Path) -> None:
+    """As of a process that is about to make the lock, or of one killed there."""
+    empty, full = (tmp_path / f".{name}.0123abcd.neumf.partial" for name in ("empty", "full"))
+    empty.mkdir()
+    (full / "full").mkdir(parents=True)
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == [full]
+
+
 def test_a_file_that_another_process_writes_is_not_swept(tmp_path: Path) -> None:
     with staged_file(tmp_path / "a", overwrite=True) as first:
         first.write_text("first")
@@ -153,7 +162,7 @@ def test_messages_name_the_place_of_an_output(tmp_path: Path, name: str) -> None
         partial.touch()
         assert published(partial) == tmp_path / name
     with closing(StagedFolder(tmp_path / "out")) as staged:
-        assert published(staged.folder / "train" / "out") == tmp_path / "out" / "train" / "out"
+        assert published(staged.folder / "out" / "x") == tmp_path / "out" / "out" / "x"
     assert published(tmp_path / "b") == tmp_path / "b"
 
 

@@ -62,10 +62,10 @@ def test_what_cannot_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^it needs 4\.0 MiB of memory or more, and 3\.0 MiB are left; make"):
         require_memory(4 * MIB, "it", "make it smaller", 3 * MIB)
     require_disk(1, tmp_path, "it", "")
-    stage = tmp_path / ".out.0123abcd.neumf.partial"
-    stage.mkdir()
+    staged = tmp_path / ".out.0123abcd.neumf.partial" / "out"
+    staged.mkdir(parents=True)
     with pytest.raises(UserError, match=f"in {tmp_path}/out, and"):
-        require_disk(10**20, stage, "it", "")
+        require_disk(10**20, staged, "it", "")
     with pytest.raises(UserError, match=r"it needs .* EiB or more in .* are free; make it smaller"):
         require_disk(10**20, tmp_path, "it", "make it smaller")
 
