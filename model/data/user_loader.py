@@ -137,7 +137,7 @@ class UserLoader:
         order = torch.randperm(self.rows.n_partitions, generator=torch_generator(seed, torch.device("cpu"))).tolist()
         own = world.share(self._batch_users)
         with closing(self.blocks(order[world.rank :: world.size])) as blocks:
-            for place, block in enumerate(blocks):
+            for place, block in enumerate(_without_lone_users(blocks)):
                 block_seed = counter_rng.stream_seed(seed, world.rank, place)
                 for batch, _ in self._batches(block, max(1, own.stop - own.start), block_seed, alone):
                     yield batch
@@ -183,3 +183,17 @@ class UserLoader:
         weights = nth_latest.double() ** -self._config.recency
         sums = torch.zeros(len(users), dtype=weights.dtype, device=self.device).index_add_(0, owners, weights)
         return replace(own, weights=(weights * (counts / sums)[owners]).float())
+
+
+def _without_lone_users(blocks: Iterable[UserBatch]) -> Iterator[UserBatch]:
+    """Join a block of one user to the one before, as `Rows.whole_users` ends with such a block: its gradient is mostly
+    noise, and Adam would still make a whole step of it."""
+    held: UserBatch | None = None
+    for block in blocks:
+        if held is not None and len(block.users) <= 1:
+            block = UserBatch.joined([held, block])
+        elif held is not None:
+            yield held
+        held = block
+    if held is not None:
+        yield held

@@ -99,9 +99,8 @@ def test_every_positive_occurs_once_and_nothing_else(
         batches = list(UserLoader(rows, config(n_users, loader=loader), ALONE).epoch(0))
         assert of_epoch(batches) == histories(flat(parts))
         assert max(len(batch.users) for batch in batches) <= n_users
-        if loader == "memory":  # nearly equal, so that no step has only a few users
-            sizes = [len(batch.users) for batch in batches]
-            assert max(sizes) - min(sizes) <= 1
+        sizes = [len(batch.users) for batch in batches]
+        assert max(sizes) - min(sizes) <= 1  # nearly equal, so that no step has only a few users
 
 
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
