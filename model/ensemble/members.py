@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
 
@@ -31,7 +30,7 @@ from model.training.trainer import Training
 from workflows.common.progress import Stage, stage
 from workflows.device.torch_device import torch_generator
 
-_AT_ONCE = 2  # members trained at the same time on a CPU: the search mostly tries pairs
+_TOGETHER = 2  # members trained at the same time on a CPU: the search mostly tries pairs
 
 
 class Factors(NamedTuple):
@@ -60,6 +59,12 @@ class MemberConfig:
         return f"{self.kind}-{self.seed}-{self.width}-{self.penalty:.6g}-{self.recency:g}"
 
 
+def members_together(world: ProcessGroup) -> int:
+    """Number of members that a process trains at the same time."""
+    alone_on_cpu = world.size == 1 and world.device.type == "cpu"
+    return min(_TOGETHER, torch.get_num_threads()) if alone_on_cpu else 1
+
+
 class MemberTrainer:
     """Trains members on one split of train and caches them in a folder, so that a run can be resumed."""
 
@@ -84,7 +89,6 @@ class MemberTrainer:
         self._folder, self._split = folder, "all" if validation_items is None else "validation"
         self._settings = f"{crc32(repr(self._config).encode()):08x}"  # do not reuse members of other settings
         self.samples, self.seconds = 0, 0.0  # positives trained on, and the time that took
-        self._counting = Lock()
 
     def factors(self, choices: Sequence[MemberConfig]) -> list[Factors]:
         """Factors of the members; those that are not in the cache are trained."""
@@ -117,34 +121,47 @@ class MemberTrainer:
         return UserLoader(self._train, users, self._world, self._validation_items)
 
     def _train_new(self, choices: Sequence[MemberConfig]) -> dict[MemberConfig, Factors]:
-        """Train members and write them to the cache.
-
-        On a CPU, several that descend a gradient are trained at the same time: their steps are too small to gain much
-        from all threads. Each has the same share of the threads however many are left to train, as sums depend on it.
-        """
+        """Train members and write them to the cache: first item-item ones, which use all threads."""
         found = {}
         for choice in choices:
             if choice.kind == "item-item":
                 with self._stage([choice]) as progress:
-                    found[choice] = self._item_item(choice, progress)
+                    found[choice] = self._save(choice, self._item_item(choice, progress))
         descending = [choice for choice in choices if choice not in found]
-        if not descending:
-            return found
-        started = time.perf_counter()
-        with self._stage(descending) as progress:
-            if self._world.size > 1 or self._world.device.type != "cpu":
-                found |= {choice: self._trained(choice, progress) for choice in descending}
-            else:
-                n_threads = torch.get_num_threads()
-                at_once = min(_AT_ONCE, n_threads)
-                with torch_threads(n_threads // at_once), ThreadPoolExecutor(at_once) as pool:
-                    runs = {pool.submit(self._trained, choice, progress): choice for choice in descending}
-                    try:
-                        found |= {runs[run]: run.result() for run in as_completed(runs)}
-                    finally:
-                        progress.stop()  # if one has failed, the others end
-        self.seconds += time.perf_counter() - started
+        if descending:
+            started = time.perf_counter()
+            with self._stage(descending) as progress, closing(self._trained_together(descending, progress)) as trained:
+                for choice, factors, samples in trained:
+                    found[choice] = self._save(choice, factors)
+                    self.samples += samples
+            self.seconds += time.perf_counter() - started
         return found
+
+    def _trained_together(
+        self, choices: Sequence[MemberConfig], progress: Stage
+    ) -> Generator[tuple[MemberConfig, Factors, int], None, None]:
+        """Each member once it is trained, with the number of positives that it was trained on.
+
+        Steps are too small to gain much from many threads, so several members share them. Each has the same share
+        however many are left to train: sums depend on the number of threads.
+        """
+        n_together, item_counts = members_together(self._world), self.item_counts
+        if n_together == 1:
+            yield from (self._trained(choice, item_counts, progress) for choice in choices)
+            return
+        share = torch.get_num_threads() // n_together
+
+        def train(choice: MemberConfig) -> tuple[MemberConfig, Factors, int]:
+            with torch_threads(share):  # a setting of each thread
+                return self._trained(choice, item_counts, progress)
+
+        with torch_threads(torch.get_num_threads()), ThreadPoolExecutor(n_together) as pool:  # restores the default
+            try:
+                for run in as_completed([pool.submit(train, choice) for choice in choices]):
+                    yield run.result()
+            finally:  # if one has failed, the others end
+                progress.stop()
+                pool.shutdown(cancel_futures=True)
 
     def _stage(self, choices: Sequence[MemberConfig]) -> AbstractContextManager[Stage]:
         name = choices[0].name if len(choices) == 1 else f"{len(choices)} members"
@@ -152,7 +169,9 @@ class MemberTrainer:
         total = epochs * self.batches(0.0).samples_per_epoch()
         return stage(f"{self._split} {name}", total, "samples", show_progress=self._shown)
 
-    def _trained(self, choice: MemberConfig, progress: Stage) -> Factors:
+    def _trained(
+        self, choice: MemberConfig, item_counts: Tensor, progress: Stage
+    ) -> tuple[MemberConfig, Factors, int]:
         config = replace(
             self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
@@ -161,12 +180,11 @@ class MemberTrainer:
             n_users=self.columns.n_users, n_items=self.columns.n_items, factors=choice.width, arch="gmf"
         )
         model = NeuMF(shape, torch_generator(choice.seed, torch.device("cpu"))).to(self._world.device)
-        start_from_popularity(model, self.item_counts, choice.kind)
-        training = Training(model, AllItemsStep(model, config, self._world, self.item_counts))
+        start_from_popularity(model, item_counts, choice.kind)
+        training = Training(model, AllItemsStep(model, config, self._world, item_counts))
         history = training.fit(self.batches(choice.recency, choice.seed), None, config, lambda _: None, progress)
-        with self._counting:
-            self.samples += sum(epoch.train_samples for epoch in history.epochs)
-        return self._save(choice, model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach())
+        factors = Factors(model.mf_user_embed.weight.detach(), model.mf_item_embed.weight.detach())
+        return choice, factors, sum(epoch.train_samples for epoch in history.epochs)
 
     def _item_item(self, choice: MemberConfig, progress: Stage) -> Factors:
         products, batches = self._products, self.batches(choice.recency)
@@ -175,12 +193,12 @@ class MemberTrainer:
             products = ease.item_products(batches.blocks(), self.columns.n_items, self._world.device)
         found = ease.factors(weights, products, batches.blocks, self.columns.n_users, choice.width)
         progress.advance(batches.samples_per_epoch())
-        return self._save(choice, *found)
+        return Factors(*found)
 
-    def _save(self, choice: MemberConfig, users: Tensor, items: Tensor) -> Factors:
+    def _save(self, choice: MemberConfig, factors: Factors) -> Factors:
         if self._world.is_first:
-            save_factors(self._path(choice), users, items)
-        return Factors(users, items)
+            save_factors(self._path(choice), *factors)
+        return factors
 
     def _load(self, choice: MemberConfig) -> Factors | None:
         cached = load_factors(self._path(choice), self.columns.n_users, self.columns.n_items, choice.width)

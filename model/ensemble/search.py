@@ -237,7 +237,7 @@ def _searched(
     time_ordered: bool,
     on_member: OnMember,
 ) -> MemberConfig:
-    """The best penalty for the first recency, then for another one that looks better."""
+    """The best penalty for the first recency, then for the best other one if a member with it is better."""
     known: dict[MemberConfig, float] = {}
 
     def best_of(choices: Sequence[MemberConfig]) -> MemberConfig:

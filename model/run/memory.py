@@ -7,6 +7,7 @@ from dataclasses import replace
 from model.data.dataset import Rows
 from model.distributed.process_group import ProcessGroup
 from model.ensemble.ease import MAX_ITEMS
+from model.ensemble.members import members_together
 from model.network.neumf import NeuMFConfig, require_network
 from model.run.config import RunConfig
 from model.training.config import TrainConfig
@@ -32,6 +33,8 @@ def check_network(config: RunConfig, columns: FeatureColumns, world: ProcessGrou
     if shape.arch != "gmf":  # which has no place for them
         shape = replace(shape, row_side=(*columns.row_side, *columns.either_side), item_side=columns.item_side)
     copies = _TRAINED if config.mode == "train" else 1
+    if len(config.train.members) == 1:  # several divide the factors
+        copies *= members_together(world)
     whose = f"from {config.data / config.feature_spec_file}, --factors and --layers"
     shared = whose if world.local_size == 1 else f"{whose}; in each of {world.local_size} processes"
     on_gpu = free_bytes(world.device)
@@ -54,7 +57,8 @@ def check_batches(config: TrainConfig, shape: NeuMFConfig, train: Rows, world: P
     if config.all_items_loss or config.members:
         pairs = min(config.batch_size, shape.n_users * shape.n_items)
         what = f"the scores of a batch of {pairs:,} users times items"
-        require_memory(4 * pairs * together // world.size, what, "lower --batch_size", left)
+        members = members_together(world) if config.members else 1
+        require_memory(4 * pairs * members * together // world.size, what, "lower --batch_size", left)
         if "item-item" in config.members and shape.n_items <= MAX_ITEMS:
             what = f"the item-item member over {shape.n_items:,} items"
             require_memory(3 * 4 * shape.n_items**2 * together, what, "leave item-item out of --members", left)
