@@ -169,9 +169,7 @@ class MemberTrainer:
         total = epochs * self.batches(0.0).samples_per_epoch()
         return stage(f"{self._split} {name}", total, "samples", show_progress=self._shown)
 
-    def _trained(
-        self, choice: MemberConfig, item_counts: Tensor, progress: Stage
-    ) -> tuple[MemberConfig, Factors, int]:
+    def _trained(self, choice: MemberConfig, item_counts: Tensor, progress: Stage) -> tuple[MemberConfig, Factors, int]:
         config = replace(
             self._config, loss=choice.kind, weight_decay=choice.penalty, recency=choice.recency, patience=None,
             threshold=TrainConfig.threshold, seed=choice.seed,
