@@ -415,6 +415,23 @@ def test_a_killed_run_resumes_to_the_same_result(data: Path, capsys: pytest.Capt
     assert capsys.readouterr().out == f"{run} is finished\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_members(data: Path, number: signal.Signals) -> None:
+    """Two of them, which would train for hours."""
+    command = [sys.executable, "train.py", "--data", str(data), "--output", str(data.parent / "run"), *FLAGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    members = ["--members", "softmax", "-e", "1000000"]
+    with subprocess.Popen([*command, *members], cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        while not list(data.parent.glob(".run.*.partial/run/stages/data.json")):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in err, err.decode()
+    assert sorted(path.name for path in data.parent.iterdir()) == [data.name]
+
+
 def test_an_ensemble_run_is_an_ordinary_run(data: Path) -> None:
     checkpoints = data.parent / "checkpoints"
     run = trained(data, "run", *MEMBERS, "--checkpoint_dir", str(checkpoints))
