@@ -190,7 +190,7 @@ def _without_lone_users(blocks: Iterable[UserBatch]) -> Iterator[UserBatch]:
     noise, and Adam would still make a whole step of it."""
     held: UserBatch | None = None
     for block in blocks:
-        if held is not None and len(block.users) <= 1:
+        if held is not None and min(len(held.users), len(block.users)) <= 1:
             block = UserBatch.joined([held, block])
         elif held is not None:
             yield held

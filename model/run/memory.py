@@ -33,7 +33,7 @@ def check_network(config: RunConfig, columns: FeatureColumns, world: ProcessGrou
     if shape.arch != "gmf":  # which has no place for them
         shape = replace(shape, row_side=(*columns.row_side, *columns.either_side), item_side=columns.item_side)
     copies = _TRAINED if config.mode == "train" else 1
-    if len(config.train.members) == 1:  # several divide the factors
+    if config.mode == "train" and len(config.train.members) == 1:  # several divide the factors
         copies *= members_together(world)
     whose = f"from {config.data / config.feature_spec_file}, --factors and --layers"
     shared = whose if world.local_size == 1 else f"{whose}; in each of {world.local_size} processes"

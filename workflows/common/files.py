@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ def check_output(path: Path, overwrite: bool, is_ours: Callable[[Path], bool], i
         raise UserError(
             f"{path} is not a folder of this program, so --overwrite leaves it alone; name another --output"
         )
+    if not os.access(path, os.W_OK):
+        raise UserError(f"{path} may not be changed by this user, so it cannot be replaced; name another --output")
     inside = [file for file in inputs if file.resolve().is_relative_to(path.resolve())]
     if inside:
         raise UserError(f"{path} holds {inside[0]}, which this command reads; name another --output")

@@ -23,7 +23,7 @@ from workflows.common.errors import UserError
 
 _PARTIAL, _OLD, _LOCK = ".neumf.partial", ".neumf.old", ".neumf.lock"
 _LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOTALL)
-_MAX_NAME = 200  # of an output's name within the name of its stage, which may have 255 bytes
+_MAX_NAME = 200  # bytes of an output's name within the name of its stage, which may have 255
 _SYNC_THREADS = 16  # many small files are then flushed together
 # NumPy, safetensors and torch give no number.
 _TOO_LITTLE_SPACE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -72,8 +72,7 @@ def staged_file(path: Path, overwrite: bool, size: int | None = None) -> Iterato
             check_file(path, overwrite)  # another process may have written it meanwhile
             partial.replace(path)
         finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            os.close(lock)
+            _remove(stage, lock)
         sync(path.parent)
 
 
@@ -125,9 +124,12 @@ class StagedFolder:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             sweep(self.path.parent)
             self._stage, self._lock = _locked(self.path)
-            self.folder = self._stage / self.path.name
-            self.folder.mkdir()
-        self.is_published = False
+            self.folder, self.is_published = self._stage / self.path.name, False
+            try:
+                self.folder.mkdir()
+            except BaseException:
+                self.close()
+                raise
 
     def publish(self) -> None:
         """Sync the folder and put it in its place, in one step where the system can exchange two folders.
@@ -142,7 +144,7 @@ class StagedFolder:
                 self._replace()
             self.is_published = True
             sync(self.path.parent)
-        shutil.rmtree(self._stage, ignore_errors=True)  # with the old folder, after an exchange
+        _remove(self._stage, self._lock)  # with the old folder, after an exchange
         self.folder = self.path
 
     def _replace(self) -> None:
@@ -156,18 +158,18 @@ class StagedFolder:
             except BaseException:
                 old.rename(self.path)
                 raise
-            shutil.rmtree(hidden, ignore_errors=True)
-        finally:
+        except BaseException:
             os.close(lock)
+            raise
+        _remove(hidden, lock)
 
     def close(self) -> None:
         """Remove the folder unless it was published."""
         if not self.is_published:
-            shutil.rmtree(self._stage, ignore_errors=True)
+            _remove(self._stage, self._lock)
             for parent in self._new_parents:
                 with suppress(OSError):  # in use by another process by now
                     parent.rmdir()
-        os.close(self._lock)
 
 
 def sweep(parent: Path) -> None:
@@ -189,9 +191,29 @@ def sweep(parent: Path) -> None:
                     for old in left.iterdir():
                         if old.name != _LOCK and not (parent / old.name).exists():
                             old.rename(parent / old.name)
-                shutil.rmtree(left)
-            finally:
+            except BaseException:
                 os.close(lock)
+                raise
+            _remove(left, lock)
+
+
+def _remove(stage: Path, lock: int) -> None:
+    """Remove a stage, its lock last, so that the next command removes what an interrupted removal leaves.
+
+    The lock is closed before the folder goes: a network file system keeps an open file in it under another name.
+    """
+    try:
+        with suppress(OSError):
+            for entry in stage.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry, ignore_errors=True)
+                elif entry.name != _LOCK:
+                    entry.unlink(missing_ok=True)
+            (stage / _LOCK).unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+    with suppress(OSError):
+        stage.rmdir()
 
 
 def _locked(path: Path, suffix: str = _PARTIAL) -> tuple[Path, int]:
@@ -200,10 +222,11 @@ def _locked(path: Path, suffix: str = _PARTIAL) -> tuple[Path, int]:
     It is named before it is made, so that a signal at any moment leaves nothing behind.
     """
     while True:
-        stage = path.with_name(f".{path.name[:_MAX_NAME]}.{secrets.token_hex(4)}{suffix}")
+        name = os.fsdecode(os.fsencode(path.name)[:_MAX_NAME])
+        stage = path.with_name(f".{name}.{secrets.token_hex(4)}{suffix}")
         try:
             stage.mkdir()
-            lock = os.open(stage / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(stage / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
             with suppress(OSError):  # some network file systems have no locks; then nothing is swept either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if (stage / _LOCK).exists():

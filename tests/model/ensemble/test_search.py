@@ -39,6 +39,7 @@ from model.training.config import TrainConfig
 from model.training.threads import torch_threads
 from model.training.trainer import DivergedError
 from workflows.common.errors import UserError
+from workflows.common.progress import Stage
 
 pytestmark = pytest.mark.usefixtures("one_thread", "forked")
 
@@ -257,12 +258,38 @@ def test_members_trained_at_the_same_time_are_those_trained_alone(
     assert len(list((tmp_path / "together").iterdir())) == 5
 
 
-def test_a_member_that_diverges_ends_the_others(train_rows: Callable[..., Rows], tmp_path: Path) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The samples of each step of a stage."""
+    found, advance = list[float](), Stage.advance
+    monkeypatch.setattr(Stage, "advance", lambda stage, amount: found.append(amount) or advance(stage, amount))
+    return found
+
+
+def test_a_member_that_diverges_ends_the_others(
+    train_rows: Callable[..., Rows], tmp_path: Path, steps: list[float]
+) -> None:
     parts, _ = rows_of_users()
-    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", epochs=1_000_000)
+    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", epochs=3000)
     with torch_threads(2), pytest.raises(DivergedError):
         members.factors([MemberConfig("softmax", seed, 4, penalty, 0.0) for seed, penalty in enumerate((0.5, 1e300))])
     assert not (tmp_path / "stages").exists()
+    assert len(steps) < 3000
+
+
+def test_ctrl_c_ends_all_members(
+    train_rows: Callable[..., Rows], tmp_path: Path, steps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, _ = rows_of_users()
+    members = members_of(train_rows(parts, N_USERS, N_ITEMS), tmp_path / "stages", epochs=3000)
+    monkeypatch.setattr(Stage, "note", lambda *_: os.kill(os.getpid(), signal.SIGINT))  # after an epoch
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with torch_threads(2), pytest.raises(KeyboardInterrupt):
+            members.factors([MemberConfig("softmax", seed, 4, 0.5, 0.0) for seed in range(3)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(steps) < 3000
 
 
 class KnownMembers:
@@ -413,23 +440,6 @@ def test_a_killed_run_resumes_to_the_same_result(data: Path, capsys: pytest.Capt
         assert not (run / "stages").exists()
         (run / "stages").mkdir()  # as if killed between its last two steps
     assert capsys.readouterr().out == f"{run} is finished\n"
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_members(data: Path, number: signal.Signals) -> None:
-    """Two of them, which would train for hours."""
-    command = [sys.executable, "train.py", "--data", str(data), "--output", str(data.parent / "run"), *FLAGS]
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
-    members = ["--members", "softmax", "-e", "1000000"]
-    with subprocess.Popen([*command, *members], cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
-        while not list(data.parent.glob(".run.*.partial/run/stages/data.json")):
-            assert process.poll() is None
-            time.sleep(0.002)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert b"Traceback" not in err, err.decode()
-    assert sorted(path.name for path in data.parent.iterdir()) == [data.name]
 
 
 def test_an_ensemble_run_is_an_ordinary_run(data: Path) -> None:

@@ -53,7 +53,7 @@ def write_half(path: Path, overwrite: bool, error: BaseException | type[BaseExce
 def test_a_folder_appears_complete_when_the_block_ends(tmp_path: Path) -> None:
     target = tmp_path / "new" / "below" / "out"
     with staged_folder(target, overwrite=False, is_ours=is_ours) as staging:
-        assert staging.parent == target.parent  # next to its destination, so that the rename is atomic
+        assert staging.parent.parent == target.parent  # next to its destination, so that the rename is atomic
         (staging / "train").mkdir()
         (staging / "train" / "part").write_text("rows")
         assert not target.exists()

@@ -24,7 +24,7 @@ from model.run.appended import AppendedFile
 from preprocessing.spec.reader import save_tensor
 from workflows.common import staging
 from workflows.common.errors import UserError
-from workflows.common.files import replace_file
+from workflows.common.files import check_output, replace_file
 from workflows.common.staging import StagedFolder, check_file, published, staged_file, sweep, written
 
 ROOT = Path(__file__).parents[3]
@@ -103,7 +103,6 @@ def test_a_process_killed_after_the_exchange_has_published(tmp_path: Path, monke
         patched.setattr(shutil, "rmtree", _killed)
         with pytest.raises(_KilledError):
             dying.publish()
-    os.close(dying._lock)  # as the end of the process does
     assert (tmp_path / "out" / "file").read_text() == "new"
     assert len(list(tmp_path.iterdir())) == 2
     sweep(tmp_path)
@@ -138,6 +137,27 @@ def test_a_stage_without_a_lock_is_swept_only_if_it_is_empty(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == [full]
 
 
+def test_an_interrupted_removal_is_finished_by_the_next_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dying = _stage(tmp_path / "out", "new")
+    (dying.folder / "train").mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda folder, **_: (folder / "file").unlink() or _killed())
+        with pytest.raises(_KilledError):
+            dying.close()
+    assert (dying.folder / "train").is_dir()
+    sweep(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_may_not_be_changed_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may change all
+    with pytest.raises(UserError, match=r"out may not be changed by this user.*name another --output"):
+        check_output(tmp_path / "out", True, lambda _: True)
+
+
 def test_a_file_that_another_process_writes_is_not_swept(tmp_path: Path) -> None:
     with staged_file(tmp_path / "a", overwrite=True) as first:
         first.write_text("first")
@@ -167,13 +187,13 @@ def test_messages_name_the_place_of_an_output(tmp_path: Path, name: str) -> None
 
 
 def test_long_and_odd_names(tmp_path: Path) -> None:
-    for name in ("n" * 250, "a[b]*?", "new\nline", "-"):
+    for name in ("n" * 250, "物" * 80, "a[b]*?", "new\nline", "-"):
         with suppress(KeyboardInterrupt), staged_file(tmp_path / name, overwrite=False) as partial:
             partial.write_text("half")
             raise KeyboardInterrupt
         replace_file(tmp_path / name, b"whole")
         assert (tmp_path / name).read_text() == "whole"
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 _MATRIX = np.zeros((200, 500))
