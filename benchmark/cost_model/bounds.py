@@ -58,7 +58,7 @@ def _warp_instructions_per_s(multiprocessors: int, clock_ghz: float) -> float:
 
 
 # Datasheets count both directions of NVLink and PCI Express; these figures are for one. Rates given "with sparsity" are
-# halved. Multiprocessors and clocks are those behind the datasheets' float32 rates (A100: 108 of 64 lanes at 1.41 GHz;
+# halved. Multiprocessors and clocks are those of the datasheets' float32 rates (A100: 108 of 64 lanes at 1.41 GHz;
 # H100 and H200: 132 of 128 at 1.98; B200: 148, at the 1.965 GHz that its driver gives as the highest).
 MACHINES = {
     "A100": Machine(

@@ -46,7 +46,7 @@ def _part(folder: Path, name: str) -> dict[str, Any]:
             "runs": len(first.values),
         },
         "picture": embedded(picture) if picture.exists() else None,
-        "tables": Markup(_MARKDOWN.render(markdown(name, result))),  # it escapes HTML in what it is given
+        "tables": Markup(_MARKDOWN.render(markdown(name, result))),  # it escapes HTML in its input
         "command": result["command"],
         "machine": machine_line(result["machine"]),
     }

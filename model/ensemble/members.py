@@ -155,7 +155,8 @@ class MemberTrainer:
             with torch_threads(share):  # a setting of each thread
                 return self._trained(choice, item_counts, progress)
 
-        with torch_threads(torch.get_num_threads()), ThreadPoolExecutor(n_together) as pool:  # restores the default
+        # The outer context restores the number that new threads get, which `train` changes.
+        with torch_threads(torch.get_num_threads()), ThreadPoolExecutor(n_together) as pool:
             try:
                 for run in as_completed([pool.submit(train, choice) for choice in choices]):
                     yield run.result()

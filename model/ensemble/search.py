@@ -272,10 +272,10 @@ def _searched(
 
     best = peak(best_of([first, replace(first, penalty=first.penalty * _STEP)]))
     if time_ordered:
-        others = [recency for recency in _RECENCIES if recency != best.recency]
         probes = [
             replace(best, recency=recency, penalty=best.penalty * _BY_RECENCY ** (recency - best.recency))
-            for recency in others
+            for recency in _RECENCIES
+            if recency != best.recency
         ]
         if (better := best_of([best, *probes])) != best:
             best = peak(better)

@@ -82,7 +82,7 @@ def _shape(value: Any) -> str:
 
 
 def _unusable(value: Tensor, is_weight: bool) -> str:
-    """What is wrong with the type or values of a dense tensor; empty if nothing is."""
+    """The fault in the type or values of a dense tensor; empty if there is none."""
     if value.dtype not in (_FLOATS if is_weight else _INTEGERS):
         return f"should hold {'floating-point numbers' if is_weight else 'integers'}, got {value.dtype}"
     if is_weight and value.numel():

@@ -58,7 +58,7 @@ def is_numeric(kind: pa.DataType) -> bool:
 
 
 def lacks_features(needed: Iterable[str], present: Collection[str]) -> str:
-    """What is wrong with `source_spec.test` if it lacks a feature of the row; empty if it lacks none."""
+    """The fault of `source_spec.test` if it lacks a feature of the row; empty if it lacks none."""
     missing = [name for name in needed if name not in present]
     return f"has no feature {', '.join(missing)}, which train has; add it to the test rows" if missing else ""
 

@@ -1,8 +1,8 @@
 """Outputs that are either complete or absent: built beside their place, synced, and put there in one step.
 
 Everything under construction lies in a folder `.NAME.XXXXXXXX.neumf.partial`, its stage. The stage has a file that its
-process keeps locked, so that any later command can tell what a dead process left and remove it. (A network file system
-may keep a lock on a folder to one machine; and a lock on the output is lost if a library replaces that file.)
+process keeps locked, so that any later command can tell what a dead process left and remove it. Neither the folder nor
+the output is locked: NFS knows a folder's lock on one machine only, and a library may replace the output's file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from workflows.common.errors import UserError
 
 _PARTIAL, _OLD, _LOCK = ".neumf.partial", ".neumf.old", ".neumf.lock"
-_LEFT = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOTALL)
+_LEFT = re.compile(r"\..+\.[a-z0-9_]{8}\.neumf\.(partial|old)", re.DOTALL)
 _MAX_NAME = 200  # bytes of an output's name within the name of its stage, which may have 255
 _SYNC_THREADS = 16  # many small files are then flushed together
 # NumPy, safetensors and torch give no number.
@@ -183,7 +183,7 @@ def sweep(parent: Path) -> None:
             try:
                 lock = os.open(left / _LOCK, os.O_RDWR | os.O_NOFOLLOW)
             except FileNotFoundError:
-                left.rmdir()  # if its process dies before it has made the lock; else that makes another stage
+                left.rmdir()  # empty: its process died before it made the lock, or will make another stage
                 continue
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

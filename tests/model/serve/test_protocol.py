@@ -1,4 +1,4 @@
-"""Connections of clients that send too much, too slowly, or what is not HTTP."""
+"""Connections of clients that send too much, too slowly, or something other than HTTP."""
 
 from __future__ import annotations
 

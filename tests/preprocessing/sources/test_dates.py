@@ -115,7 +115,7 @@ def test_nanoseconds_are_exact(instant: int, zone: str) -> None:
     moment = _EPOCH + dt.timedelta(seconds=seconds, minutes=_ZONES.get(zone, 60 if zone else 0))
     text = f"{moment.isoformat(timespec='seconds')}.{fraction:09}{zone}"
     assert _parsed([text, "2020-01-02"], _NS) == [instant, 1577923200 * 10**9]
-    assert _parsed([text], _US) == [instant // 1000]  # what is finer than the log's unit is cut off
+    assert _parsed([text], _US) == [instant // 1000]  # digits finer than the log's unit are cut off
 
 
 _FORMATS = ["%d.%m.%Y", "%d.%m.%Y %H:%M", "%m/%d/%y %I:%M %p", "%Y%m%d", "%Y%m%d%H%M%S", "%d %b %Y %H:%M:%S.%f"]

@@ -1,4 +1,4 @@
-"""What is left of memory under limits of control groups and processes, and what is refused."""
+"""Memory left under limits of control groups and processes, and the errors where it does not suffice."""
 
 from __future__ import annotations
 
